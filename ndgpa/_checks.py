@@ -1,0 +1,293 @@
+"""Every error text of the package: bad input gets one clear sentence before any work is done."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ndgpa.selection.base import Selection
+    from ndgpa.structures.base import SpatialStructure
+
+AFFINITIES = ("dot", "euclidean")
+
+# Structures
+
+
+def grid(
+    shape: Any, downsample: Any, cell: Any, time_axis: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shape, block shape and cell shape, one int per axis each."""
+    shape = _ints("shape", shape)
+    if not shape:
+        raise ValueError("shape has no axes; a grid needs at least one")
+    if min(shape) < 1:
+        raise ValueError(f"shape {shape} has an empty axis; every axis needs at least one site")
+    block_shape = _factors("downsample", downsample, shape, "sites")
+    blocks = tuple(math.ceil(n / d) for n, d in zip(shape, block_shape))
+    cell_shape = _factors("cell", cell, blocks, "blocks")
+    if time_axis is not None and not 0 <= time_axis < len(shape):
+        raise ValueError(f"time_axis {time_axis} is not an axis of a grid of rank {len(shape)}")
+    return shape, block_shape, cell_shape
+
+
+def rank(who: str, shape: Any, axes: Sequence[str]) -> None:
+    if len(_ints("shape", shape)) != len(axes):
+        raise ValueError(f"{who} expects a shape ({', '.join(axes)}); got {shape}")
+
+
+def one_factor(name: str, value: Any) -> int:
+    """A factor that counts members, so a single int."""
+    (factor,) = _ints(name, value) if not isinstance(value, tuple) or len(value) == 1 else (0,)
+    if factor < 1:
+        raise ValueError(f"{name} must be one int of at least 1 here; got {value}")
+    return factor
+
+
+def clusters(
+    block_of_site: Tensor, cell_of_block: Tensor, time: Tensor | None, group: Tensor | None
+) -> None:
+    num_blocks = _numbering("block_of_site", block_of_site)
+    _numbering("cell_of_block", cell_of_block)
+    if len(cell_of_block) != num_blocks:
+        raise ValueError(
+            f"cell_of_block has {len(cell_of_block)} entries but block_of_site names "
+            f"{num_blocks} blocks"
+        )
+    for name, vector, length, of in (
+        ("time", time, len(block_of_site), "sites"),
+        ("group", group, num_blocks, "blocks"),
+    ):
+        if vector is None:
+            continue
+        _int_vector(name, vector)
+        if len(vector) != length:
+            raise ValueError(f"{name} has {len(vector)} entries but there are {length} {of}")
+    given = [x for x in (block_of_site, cell_of_block, time, group) if x is not None]
+    if len({x.device for x in given}) > 1:
+        raise ValueError(
+            f"the vectors are on different devices: {_listed(x.device for x in given)}"
+        )
+    if group is not None:
+        first = torch.zeros(int(cell_of_block.max()) + 1, dtype=torch.int64, device=group.device)
+        first[cell_of_block.long()] = group.long()
+        if bool((first[cell_of_block.long()] != group).any()):
+            raise ValueError("a cell holds blocks of two groups; a cell must lie within one group")
+
+
+def _ints(name: str, value: Any) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise TypeError(f"{name} must be an int or a tuple of ints; got {value!r}")
+    return values
+
+
+def _factors(name: str, value: Any, axes: tuple[int, ...], of: str) -> tuple[int, ...]:
+    factors = _ints(name, value)
+    if isinstance(value, int):
+        factors = factors * len(axes)
+    if len(factors) != len(axes):
+        raise ValueError(f"{name} has {len(factors)} entries but the grid has {len(axes)} axes")
+    for axis, (factor, size) in enumerate(zip(factors, axes)):
+        if factor < 1:
+            raise ValueError(f"{name} must be at least 1; got {factor} for axis {axis}")
+        if factor > size:
+            raise ValueError(f"{name} {factor} is larger than axis {axis}, which has {size} {of}")
+    return factors
+
+
+def _int_vector(name: str, vector: Any) -> None:
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(vector).__name__}")
+    if vector.dtype.is_floating_point or vector.dtype.is_complex or vector.dtype == torch.bool:
+        raise TypeError(f"{name} must be of an integer dtype; got {vector.dtype}")
+    if vector.ndim != 1:
+        raise ValueError(f"{name} must have one axis; got shape {tuple(vector.shape)}")
+
+
+def _numbering(name: str, vector: Any) -> int:
+    """How many numbers a vector uses; they must be 0, 1, ... without gaps."""
+    _int_vector(name, vector)
+    if len(vector) == 0:
+        raise ValueError(f"{name} is empty; a structure needs at least one site")
+    used = vector.unique()
+    if int(used[0]) != 0 or int(used[-1]) != len(used) - 1:
+        raise ValueError(f"{name} must use the numbers 0, 1, 2, ... without gaps")
+    return len(used)
+
+
+# Rules
+
+
+def positive_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; expected one of {_listed(choices, repr)}")
+
+
+def forced(force: Any) -> None:
+    for item in force:
+        if item != "own" and (isinstance(item, bool) or not isinstance(item, int)):
+            raise TypeError(f"force names blocks by 'own' or by number; got {item!r}")
+        if item != "own" and item < 0:
+            raise ValueError(f"force names block {item}; numbers start at 0")
+
+
+def forced_ids(largest: int, num_blocks: int) -> None:
+    if largest >= num_blocks:
+        raise ValueError(f"force names block {largest} but key_structure has {num_blocks} blocks")
+
+
+def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
+    if key_structure is not structure:
+        raise ValueError(
+            "force='own' needs queries and keys on one structure; name blocks by number instead"
+        )
+
+
+# The call
+
+
+def query_and_key(
+    query: Any, key: Any, structure: Any, key_structure: Any, affinity: str, causal: bool
+) -> None:
+    for name, x in (("query", query), ("key", key)):
+        _features(name, x)
+    _alike("query", query, "key", key)
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(f"query has {query.shape[3]} features a head but key has {key.shape[3]}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"key has {key.shape[1]} heads, which does not divide the {query.shape[1]} of query"
+        )
+    for name, x, place, space in (
+        ("query", query, "structure", structure),
+        ("key", key, "key_structure", key_structure),
+    ):
+        _structure(place, space)
+        if x.shape[2] != space.num_sites:
+            raise ValueError(f"{name} has {x.shape[2]} sites but {place} has {space.num_sites}")
+    one_of("affinity", affinity, AFFINITIES)
+    if causal and (structure.time is None or key_structure.time is None):
+        raise ValueError("causal=True needs structures with time; this one has none")
+
+
+def value_for(key: Tensor, value: Any) -> None:
+    _features("value", value)
+    _alike("key", key, "value", value)
+    if value.shape[1:3] != key.shape[1:3]:
+        raise ValueError(
+            f"value has {value.shape[1]} heads and {value.shape[2]} sites but key has "
+            f"{key.shape[1]} and {key.shape[2]}"
+        )
+
+
+def key_mask(mask: Any, key: Tensor) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"key_mask must be a bool tensor, True where a key is seen; got {got}")
+    wanted = (key.shape[0], key.shape[2])
+    if tuple(mask.shape) != wanted:
+        raise ValueError(
+            f"key_mask must have shape (batch, sites) = {wanted}; got {tuple(mask.shape)}"
+        )
+    if mask.device != key.device:
+        raise ValueError(f"key_mask is on {mask.device} but key is on {key.device}")
+
+
+def scale(value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"scale must be finite; got {value}")
+
+
+def selection_for(
+    selection: "Selection",
+    query: Tensor,
+    key: Tensor,
+    structure: "SpatialStructure",
+) -> None:
+    blocks = selection.blocks
+    batch, heads, cells, _ = blocks.shape
+    if batch != query.shape[0]:
+        raise ValueError(f"selection has a batch of {batch} but query has {query.shape[0]}")
+    if heads not in (1, key.shape[1], query.shape[1]):
+        raise ValueError(
+            f"selection has {heads} heads; expected 1, {key.shape[1]} (key) or "
+            f"{query.shape[1]} (query)"
+        )
+    if cells != structure.num_cells:
+        raise ValueError(f"selection has {cells} cells but structure has {structure.num_cells}")
+    if blocks.device != query.device:
+        raise ValueError(f"selection is on {blocks.device} but query is on {query.device}")
+
+
+def selection_fields(blocks: Any, bias: Any) -> None:
+    _int_tensor("blocks", blocks)
+    if blocks.ndim != 4:
+        raise ValueError(
+            f"blocks must have shape (batch, heads, cells, width); got {tuple(blocks.shape)}"
+        )
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not bias.dtype.is_floating_point:
+        raise TypeError("bias must be a floating tensor")
+    if bias.shape != blocks.shape:
+        raise ValueError(f"bias has shape {tuple(bias.shape)} but blocks has {tuple(blocks.shape)}")
+
+
+def block_ids(blocks: Tensor, num_blocks: int) -> None:
+    """Checked on the CPU, where looking at values costs nothing."""
+    if blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"selection names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )
+
+
+def _features(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must be of a floating dtype; got {x.dtype}")
+    if x.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape (batch, heads, sites, features); got {tuple(x.shape)}"
+        )
+
+
+def _alike(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{name} has a batch of {x.shape[0]} but {other_name} has {other.shape[0]}"
+        )
+    if x.dtype != other.dtype:
+        raise ValueError(f"{name} is {x.dtype} but {other_name} is {other.dtype}")
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}")
+
+
+def _structure(name: str, x: Any) -> None:
+    from ndgpa.structures.base import SpatialStructure
+
+    if not isinstance(x, SpatialStructure):
+        raise TypeError(f"{name} must be a SpatialStructure; got {type(x).__name__}")
+
+
+def _int_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.int32, torch.int64):
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be an int32 tensor; got {got}")
+
+
+def _listed(items: Iterable[Any], form: Any = str) -> str:
+    return ", ".join(form(item) for item in items)

@@ -1,0 +1,39 @@
+"""What the custom operators of the package share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fold_into_batch(op: Any, batched: int) -> Callable[..., Any]:
+    """A vmap rule for an operator whose first `batched` arguments lead with the batch axis.
+
+    The mapped axis becomes part of the batch; the other arguments must not be mapped.
+    """
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[batched:]):
+            raise NotImplementedError(f"{op} is not mapped over its tables or options")
+        size = info.batch_size
+        folded = [
+            _fold(x, dim, size) if isinstance(x, Tensor) else x
+            for x, dim in zip(args[:batched], in_dims)
+        ]
+        out = op(*folded, *args[batched:])
+        if isinstance(out, Tensor):
+            return out.unflatten(0, (size, -1)), 0
+        return tuple(x.unflatten(0, (size, -1)) for x in out), (0,) * len(out)
+
+    return rule
+
+
+def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1)
+
+
+def without_autocast(like: Tensor) -> torch.autocast:
+    """A context in which the body of an operator computes in the dtypes it was written in."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,357 @@
+"""The `torch` backend: the definition in bounded memory, a few cells at a time.
+
+Keys and values are laid out block by block once; a chunk of cells then gathers whole blocks as
+single rows, attends, and is forgotten. The backward recomputes each chunk. Forward and backward are
+one opaque operator each, so a compiled graph holds one node for any number of chunks; the second
+derivative differentiates the plain formula.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa._ops import fold_into_batch, without_autocast
+from ndgpa.selection.base import Selection
+from ndgpa.structures.base import SpatialStructure
+
+# Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
+_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+
+
+def chunked(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    *,
+    scale: float,
+    key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+    """As `reference`, with the memory of one chunk beside the inputs and outputs.
+
+    Heads that share a selection and a key head share one tile of queries.
+    """
+    heads, key_heads = query.shape[1], key.shape[1]
+    tiles = heads if selection.blocks.shape[1] == heads else key_heads
+    blocks = selection.blocks.expand(-1, tiles, -1, -1)
+    slot_bias = None
+    if selection.bias is not None:
+        slot_bias = selection.bias.to(torch.promote_types(query.dtype, torch.float32))
+        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
+    bias = _bias_by_block(key, key_bias, key_structure)
+    query_time = key_time = None
+    if causal:
+        assert structure.time is not None and key_structure.time is not None
+        query_time = structure.time[structure.cell_sites.clamp(min=0)]
+        query_time = query_time.repeat(1, heads // tiles)
+        key_time = key_structure.time[key_structure.blocks.clamp(min=0)]
+    out, lse = attend_chunked(
+        rearrange(structure.partition(query), "b (t g) c x d -> b t c (g x) d", t=tiles),
+        key_structure.by_block(key),
+        key_structure.by_block(value),
+        blocks,
+        slot_bias,
+        bias,
+        query_time,
+        key_time,
+        scale,
+    )
+    out = rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles)
+    lse = rearrange(lse, "b t c (g x) -> b (t g) c x 1", g=heads // tiles)
+    return structure.compose(out), structure.compose(lse)[..., 0]
+
+
+def _bias_by_block(
+    key: Tensor, key_bias: Tensor | None, key_structure: SpatialStructure
+) -> Tensor | None:  # (b, hk, B, R)
+    """The bias of each key, -inf in the empty places of blocks; None where there is nothing."""
+    if key_bias is None and key_structure.is_even:
+        return None
+    if key_bias is None:
+        key_bias = key.new_zeros(key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    bias = key_structure.by_block(key_bias[..., None])[..., 0]
+    return bias.masked_fill(key_structure.blocks < 0, -torch.inf)
+
+
+@torch.library.custom_op("ndgpa::attend_chunked", mutates_args=())
+def attend_chunked(
+    query: Tensor,  # (b, t, C, X, d): tiles of X queries
+    key: Tensor,  # (b, hk, B, R, d)
+    value: Tensor,  # (b, hk, B, R, dv)
+    blocks: Tensor,  # (b, t, C, K) int, -1 for an empty slot
+    slot_bias: Tensor | None,  # (b, t, C, K)
+    key_bias: Tensor | None,  # (b, hk, B, R)
+    query_time: Tensor | None,  # (C, X)
+    key_time: Tensor | None,  # (B, R)
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
+    if not blocks.is_cuda:
+        _checks.block_ids(blocks, key.shape[2])
+    wide = torch.promote_types(query.dtype, torch.float32)
+    out = value.new_empty(*query.shape[:-1], value.shape[-1])
+    lse = query.new_empty(query.shape[:-1], dtype=wide)
+    flat_out, flat_lse = out.flatten(0, 2), lse.flatten(0, 2)
+    problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
+    with without_autocast(query):
+        for chunk in problem.chunks():
+            tile = problem.tile(chunk)
+            flat_out[chunk] = torch.bmm(tile.weights, tile.value)
+            flat_lse[chunk] = tile.lse
+    return out, lse
+
+
+@attend_chunked.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    out = value.new_empty(*query.shape[:-1], value.shape[-1])
+    return out, query.new_empty(query.shape[:-1], dtype=wide)
+
+
+@torch.library.custom_op("ndgpa::attend_chunked_backward", mutates_args=())
+def attend_chunked_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,  # (b, t, C, X, dv)
+    grad_lse: Tensor,  # (b, t, C, X)
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
+    grads = _empty_grads(query, key, value, slot_bias, key_bias)
+    grad_query, grad_key, grad_value, grad_slot, grad_bias = grads
+    flat_out, flat_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
+    flat_query = grad_query.flatten(0, 2)
+    rows = key.shape[:3].numel()
+    problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
+    with without_autocast(query):
+        for chunk in problem.chunks():
+            tile = problem.tile(chunk)
+            g = flat_out[chunk].to(grad_key.dtype)
+            slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
+            mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
+            slope.sub_(mean - flat_lse[chunk][..., None]).mul_(tile.weights)
+            if not problem.is_plain:
+                slope.masked_fill_(tile.weights == 0, 0)
+            flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
+            _add_rows(grad_key, rows, tile.rows, _scaled_bmm(slope.mT, tile.query, scale))
+            _add_rows(grad_value, rows, tile.rows, torch.bmm(tile.weights.mT, g))
+            by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
+            if by_key is not None and slot_bias is not None:
+                by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
+                grad_slot.view(-1, by_slot.shape[1])[chunk] = by_slot
+            if by_key is not None and key_bias is not None:
+                _add_rows(grad_bias, rows, tile.rows, by_key)
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
+
+
+@attend_chunked_backward.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(query, key, value, slot_bias, key_bias)
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
+
+
+def _empty_grads(
+    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where the gradients go: sums over cells start at zero, in float32 or wider."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return (
+        query.new_empty(query.shape),
+        key.new_zeros(key.shape, dtype=wide),
+        value.new_zeros(value.shape, dtype=wide),
+        query.new_empty((0,) if slot_bias is None else slot_bias.shape, dtype=wide),
+        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide),
+    )
+
+
+class _Tiles:
+    """The flattened problem: one tile of queries a row, chunks of tiles computed on demand."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Tensor,
+        slot_bias: Tensor | None,
+        key_bias: Tensor | None,
+        query_time: Tensor | None,
+        key_time: Tensor | None,
+        scale: float,
+    ) -> None:
+        batch, tiles, cells, self.places, _ = query.shape
+        key_heads, num_blocks, self.sites = key.shape[1:4]
+        self.query = query.flatten(0, 2)
+        self.key, self.value = key.flatten(0, 2).flatten(1), value.flatten(0, 2).flatten(1)
+        self.widths = key.shape[-1], value.shape[-1]
+        self.key_bias = None if key_bias is None else key_bias.flatten(0, 2)
+        self.slot_bias = None if slot_bias is None else slot_bias.flatten(0, 2)
+        self.query_time, self.key_time, self.scale = query_time, key_time, scale
+        self.cells = cells
+        heads = torch.arange(tiles, device=blocks.device) // (tiles // key_heads)
+        heads = heads + key_heads * torch.arange(batch, device=blocks.device)[:, None]
+        self.first_row = (heads * num_blocks).repeat_interleave(cells)  # (tiles,)
+        self.blocks = blocks.flatten(0, 2)
+        self.has_empty = blocks.is_cuda or bool((blocks < 0).any())
+        biases = key_bias is None and slot_bias is None and query_time is None
+        self.is_plain = biases and not self.has_empty
+
+    def chunks(self) -> Iterator[slice]:
+        """Ranges of tiles that keep to the budget."""
+        keys = self.blocks.shape[1] * self.sites
+        numbers = 2 * self.places * keys + keys * sum(self.widths)
+        size = max(1, _CHUNK["cuda" if self.query.is_cuda else "cpu"] // max(1, numbers))
+        return (slice(i, i + size) for i in range(0, len(self.query), size))
+
+    def tile(self, chunk: slice) -> "_Tile":
+        """Softmax weights of the chunk; differentiable, in float32 or wider."""
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        blocks = self.blocks[chunk]
+        rows = (blocks.clamp(min=0) + self.first_row[chunk, None]).flatten()
+        empty = blocks < 0
+        query = self.query[chunk].to(wide)
+        key = self._gather(self.key, rows, empty).unflatten(1, (-1, self.widths[0])).to(wide)
+        value = self._gather(self.value, rows, empty).unflatten(1, (-1, self.widths[1])).to(wide)
+        logits = _scaled_bmm(query, key.mT, self.scale)
+        if self.is_plain:
+            weights, dead = logits.softmax(dim=-1), None
+        else:
+            logits = logits + self._bias(chunk, rows, empty, wide)
+            if self.query_time is not None and self.key_time is not None:
+                now = self.query_time[self._cell(chunk)]
+                then = self.key_time[blocks.clamp(min=0)].flatten(1)
+                logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
+            dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
+            logits = logits.masked_fill(dead, 0)
+            weights = logits.softmax(dim=-1).masked_fill(dead, 0)
+        return _Tile(query, key, value, rows, logits, weights, dead)
+
+    def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
+        """Whole blocks as rows; zeros in empty slots."""
+        taken = table.index_select(0, rows).view(*empty.shape, -1)
+        if self.has_empty:
+            taken = taken.masked_fill(empty[..., None], 0)
+        return taken.flatten(1)
+
+    def _bias(self, chunk: slice, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
+        """What is added to the logits of each key of the chunk: (c, 1, Y)."""
+        bias = torch.zeros((*empty.shape, 1), dtype=wide, device=rows.device)
+        if self.slot_bias is not None:
+            bias = bias + self.slot_bias[chunk][..., None]
+        if self.key_bias is not None:
+            bias = bias + self.key_bias.index_select(0, rows).view(*empty.shape, -1)
+        bias = bias.masked_fill(empty[..., None], -torch.inf)
+        return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
+
+    def _cell(self, chunk: slice) -> Tensor:
+        """The cell of each tile of the chunk."""
+        tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
+        return tiles % self.cells
+
+
+@dataclass(frozen=True)
+class _Tile:
+    query: Tensor  # (c, X, d)
+    key: Tensor  # (c, Y, d)
+    value: Tensor  # (c, Y, dv)
+    rows: Tensor  # (c * K,): rows of the key table
+    logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
+    weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
+    dead: Tensor | None  # (c, X, 1): the queries that see nothing
+
+    @property
+    def lse(self) -> Tensor:  # (c, X)
+        """Log-sum-exp of the logits, from the largest logit and the largest weight."""
+        lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
+        return lse if self.dead is None else lse.masked_fill(self.dead[..., 0], -torch.inf)
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+
+
+def _add_rows(total: Tensor, count: int, rows: Tensor, part: Tensor) -> None:
+    """Add parts to the rows named, always in the same order."""
+    total, part = total.view(count, -1), part.reshape(len(rows), -1)
+    if total.is_cuda:  # index_add_ is atomic there; this sorts
+        total.index_put_((rows,), part, accumulate=True)
+    else:
+        total.index_add_(0, rows, part)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.scale = inputs[-1]
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, *rest = ctx.saved_tensors
+    grads = attend_chunked_backward(query, key, value, grad_out, grad_lse, *rest, ctx.scale)
+    slot = grads[3] if rest[1] is not None else None
+    bias = grads[4] if rest[2] is not None else None
+    return *grads[:3], None, slot, bias, None, None, None
+
+
+def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient of the plain formula, one chunk that is everything."""
+    query, key, value, grad_out, grad_lse, blocks, slot, bias, *times = ctx.saved_tensors
+    wanted = [query, key, value, slot, bias]
+    with torch.enable_grad(), without_autocast(query):
+        inputs = [None if x is None else x.detach().requires_grad_() for x in wanted]
+        cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
+        problem = _Tiles(*inputs[:3], blocks, *inputs[3:], *times, ctx.scale)  # type: ignore[arg-type]
+        tile = problem.tile(slice(None))
+        lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
+        outputs = (torch.bmm(tile.weights, tile.value).view(grad_out.shape), lse.view_as(grad_lse))
+        given = [x for x in inputs if x is not None]
+        grads = torch.autograd.grad(outputs, given, cotangent, create_graph=True)
+        weights = [c for c, x in zip(cotangents, wanted) if x is not None]
+        second = torch.autograd.grad(grads, [*given, *cotangent], weights, allow_unused=True)
+    by_input = iter(second[: len(given)])
+    of_wanted = [None if x is None else next(by_input) for x in wanted]
+    return *of_wanted[:3], *second[len(given) :], None, *of_wanted[3:], None, None, None
+
+
+attend_chunked.register_autograd(_backward, setup_context=_save)
+attend_chunked_backward.register_autograd(
+    _backward_twice,
+    setup_context=_save,  # type: ignore[arg-type]
+)
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))

@@ -1,0 +1,76 @@
+"""The definition, in a few lines of torch: any device, any floating dtype, any order of derivative.
+
+It gathers keys and values for every cell at once, so it is for small problems, for checking the
+other backends, and for their second derivatives.
+"""
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa.selection.base import Selection
+from ndgpa.structures.base import SpatialStructure, lookup
+
+
+def reference(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    *,
+    scale: float,
+    key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+    """Attend from each site to the sites of the blocks that its cell selected.
+
+    Source: Phase 2 of Algorithm 1 of Jetchev et al. 2021.
+
+    Args:
+        key_bias: Added to every logit of a key, -inf for a key that does not exist.
+        causal: Keys of a later time than the query do not exist.
+
+    Returns:
+        The output in the dtype of `value`, and the log-sum-exp of the logits in float32 or wider;
+        0 and -inf for a query that sees nothing.
+    """
+    heads, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
+    sites = rearrange(key_structure.upsample(selection.blocks), "b hs c k r -> b hs c (k r)")
+    sites = _per_head(sites, heads)
+    q = structure.partition(query).to(wide)
+    k = _take(_per_head(key, heads), sites).to(wide)
+    v = _take(_per_head(value, heads), sites).to(wide)
+    logits = scale * einsum(q, k, "b h c x d, b h c y d -> b h c x y")
+    if key_bias is not None:
+        bias = _take(_per_head(key_bias, heads)[..., None], sites)
+        logits = logits + rearrange(bias, "b h c y 1 -> b h c 1 y")
+    if selection.bias is not None:
+        bias = _per_head(selection.bias, heads)
+        logits = logits + repeat(bias, "b h c k -> b h c 1 (k r)", r=key_structure.sites_per_block)
+    hidden = (sites < 0)[..., None, :]
+    if causal:
+        assert structure.time is not None and key_structure.time is not None
+        now = lookup(structure.time[:, None], structure.cell_sites)  # (C, PR, 1)
+        hidden = hidden | (key_structure.time[sites.clamp(min=0)][..., None, :] > now)
+    logits = logits.masked_fill(hidden, -torch.inf)
+    sees = (logits > -torch.inf).any(-1, keepdim=True) | logits.isnan().any(-1, keepdim=True)
+    weights = logits.masked_fill(~sees, 0).softmax(dim=-1).masked_fill(~sees, 0)
+    out = einsum(weights, v, "b h c x y, b h c y d -> b h c x d").to(value.dtype)
+    lse = (
+        logits.masked_fill(~sees, 0).logsumexp(dim=-1, keepdim=True).masked_fill(~sees, -torch.inf)
+    )
+    return structure.compose(out), structure.compose(lse)[..., 0]
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:  # (b, some heads, ...) -> (b, heads, ...)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _take(x: Float[Tensor, "b h n d"], sites: Int[Tensor, "b h c y"]) -> Float[Tensor, "b h c y d"]:
+    """Features of the sites named, zeros where a site is -1."""
+    batch = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
+    head = torch.arange(x.shape[1], device=x.device)[:, None, None]
+    return x[batch, head, sites.clamp(min=0)].masked_fill((sites < 0)[..., None], 0)

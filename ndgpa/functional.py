@@ -1,0 +1,225 @@
+"""The public call: checks, then the three questions one after another."""
+
+from typing import Literal, overload
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.attend import pick
+from ndgpa.selection import Problem, Rule, Selection, TopK
+from ndgpa.structures import SpatialStructure
+
+
+def gpa(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    structure: SpatialStructure,
+    rule: Rule | int,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: str = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    backend: str | None = None,
+) -> Float[Tensor, "b h n dv"]:
+    """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
+
+    Source: Algorithm 1 of Jetchev et al. 2021, "Grid Partitioned Attention".
+
+    Args:
+        query, key, value: Of one floating dtype and on one device, laid out as in
+            `scaled_dot_product_attention`; the heads of key divide those of query.
+        structure: The space of the queries.
+        rule: Which key blocks each cell reads; an int k means `TopK(k)`.
+        key_structure: The space of the keys; None means the same as `structure`.
+        scale: Factor of the affinity; None means 1/sqrt(d). The paper's own is 1.
+        affinity: "dot" for scale q.k (the paper's text), "euclidean" for -scale |q-k|^2 (its
+            released code).
+        causal: A site sees only sites of its own or an earlier time (of `structure.time`).
+        key_mask: True where a key is seen; a key that is not seen does not exist.
+        backend: "reference" or "torch"; None picks the best one.
+
+    Returns:
+        The output, in the dtype of `query`; 0 for a query that sees nothing. Under autocast the
+        inputs are cast first, as `scaled_dot_product_attention` does.
+
+    Raises:
+        ValueError, TypeError: An argument does not fit the others; nothing has been computed.
+    """
+    options = {"key_structure": key_structure, "scale": scale, "affinity": affinity}
+    selection = select(
+        query,
+        key,
+        structure,
+        rule,
+        causal=causal,
+        key_mask=key_mask,
+        **options,  # type: ignore[arg-type]
+    )
+    return attend(
+        query,
+        key,
+        value,
+        selection,
+        structure,
+        causal=causal,
+        key_mask=key_mask,
+        backend=backend,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def select(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    structure: SpatialStructure,
+    rule: Rule | int,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: str = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+) -> Selection:
+    """Phase 1: find the key blocks that each cell of queries reads.
+
+    Arguments and errors as for `gpa`. The relevance is computed in float32 or wider, whatever the
+    dtype of the inputs.
+    """
+    key_structure = structure if key_structure is None else key_structure
+    rule = TopK(rule) if isinstance(rule, int) else rule
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
+    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
+    _checks.key_mask(key_mask, key)
+    _checks.scale(scale)
+    same = key_structure is structure
+    structure = structure.to(query.device)
+    key_structure = structure if same else key_structure.to(query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(query.device.type, enabled=False):
+        return rule.select(
+            Problem(query, key, structure, key_structure, scale, affinity, causal, key_mask)
+        )
+
+
+@overload
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = ...,
+    scale: float | None = ...,
+    affinity: str = ...,
+    causal: bool = ...,
+    key_mask: Tensor | None = ...,
+    backend: str | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = ...,
+    scale: float | None = ...,
+    affinity: str = ...,
+    causal: bool = ...,
+    key_mask: Tensor | None = ...,
+    backend: str | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: str = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    backend: str | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Phase 2: attend from every site to the blocks that its cell selected.
+
+    Arguments and errors as for `gpa`.
+
+    Args:
+        selection: From `select`, or ids of one's own.
+        return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
+            wider, -inf for a query that sees nothing. It has a gradient.
+    """
+    key_structure = structure if key_structure is None else key_structure
+    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
+    _checks.value_for(key, value)
+    _checks.key_mask(key_mask, key)
+    _checks.scale(scale)
+    _checks.selection_for(selection, query, key, structure)
+    run = pick(backend)
+    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = _autocast(query, key, value)
+    with torch.autocast(query.device.type, enabled=False):
+        if key_mask is not None:
+            unseen = ~key_mask[:, None, :, None]
+            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        out, lse = run(
+            query,
+            key,
+            value,
+            selection,
+            structure,
+            key_structure,
+            scale=scale if affinity == "dot" else 2 * scale,
+            key_bias=_key_bias(key, key_mask, affinity, scale),
+            causal=causal,
+        )
+        if return_lse and affinity == "euclidean":
+            lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
+    return (out, lse) if return_lse else out
+
+
+def _autocast(*xs: Tensor) -> list[Tensor]:
+    """Cast as autocast casts the inputs of an attention; float64 stays."""
+    device = xs[0].device.type
+    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
+        return list(xs)
+    return [x.to(torch.get_autocast_dtype(device)) for x in xs]
+
+
+def _key_bias(
+    key: Float[Tensor, "b hk n_k d"],
+    key_mask: Bool[Tensor, "b n_k"] | None,
+    affinity: str,
+    scale: float,
+) -> Float[Tensor, "b hk n_k"] | None:
+    """What a key adds to every logit: -scale |k|^2 if euclidean, -inf if it is not seen.
+
+    -scale |q-k|^2 = 2 scale q.k - scale |k|^2 - scale |q|^2, and the last term cancels in a softmax.
+    """
+    wide = torch.promote_types(key.dtype, torch.float32)
+    bias = None
+    if affinity == "euclidean":
+        bias = -scale * key.to(wide).square().sum(dim=-1)
+    if key_mask is not None:
+        bias = key.new_zeros(key.shape[:3], dtype=wide) if bias is None else bias
+        bias = bias.masked_fill(~key_mask[:, None], -torch.inf)
+    return bias

@@ -1,0 +1,91 @@
+"""What a rule is given, and what it answers."""
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.structures.base import SpatialStructure
+
+
+@dataclass(frozen=True)
+class Selection:
+    """For each cell, the key blocks that it reads.
+
+    Args:
+        blocks: (batch, selection heads, cells, width) int32 ids of key blocks, -1 for an empty slot.
+            There is one selection head for all heads, one for each key head, or one for each head.
+        bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
+            can flow through it.
+
+    Raises:
+        TypeError, ValueError: A tensor has the wrong dtype or shape.
+    """
+
+    blocks: Int[Tensor, "b hs C K"]
+    bias: Float[Tensor, "b hs C K"] | None = None
+
+    def __post_init__(self) -> None:
+        _checks.selection_fields(self.blocks, self.bias)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a rule may look at: the arguments of `ndgpa.select`, checked and completed.
+
+    query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
+    where a key is seen.
+    """
+
+    query: Float[Tensor, "b h n d"]
+    key: Float[Tensor, "b hk n_k d"]
+    structure: SpatialStructure
+    key_structure: SpatialStructure
+    scale: float
+    affinity: str = "dot"
+    causal: bool = False
+    key_mask: Bool[Tensor, "b n_k"] | None = None
+
+    def coarse(self) -> "Coarse":
+        """The means over the blocks, for rules that work at the coarse level."""
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        query = self.structure.block_sums(self.query) / self.structure.block_sizes[:, None]
+        key, seen = self.key, self.key_structure.block_sizes.to(wide)[None]
+        if self.key_mask is not None:
+            mask = self.key_mask[..., None]
+            key = key.masked_fill(~mask[:, None], 0)
+            seen = self.key_structure.block_sums(mask.to(wide))[..., 0]
+        key = self.key_structure.block_sums(key) / seen.clamp(min=1)[:, None, :, None]
+        log_size = None
+        if self.key_mask is not None or not self.key_structure.is_even:
+            log_size = seen.log()
+        if self.affinity == "dot":
+            return Coarse(query, key, None, log_size, self.scale)
+        return Coarse(query, key, -self.scale * key.square().sum(-1), log_size, 2 * self.scale)
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The coarse level: the logit of query block i and key block j is scale q_i.k_j + bias_j.
+
+    The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
+    softmax weighs a key block by its seen sites; `log_size` is their logarithm, -inf for a block
+    of which nothing is seen and which therefore does not exist. None is one weight for all.
+    """
+
+    query: Float[Tensor, "b h B d"]
+    key: Float[Tensor, "b hk B_k d"]
+    bias: Float[Tensor, "b hk B_k"] | None
+    log_size: Float[Tensor, "#b B_k"] | None
+    scale: float
+
+
+class Rule(abc.ABC):
+    """Says which key blocks each cell reads. Final rules are frozen dataclasses."""
+
+    @abc.abstractmethod
+    def select(self, problem: Problem) -> Selection:
+        """Answer for every cell of `problem.structure`."""

@@ -1,0 +1,124 @@
+"""How much each cell of queries wants each key block, a few cells at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+RELEVANCE = ("mass", "logit")
+
+# Elements of one tile of coarse scores: small enough to stay in a processor's cache, or large
+# enough to keep a GPU busy.
+_TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+def cell_relevance(
+    query: Float[Tensor, "L gk g C P d"],
+    key: Float[Tensor, "L gk B_k d"],
+    bias: Float[Tensor, "L gk B_k"] | None,
+    log_size: Float[Tensor, "L B_k"] | None,
+    weight: Float[Tensor, "C P"],
+    cell_group: Int[Tensor, " C"] | None,
+    key_group: Int[Tensor, " B_k"] | None,
+    kind: str,
+    scale: float,
+) -> Iterator[tuple[slice, slice, Float[Tensor, "l c B_k"]]]:
+    """Relevance r_lj of key block j for cell l, summed over the heads of one selection.
+
+    Source: Phase 1 of Algorithm 1 of Jetchev et al. 2021 (the sum inside R_kappa), weighted by
+    block sizes so that ragged blocks count as their sites do. The coarse score matrix is made tile
+    by tile and never held.
+
+    Args:
+        query: Coarse queries of each cell. L counts pairs of batch and selection head; a selection
+            head has gk key heads with g query heads each.
+        key: Coarse keys.
+        bias: Added to the logit of each key block.
+        log_size: Logarithm of the seen sites of each key block, -inf where there are none.
+        weight: Sites of each query block, 0 for an empty place.
+        cell_group, key_group: Spaces that do not see each other, or None.
+        kind: "mass" sums softmax weights (the paper), "logit" sums logits.
+        scale: Factor of the dot products.
+
+    Yields:
+        A range of L, a range of cells, and their relevance: -inf for a block that cannot be seen,
+        0 in place of NaN.
+    """
+    count_l, _, _, num_cells, _, _ = query.shape
+    score = _mass if kind == "mass" else _logit
+    for rows, cells in _tiles(query, key):
+        seen = None
+        if cell_group is not None and key_group is not None:
+            seen = cell_group[cells, None] == key_group
+        own_bias = None if bias is None else bias[rows]
+        own_size = None if log_size is None else log_size[rows, None]
+        relevance = score(
+            query[rows, :, :, cells], key[rows], own_bias, own_size, weight[cells], seen, scale
+        )
+        if seen is not None:
+            relevance.masked_fill_(~seen, -torch.inf)
+        if own_size is not None:
+            relevance.masked_fill_(own_size == -torch.inf, -torch.inf)
+        yield rows, cells, relevance
+
+
+def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut (L, cells) so that each tile of scores fits the budget."""
+    count_l, gk, g, num_cells, places, _ = query.shape
+    budget = _TILE["cuda" if query.is_cuda else "cpu"]
+    cells = min(num_cells, max(1, budget // (gk * g * places * key.shape[2])))
+    rows = max(1, budget // (gk * g * places * key.shape[2] * num_cells))
+    for row in range(0, count_l, rows):
+        for cell in range(0, num_cells, cells):
+            yield slice(row, row + rows), slice(cell, cell + cells)
+
+
+def _mass(
+    query: Tensor,  # (l, gk, g, c, P, d)
+    key: Tensor,  # (l, gk, B_k, d)
+    bias: Tensor | None,  # (l, gk, B_k)
+    log_size: Tensor | None,  # (l, 1, B_k)
+    weight: Tensor,  # (c, P)
+    seen: Tensor | None,  # (c, B_k)
+    scale: float,
+) -> Tensor:  # (l, c, B_k)
+    scores = _logits(query.flatten(2, 4), key, bias, scale)
+    if log_size is not None:
+        scores += log_size[:, :, None]
+    scores = scores.unflatten(2, query.shape[2:5])
+    if seen is not None:
+        scores.masked_fill_(~seen[:, None], -torch.inf)
+    mass = scores.softmax(dim=-1)
+    if log_size is not None or seen is not None or not _all_finite(query, key):
+        mass.nan_to_num_(nan=0.0)
+    if query.shape[1:3].numel() == 1 and query.shape[4] == 1:
+        return mass[:, 0, 0, :, 0] * weight
+    return mass.mul_(weight[..., None]).sum(dim=(1, 2, 4))
+
+
+def _logit(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    seen: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
+    summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
+    logits = _logits(summed, key, None, scale)
+    if bias is not None:
+        logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
+    return logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(dim=1)
+
+
+def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = (query * scale) @ key.transpose(-1, -2)
+    return logits if bias is None else logits.add_(bias[:, :, None])
+
+
+def _all_finite(*xs: Tensor) -> bool:
+    """Asked on the CPU, where the answer costs nothing; a GPU is not made to wait for it."""
+    return not xs[0].is_cuda and all(bool(x.isfinite().all()) for x in xs)

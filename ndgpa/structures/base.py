@@ -1,0 +1,206 @@
+"""What a space is: sites in blocks, blocks in cells, and the paper's operators on them.
+
+A structure is two index tables. Everything else (Definitions 1 to 5 of Jetchev et al. 2021, and what
+the engine needs besides) follows from the tables and is written here once; a structure may override a
+method with a faster form of the same function.
+"""
+
+import abc
+from functools import cached_property
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class SpatialStructure(abc.ABC):
+    """A space of `num_sites` sites, numbered from 0 in their natural order.
+
+    Every site is in exactly one block, every block in exactly one cell. Rows of both tables have one
+    length; a row with fewer members holds -1 in the places that are left, wherever they are.
+
+    A structure never changes. A copy for another device comes from `to`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def blocks(self) -> Int[Tensor, "B R"]:
+        """The sites of each block, int64, -1 for an empty place."""
+
+    @property
+    @abc.abstractmethod
+    def cells(self) -> Int[Tensor, "C P"]:
+        """The blocks of each cell, int64, -1 for an empty place."""
+
+    @property
+    @abc.abstractmethod
+    def device(self) -> torch.device:
+        """Where the tables are."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """The same structure with its tables on `device`; made once for each device."""
+
+    @abc.abstractmethod
+    def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> Self:
+        """The structure whose sites are this one's blocks.
+
+        Args:
+            factor: Its downsampling: how many of these blocks make one of its blocks.
+            cell: Its cells: how many of its blocks make one of its cells.
+        """
+
+    @cached_property
+    def time(self) -> Int[Tensor, " n"] | None:
+        """The time of each site, int64; causal attention sees its own and earlier times.
+
+        None where a space has no time.
+        """
+        return None
+
+    @cached_property
+    def group(self) -> Int[Tensor, " B"] | None:
+        """The space that each block belongs to, where several disjoint spaces are batched as one.
+
+        Blocks of another group are invisible. A cell lies within one group. None for one space.
+        """
+        return None
+
+    # Sizes
+
+    @cached_property
+    def num_sites(self) -> int:
+        return int((self.blocks >= 0).sum())
+
+    @property
+    def num_blocks(self) -> int:
+        return self.blocks.shape[0]
+
+    @property
+    def num_cells(self) -> int:
+        return self.cells.shape[0]
+
+    @property
+    def sites_per_block(self) -> int:
+        """The places of a row of `blocks`: the sites of the largest block, or a few more."""
+        return self.blocks.shape[1]
+
+    @property
+    def blocks_per_cell(self) -> int:
+        """The places of a row of `cells`."""
+        return self.cells.shape[1]
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether no table has an empty place."""
+        return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
+
+    # Tables that follow from the two
+
+    @cached_property
+    def block_sizes(self) -> Int[Tensor, " B"]:
+        """How many sites each block has."""
+        return (self.blocks >= 0).sum(dim=1)
+
+    @cached_property
+    def cell_sites(self) -> Int[Tensor, "C PR"]:
+        """The sites of each cell, block after block; -1 for an empty place."""
+        return self.upsample(self.cells).flatten(1)
+
+    @cached_property
+    def block_of_site(self) -> Int[Tensor, " n"]:
+        """The block that each site is in."""
+        return _row_of_member(self.blocks, self.num_sites)
+
+    @cached_property
+    def cell_of_site(self) -> Int[Tensor, " n"]:
+        """The cell that each site is in."""
+        return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
+
+    @cached_property
+    def _place_in_cells(self) -> Int[Tensor, " n"]:
+        """Where each site stands in the flattened `cell_sites`."""
+        places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)
+        flat = self.cell_sites.flatten()
+        filled = flat >= 0
+        places[flat[filled]] = filled.nonzero()[:, 0]
+        return places
+
+    # The paper's operators
+
+    def downsample(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B d"]:
+        """Average the features over the sites of each block.
+
+        Source: Definition 1 of Jetchev et al. 2021 (the paper's D_d).
+
+        Args:
+            x: Features of the n sites, any floating dtype.
+
+        Returns:
+            The means, in the dtype of `x`; sums are taken in float32 or wider.
+        """
+        sums = self.block_sums(x)
+        return (sums / self.block_sizes[:, None]).to(x.dtype)
+
+    def block_sums(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B d"]:
+        """The sum of the features over the sites of each block, in float32 or wider."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return self.by_block(x).sum(dim=-2, dtype=wide)
+
+    def upsample(self, block_ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
+        """List the sites of the blocks named.
+
+        Source: Definition 2 (the paper's U_d).
+
+        Args:
+            block_ids: Numbers of blocks; -1 names none.
+
+        Returns:
+            Their sites, int64; -1 in the empty places of a block and for a block -1.
+        """
+        return lookup(self.blocks, block_ids)
+
+    def partition(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch C PR d"]:
+        """Cut the features into cells, each laid out as a row of `cell_sites`.
+
+        Source: Definition 3 (the paper's F_m).
+
+        Returns:
+            The parts; zeros in the empty places.
+        """
+        return _take_sites(x, self.cell_sites)
+
+    def compose(self, parts: Float[Tensor, "*batch C PR d"]) -> Float[Tensor, "*batch n d"]:
+        """Put the cells together again; what stands in empty places is dropped.
+
+        Source: Definition 4 (the paper's F_m^-1).
+        """
+        return parts.flatten(-3, -2).index_select(-2, self._place_in_cells)
+
+    def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
+        """Lay the features out block by block, as the rows of `blocks`; zeros in empty places."""
+        return _take_sites(x, self.blocks)
+
+
+def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
+    """Rows of a table by number; a number -1 gives a row of -1."""
+    rows = table[ids.clamp(min=0).long()]
+    return rows.masked_fill((ids < 0)[..., None], -1)
+
+
+def _take_sites(
+    x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"]
+) -> Float[Tensor, "*batch rows R d"]:
+    """Features of the sites named, zeros where a site is -1."""
+    taken = x.index_select(-2, sites.flatten().clamp(min=0)).unflatten(-2, sites.shape)
+    empty: Bool[Tensor, "rows R"] = sites < 0
+    return taken.masked_fill(empty[..., None], 0)
+
+
+def _row_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
+    """For each of `count` members of a table, the row that it stands in."""
+    rows = torch.empty(count, dtype=torch.int64, device=table.device)
+    filled = table >= 0
+    rows[table[filled]] = filled.nonzero()[:, 0]
+    return rows

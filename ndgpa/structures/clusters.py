@@ -1,0 +1,123 @@
+"""Any partition, given as two int vectors."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.structures.base import SpatialStructure
+
+
+class Clusters(SpatialStructure):
+    """Sites in blocks of any size, blocks in cells of any size.
+
+    Args:
+        block_of_site: (n,) int, the block of each site. Blocks are numbered from 0 without gaps.
+        cell_of_block: (B,) int, the cell of each block. Cells are numbered from 0 without gaps.
+        time: (n,) int or None, the time of each site, for causal attention.
+        group: (B,) int or None, the space of each block where several are batched as one: a block
+            does not see blocks of another group. A cell must lie within one group.
+
+    Raises:
+        ValueError: A vector is empty, has the wrong length, leaves a number out, or a cell holds
+            blocks of two groups.
+        TypeError: A vector is not of an integer dtype.
+    """
+
+    def __init__(
+        self,
+        block_of_site: Int[Tensor, " n"],
+        cell_of_block: Int[Tensor, " B"],
+        time: Int[Tensor, " n"] | None = None,
+        group: Int[Tensor, " B"] | None = None,
+    ) -> None:
+        _checks.clusters(block_of_site, cell_of_block, time, group)
+        self._given = (block_of_site, cell_of_block, time, group)
+        self._copies: dict[torch.device, Clusters] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"Clusters({self.num_sites} sites, {self.num_blocks} blocks of at most "
+            f"{self.sites_per_block}, {self.num_cells} cells of at most {self.blocks_per_cell})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._given[0].device
+
+    def to(self, device: torch.device | str) -> "Clusters":
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        if device not in self._copies:
+            moved = [None if x is None else x.to(device) for x in self._given]
+            self._copies[device] = Clusters(*moved)  # type: ignore[arg-type]
+        return self._copies[device]
+
+    def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> "Clusters":
+        """Runs of `factor` blocks, cell after cell, become blocks; runs of `cell` of those, cells.
+
+        No run crosses from one group to another. A site of the result has the latest time in it.
+        """
+        factor, cell = _checks.one_factor("factor", factor), _checks.one_factor("cell", cell)
+        group = self.group
+        if group is None:
+            group = torch.zeros(self.num_blocks, dtype=torch.int64, device=self.device)
+        order = self.cells[self.cells >= 0]
+        order = order[group[order].argsort(stable=True)]
+        runs, run_group = _runs(group[order], factor)
+        block_of_site = torch.empty_like(runs)
+        block_of_site[order] = runs
+        cell_of_block, _ = _runs(run_group, cell)
+        time = None
+        if self.time is not None:
+            time = self.time[self.blocks.clamp(min=0)].masked_fill(self.blocks < 0, _EARLIEST)
+            time = time.amax(dim=1)
+        return Clusters(
+            block_of_site, cell_of_block, time, None if self.group is None else run_group
+        )
+
+    @cached_property
+    def blocks(self) -> Int[Tensor, "B R"]:  # type: ignore[override]
+        return _members(self._given[0])
+
+    @cached_property
+    def cells(self) -> Int[Tensor, "C P"]:  # type: ignore[override]
+        return _members(self._given[1])
+
+    @cached_property
+    def time(self) -> Int[Tensor, " n"] | None:
+        time = self._given[2]
+        return None if time is None else time.long()
+
+    @cached_property
+    def group(self) -> Int[Tensor, " B"] | None:
+        group = self._given[3]
+        return None if group is None else group.long()
+
+
+_EARLIEST = torch.iinfo(torch.int64).min
+
+
+def _members(row_of_member: Int[Tensor, " members"]) -> Int[Tensor, "rows longest"]:
+    """The members of each row in ascending order, -1 after the last."""
+    row = row_of_member.long()
+    counts = row.bincount()
+    order = row.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(row), device=row.device) - starts[row[order]]
+    table = row.new_full((len(counts), int(counts.max())), -1)
+    table[row[order], place] = order
+    return table
+
+
+def _runs(group: Int[Tensor, " m"], length: int) -> tuple[Int[Tensor, " m"], Int[Tensor, " runs"]]:
+    """Number runs of `length` members, none across a change of group; and the group of each run."""
+    position = torch.arange(len(group), device=group.device)
+    new_group = torch.ones_like(group, dtype=torch.bool)
+    new_group[1:] = group[1:] != group[:-1]
+    start = torch.where(new_group, position, 0).cummax(0).values
+    begins = (position - start) % length == 0
+    return begins.long().cumsum(0) - 1, group[begins]
