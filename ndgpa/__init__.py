@@ -1,15 +1,20 @@
 """Grid Partitioned Attention over any space."""
 
+from ndgpa import nn
 from ndgpa.functional import attend, gpa, select
+from ndgpa.operators import GPA, Full, Nothing
 from ndgpa.selection import Selection, TopK
 from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure, Video
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GPA",
     "Clusters",
+    "Full",
     "Grid",
     "Image",
+    "Nothing",
     "Selection",
     "Sequence",
     "SpatialStructure",
@@ -17,5 +22,6 @@ __all__ = [
     "Video",
     "attend",
     "gpa",
+    "nn",
     "select",
 ]

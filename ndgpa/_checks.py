@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ndgpa.affinity import AFFINITIES
+
 if TYPE_CHECKING:
     from ndgpa.selection.base import Selection
     from ndgpa.structures.base import SpatialStructure
-
-AFFINITIES = ("dot", "euclidean")
 
 # Structures
 
@@ -252,6 +252,25 @@ def block_ids(blocks: Tensor, num_blocks: int) -> None:
         raise ValueError(
             f"selection names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
         )
+
+
+def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_dim: int) -> None:
+    positive_count("heads", heads)
+    for name, width in (
+        ("query_dim", query_dim),
+        ("key_dim", key_dim),
+        ("value_dim", value_dim),
+        ("out_dim", out_dim),
+    ):
+        positive_count(name, width)
+    for name, width in (("query_dim", query_dim), ("value_dim", value_dim)):
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide {name} {width}")
+
+
+def layer_input(name: str, x: Tensor, width: int) -> None:
+    if x.ndim != 3 or x.shape[-1] != width:
+        raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
 
 
 def _features(name: str, x: Any) -> None:

@@ -1,12 +1,13 @@
 """The public call: checks, then the three questions one after another."""
 
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa.affinity import dot_form, hide_keys
 from ndgpa.attend import pick
 from ndgpa.selection import Problem, Rule, Selection, TopK
 from ndgpa.structures import SpatialStructure
@@ -50,15 +51,16 @@ def gpa(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    options = {"key_structure": key_structure, "scale": scale, "affinity": affinity}
     selection = select(
         query,
         key,
         structure,
         rule,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
         causal=causal,
         key_mask=key_mask,
-        **options,  # type: ignore[arg-type]
     )
     return attend(
         query,
@@ -66,10 +68,12 @@ def gpa(
         value,
         selection,
         structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
         causal=causal,
         key_mask=key_mask,
         backend=backend,
-        **options,  # type: ignore[arg-type]
     )
 
 
@@ -107,42 +111,6 @@ def select(
         )
 
 
-@overload
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    selection: Selection,
-    structure: SpatialStructure,
-    *,
-    key_structure: SpatialStructure | None = ...,
-    scale: float | None = ...,
-    affinity: str = ...,
-    causal: bool = ...,
-    key_mask: Tensor | None = ...,
-    backend: str | None = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    selection: Selection,
-    structure: SpatialStructure,
-    *,
-    key_structure: SpatialStructure | None = ...,
-    scale: float | None = ...,
-    affinity: str = ...,
-    causal: bool = ...,
-    key_mask: Tensor | None = ...,
-    backend: str | None = ...,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
 def attend(
     query: Float[Tensor, "b h n d"],
     key: Float[Tensor, "b hk n_k d"],
@@ -157,7 +125,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     backend: str | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # a Tensor; a pair of them with return_lse
     """Phase 2: attend from every site to the blocks that its cell selected.
 
     Arguments and errors as for `gpa`.
@@ -181,6 +149,7 @@ def attend(
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        bias, dot_scale = dot_form(key, affinity, scale)
         out, lse = run(
             query,
             key,
@@ -188,8 +157,8 @@ def attend(
             selection,
             structure,
             key_structure,
-            scale=scale if affinity == "dot" else 2 * scale,
-            key_bias=_key_bias(key, key_mask, affinity, scale),
+            scale=dot_scale,
+            key_bias=hide_keys(bias, key, key_mask),
             causal=causal,
         )
         if return_lse and affinity == "euclidean":
@@ -203,23 +172,3 @@ def _autocast(*xs: Tensor) -> list[Tensor]:
     if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
         return list(xs)
     return [x.to(torch.get_autocast_dtype(device)) for x in xs]
-
-
-def _key_bias(
-    key: Float[Tensor, "b hk n_k d"],
-    key_mask: Bool[Tensor, "b n_k"] | None,
-    affinity: str,
-    scale: float,
-) -> Float[Tensor, "b hk n_k"] | None:
-    """What a key adds to every logit: -scale |k|^2 if euclidean, -inf if it is not seen.
-
-    -scale |q-k|^2 = 2 scale q.k - scale |k|^2 - scale |q|^2, and the last term cancels in a softmax.
-    """
-    wide = torch.promote_types(key.dtype, torch.float32)
-    bias = None
-    if affinity == "euclidean":
-        bias = -scale * key.to(wide).square().sum(dim=-1)
-    if key_mask is not None:
-        bias = key.new_zeros(key.shape[:3], dtype=wide) if bias is None else bias
-        bias = bias.masked_fill(~key_mask[:, None], -torch.inf)
-    return bias

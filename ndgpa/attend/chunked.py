@@ -50,7 +50,8 @@ def chunked(
     bias = _bias_by_block(key, key_bias, key_structure)
     query_time = key_time = None
     if causal:
-        assert structure.time is not None and key_structure.time is not None
+        assert structure.time is not None
+        assert key_structure.time is not None
         query_time = structure.time[structure.cell_sites.clamp(min=0)]
         query_time = query_time.repeat(1, heads // tiles)
         key_time = key_structure.time[key_structure.blocks.clamp(min=0)]
@@ -315,7 +316,7 @@ def _add_rows(total: Tensor, count: int, rows: Tensor, part: Tensor) -> None:
         total.index_add_(0, rows, part)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:-1])
     ctx.scale = inputs[-1]
 
@@ -330,15 +331,17 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
-    query, key, value, grad_out, grad_lse, blocks, slot, bias, *times = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    query, key, value, grad_out, grad_lse, blocks, slot, bias, query_time, key_time = saved
     wanted = [query, key, value, slot, bias]
     with torch.enable_grad(), without_autocast(query):
-        inputs = [None if x is None else x.detach().requires_grad_() for x in wanted]
+        inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
         cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
-        problem = _Tiles(*inputs[:3], blocks, *inputs[3:], *times, ctx.scale)  # type: ignore[arg-type]
+        problem = _Tiles(*inputs[:3], blocks, *inputs[3:], query_time, key_time, ctx.scale)
         tile = problem.tile(slice(None))
         lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
-        outputs = (torch.bmm(tile.weights, tile.value).view(grad_out.shape), lse.view_as(grad_lse))
+        out = torch.bmm(tile.weights, tile.value).to(value.dtype)
+        outputs = (out.view(grad_out.shape), lse.view(grad_lse.shape))
         given = [x for x in inputs if x is not None]
         grads = torch.autograd.grad(outputs, given, cotangent, create_graph=True)
         weights = [c for c, x in zip(cotangents, wanted) if x is not None]
@@ -349,9 +352,6 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 
 attend_chunked.register_autograd(_backward, setup_context=_save)
-attend_chunked_backward.register_autograd(
-    _backward_twice,
-    setup_context=_save,  # type: ignore[arg-type]
-)
+attend_chunked_backward.register_autograd(_backward_twice, setup_context=_save)
 attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
 attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))

@@ -52,7 +52,8 @@ def reference(
         logits = logits + repeat(bias, "b h c k -> b h c 1 (k r)", r=key_structure.sites_per_block)
     hidden = (sites < 0)[..., None, :]
     if causal:
-        assert structure.time is not None and key_structure.time is not None
+        assert structure.time is not None
+        assert key_structure.time is not None
         now = lookup(structure.time[:, None], structure.cell_sites)  # (C, PR, 1)
         hidden = hidden | (key_structure.time[sites.clamp(min=0)][..., None, :] > now)
     logits = logits.masked_fill(hidden, -torch.inf)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa.affinity import dot_form
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -16,8 +17,9 @@ class Selection:
     """For each cell, the key blocks that it reads.
 
     Args:
-        blocks: (batch, selection heads, cells, width) int32 ids of key blocks, -1 for an empty slot.
-            There is one selection head for all heads, one for each key head, or one for each head.
+        blocks: (batch, selection heads, cells, width) int32 ids of key blocks, -1 for an empty
+            slot. One selection head serves all heads, or there is one for each key head, or one
+            for each head.
         bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
             can flow through it.
 
@@ -62,9 +64,8 @@ class Problem:
         log_size = None
         if self.key_mask is not None or not self.key_structure.is_even:
             log_size = seen.log()
-        if self.affinity == "dot":
-            return Coarse(query, key, None, log_size, self.scale)
-        return Coarse(query, key, -self.scale * key.square().sum(-1), log_size, 2 * self.scale)
+        bias, scale = dot_form(key, self.affinity, self.scale)
+        return Coarse(query, key, bias, log_size, scale)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ def cell_relevance(
         A range of L, a range of cells, and their relevance: -inf for a block that cannot be seen,
         0 in place of NaN.
     """
-    count_l, _, _, num_cells, _, _ = query.shape
     score = _mass if kind == "mass" else _logit
     for rows, cells in _tiles(query, key):
         seen = None

@@ -1,8 +1,8 @@
 """What a space is: sites in blocks, blocks in cells, and the paper's operators on them.
 
-A structure is two index tables. Everything else (Definitions 1 to 5 of Jetchev et al. 2021, and what
-the engine needs besides) follows from the tables and is written here once; a structure may override a
-method with a faster form of the same function.
+A structure is two index tables. Everything else (Definitions 1 to 5 of Jetchev et al. 2021, and
+what the engine needs besides) follows from the tables and is written here once; a structure may
+override a method with a faster form of the same function.
 """
 
 import abc
@@ -17,8 +17,8 @@ from torch import Tensor
 class SpatialStructure(abc.ABC):
     """A space of `num_sites` sites, numbered from 0 in their natural order.
 
-    Every site is in exactly one block, every block in exactly one cell. Rows of both tables have one
-    length; a row with fewer members holds -1 in the places that are left, wherever they are.
+    Every site is in exactly one block, every block in exactly one cell. Rows of both tables have
+    one length; a row with fewer members holds -1 in the places that are left, wherever they are.
 
     A structure never changes. A copy for another device comes from `to`.
     """

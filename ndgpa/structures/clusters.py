@@ -80,11 +80,11 @@ class Clusters(SpatialStructure):
         )
 
     @cached_property
-    def blocks(self) -> Int[Tensor, "B R"]:  # type: ignore[override]
+    def blocks(self) -> Int[Tensor, "B R"]:
         return _members(self._given[0])
 
     @cached_property
-    def cells(self) -> Int[Tensor, "C P"]:  # type: ignore[override]
+    def cells(self) -> Int[Tensor, "C P"]:
         return _members(self._given[1])
 
     @cached_property

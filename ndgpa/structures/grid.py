@@ -97,7 +97,7 @@ class Grid(SpatialStructure):
         return _ceil_div(self.grid_of_blocks, self.cell_shape)
 
     @property
-    def num_sites(self) -> int:  # type: ignore[override]
+    def num_sites(self) -> int:
         return math.prod(self.shape)
 
     @property
@@ -117,7 +117,7 @@ class Grid(SpatialStructure):
         return math.prod(self.cell_shape)
 
     @property
-    def is_even(self) -> bool:  # type: ignore[override]
+    def is_even(self) -> bool:
         return self._padded_to(self._cell_extent) == self.shape
 
     @property
@@ -132,11 +132,11 @@ class Grid(SpatialStructure):
     # Tables
 
     @cached_property
-    def blocks(self) -> Int[Tensor, "B R"]:  # type: ignore[override]
+    def blocks(self) -> Int[Tensor, "B R"]:
         return _boxes(_raster(self.shape, self.on), self.block_shape)
 
     @cached_property
-    def cells(self) -> Int[Tensor, "C P"]:  # type: ignore[override]
+    def cells(self) -> Int[Tensor, "C P"]:
         return _boxes(_raster(self.grid_of_blocks, self.on), self.cell_shape)
 
     @cached_property

@@ -1,0 +1,76 @@
+"""Attention as a layer: projections around an operator."""
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ndgpa import _checks
+from ndgpa.operators import GPA, Operator
+from ndgpa.structures import SpatialStructure
+
+
+class SpatialAttention(nn.Module):
+    """Multi-head attention over a space: self-attention, or cross-attention given a context.
+
+    Args:
+        query_dim: Features of `x`; the heads share as many features of queries and keys.
+        heads: How many heads; divides `query_dim` and `value_dim`.
+        key_dim: Features of the context; None means `query_dim`.
+        value_dim: Features of the values, all heads together; None means `query_dim`.
+        out_dim: Features of the output; None means `query_dim`.
+        operator: The attention, e.g. `GPA(12)`, `Full()`, `Nothing()`. An operator that is a module
+            becomes a submodule.
+
+    Raises:
+        ValueError: A width is below 1, or the heads do not divide it.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        heads: int = 1,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        out_dim: int | None = None,
+        operator: Operator = GPA(12),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        key_dim = query_dim if key_dim is None else key_dim
+        value_dim = query_dim if value_dim is None else value_dim
+        out_dim = query_dim if out_dim is None else out_dim
+        _checks.layer_widths(query_dim, heads, key_dim, value_dim, out_dim)
+        self.heads = heads
+        self.operator = operator
+        self.to_query = nn.Linear(query_dim, query_dim, bias=False)
+        self.to_key = nn.Linear(key_dim, query_dim, bias=False)
+        self.to_value = nn.Linear(key_dim, value_dim, bias=False)
+        self.to_out = nn.Linear(value_dim, out_dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n query_dim"],
+        structure: SpatialStructure,
+        context: Float[Tensor, "b n_k key_dim"] | None = None,
+        context_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b n out_dim"]:
+        """Attend from x to the context (to x itself where there is none).
+
+        Args:
+            x: Features of the sites of `structure`.
+            context: Features of the sites of `context_structure` (None: of `structure`).
+            key_mask: True where a site of the context is seen.
+        """
+        context = x if context is None else context
+        _checks.layer_input("x", x, self.to_query.in_features)
+        _checks.layer_input("context", context, self.to_key.in_features)
+        query, key, value = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.to_query(x), self.to_key(context), self.to_value(context))
+        )
+        out = self.operator(query, key, value, structure, context_structure, key_mask=key_mask)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, operator={self.operator}"

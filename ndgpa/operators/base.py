@@ -1,0 +1,34 @@
+"""What every attention of the package can be called as."""
+
+from typing import Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa.structures import SpatialStructure
+
+
+class Operator(Protocol):
+    """Attention over a space: operators are interchangeable wherever one is expected.
+
+    An operator is a frozen dataclass, or an `nn.Module` where it has parameters or buffers.
+    """
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        """Attend.
+
+        Args:
+            structure: The space of the queries.
+            key_structure: The space of the keys; None means the same.
+            key_mask: True where a key is seen.
+        """
+        ...

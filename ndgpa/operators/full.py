@@ -1,0 +1,106 @@
+"""Full attention: every query reads every key that it can see."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.affinity import dot_form, hide_keys
+from ndgpa.structures import SpatialStructure
+
+
+@dataclass(frozen=True)
+class Full:
+    """Softmax attention over all keys, by `torch.nn.functional.scaled_dot_product_attention`.
+
+    Source: Equation 1 of Jetchev et al. 2021. It is what GPA equals when every block is kept.
+
+    Args:
+        scale, affinity, causal: As for `ndgpa.gpa`.
+
+    Raises:
+        ValueError, TypeError: As for `ndgpa.gpa`.
+    """
+
+    scale: float | None = None
+    affinity: str = "dot"
+    causal: bool = False
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.query_and_key(query, key, structure, key_structure, self.affinity, self.causal)
+        _checks.value_for(key, value)
+        _checks.key_mask(key_mask, key)
+        _checks.scale(self.scale)
+        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+        if key_mask is not None:
+            unseen = ~key_mask[:, None, :, None]
+            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        bias, scale = dot_form(
+            key, self.affinity, query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        )
+        bias = hide_keys(bias, key, key_mask)
+        seen = visible(structure, key_structure, self.causal)
+        grouped = key.shape[1] != query.shape[1]
+        if bias is None and seen is None:
+            return F.scaled_dot_product_attention(
+                query, key, value, scale=scale, enable_gqa=grouped
+            )
+        logits_bias = _mask(query, bias, seen)
+        wide = logits_bias.dtype  # the bias of a euclidean affinity needs more than 16 bits
+        out = F.scaled_dot_product_attention(
+            query.to(wide),
+            key.to(wide),
+            value.to(wide),
+            logits_bias,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        blind = logits_bias.amax(dim=-1, keepdim=True) == -torch.inf
+        return out.masked_fill(blind, 0).to(value.dtype)
+
+
+def visible(
+    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
+) -> Bool[Tensor, "n n_k"] | None:
+    """Which sites may see which: their own group, and if causal no later time. None means all."""
+    seen = None
+    if structure.group is not None and key_structure.group is not None:
+        group = structure.group[structure.block_of_site]
+        key_group = key_structure.group[key_structure.block_of_site]
+        seen = group[:, None] == key_group
+    if causal:
+        assert structure.time is not None
+        assert key_structure.time is not None
+        past = structure.time[:, None] >= key_structure.time
+        seen = past if seen is None else seen & past
+    return seen
+
+
+def _mask(
+    query: Float[Tensor, "b h n d"],
+    bias: Float[Tensor, "b hk n_k"] | None,
+    seen: Bool[Tensor, "n n_k"] | None,
+) -> Float[Tensor, "#b #h #n n_k"]:
+    """What is added to the logits, in float32 or wider."""
+    if bias is None:
+        assert seen is not None
+        wide = torch.promote_types(query.dtype, torch.float32)
+        zeros = torch.zeros((), dtype=wide, device=query.device)
+        return zeros.where(seen, -torch.inf)[None, None]
+    if bias.shape[1] != query.shape[1]:
+        bias = bias.repeat_interleave(query.shape[1] // bias.shape[1], dim=1)
+    added = bias[:, :, None]
+    return added if seen is None else added.masked_fill(~seen, -torch.inf)

@@ -1,0 +1,33 @@
+"""No attention at all: the baseline that the paper calls NO."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.structures import SpatialStructure
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Reads no key: the output is 0, so that a residual or a concatenation adds nothing.
+
+    Source: "NO" in Section 3.2 of Jetchev et al. 2021.
+    """
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.query_and_key(query, key, structure, key_structure, "dot", causal=False)
+        _checks.value_for(key, value)
+        _checks.key_mask(key_mask, key)
+        return value.new_zeros(*query.shape[:3], value.shape[3])
