@@ -337,7 +337,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     with torch.enable_grad(), without_autocast(query):
         inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
         cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
-        problem = _Tiles(*inputs[:3], blocks, *inputs[3:], query_time, key_time, ctx.scale)
+        q, k, v, *biases = inputs
+        problem = _Tiles(q, k, v, blocks, biases[0], biases[1], query_time, key_time, ctx.scale)
         tile = problem.tile(slice(None))
         lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
         out = torch.bmm(tile.weights, tile.value).to(value.dtype)
