@@ -38,8 +38,7 @@ def reference(
         The output in the dtype of `value`, and the log-sum-exp of the logits in float32 or wider;
         0 and -inf for a query that sees nothing.
     """
-    if not query.is_cuda:
-        _checks.block_ids(selection.blocks, key_structure.num_blocks)
+    _checks.block_ids(selection.blocks, key_structure.num_blocks)
     heads, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
     sites = rearrange(key_structure.upsample(selection.blocks), "b hs c k r -> b hs c (k r)")
     sites = _per_head(sites, heads)
