@@ -4,7 +4,17 @@ from ndgpa import nn
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import GPA, Full, Nothing
 from ndgpa.selection import Selection, TopK
-from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
+from ndgpa.structures import (
+    Clusters,
+    Graph,
+    Grid,
+    Image,
+    PointCloud,
+    Sequence,
+    SpatialStructure,
+    Video,
+    disjoint,
+)
 
 __version__ = "0.1.0"
 
@@ -12,6 +22,7 @@ __all__ = [
     "GPA",
     "Clusters",
     "Full",
+    "Graph",
     "Grid",
     "Image",
     "Nothing",
@@ -22,6 +33,7 @@ __all__ = [
     "TopK",
     "Video",
     "attend",
+    "disjoint",
     "gpa",
     "nn",
     "select",

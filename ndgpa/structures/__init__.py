@@ -2,7 +2,19 @@
 
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
+from ndgpa.structures.disjoint import disjoint
+from ndgpa.structures.graph import Graph
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
 
-__all__ = ["Clusters", "Grid", "Image", "PointCloud", "Sequence", "SpatialStructure", "Video"]
+__all__ = [
+    "Clusters",
+    "Graph",
+    "Grid",
+    "Image",
+    "PointCloud",
+    "Sequence",
+    "SpatialStructure",
+    "Video",
+    "disjoint",
+]
