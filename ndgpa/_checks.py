@@ -435,3 +435,25 @@ def disjoint(structures: Sequence[Any]) -> None:
         raise ValueError(
             f"structure {timed.index(False)} has no time but structure {timed.index(True)} has one"
         )
+
+
+# PyTorch Geometric
+
+
+def coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; put it through GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    _int_vector("batch", batch)
+    _edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be ascending: the nodes of a graph stand together")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index joins nodes of two graphs of the batch")

@@ -310,7 +310,7 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _add_rows(total: Tensor, count: int, tile: _Tile, part: Tensor) -> None:
-    """Add parts to the rows of a tile, always in the same order; of empty slots nothing, nor NaN."""
+    """Add parts to the rows of a tile, always in the same order; nothing of empty slots."""
     total, part = total.view(count, -1), part.reshape(len(tile.rows), -1)
     if tile.empty is not None:
         part = part.masked_fill(tile.empty[:, None], 0)
