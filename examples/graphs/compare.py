@@ -56,7 +56,7 @@ class Options:
         seed: Of the network and of the problems, the same for each attention.
     """
 
-    steps: int = 500
+    steps: int = 1000
     rate: float = 3e-3
     seed: int = 0
 

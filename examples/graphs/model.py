@@ -7,10 +7,12 @@ from torch_geometric.nn import SAGEConv
 import ndgpa
 from ndgpa.integrations.pyg import GPAConv
 
+SCALE = 1.0  # the paper's; with 1/sqrt(d) attention is nearly uniform at first, and learns late
+
 OPERATORS: dict[str, ndgpa.operators.Operator] = {
     "message passing": ndgpa.Nothing(),
-    "gpa": ndgpa.GPA(12),
-    "dense": ndgpa.Full(),
+    "gpa": ndgpa.GPA(12, scale=SCALE),
+    "dense": ndgpa.Full(scale=SCALE),
 }
 
 
@@ -66,14 +68,17 @@ class Recorder:
         self, site: int, structure: ndgpa.SpatialStructure
     ) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
         """The sites that a site reads, each once, and its largest weight over the heads."""
-        selection = ndgpa.select(self.query, self.key, structure, self.operator.rule)
+        operator = self.operator
+        selection = ndgpa.select(
+            self.query, self.key, structure, operator.rule, scale=operator.scale
+        )
         kept = selection.blocks[0, :, structure.cell_of_site[site]]  # (heads, kept)
         weight = torch.zeros(structure.num_sites)
         for head, blocks in enumerate(kept):
             sites = structure.upsample(blocks).flatten()
             sites = sites[sites >= 0]
             logits = self.key[0, head, sites] @ self.query[0, head, site]
-            share = (logits * self.query.shape[-1] ** -0.5).softmax(dim=0)
+            share = (logits * SCALE).softmax(dim=0)
             weight[sites] = torch.maximum(weight[sites], share)
         read = weight.nonzero()[:, 0]
         return read, weight[read]

@@ -2,13 +2,15 @@
 
 import numpy as np
 import torch
-from scipy.sparse import csgraph, csr_array
+from scipy.sparse import csgraph, csr_array, eye_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 from torch import Tensor
 
 import ndgpa
 from examples.graphs.compare import Sample
+
+MARK = 20.0  # large, so that attention finds the mark early in training
 
 
 class Surface:
@@ -34,16 +36,17 @@ class Surface:
         self.distance = torch.from_numpy(  # (marks, n), shortest paths along edges
             csgraph.dijkstra(along, directed=False, indices=self.marks.numpy())
         ).float()
+        touch = along + along.T + eye_array(n)
+        self.near = torch.from_numpy((touch @ touch)[self.marks.numpy()].toarray() > 0).float()
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
         self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=8)
 
     def sample(self, mark: int) -> Sample:
-        """Where each vertex is, and which one is marked."""
-        n = len(self.position)
-        marked = torch.zeros(n, 1)
-        marked[self.marks[mark]] = 1
+        """Where each vertex is, and which one is marked, with those within two edges of it."""
         waves = torch.cat([k * torch.pi * self.position for k in (0.5, 1.0, 2.0)], dim=1)
-        x = torch.cat([self.position, waves.sin(), waves.cos(), 4 * marked], dim=1)
+        x = torch.cat(
+            [self.position, waves.sin(), waves.cos(), MARK * self.near[mark, :, None]], dim=1
+        )
         return Sample(x, self.distance[mark], self.edge_index, self.structure)
 
 

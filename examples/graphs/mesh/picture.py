@@ -57,7 +57,7 @@ def _paint(
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
     light = 0.65 + 0.35 * np.abs(normal @ np.array([0.4, -0.6, 0.7]))
     faces = colours[surface.faces].mean(axis=1)
-    faces[:, :3] *= light[:, None]
+    faces[:, :3] *= light[:, None].clip(0, 1)
     faces[:, 3] = opacity
     axes.add_collection3d(Poly3DCollection(corners, facecolors=faces))
     mark = surface.position[surface.marks[0]]

@@ -18,7 +18,7 @@ from examples.graphs.mesh.picture import draw
 
 def main(
     out: Path = Path("runs/mesh"),
-    steps: int = 500,
+    steps: int = 1500,
     rate: float = 3e-3,
     surfaces: int = 48,
     tests: int = 8,
