@@ -169,7 +169,7 @@ class SpatialStructure(abc.ABC):
         Returns:
             The parts; zeros in the empty places.
         """
-        return _take_sites(x, self.cell_sites)
+        return take_sites(x, self.cell_sites)
 
     def compose(self, parts: Float[Tensor, "*batch C PR d"]) -> Float[Tensor, "*batch n d"]:
         """Put the cells together again; what stands in empty places is dropped.
@@ -180,7 +180,7 @@ class SpatialStructure(abc.ABC):
 
     def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
         """Lay the features out block by block, as the rows of `blocks`; zeros in empty places."""
-        return _take_sites(x, self.blocks)
+        return take_sites(x, self.blocks)
 
 
 def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
@@ -189,7 +189,7 @@ def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tens
     return rows.masked_fill((ids < 0)[..., None], -1)
 
 
-def _take_sites(
+def take_sites(
     x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"]
 ) -> Float[Tensor, "*batch rows R d"]:
     """Features of the sites named, zeros where a site is -1."""
