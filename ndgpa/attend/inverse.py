@@ -1,7 +1,7 @@
 """The selection read backwards: for each key block, the cells that read it.
 
-Everything is made on the device from sorts and searches, in shapes that do not depend on the values:
-the host never waits, and the order is the same every time.
+Everything is made on the device from sorts and searches, in shapes that do not depend on the
+values: the host never waits, and the order is the same every time.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from torch import Tensor
 class Inverse:
     """Readers of each key block, in the order of (head, cell, slot), cut into segments.
 
-    A row is a pair of batch and table head: key heads that share one selection share a row. A reader
-    is one slot of one cell. A block with more readers than a segment holds is split; it is called
-    hot, and the parts of its segments are summed afterwards, in order. A block without readers has
-    one empty segment.
+    A row is a pair of batch and table head: key heads that share one selection share a row. A
+    reader is one slot of one cell. A block with more readers than a segment holds is split; it is
+    called hot, and the parts of its segments are summed afterwards, in order. A block without
+    readers has one empty segment.
 
     Args:
         cells: (L, E) int32, for each reader, head * C + cell; the head counts those of the row.
@@ -52,7 +52,7 @@ def inverse(
     """
     heads = min(blocks.shape[1], key_heads)
     slots = rearrange(blocks, "b (l t) c k -> (b l) (t c k)", l=heads)
-    rows, readers = slots.shape
+    readers = slots.shape[1]
     order, starts = _sorted(slots, num_blocks)
     cells = (order // blocks.shape[3]).int()
     biases = None

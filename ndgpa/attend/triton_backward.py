@@ -1,6 +1,6 @@
 """Gradients of the attention of cells to selected blocks, in three kernels.
 
-    p_xy = exp(logit_xy - lse_x)           recomputed from the same products as in the forward
+    p_xy = exp(logit_xy - max_x) / sum_x   recomputed from the same products as in the forward
     w_x = grad_out_x . out_x - grad_lse_x
     g_xy = p_xy (grad_out_x . v_y - w_x)   the gradient of a logit
 
@@ -10,12 +10,11 @@ gives those of key, value and key bias; the third kernel adds up the segments of
 order. Letters and prefixes as in `triton_tiles`.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ndgpa.attend.inverse import Inverse, inverse
+from ndgpa.attend.inverse import inverse
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
     Tile,
@@ -27,6 +26,7 @@ from ndgpa.attend.triton_tiles import (
     padded,
     padded_width,
     precision,
+    problem_of,
     query_major_tile,
     query_rows,
     rows_strides,
@@ -38,20 +38,14 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def probabilities(b_s, b_lse):
-    """From logits in base 2 and log-sum-exp in base e; 0 where the row sees nothing."""
-    return tl.exp2(b_s - tl.where(b_lse == float("-inf"), float("inf"), b_lse) * _LOG2_E)
-
-
-@triton.jit
 def query_major_kernel(
     p_query,  # (b, h, n, d)
     p_key,  # (b, hk, n_k, d)
     p_value,  # (b, hk, n_k, dv)
     p_grad_out,  # (b, h, n, dv)
     p_out,  # (b, h, n, dv)
-    p_lse,  # (b, h, n) float32, contiguous, as the next and `p_mean`
-    p_grad_lse,
+    p_norm,  # (b, 2, h, n) float32, contiguous: largest logit in base 2, and 1 / sum
+    p_grad_lse,  # (b, h, n) float32, contiguous
     p_blocks,  # (b, hs, C, K) int32, contiguous
     p_slot_bias,  # (b, hs, C, K) float32, contiguous, or None
     p_key_bias,  # (b, hk, n_k) float32, contiguous, or None
@@ -61,7 +55,7 @@ def query_major_kernel(
     p_key_time,  # (n_k,) int64, or None
     p_grad_query,  # (b, h, n, d)
     p_grad_slot,  # (b, T, C, row tiles, tiles of a slot, K) float32, contiguous, or None
-    p_mean,  # (b, h, n): w
+    p_mean,  # (b, h, n) float32, contiguous: w
     s_query_b,
     s_query_h,
     s_query_n,
@@ -116,7 +110,9 @@ def query_major_kernel(
     o_head, o_site, m_row = query_rows(p_cell_sites, cell, o_row, o_row < GROUP * X, X)
     o_head = t * GROUP + o_head
     o_query = (b * T * GROUP + o_head) * n + o_site
-    b_lse = tl.load(p_lse + o_query, mask=m_row, other=float("-inf"))
+    p_norm += o_query + b * T * GROUP * n
+    b_max = tl.load(p_norm, mask=m_row, other=0.0)
+    b_norm = tl.load(p_norm + T * GROUP * n, mask=m_row, other=0.0)
     if p_query_time is not None:
         b_now = tl.load(p_query_time + o_site)
     # (ROWS, PAD_DV)
@@ -152,7 +148,7 @@ def query_major_kernel(
         # (KEYS, PAD_D), (KEYS, PAD_DV), (ROWS, KEYS)
         b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
         b_s = masked_logits(b_query, b_key, scale * _LOG2_E, b_bias[None, :], m_seen, PRECISION)
-        b_p = probabilities(b_s, b_lse[:, None])
+        b_p = tl.exp2(b_s - b_max[:, None]) * b_norm[:, None]
         b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
         b_slope = tl.dot(b_grad_out, tl.trans(b_value), input_precision=PRECISION)
         b_g = b_p * (b_slope - b_mean[:, None])
@@ -176,7 +172,7 @@ def key_major_kernel(
     p_key,  # (b, hk, n_k, d)
     p_value,  # (b, hk, n_k, dv)
     p_grad_out,  # (b, h, n, dv)
-    p_lse,  # (b, h, n) float32, contiguous
+    p_norm,  # (b, 2, h, n) float32, contiguous
     p_mean,  # (b, h, n) float32, contiguous: w
     p_key_bias,  # (b, hk, n_k) float32, contiguous, or None
     p_cell_sites,  # (C, X) int64
@@ -236,6 +232,7 @@ def key_major_kernel(
     segment = program // TILES_PER_BLOCK % S
     key_head = program // (TILES_PER_BLOCK * S) % key_heads
     b = program // (TILES_PER_BLOCK * S) // key_heads
+    H = key_heads * TILES * GROUP
     table = b * table_heads + key_head * table_heads // key_heads
     p_segment = p_segments + (table * S + segment) * 4
     block = tl.load(p_segment).to(tl.int64)
@@ -273,12 +270,12 @@ def key_major_kernel(
         o_reader = table * E + first + o_row // (GROUP * X)
         m_row = o_row < (end - first) * (GROUP * X)
         o_tile = tl.load(p_cells + o_reader, mask=m_row, other=0).to(tl.int64)
-        o_head, o_site, m_row = query_rows(
-            p_cell_sites, o_tile % C, o_row % (GROUP * X), m_row, X
-        )
+        o_head, o_site, m_row = query_rows(p_cell_sites, o_tile % C, o_row % (GROUP * X), m_row, X)
         o_head = (key_head * TILES + o_tile // C) * GROUP + o_head
-        o_query = (b * key_heads * TILES * GROUP + o_head) * n + o_site
-        b_lse = tl.load(p_lse + o_query, mask=m_row, other=float("-inf"))
+        o_query = (b * H + o_head) * n + o_site
+        o_norm = o_query + b * H * n
+        b_max = tl.load(p_norm + o_norm, mask=m_row, other=0.0)
+        b_norm = tl.load(p_norm + H * n + o_norm, mask=m_row, other=0.0)
         b_mean = tl.load(p_mean + o_query, mask=m_row, other=0.0)
         b_added = b_bias[:, None]
         if p_biases is not None:
@@ -291,7 +288,7 @@ def key_major_kernel(
         p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
         b_query = load_rows(p_rows, m_row, D, PAD_D)
         b_s = masked_logits(b_key, b_query, scale * _LOG2_E, b_added, m_seen, PRECISION)
-        b_p = probabilities(b_s, b_lse[None, :])
+        b_p = tl.exp2(b_s - b_max[None, :]) * b_norm[None, :]
         p_rows = p_grad_out + b * s_grad_out_b + o_head * s_grad_out_h + o_site * s_grad_out_n
         b_grad_out = load_rows(p_rows, m_row, DV, PAD_DV)
         b_grad_value = tl.dot(
@@ -384,7 +381,7 @@ def backward_queries(
     value: Tensor,
     grad_out: Tensor,
     out: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     grad_lse: Tensor,
     blocks: Tensor,
     slot_bias: Tensor | None,
@@ -405,8 +402,7 @@ def backward_queries(
     places, sites = cell_sites.shape[1], key_sites.shape[1]
     rows = heads // tiles * places
     if tile is None:
-        widths = padded_width(d), padded_width(dv)
-        tile = query_major_tile(rows, sites, slots, widths, query.element_size())
+        tile = query_major_tile(problem_of(query, value, rows, sites, slots))
     row_tiles, per_slot = -(-rows // tile.rows), tiles_per_slot(sites, tile.keys)
     grad_slot = None
     if slot_bias is not None:
@@ -420,7 +416,7 @@ def backward_queries(
             value,
             grad_out,
             out,
-            lse,
+            norm,
             grad_lse,
             blocks,
             slot_bias,
@@ -473,7 +469,7 @@ def backward_keys(
     key: Tensor,
     value: Tensor,
     grad_out: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     mean: Tensor,
     blocks: Tensor,
     slot_bias: Tensor | None,
@@ -494,13 +490,12 @@ def backward_keys(
     places, (num_blocks, sites) = cell_sites.shape[1], key_sites.shape
     group = heads // (heads if blocks.shape[1] == heads else key_heads)
     if tile is None:
-        widths = padded_width(d), padded_width(dv)
-        tile = key_major_tile(group * places, sites, widths, query.element_size())
+        tile = key_major_tile(problem_of(query, value, group * places, sites, blocks.shape[3]))
     if longest is None:
         longest = longest_segment(blocks, num_blocks, key_heads, group * places)
     readers = inverse(blocks, slot_bias, num_blocks, key_heads, longest)
     per_block, part_width = tiles_per_slot(sites, tile.keys), -(-(d + dv + 1) // 4) * 4
-    parts = lse.new_empty(batch, key_heads, readers.parts, sites, part_width)
+    parts = mean.new_empty(batch, key_heads, readers.parts, sites, part_width)
     programs = per_block * readers.segments.shape[1] * key_heads * batch
     if programs == 0:
         return
@@ -518,7 +513,7 @@ def backward_keys(
         key,
         value,
         grad_out,
-        lse,
+        norm,
         mean,
         key_bias,
         cell_sites,

@@ -6,7 +6,6 @@ is computed online in base 2 (Milakov and Gimelshein 2018; Dao et al. 2022). Let
 in `triton_tiles`.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,6 +20,7 @@ from ndgpa.attend.triton_tiles import (
     masked_logits,
     padded_width,
     precision,
+    problem_of,
     query_rows,
     rows_strides,
     store_rows,
@@ -44,6 +44,7 @@ def forward_kernel(
     p_key_time,  # (n_k,) int64, or None
     p_out,  # (b, h, n, dv)
     p_lse,  # (b, h, n) float32, contiguous
+    p_norm,  # (b, 2, h, n) float32, contiguous: largest logit in base 2, and 1 / sum
     s_query_b,
     s_query_h,
     s_query_n,
@@ -133,9 +134,15 @@ def forward_kernel(
     m_blind = b_sum == 0
     b_sum = tl.where(m_blind, 1.0, b_sum)
     b_lse = tl.where(m_blind, float("-inf"), (b_max + tl.log2(b_sum)) / _LOG2_E)
+    b_max = tl.where(m_blind, 0.0, b_max)
+    b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
-    store_rows(p_rows, b_out / b_sum[:, None], m_row, DV, PAD_DV)
-    tl.store(p_lse + (b * T * GROUP + o_head) * n + o_site, b_lse, mask=m_row)
+    store_rows(p_rows, b_out * b_norm[:, None], m_row, DV, PAD_DV)
+    o_query = (b * T * GROUP + o_head) * n + o_site
+    tl.store(p_lse + o_query, b_lse, mask=m_row)
+    p_norm += o_query + b * T * GROUP * n
+    tl.store(p_norm, b_max, mask=m_row)
+    tl.store(p_norm + T * GROUP * n, b_norm, mask=m_row)
 
 
 def forward(
@@ -151,6 +158,7 @@ def forward(
     key_time: Tensor | None,  # (n_k,) int64
     out: Tensor,  # (b, h, n, dv), written
     lse: Tensor,  # (b, h, n) float32, contiguous, written
+    norm: Tensor,  # (b, 2, h, n) float32, contiguous, written: what the backward normalises by
     scale: float,
     tile: Tile | None = None,
 ) -> None:
@@ -160,8 +168,7 @@ def forward(
     places, sites = cell_sites.shape[1], key_sites.shape[1]
     rows = heads // tiles * places
     if tile is None:
-        widths = padded_width(d), padded_width(dv)
-        tile = forward_tile(rows, sites, slots, widths, query.element_size())
+        tile = forward_tile(problem_of(query, value, rows, sites, slots))
     programs = -(-rows // tile.rows) * cells * tiles * batch
     if programs == 0:
         return
@@ -178,6 +185,7 @@ def forward(
         key_time,
         out,
         lse,
+        norm,
         *rows_strides(query),
         *rows_strides(key),
         *rows_strides(value),

@@ -44,7 +44,7 @@ def fused(
     """
     _checks.triton_backend(query, value, DTYPES, WIDEST)
     slot_bias = None if selection.bias is None else selection.bias.float()
-    return attend_triton(
+    out, lse, _ = attend_triton(
         query,
         key,
         value,
@@ -57,6 +57,7 @@ def fused(
         key_structure.time if causal else None,
         scale,
     )
+    return out, lse
 
 
 def is_usable(query: Tensor, value: Tensor) -> bool:
@@ -82,12 +83,15 @@ def attend_triton(
     query_time: Tensor | None,  # (n,) int64
     key_time: Tensor | None,  # (n_k,) int64
     scale: float,
-) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32
+) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
+    """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
     from ndgpa.attend.triton_forward import forward
 
-    out, lse = _empty_out(query, value)
+    out, lse, norm = _empty_out(query, value)
     forward(
-        *(_side_by_side(x) for x in (query, key, value)),
+        _side_by_side(query),
+        _side_by_side(key),
+        _side_by_side(value),
         _table(blocks),
         None if slot_bias is None else slot_bias.contiguous(),
         None if key_bias is None else key_bias.contiguous(),
@@ -97,9 +101,10 @@ def attend_triton(
         key_time,
         out,
         lse,
+        norm,
         scale,
     )
-    return out, lse
+    return out, lse, norm
 
 
 @attend_triton.register_fake
@@ -115,7 +120,7 @@ def _(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_out(query, value)
 
 
@@ -130,7 +135,7 @@ def attend_triton_backward(
     grad_out: Tensor,  # (b, h, n, dv)
     grad_lse: Tensor,  # (b, h, n)
     out: Tensor,  # (b, h, n, dv)
-    lse: Tensor,  # (b, h, n)
+    norm: Tensor,  # (b, 2, h, n)
     cell_sites: Tensor,
     key_sites: Tensor,
     query_time: Tensor | None,
@@ -151,14 +156,14 @@ def attend_triton_backward(
         query_time,
         key_time,
     )
-    lse, mean = lse.contiguous(), torch.empty_like(lse, memory_format=torch.contiguous_format)
-    grad_lse = grad_lse.contiguous()
+    norm, grad_lse = norm.contiguous(), grad_lse.contiguous()
+    mean = torch.empty_like(grad_lse)
     grad_slot = backward_queries(
-        query, key, value, grad_out, out, lse, grad_lse, *given, grads[0], mean, scale
+        query, key, value, grad_out, out, norm, grad_lse, *given, grads[0], mean, scale
     )
     grad_bias = None if key_bias is None else grads[4]
     backward_keys(
-        query, key, value, grad_out, lse, mean, *given, grads[1], grads[2], grad_bias, scale
+        query, key, value, grad_out, norm, mean, *given, grads[1], grads[2], grad_bias, scale
     )
     return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
 
@@ -174,7 +179,7 @@ def _(
     grad_out: Tensor,
     grad_lse: Tensor,
     out: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     cell_sites: Tensor,
     key_sites: Tensor,
     query_time: Tensor | None,
@@ -197,7 +202,7 @@ def _empty_grads(
     )
 
 
-def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The output in the memory order of the query, so that joining the heads copies nothing."""
     width = value.shape[3]
     if query.stride(1) < query.stride(2):  # heads side by side
@@ -205,7 +210,8 @@ def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         out = out.transpose(1, 2)
     else:
         out = query.new_empty(*query.shape[:3], width)
-    return out, query.new_empty(query.shape[:3], dtype=torch.float32)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return out, lse, lse.new_empty(lse.shape[0], 2, *lse.shape[1:])
 
 
 def _side_by_side(x: Tensor) -> Tensor:
@@ -217,11 +223,12 @@ def _table(blocks: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6], *output, *inputs[6:-1])
+    out, _, norm = output
+    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:-1])
     ctx.scale = inputs[-1]
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     given, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
     grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, ctx.scale)
     slot = grads[3] if given[3] is not None else None

@@ -86,41 +86,63 @@ class Tile:
     stages: int
 
 
-def forward_tile(rows: int, sites: int, slots: int, widths: tuple[int, int], size: int) -> Tile:
-    """For `rows` queries of a cell, blocks of `sites`, features padded to `widths` of `size` bytes."""
-    wide = max(widths)
-    if size == 4:  # no matrix units: everything is in registers
-        row = _fit(rows, 16, 64 if wide <= 64 else 32)
-        key = _fit(sites * slots, 16, 32 if wide <= 128 else 16)
-        return Tile(row, key, 4, 2 if wide <= 128 else 1)
-    row = _fit(rows, 16, 128 if wide <= 128 else 64)
-    key = max(_fit(sites * slots, 16, 64 if wide <= 128 else 32), 16)
+@dataclass(frozen=True)
+class Problem:
+    """What the choice of a tile depends on.
+
+    rows: queries of a cell, all heads that share its selection and key head. sites: of a block.
+    slots: of a cell. wide: features, padded. size: bytes of one. hopper: whether the matrix units
+    take operands from shared memory (wgmma), so that registers are left for larger tiles.
+    """
+
+    rows: int
+    sites: int
+    slots: int
+    wide: int
+    size: int
+    hopper: bool
+
+
+def problem_of(query: Tensor, value: Tensor, rows: int, sites: int, slots: int) -> Problem:
+    wide = max(padded_width(query.shape[3]), padded_width(value.shape[3]))
+    hopper = query.is_cuda and torch.cuda.get_device_capability(query.device)[0] == 9
+    return Problem(rows, sites, slots, wide, query.element_size(), hopper)
+
+
+def forward_tile(problem: Problem) -> Tile:
+    wide, keys = problem.wide, problem.sites * problem.slots
+    if problem.size == 4:  # no matrix units: everything is in registers
+        row, key, warps, stages = {64: (32, 32, 4, 1), 128: (16, 16, 4, 2), 256: (16, 32, 8, 1)}[
+            max(wide, 64)
+        ]
+        return Tile(_fit(problem.rows, 16, row), _fit(keys, 16, key), warps, stages)
+    row = _fit(problem.rows, 16, 128 if wide <= 128 else 64)
+    key = _fit(keys, 16, 64 if wide <= 128 else 32)
     warps = {16: 1, 32: 2, 64: 4, 128: 8}[row]
-    return Tile(row, key, max(warps, 4 if wide > 128 else 1), 3 if wide <= 128 else 2)
+    if wide == 256 or (wide == 128 and not problem.hopper):
+        warps = min(2 * warps, 8)
+    return Tile(row, key, warps, 3 if wide <= 128 else 2)
 
 
-def query_major_tile(rows: int, sites: int, slots: int, widths: tuple[int, int], size: int) -> Tile:
-    wide = max(widths)
-    if size == 4:
-        return Tile(_fit(rows, 16, 32), _fit(sites * slots, 16, 32 if wide <= 64 else 16), 4, 1)
-    row = _fit(rows, 16, 64)
-    key = _fit(sites * slots, 16, 64 if wide <= 128 else 32)
+def query_major_tile(problem: Problem) -> Tile:
+    wide, keys = problem.wide, problem.sites * problem.slots
+    if problem.size == 4:
+        return Tile(_fit(problem.rows, 16, 16), _fit(keys, 16, 32 if wide <= 64 else 16), 4, 1)
+    row = _fit(problem.rows, 16, 64)
+    key = _fit(keys, 16, 64 if wide <= 64 else 32)
     warps = {16: 1, 32: 2, 64: 4}[row]
-    if wide > 64:
-        warps = max(4, 2 * warps)
-    return Tile(row, key, warps, 2)
+    return Tile(row, key, min(2 * warps, 8) if wide > 64 else warps, 2)
 
 
-def key_major_tile(rows: int, sites: int, widths: tuple[int, int], size: int) -> Tile:
-    """For blocks of `sites`, read by cells of `rows` queries: any number of cells fills a tile."""
-    wide = max(widths)
-    if size == 4:
-        return Tile(32 if wide <= 64 else 16, _fit(sites, 16, 32), 4, 1)
-    key = _fit(sites, 16, 64)
+def key_major_tile(problem: Problem) -> Tile:
+    """Any number of readers fills the rows of a tile."""
+    wide = problem.wide
+    if problem.size == 4:
+        return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
+    key = _fit(problem.sites, 16, 64)
     warps = {16: 1, 32: 2, 64: 4}[key]
-    if wide > 64:
-        warps = max(4, 2 * warps)
-    return Tile(64 if wide <= 128 else 32, key, warps, 2)
+    row = 64 if wide <= 64 else 32
+    return Tile(row, key, min(2 * warps, 8) if wide > 64 else warps, 2)
 
 
 def _fit(count: int, least: int, most: int) -> int:
