@@ -285,12 +285,12 @@ def key_major_kernel(
             b_now = tl.load(p_query_time + o_site)
             m_seen = m_seen & (b_then[:, None] <= b_now[None, :])
         # (ROWS, PAD_D), (ROWS, PAD_DV), (KEYS, ROWS)
-        p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
-        b_query = load_rows(p_rows, m_row, D, PAD_D)
+        p_queries = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
+        b_query = load_rows(p_queries, m_row, D, PAD_D)
         b_s = masked_logits(b_key, b_query, scale * _LOG2_E, b_added, m_seen, PRECISION)
         b_p = tl.exp2(b_s - b_max[None, :]) * b_norm[None, :]
-        p_rows = p_grad_out + b * s_grad_out_b + o_head * s_grad_out_h + o_site * s_grad_out_n
-        b_grad_out = load_rows(p_rows, m_row, DV, PAD_DV)
+        p_grads = p_grad_out + b * s_grad_out_b + o_head * s_grad_out_h + o_site * s_grad_out_n
+        b_grad_out = load_rows(p_grads, m_row, DV, PAD_DV)
         b_grad_value = tl.dot(
             b_p.to(b_grad_out.dtype), b_grad_out, b_grad_value, input_precision=PRECISION
         )
@@ -301,18 +301,17 @@ def key_major_kernel(
 
     b_grad_key *= scale
     if part < 0:
-        p_rows = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
-        store_rows(p_rows + o_key * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
-        p_rows = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
-        store_rows(p_rows + o_key * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
+        p_grad_keys = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
+        store_rows(p_grad_keys + o_key * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
+        p_grad_values = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
+        store_rows(p_grad_values + o_key * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
         if p_grad_bias is not None:
             tl.store(p_grad_bias + o_bias, b_grad_bias, mask=m_exists)
     else:
-        o_part = ((b * key_heads + key_head) * parts + part) * R + o_place
-        p_rows = p_parts + o_part * PART
-        store_rows(p_rows, b_grad_key, m_exists, D, PAD_D)
-        store_rows(p_rows + D, b_grad_value, m_exists, DV, PAD_DV)
-        tl.store(p_rows + D + DV, b_grad_bias, mask=m_exists)
+        p_part = p_parts + (((b * key_heads + key_head) * parts + part) * R + o_place) * PART
+        store_rows(p_part, b_grad_key, m_exists, D, PAD_D)
+        store_rows(p_part + D, b_grad_value, m_exists, DV, PAD_DV)
+        tl.store(p_part + D + DV, b_grad_bias, mask=m_exists)
 
 
 @triton.jit
@@ -362,10 +361,10 @@ def add_parts_kernel(
     b_grad_bias = tl.zeros((KEYS,), tl.float32)
     for part in range(tl.load(p_row + 1), tl.load(p_row + 2)):
         o_part = ((b * key_heads + key_head) * parts + part) * R + o_place
-        p_rows = p_parts + o_part * PART
-        b_grad_key += load_rows(p_rows, m_key, D, PAD_D)
-        b_grad_value += load_rows(p_rows + D, m_key, DV, PAD_DV)
-        b_grad_bias += tl.load(p_rows + D + DV, mask=m_key, other=0.0)
+        p_part = p_parts + o_part * PART
+        b_grad_key += load_rows(p_part, m_key, D, PAD_D)
+        b_grad_value += load_rows(p_part + D, m_key, DV, PAD_DV)
+        b_grad_bias += tl.load(p_part + D + DV, mask=m_key, other=0.0)
     p_rows = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
     store_rows(p_rows + o_key * s_grad_key_n, b_grad_key, m_key, D, PAD_D)
     p_rows = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h

@@ -3,7 +3,6 @@
 Triton itself is imported when the first kernel runs.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch, without_autocast
+from ndgpa._ops import fold_into_batch, has_triton, without_autocast
 from ndgpa.attend.chunked import attend_chunked_backward
 from ndgpa.selection.base import Selection
 from ndgpa.structures.base import SpatialStructure, take_sites
@@ -63,10 +62,9 @@ def fused(
 def is_usable(query: Tensor, value: Tensor) -> bool:
     """Whether `backend=None` means this one."""
     return (
-        query.is_cuda
+        has_triton(query)
         and query.dtype in DTYPES
         and max(query.shape[3], value.shape[3]) <= WIDEST
-        and importlib.util.find_spec("triton") is not None
     )
 
 
@@ -92,13 +90,7 @@ def attend_triton(
         _side_by_side(query),
         _side_by_side(key),
         _side_by_side(value),
-        _table(blocks),
-        None if slot_bias is None else slot_bias.contiguous(),
-        None if key_bias is None else key_bias.contiguous(),
-        cell_sites.contiguous(),
-        key_sites.contiguous(),
-        query_time,
-        key_time,
+        *_tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time),
         out,
         lse,
         norm,
@@ -147,23 +139,35 @@ def attend_triton_backward(
 
     query, key, value, grad_out, out = map(_side_by_side, (query, key, value, grad_out, out))
     grads = _empty_grads(query, key, value, slot_bias, key_bias)
-    given = (
-        _table(blocks),
-        None if slot_bias is None else slot_bias.contiguous(),
-        None if key_bias is None else key_bias.contiguous(),
-        cell_sites.contiguous(),
-        key_sites.contiguous(),
-        query_time,
-        key_time,
-    )
+    given = _tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time)
     norm, grad_lse = norm.contiguous(), grad_lse.contiguous()
     mean = torch.empty_like(grad_lse)
     grad_slot = backward_queries(
-        query, key, value, grad_out, out, norm, grad_lse, *given, grads[0], mean, scale
+        query,
+        key,
+        value,
+        grad_out,
+        out,
+        norm,
+        grad_lse,
+        *given,
+        grad_query=grads[0],
+        mean=mean,
+        scale=scale,
     )
     grad_bias = None if key_bias is None else grads[4]
     backward_keys(
-        query, key, value, grad_out, norm, mean, *given, grads[1], grads[2], grad_bias, scale
+        query,
+        key,
+        value,
+        grad_out,
+        norm,
+        mean,
+        *given,
+        grad_key=grads[1],
+        grad_value=grads[2],
+        grad_bias=grad_bias,
+        scale=scale,
     )
     return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
 
@@ -218,8 +222,9 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _table(blocks: Tensor) -> Tensor:
-    return blocks.to(torch.int32).contiguous()
+def _tables(blocks: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """All that the kernels read without strides."""
+    return blocks.int().contiguous(), *[None if x is None else x.contiguous() for x in others]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

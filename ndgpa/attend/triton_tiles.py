@@ -139,10 +139,8 @@ def key_major_tile(problem: Problem) -> Tile:
     wide = problem.wide
     if problem.size == 4:
         return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
-    key = _fit(problem.sites, 16, 64)
-    warps = {16: 1, 32: 2, 64: 4}[key]
-    row = 64 if wide <= 64 else 32
-    return Tile(row, key, min(2 * warps, 8) if wide > 64 else warps, 2)
+    key = _fit(problem.sites, 16, 64 if wide <= 128 else 32)
+    return Tile(64 if wide <= 64 else 32, key, 8 if wide > 64 and key > 16 else 4, 2)
 
 
 def _fit(count: int, least: int, most: int) -> int:

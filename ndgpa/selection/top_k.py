@@ -7,12 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch
+from ndgpa._ops import fold_into_batch, has_triton
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.relevance import RELEVANCE, cell_relevance
 from ndgpa.structures.base import SpatialStructure
 
 SHARE = ("head", "group", "all")
+# Features of a head that the kernels take.
+WIDEST = 256
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,85 @@ def select_top_k(
     scale: float,
 ) -> Tensor:  # (b, hs, C, min(k, B_k) + F) int32, ascending, empty slots last
     """One opaque operator, so that a compiled graph does not unroll the tiles."""
+    return _select_in_torch(
+        query,
+        key,
+        bias,
+        log_size,
+        weight,
+        cell_group,
+        key_group,
+        forced,
+        k,
+        relevance,
+        share,
+        scale,
+    )
+
+
+@select_top_k.register_kernel("cuda")
+def _(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+) -> Tensor:
+    options = (k, relevance, share, scale)
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    if has_triton(query) and query.dtype == torch.float32 and query.shape[-1] <= WIDEST:
+        return select_in_triton(*given, *options)
+    return _select_in_torch(*given, *options)
+
+
+def select_in_triton(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+) -> Tensor:
+    """As `select_top_k`, in kernels, for float32."""
+    from ndgpa.selection.triton_top_k import select
+
+    heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    blocks = select(*given, k, relevance, heads, scale)
+    if forced is None:
+        return blocks
+    always = forced.expand(*blocks.shape[:2], -1, -1)
+    always = _of_group(always, cell_group, key_group, slice(None))
+    return _ascending(torch.cat([blocks, always], dim=-1), key.shape[2]).int()
+
+
+def _select_in_torch(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+) -> Tensor:
     batch, heads, num_cells, _, _ = query.shape
     key_heads, num_blocks = key.shape[1:3]
     if share == "head":  # every head has its own key head beside it
@@ -185,6 +266,8 @@ def _top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor,
     num_blocks = scores.shape[-1]
     if k == num_blocks:
         return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
+    if scores.is_cuda:  # a host that looks for ties would wait
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
     tied = values[..., k - 1] == values[..., k]
     ids = ids[..., :k]

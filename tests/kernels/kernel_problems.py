@@ -111,10 +111,10 @@ def plain(query, key, value, selection, structure, key_structure, *, scale, key_
 
 
 @st.composite
-def structures(draw, most: int = 40) -> SpatialStructure:
+def structures(draw, most: int = 24) -> SpatialStructure:
     """Ragged grids of one to three axes, or random clusters; all with time."""
     if draw(st.booleans()):
-        shape = draw(st.sampled_from([(23,), (37,), (5, 7), (6, 6), (3, 4, 3), (1, 9)]))
+        shape = draw(st.sampled_from([(11,), (23,), (5, 4), (4, 4), (3, 2, 3), (1, 9)]))
         factors = [draw(st.integers(1, min(4, n))) for n in shape]
         blocks = [-(-n // d) for n, d in zip(shape, factors)]
         cells = [draw(st.integers(1, min(3, n))) for n in blocks]
@@ -139,11 +139,11 @@ def _numbering(members: int, rows: int, generator: torch.Generator) -> Tensor:
 def problems(draw, scale: float = 1.0) -> Attention:
     structure = draw(structures())
     key_structure = structure if draw(st.booleans()) else draw(structures())
-    heads, key_heads = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]))
+    heads, key_heads = draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
     return attention(
         structure,
         key_structure,
-        batch=draw(st.sampled_from([1, 1, 2])),
+        batch=draw(st.integers(1, 2)),
         heads=heads,
         key_heads=key_heads,
         selection_heads=draw(st.sampled_from([1, key_heads, heads])),

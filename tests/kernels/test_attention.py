@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kernel_problems import attention, plain, problems, reference, triton
 
@@ -10,7 +10,13 @@ import ndgpa
 from ndgpa import Clusters, Grid, Selection
 
 DTYPES = (torch.float32, torch.float16)
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+# Shrinking in the interpreter would take hours.
+FEW = settings(
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 
 
 def error(x, exact):
@@ -22,18 +28,22 @@ def error(x, exact):
 def within_budget(problem, dtype):
     """STYLE.md: twice the error of the plain computation in that dtype, thrice for gradients.
 
-    Where the plain computation happens to be exact (one key, one-hot weights), a rounding of the
-    result or of the terms that cancel in it is allowed.
+    A problem of few rows may meet a plain computation that happens to be exact (one key, one-hot
+    weights): one rounding of the largest logit, or of the terms that cancel in a gradient, is
+    allowed here. The test after this one pools many rows and allows nothing.
     """
     problem = problem.rounded(dtype)
     exact, ours = problem.solve(reference, torch.float64), problem.solve(triton, dtype)
     other = problem.solve(plain, dtype)
+    finite = exact["lse"][exact["lse"].isfinite()].abs()
+    logit = 1 + (finite.max() if len(finite) else 0)
     terms = (problem.grad_out.norm() + problem.grad_lse.norm()) * problem.value.abs().max()
-    reach = max(1.0, problem.query.abs().max() * problem.scale, problem.key.abs().max())
+    terms = terms * max(1.0, problem.query.abs().max() * problem.scale, problem.key.abs().max())
     for name, x in exact.items():
         times = 2 if name in ("out", "lse") else 3
         eps = torch.finfo(torch.float32 if name == "lse" else dtype).eps
-        least = eps * (x[x.isfinite()].norm() if times == 2 else terms * reach)
+        rounding = eps + logit * torch.finfo(torch.float32).eps
+        least = rounding * (x[x.isfinite()].norm() if times == 2 else terms)
         budget = times * error(other[name], x) + least
         assert error(ours[name], x) <= budget, (name, error(ours[name], x), budget)
 
