@@ -222,9 +222,29 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _tables(blocks: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+def _tables(
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
     """All that the kernels read without strides."""
-    return blocks.int().contiguous(), *[None if x is None else x.contiguous() for x in others]
+    return (
+        blocks.int().contiguous(),
+        _contiguous(slot_bias),
+        _contiguous(key_bias),
+        cell_sites.contiguous(),
+        key_sites.contiguous(),
+        _contiguous(query_time),
+        _contiguous(key_time),
+    )
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

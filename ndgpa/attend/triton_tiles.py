@@ -92,7 +92,7 @@ class Problem:
 
     rows: queries of a cell, all heads that share its selection and key head. sites: of a block.
     slots: of a cell. wide: features, padded. size: bytes of one. hopper: whether the matrix units
-    take operands from shared memory (wgmma), so that registers are left for larger tiles.
+    take operands from shared memory (Hopper and later), which leaves registers for larger tiles.
     """
 
     rows: int
@@ -105,8 +105,9 @@ class Problem:
 
 def problem_of(query: Tensor, value: Tensor, rows: int, sites: int, slots: int) -> Problem:
     wide = max(padded_width(query.shape[3]), padded_width(value.shape[3]))
-    hopper = query.is_cuda and torch.cuda.get_device_capability(query.device)[0] == 9
-    return Problem(rows, sites, slots, wide, query.element_size(), hopper)
+    gpu = query.device.type != "cpu"
+    new = gpu and torch.cuda.get_device_capability(query.device)[0] in (9, 10)
+    return Problem(rows, sites, slots, wide, query.element_size(), new)
 
 
 def forward_tile(problem: Problem) -> Tile:

@@ -263,7 +263,7 @@ def select(
     scale: float,
 ) -> Tensor:  # (b, hs, C, min(k, B)) int32, ascending, empty slots last
     """The most relevant blocks of each cell; everything stays on the device."""
-    batch, heads, cells, places, d = query.shape
+    batch, heads, cells = query.shape[:3]
     num_blocks, count = key.shape[2], min(k, key.shape[2])
     if selection_heads > key.shape[1]:
         repeats = selection_heads // key.shape[1]
@@ -277,12 +277,24 @@ def select(
         summed = (query * weight[..., None]).sum(dim=3)
         query = summed.unflatten(1, (-1, g)).sum(dim=2)[:, :, :, None]
         weight = weight.sum(dim=1, keepdim=True) * g
-        places, g = 1, 1
-    given = [query, key, bias, log_size, cell_group, key_group]
-    given = [None if x is None else x.contiguous() for x in given]
+        g = 1
+    query, key = query.contiguous(), key.contiguous()
+    bias, log_size, cell_group, key_group = map(
+        _contiguous, (bias, log_size, cell_group, key_group)
+    )
     rows, lse = batch * selection_heads, None
     if relevance == "mass":
-        lse = log_sum_exp(*given, heads_of_key=g, key_heads=gk, scale=scale)
+        lse = log_sum_exp(
+            query,
+            key,
+            bias,
+            log_size,
+            cell_group,
+            key_group,
+            heads_of_key=g,
+            key_heads=gk,
+            scale=scale,
+        )
     out = query.new_empty(rows, cells, count, dtype=torch.int32)
     rows_held = max(1, _HELD // (num_blocks * cells))
     cells_held = max(1, min(cells, _HELD // num_blocks))
@@ -290,7 +302,22 @@ def select(
         for cell in range(0, cells, cells_held):
             part = out[row : row + rows_held, cell : cell + cells_held]
             scores = query.new_empty(*part.shape[:2], num_blocks)
-            cell_relevance(*given, weight.contiguous(), lse, scores, row, cell, g, gk, scale)
+            cell_relevance(
+                query,
+                key,
+                bias,
+                log_size,
+                cell_group,
+                key_group,
+                weight.contiguous(),
+                lse,
+                scores,
+                row,
+                cell,
+                g,
+                gk,
+                scale,
+            )
             if forced is not None:
                 named = forced[cell : cell + cells_held]
                 named = torch.where(named < 0, named[:, :1], named).expand(len(part), -1, -1)
@@ -399,6 +426,10 @@ def _tile(key: Tensor) -> dict[str, Any]:
         "num_warps": 4 if width <= 128 else 8,
         "num_stages": 2,
     }
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def top_k(scores: Tensor, out: Tensor) -> None:
