@@ -24,7 +24,7 @@ _TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 @dataclass
@@ -99,5 +99,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         ).stdout
     registers = re.search(r"REG:(\d+)", report)
     stack, local = re.search(r"STACK:(\d+)", report), re.search(r"LOCAL:(\d+)", report)
-    assert registers and stack and local, report
+    assert registers, report
+    assert stack, report
+    assert local, report
     return int(registers[1]), int(stack[1]) + int(local[1])

@@ -12,8 +12,10 @@ products are exact by default and use none), and the tile.
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -85,38 +87,20 @@ def rows(shape: Shape, capability: int) -> Iterator[Row]:
         )
 
 
-def launches(shape: Shape, capability: int) -> list[tuple]:
+def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
     """Every kernel launch of selection, forward and backward, recorded on tensors without data."""
-    recorders = {}
-    with mock.patch("torch.cuda.get_device_capability", return_value=(capability // 10, 0)):
-        with _recording(recorders):
-            _selection(shape)
-            _attention(shape)
+    recorders: dict[str, Recorder] = {}
+    with ExitStack() as stack:
+        chip = (capability // 10, 0)
+        stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
+        for module in (triton_means, triton_top_k, triton_forward, triton_backward):
+            names = [name for name in vars(module) if name.endswith("_kernel")]
+            found = {name: Recorder(getattr(module, name)) for name in names}
+            stack.enter_context(mock.patch.multiple(module, **found))
+            recorders |= found
+        _selection(shape)
+        _attention(shape)
     return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
-
-
-def _recording(recorders: dict[str, Recorder]):
-    stack = mock.patch.multiple  # every kernel of every module is replaced by its recorder
-    patches = []
-    for module in (triton_means, triton_top_k, triton_forward, triton_backward):
-        names = [name for name in vars(module) if name.endswith("_kernel")]
-        found = {name: Recorder(getattr(module, name)) for name in names}
-        recorders |= found
-        patches.append(stack(module, **found))
-    return _all(patches)
-
-
-class _all:
-    def __init__(self, patches: list) -> None:
-        self.patches = patches
-
-    def __enter__(self) -> None:
-        for patch in self.patches:
-            patch.start()
-
-    def __exit__(self, *_: object) -> None:
-        for patch in self.patches:
-            patch.stop()
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

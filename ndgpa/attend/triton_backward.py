@@ -456,6 +456,7 @@ def backward_queries(
             PRECISION=precision(query.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            enable_fp_fusion=True,
         )
     if grad_slot is None:
         return None
@@ -549,6 +550,7 @@ def backward_keys(
         PRECISION=precision(query.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,
         **shape,
     )
     hot = readers.hot.shape[1]
@@ -569,6 +571,8 @@ def backward_keys(
         min(blocks.shape[1], key_heads),
         readers.parts,
         KEYS=tile.keys,
+        num_warps=4,
+        enable_fp_fusion=True,
         **shape,
     )
 

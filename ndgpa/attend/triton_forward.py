@@ -212,4 +212,5 @@ def forward(
         PRECISION=precision(query.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,
     )

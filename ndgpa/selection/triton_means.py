@@ -73,4 +73,5 @@ def sum_blocks(
         PAD_D=width,
         BLOCKS=tile,
         num_warps=4,
+        enable_fp_fusion=True,
     )

@@ -425,6 +425,7 @@ def _tile(key: Tensor) -> dict[str, Any]:
         "PRECISION": PRECISION,
         "num_warps": 4 if width <= 128 else 8,
         "num_stages": 2,
+        "enable_fp_fusion": True,
     }
 
 
@@ -451,4 +452,5 @@ def top_k(scores: Tensor, out: Tensor) -> None:
         PAD_B=width,
         PAD_K=triton.next_power_of_2(count),
         num_warps=min(max(width // 1024, 1), 8),
+        enable_fp_fusion=True,
     )

@@ -83,6 +83,12 @@ def test_the_blocks_are_those_of_the_torch_formula(problem):
     assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
 
 
+def coarse(query, key, weight, k):
+    nothing = ("bias", "log_size", "cell_group", "key_group", "forced")
+    options = {"k": k, "relevance": "mass", "share": "head", "scale": 1.0}
+    return {"query": query, "key": key, "weight": weight, **dict.fromkeys(nothing), **options}
+
+
 def _top_k(scores, k):
     from ndgpa.selection import triton_top_k
 
@@ -127,11 +133,12 @@ def test_relevance_is_made_for_a_few_cells_at_a_time(monkeypatch):
     from ndgpa.selection import triton_top_k
 
     g = torch.Generator().manual_seed(3)
-    problem = {
-        "query": torch.randn(1, 2, 7, 2, 8, generator=g), "key": torch.randn(1, 2, 9, 8, generator=g),
-        "bias": None, "log_size": None, "weight": torch.ones(7, 2), "cell_group": None, "key_group": None,
-        "forced": None, "k": 3, "relevance": "mass", "share": "head", "scale": 1.0,
-    }  # fmt: skip
+    problem = coarse(
+        torch.randn(1, 2, 7, 2, 8, generator=g),
+        torch.randn(1, 2, 9, 8, generator=g),
+        torch.ones(7, 2),
+        k=3,
+    )
     whole = top_k.select_in_triton(**problem)
     for held in (1, 20, 63, 100):
         monkeypatch.setattr(triton_top_k, "_HELD", held)
@@ -140,11 +147,12 @@ def test_relevance_is_made_for_a_few_cells_at_a_time(monkeypatch):
 
 def test_a_cell_of_more_blocks_than_a_tile_has_rows():
     g = torch.Generator().manual_seed(5)
-    problem = {
-        "query": torch.randn(1, 1, 2, 150, 8, generator=g), "key": torch.randn(1, 1, 20, 8, generator=g),
-        "bias": None, "log_size": None, "weight": torch.ones(2, 150), "cell_group": None, "key_group": None,
-        "forced": None, "k": 4, "relevance": "mass", "share": "head", "scale": 1.0,
-    }  # fmt: skip
+    problem = coarse(
+        torch.randn(1, 1, 2, 150, 8, generator=g),
+        torch.randn(1, 1, 20, 8, generator=g),
+        torch.ones(2, 150),
+        k=4,
+    )
     assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
 
 
@@ -152,10 +160,7 @@ def test_a_nan_query_takes_no_part():
     g = torch.Generator().manual_seed(4)
     query, key = torch.randn(1, 1, 2, 2, 8, generator=g), torch.randn(1, 1, 9, 8, generator=g)
     query[0, 0, 0, 1, 3] = torch.nan
-    problem = {
-        "query": query, "key": key, "bias": None, "log_size": None, "weight": torch.ones(2, 2), "cell_group": None,
-        "key_group": None, "forced": None, "k": 3, "relevance": "mass", "share": "head", "scale": 1.0,
-    }  # fmt: skip
+    problem = coarse(query, key, torch.ones(2, 2), k=3)
     assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
 
 
