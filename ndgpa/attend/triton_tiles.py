@@ -113,9 +113,11 @@ def problem_of(query: Tensor, value: Tensor, rows: int, sites: int, slots: int) 
 def forward_tile(problem: Problem) -> Tile:
     wide, keys = problem.wide, problem.sites * problem.slots
     if problem.size == 4:  # no matrix units: everything is in registers
-        row, key, warps, stages = {64: (32, 32, 4, 1), 128: (16, 16, 4, 2), 256: (16, 32, 8, 1)}[
-            max(wide, 64)
-        ]
+        row, key, warps, stages = {
+            64: (32, 32, 4, 1 if problem.hopper else 2),
+            128: (16, 16, 4, 2),
+            256: (16, 32, 8, 1),
+        }[max(wide, 64)]
         return Tile(_fit(problem.rows, 16, row), _fit(keys, 16, key), warps, stages)
     row = _fit(problem.rows, 16, 128 if wide <= 128 else 64)
     key = _fit(keys, 16, 64 if wide <= 128 else 32)
@@ -141,7 +143,7 @@ def key_major_tile(problem: Problem) -> Tile:
     if problem.size == 4:
         return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
     key = _fit(problem.sites, 16, 64 if wide <= 128 else 32)
-    return Tile(64 if wide <= 64 else 32, key, 8 if wide > 64 and key > 16 else 4, 2)
+    return Tile(64 if wide <= 64 else 32, key, 8 if key == 64 or (wide > 64 and key > 16) else 4, 2)
 
 
 def _fit(count: int, least: int, most: int) -> int:

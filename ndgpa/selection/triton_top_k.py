@@ -23,42 +23,63 @@ PRECISION = "tf32x3"
 _HELD = 1 << 25
 # The longest row that one program holds in registers.
 LONGEST_ROW = 1 << 14
+# Coarse queries of a tile.
+_ROWS = 64
 # Tiles of keys that one program of the second kernel visits.
 _KEY_TILES = 16
 
 
 @triton.jit
-def load_features(p_rows, m_row, D: tl.constexpr, PAD_D: tl.constexpr):
-    """Rows of features, zeros beyond: (rows, PAD_D)."""
-    o_feature = tl.arange(0, PAD_D)
-    m = m_row[:, None]
-    if D != PAD_D:
-        m = m & (o_feature < D)[None, :]
+def load_features(p_rows, m_row, first, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Features of rows from `first` on, zeros beyond: (rows, WIDTH)."""
+    o_feature = first + tl.arange(0, WIDTH)
+    m = m_row[:, None] & (o_feature < D)[None, :]
     return tl.load(p_rows[:, None] + o_feature[None, :], mask=m, other=0.0)
 
 
 @triton.jit
-def key_tile(
-    p_key,  # (L * gk, B, d)
+def scores(
+    b_query,  # (rows, PAD_D), used where one piece holds all features
+    p_query_rows,
+    m_row,
+    p_key_rows,
+    m_key,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of query and key rows, WIDTH features at a time: (rows, keys)."""
+    if WIDTH == PAD_D:
+        b_key = load_features(p_key_rows, m_key, 0, D, WIDTH)
+        b_s = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
+    else:
+        b_s = tl.zeros((p_query_rows.shape[0], p_key_rows.shape[0]), tl.float32)
+        for first in range(0, PAD_D, WIDTH):
+            b_left = load_features(p_query_rows, m_row, first, D, WIDTH)
+            b_right = load_features(p_key_rows, m_key, first, D, WIDTH)
+            b_s = tl.dot(b_left, tl.trans(b_right), b_s, input_precision=PRECISION)
+    return b_s
+
+
+@triton.jit
+def key_biases(
     p_bias,  # (L * gk, B), or None
     p_log_size,  # (L, B), or None
     head,  # of L * gk
     row,  # of L
     o_key,
+    m_key,
     B,
-    D: tl.constexpr,
-    PAD_D: tl.constexpr,
 ):
-    """Keys of a tile, their bias and log size, and which of them exist."""
-    m_key = o_key < B
+    """Bias and log size of the keys of a tile."""
     b_bias = tl.zeros_like(o_key).to(tl.float32)
     b_log_size = b_bias
     if p_bias is not None:
         b_bias = tl.load(p_bias + head * B + o_key, mask=m_key, other=0.0)
     if p_log_size is not None:
         b_log_size = tl.load(p_log_size + row * B + o_key, mask=m_key, other=float("-inf"))
-    b_key = load_features(p_key + (head * B + o_key) * D, m_key, D, PAD_D)
-    return b_key, b_bias, b_log_size, m_key
+    return b_bias, b_log_size
 
 
 @triton.jit
@@ -78,6 +99,7 @@ def lse_kernel(
     P: tl.constexpr,
     D: tl.constexpr,
     PAD_D: tl.constexpr,
+    WIDTH: tl.constexpr,  # features of a product
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,19 +110,22 @@ def lse_kernel(
     # (ROWS,), (ROWS, PAD_D)
     o_row = program % tiles * ROWS + tl.arange(0, ROWS)
     m_row = o_row < C * P
-    b_query = load_features(p_query + (head * C * P + o_row) * D, m_row, D, PAD_D)
+    p_rows = p_query + (head * C * P + o_row) * D
+    b_query = load_features(p_rows, m_row, 0, D, WIDTH)
     if p_cell_group is not None:
         b_group = tl.load(p_cell_group + o_row // P, mask=m_row, other=0)
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     for start in range(0, B, KEYS):
-        # (KEYS,), (KEYS, PAD_D), (ROWS, KEYS)
+        # (KEYS,), (ROWS, KEYS)
         o_key = start + tl.arange(0, KEYS)
-        b_key, b_bias, b_log_size, m_key = key_tile(
-            p_key, p_bias, p_log_size, head // G, head // (G * GK), o_key, B, D, PAD_D
+        m_key = o_key < B
+        b_bias, b_log_size = key_biases(
+            p_bias, p_log_size, head // G, head // (G * GK), o_key, m_key, B
         )
-        b_s = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION) * scale
-        b_s = (b_s + (b_bias + b_log_size)[None, :]) * _LOG2_E
+        p_keys = p_key + (head // G * B + o_key) * D
+        b_s = scores(b_query, p_rows, m_row, p_keys, m_key, D, PAD_D, WIDTH, PRECISION)
+        b_s = (b_s * scale + (b_bias + b_log_size)[None, :]) * _LOG2_E
         m_seen = m_key[None, :]
         if p_cell_group is not None:
             b_other = tl.load(p_key_group + o_key, mask=m_key, other=-1)
@@ -137,6 +162,7 @@ def relevance_kernel(
     P: tl.constexpr,
     D: tl.constexpr,
     PAD_D: tl.constexpr,
+    WIDTH: tl.constexpr,
     CELLS: tl.constexpr,
     PLACES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -165,28 +191,28 @@ def relevance_kernel(
     if SINGLE:
         o_only = o_cell * P + o_in % PLACES
         m_only = (o_in % PLACES < P) & (o_cell < last_cell)
-        b_only = load_features(p_query + (row * C * P + o_only) * D, m_only, D, PAD_D)
+        b_query = load_features(p_query + (row * C * P + o_only) * D, m_only, 0, D, WIDTH)
     first_key = share * KEYS * KEY_TILES
     for start in range(first_key, tl.minimum(first_key + KEYS * KEY_TILES, B), KEYS):
         o_key = start + tl.arange(0, KEYS)
+        m_key = o_key < B
         m_hidden = o_key >= B
         b_sum = tl.zeros((CELLS, KEYS), tl.float32)
         for part in range(0, GK * G * PARTS):
             head = row * GK * G + part // PARTS
-            # (ROWS,), (ROWS, PAD_D), (KEYS, PAD_D), (ROWS, KEYS)
+            # (ROWS,), (KEYS,), (ROWS, KEYS)
             o_place = part % PARTS * PLACES + o_in % PLACES
             m_row = (o_place < P) & (o_cell < last_cell)
             o_row = o_cell * P + o_place
-            if SINGLE:
-                b_query = b_only
-            else:
-                b_query = load_features(p_query + (head * C * P + o_row) * D, m_row, D, PAD_D)
+            p_rows = p_query + (head * C * P + o_row) * D
+            if not SINGLE:
+                b_query = load_features(p_rows, m_row, 0, D, WIDTH)
             b_weight = tl.load(p_weight + o_row, mask=m_row, other=0.0)
-            b_key, b_bias, b_log_size, m_key = key_tile(
-                p_key, p_bias, p_log_size, head // G, row, o_key, B, D, PAD_D
-            )
+            b_bias, b_log_size = key_biases(p_bias, p_log_size, head // G, row, o_key, m_key, B)
             m_hidden = m_hidden | (b_log_size == float("-inf"))
-            b_s = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION) * scale
+            p_keys = p_key + (head // G * B + o_key) * D
+            b_s = scores(b_query, p_rows, m_row, p_keys, m_key, D, PAD_D, WIDTH, PRECISION)
+            b_s *= scale
             if p_lse is not None:
                 b_lse = tl.load(p_lse + head * C * P + o_row, mask=m_row, other=0.0)
                 b_s = (b_s + (b_bias + b_log_size)[None, :]) * _LOG2_E
@@ -205,12 +231,12 @@ def relevance_kernel(
                 b_sum += tl.sum(tl.reshape(b_r, (CELLS, PLACES, KEYS)), 1)
         m_unseen = m_hidden[None, :]
         if p_cell_group is not None:
-            b_of = tl.load(p_key_group + o_key, mask=o_key < B, other=-1)
+            b_of = tl.load(p_key_group + o_key, mask=m_key, other=-1)
             m_unseen = m_unseen | (b_group[:, None] != b_of[None, :])
         b_sum = tl.where(m_unseen, float("-inf"), b_sum)
-        p_rows = p_out + (row_held * cells_held + o_of - first_cell) * B
-        m = m_of[:, None] & (o_key < B)[None, :]
-        tl.store(p_rows[:, None] + o_key[None, :], b_sum, mask=m)
+        p_of = p_out + (row_held * cells_held + o_of - first_cell) * B
+        m = m_of[:, None] & m_key[None, :]
+        tl.store(p_of[:, None] + o_key[None, :], b_sum, mask=m)
 
 
 @triton.jit
@@ -337,12 +363,12 @@ def log_sum_exp(
     key_heads: int,  # of one selection
     scale: float,
 ) -> Tensor:  # (b, h, C, P) in base 2, 0 where nothing is seen
-    batch, heads, cells, places, d = query.shape
+    batch, heads, cells, places, _ = query.shape
     selections = key.shape[1] // key_heads
     lse = query.new_empty(query.shape[:4])
     if log_size is not None:
         log_size = log_size.repeat_interleave(selections, dim=0)
-    rows = min(max(triton.next_power_of_2(cells * places), 16), 64 if d <= 128 else 32)
+    rows = min(max(triton.next_power_of_2(cells * places), 16), _ROWS)
     lse_kernel[(batch * heads * triton.cdiv(cells * places, rows),)](
         query,
         key,
@@ -379,15 +405,14 @@ def cell_relevance(
     key_heads: int,  # of one selection
     scale: float,
 ) -> None:
-    cells, places, d = query.shape[2:]
+    cells, places = query.shape[2:4]
     rows_held, cells_held, num_blocks = scores.shape
     if log_size is not None:
         log_size = log_size.repeat_interleave(key.shape[1] // key_heads, dim=0)
-    rows = 64 if d <= 128 else 32
-    per_cell = min(triton.next_power_of_2(places), rows)
+    per_cell = min(triton.next_power_of_2(places), _ROWS)
     tile = _tile(key)
     shares = triton.cdiv(num_blocks, tile["KEYS"] * _KEY_TILES)
-    programs = triton.cdiv(cells_held, rows // per_cell) * shares * rows_held
+    programs = triton.cdiv(cells_held, _ROWS // per_cell) * shares * rows_held
     relevance_kernel[(programs,)](
         query,
         key,
@@ -407,7 +432,7 @@ def cell_relevance(
         G=heads_of_key,
         GK=key_heads,
         P=places,
-        CELLS=rows // per_cell,
+        CELLS=_ROWS // per_cell,
         PLACES=per_cell,
         KEY_TILES=_KEY_TILES,
         **tile,
@@ -417,13 +442,16 @@ def cell_relevance(
 def _tile(key: Tensor) -> dict[str, Any]:
     """The tile of keys and how it is launched."""
     width = max(triton.next_power_of_2(key.shape[3]), 16)
-    keys = min(max(triton.next_power_of_2(key.shape[2]), 16), 64 if width <= 64 else 32)
+    gpu = key.device.type != "cpu"
+    # Hopper and later take operands from shared memory, which leaves registers for larger tiles.
+    most = 64 if width <= 64 and gpu and torch.cuda.get_device_capability()[0] in (9, 10) else 32
     return {
         "D": key.shape[3],
         "PAD_D": width,
-        "KEYS": keys,
+        "WIDTH": min(width, 128) if most == 64 or width == 128 else min(width, 64),
+        "KEYS": min(max(triton.next_power_of_2(key.shape[2]), 16), most),
         "PRECISION": PRECISION,
-        "num_warps": 4 if width <= 128 else 8,
+        "num_warps": 4,
         "num_stages": 2,
         "enable_fp_fusion": True,
     }
@@ -451,6 +479,6 @@ def top_k(scores: Tensor, out: Tensor) -> None:
         count,
         PAD_B=width,
         PAD_K=triton.next_power_of_2(count),
-        num_warps=min(max(width // 1024, 1), 8),
+        num_warps=min(max(width // 1024, 1), 16),
         enable_fp_fusion=True,
     )
