@@ -1,6 +1,6 @@
 """What does each kernel use of a GPU, for the shapes of `gpu.py`?
 
-    python -m benchmarks.kernel_resources
+    python benchmarks/kernel_resources.py
 
 No GPU is needed: the kernels are compiled ahead of time, as the just-in-time compiler would for
 these arguments, and the binaries are read. Writes `results/kernel_resources.json` and `.md`.
@@ -20,9 +20,9 @@ from unittest import mock
 
 import torch
 import triton
+from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
-from benchmarks.ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from ndgpa.attend import triton_backward, triton_forward
 from ndgpa.selection import triton_means, triton_top_k
 

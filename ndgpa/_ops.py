@@ -43,3 +43,11 @@ def without_autocast(like: Tensor) -> torch.autocast:
 def has_triton(like: Tensor) -> bool:
     """Whether kernels run on the device of a tensor without being asked for by name."""
     return like.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def cast_for_autocast(*xs: Tensor) -> list[Tensor]:
+    """Cast as autocast casts the inputs of an attention; float64 stays."""
+    device = xs[0].device.type
+    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
+        return list(xs)
+    return [x.to(torch.get_autocast_dtype(device)) for x in xs]

@@ -41,6 +41,7 @@ def fused(
         ValueError: Triton is missing, the tensors are not on a GPU (and `TRITON_INTERPRET=1` is not
             set), or a head has more than 256 features.
     """
+    _checks.no_tangents("triton", query, key, value)
     _checks.triton_backend(query, value, DTYPES, WIDEST)
     slot_bias = None if selection.bias is None else selection.bias.float()
     out, lse, _ = attend_triton(

@@ -3,15 +3,30 @@
 Triton reads the variable when it is imported, and kernels made for the interpreter compile nothing,
 so these tests cannot share a process with those that compile; without the variable they are left
 out. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not survive, so
-it stays off here.
+it stays off here. Examples are few, for a kernel takes seconds in the interpreter, and shrinking
+one would take hours.
 """
 
 import os
 
+import hypothesis
 import numpy as np
 import pytest
+import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETED:
+    hypothesis.settings.register_profile(
+        "interpreter",
+        hypothesis.settings.get_profile("default"),
+        max_examples=2,
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("interpreter")
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")  # a GPU does not warn of an infinity either
 
 
 def pytest_ignore_collect() -> bool | None:
@@ -38,12 +53,3 @@ def _order_of_sums() -> None:
         return TensorHandle(_in_order(a.data, b.data, d.data), d.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _unwritten_memory_is_nan() -> None:
-    import torch
-
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.set_num_threads(1)

@@ -2,21 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_problems import attention, plain, problems, reference, triton
+from tests.kernels.kernel_problems import attention, plain, problems, reference, triton
 
 import ndgpa
 from ndgpa import Clusters, Grid, Selection
 
 DTYPES = (torch.float32, torch.float16)
-# Shrinking in the interpreter would take hours.
-FEW = settings(
-    max_examples=5,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate],
-)
+FEW = settings(max_examples=5)
 
 
 def error(x, exact):

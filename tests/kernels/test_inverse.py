@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_problems import attention, reference, triton
+from tests.kernels.kernel_problems import attention, reference, triton
 
 from ndgpa import Grid
 from ndgpa.attend.inverse import inverse
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_reader_stands_in_one_segment_of_its_block(data):
     key_heads, tiles = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_problems import attention, reference, triton
+from tests.kernels.kernel_problems import attention, reference, triton
 
 import ndgpa
 from ndgpa import Grid, Selection

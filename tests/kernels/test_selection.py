@@ -2,20 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_problems import structures
+from tests.kernels.kernel_problems import structures
 
 from ndgpa import Clusters, Grid
 from ndgpa.selection import top_k
 from ndgpa.selection.means import block_sums
 
-FEW = settings(
-    max_examples=12,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate],
-)
+FEW = settings(max_examples=12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
