@@ -11,7 +11,7 @@ products are exact by default and use none), and the tile.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,13 +70,17 @@ class Row:
     tile: str
 
 
-def rows(shape: Shape, capability: int) -> Iterator[Row]:
+def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> Iterator[Row]:
+    """What each kernel uses (of those named in `only`, where it is given)."""
     for kernel, args, options in launches(shape, capability):
+        name = kernel.__name__.removesuffix("_kernel")
+        if only is not None and name not in only:
+            continue
         used = compile_launch(kernel, args, options, capability)
         tile = "x".join(str(options[k]) for k in ("ROWS", "CELLS", "KEYS") if k in options)
         yield Row(
             shape.name,
-            kernel.__name__.removesuffix("_kernel"),
+            name,
             capability,
             used.registers,
             used.spilled_bytes,

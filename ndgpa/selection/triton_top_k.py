@@ -442,16 +442,17 @@ def cell_relevance(
 def _tile(key: Tensor) -> dict[str, Any]:
     """The tile of keys and how it is launched."""
     width = max(triton.next_power_of_2(key.shape[3]), 16)
-    gpu = key.device.type != "cpu"
     # Hopper and later take operands from shared memory, which leaves registers for larger tiles.
-    most = 64 if width <= 64 and gpu and torch.cuda.get_device_capability()[0] in (9, 10) else 32
+    gpu = key.device.type != "cpu"
+    hopper = gpu and torch.cuda.get_device_capability(key.device)[0] in (9, 10)
+    keys = 64 if hopper and width <= 64 else 32
     return {
         "D": key.shape[3],
         "PAD_D": width,
-        "WIDTH": min(width, 128) if most == 64 or width == 128 else min(width, 64),
-        "KEYS": min(max(triton.next_power_of_2(key.shape[2]), 16), most),
+        "WIDTH": 128 if hopper and width == 128 else min(width, 64),
+        "KEYS": min(max(triton.next_power_of_2(key.shape[2]), 16), keys),
         "PRECISION": PRECISION,
-        "num_warps": 4,
+        "num_warps": 4 if hopper or width <= 64 else 8,
         "num_stages": 2,
         "enable_fp_fusion": True,
     }

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernels.kernel_problems import attention, plain, problems, reference, triton
 
 import ndgpa
 from ndgpa import Clusters, Grid, Selection
+from tests.kernels.kernel_problems import attention, plain, problems, reference, triton
 
 DTYPES = (torch.float32, torch.float16)
-FEW = settings(max_examples=5)
+FEW = settings(max_examples=3)
 
 
 def error(x, exact):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernels.kernel_problems import attention, reference, triton
 
 from ndgpa import Grid
 from ndgpa.attend.inverse import inverse
+from tests.kernels.kernel_problems import attention, reference, triton
 
 
 @settings(max_examples=60)
@@ -57,7 +57,7 @@ def test_a_block_that_everyone_reads_is_summed_in_order(longest, selection_heads
 
     monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
     problem = attention(
-        Grid((20,), 2, 1), heads=4, key_heads=2, selection_heads=selection_heads, slots=2,
+        Grid((10,), 2, 1), heads=4, key_heads=2, selection_heads=selection_heads, slots=2,
         biased=True, keyed=True, width=6, value_width=4,
     )  # fmt: skip
     problem.blocks[..., 0] = 3

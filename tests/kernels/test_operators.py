@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.kernels.kernel_problems import attention, reference, triton
 
 import ndgpa
 from ndgpa import Grid, Selection
 from ndgpa.attend.triton_ops import attend_triton, attend_triton_backward
 from ndgpa.selection.means import block_sums
+from tests.kernels.kernel_problems import attention, reference, triton
 
 
 def given(problem, grad=False):

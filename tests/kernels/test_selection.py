@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernels.kernel_problems import structures
 
 from ndgpa import Clusters, Grid
 from ndgpa.selection import top_k
 from ndgpa.selection.means import block_sums
+from tests.kernels.kernel_problems import structures
 
 FEW = settings(max_examples=12)
 
@@ -68,7 +68,7 @@ def coarse_problems(draw):
     }
 
 
-@settings(FEW, max_examples=30)
+@settings(FEW, max_examples=16)
 @given(problem=coarse_problems())
 def test_the_blocks_are_those_of_the_torch_formula(problem):
     assert torch.equal(
