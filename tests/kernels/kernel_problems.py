@@ -33,6 +33,10 @@ class Attention:
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
 
+    def to(self, device: str) -> "Attention":
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, (Tensor, SpatialStructure))}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items()})
+
     def rounded(self, dtype: torch.dtype) -> "Attention":
         """The same with features that the dtype holds exactly, and biases that float32 does."""
         features = {
@@ -85,14 +89,14 @@ def plain(query, key, value, selection, structure, key_structure, *, scale, key_
         return x.repeat_interleave(heads // x.shape[1], dim=1)
 
     sites = rearrange(key_structure.upsample(of_head(selection.blocks)), "b h c k r -> b h c (k r)")
-    batch = torch.arange(len(query))[:, None, None, None]
-    head = torch.arange(heads)[:, None, None]
+    batch = torch.arange(len(query), device=query.device)[:, None, None, None]
+    head = torch.arange(heads, device=query.device)[:, None, None]
 
     def of_cell(x):
         return of_head(x)[batch, head, sites.clamp(min=0)]
 
     logits = structure.partition(query) @ of_cell(key).mT * scale
-    bias = torch.zeros(sites.shape, dtype=logits.dtype)
+    bias = logits.new_zeros(sites.shape)
     if key_bias is not None:
         bias = bias + of_cell(key_bias)
     if selection.bias is not None:
@@ -108,6 +112,35 @@ def plain(query, key, value, selection, structure, key_structure, *, scale, key_
     out = logits.softmax(dim=-1).masked_fill(blind, 0) @ of_cell(value)
     lse = logits.logsumexp(dim=-1, keepdim=True).masked_fill(blind, -torch.inf)
     return structure.compose(out), structure.compose(lse)[..., 0]
+
+
+def error(x, exact):
+    finite = exact.isfinite()
+    assert torch.equal(x.isfinite(), finite)
+    return (x.double() - exact)[finite].norm()
+
+
+def within_budget(problem, dtype):
+    """STYLE.md: twice the error of the plain computation in that dtype, thrice for gradients.
+
+    A problem of few rows may meet a plain computation that happens to be exact (one key, one-hot
+    weights): one rounding of the largest logit, or of the terms that cancel in a gradient, is
+    allowed here. The test after this one pools many rows and allows nothing.
+    """
+    problem = problem.rounded(dtype)
+    exact, ours = problem.solve(reference, torch.float64), problem.solve(triton, dtype)
+    other = problem.solve(plain, dtype)
+    finite = exact["lse"][exact["lse"].isfinite()].abs()
+    logit = 1 + (finite.max() if len(finite) else 0)
+    terms = (problem.grad_out.norm() + problem.grad_lse.norm()) * problem.value.abs().max()
+    terms = terms * max(1.0, problem.query.abs().max() * problem.scale, problem.key.abs().max())
+    for name, x in exact.items():
+        times = 2 if name in ("out", "lse") else 3
+        eps = torch.finfo(torch.float32 if name == "lse" else dtype).eps
+        rounding = eps + logit * torch.finfo(torch.float32).eps
+        least = rounding * (x[x.isfinite()].norm() if times == 2 else terms)
+        budget = times * error(other[name], x) + least
+        assert error(ours[name], x) <= budget, (name, error(ours[name], x), budget)
 
 
 @st.composite

@@ -7,39 +7,18 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa import Clusters, Grid, Selection
-from tests.kernels.kernel_problems import attention, plain, problems, reference, triton
+from tests.kernels.kernel_problems import (
+    attention,
+    error,
+    plain,
+    problems,
+    reference,
+    triton,
+    within_budget,
+)
 
 DTYPES = (torch.float32, torch.float16)
 FEW = settings(max_examples=3)
-
-
-def error(x, exact):
-    finite = exact.isfinite()
-    assert torch.equal(x.isfinite(), finite)
-    return (x.double() - exact)[finite].norm()
-
-
-def within_budget(problem, dtype):
-    """STYLE.md: twice the error of the plain computation in that dtype, thrice for gradients.
-
-    A problem of few rows may meet a plain computation that happens to be exact (one key, one-hot
-    weights): one rounding of the largest logit, or of the terms that cancel in a gradient, is
-    allowed here. The test after this one pools many rows and allows nothing.
-    """
-    problem = problem.rounded(dtype)
-    exact, ours = problem.solve(reference, torch.float64), problem.solve(triton, dtype)
-    other = problem.solve(plain, dtype)
-    finite = exact["lse"][exact["lse"].isfinite()].abs()
-    logit = 1 + (finite.max() if len(finite) else 0)
-    terms = (problem.grad_out.norm() + problem.grad_lse.norm()) * problem.value.abs().max()
-    terms = terms * max(1.0, problem.query.abs().max() * problem.scale, problem.key.abs().max())
-    for name, x in exact.items():
-        times = 2 if name in ("out", "lse") else 3
-        eps = torch.finfo(torch.float32 if name == "lse" else dtype).eps
-        rounding = eps + logit * torch.finfo(torch.float32).eps
-        least = rounding * (x[x.isfinite()].norm() if times == 2 else terms)
-        budget = times * error(other[name], x) + least
-        assert error(ours[name], x) <= budget, (name, error(ours[name], x), budget)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
