@@ -15,7 +15,8 @@ Writes results/GPU.json and results/GPU.md. Columns: `ms` median of repeats; `le
 of the least operations over the measured matrix product rate and the least bytes over the measured
 copy rate; `of_least` time over least time; `tflops` operations on selected pairs over time;
 `memory` peak allocation over that of inputs, outputs and gradients; `error` largest difference
-from the `torch` backend, over the largest output.
+from the `torch` backend, over the largest output (of "select": share of ids that differ from those
+of "select").
 """
 
 import argparse
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import measure
 import torch
@@ -249,7 +251,7 @@ def rows(case: Case, bench: Bench, peers: bool) -> Iterator[dict[str, Any]]:
     problem = Problem(case, bench)
     with torch.no_grad():
         truth = problem.plain(*problem.inputs)
-    yield selection_row(problem)
+    yield from selection_rows(problem)
     contenders: dict[str, Callable[[], Attention]] = {
         "gpa": lambda: problem.gpa,
         "attend": lambda: problem.attend,
@@ -270,14 +272,26 @@ def rows(case: Case, bench: Bench, peers: bool) -> Iterator[dict[str, Any]]:
             yield from phases(problem, f"dense {name}", lambda a=attention: a, None, False)
 
 
-def selection_row(problem: Problem) -> dict[str, Any]:
-    def run() -> None:
-        with torch.no_grad():
-            ndgpa.select(*problem.inputs[:2], problem.space, problem.case.kept)
+def selection_rows(problem: Problem) -> Iterator[dict[str, Any]]:
+    """With the products as they are; on a GPU also with cheaper ones, and the ids that change."""
 
-    seconds = problem.bench.seconds(run)
-    least = problem.bench.limits.least_seconds(*problem.selection_work())
-    return line(problem, "select", "forward", seconds, least, problem.selection_work()[0])
+    def run() -> Tensor:
+        with torch.no_grad():
+            return ndgpa.select(*problem.inputs[:2], problem.space, problem.case.kept).blocks
+
+    work = problem.selection_work()
+    least = problem.bench.limits.least_seconds(*work)
+    yield line(problem, "select", "forward", problem.bench.seconds(run), least, work[0])
+    if not problem.bench.is_gpu:
+        return
+    from ndgpa.selection import triton_top_k
+
+    for products in ("bf16x3", "tf32"):
+        with mock.patch.object(triton_top_k, "PRECISION", products):
+            seconds, blocks = problem.bench.seconds(run), run()
+        row = line(problem, f"select {products}", "forward", seconds, least, work[0])
+        row["error"] = float((blocks != problem.selection.blocks).float().mean())
+        yield row
 
 
 def phases(
@@ -347,8 +361,6 @@ def line(
 
 def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
     """Time of each kernel with each tile; the first of a kernel is the one that is used."""
-    from unittest import mock
-
     from ndgpa.attend import triton_backward, triton_forward
     from ndgpa.attend.triton_tiles import Tile
 
