@@ -20,6 +20,7 @@ test: lint
 test-slow: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
+	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest tests/kernels
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

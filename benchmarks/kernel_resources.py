@@ -11,7 +11,7 @@ products are exact by default and use none), and the tile.
 
 import argparse
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +92,12 @@ def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> I
 
 
 def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
-    """Every kernel launch of selection, forward and backward, recorded on tensors without data."""
+    """Every kernel launch of selection, forward and backward."""
+    return record(lambda: (_selection(shape), _attention(shape)), capability)
+
+
+def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
+    """Kernel, arguments and options of the first launch of each kernel in a run without data."""
     recorders: dict[str, Recorder] = {}
     with ExitStack() as stack:
         chip = (capability // 10, 0)
@@ -102,25 +107,24 @@ def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
             found = {name: Recorder(getattr(module, name)) for name in names}
             stack.enter_context(mock.patch.multiple(module, **found))
             recorders |= found
-        _selection(shape)
-        _attention(shape)
+        run()
     return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
 
 
-def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _attention(shape: Shape) -> None:
-    x = _meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
-    by_row = _meta(1, 64, shape.sites)
-    norm = _meta(1, 2, 64, shape.sites)
+    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
+    by_row = meta(1, 64, shape.sites)
+    norm = meta(1, 2, 64, shape.sites)
     tables = (
-        _meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
+        meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
         None,
         None,
-        _meta(shape.cells, shape.places, dtype=torch.int64),
-        _meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
+        meta(shape.cells, shape.places, dtype=torch.int64),
+        meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
         None,
         None,
     )
@@ -134,17 +138,17 @@ def _attention(shape: Shape) -> None:
 
 
 def _selection(shape: Shape) -> None:
-    x = _meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
-    blocks = _meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
-    coarse = _meta(1, 64, shape.blocks, shape.width)
+    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
+    blocks = meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
+    coarse = meta(1, 64, shape.blocks, shape.width)
     triton_means.sum_blocks(x, None, blocks, coarse)
     per_cell = shape.blocks // shape.cells
     triton_top_k.select(
-        _meta(1, 64, shape.cells, per_cell, shape.width),
+        meta(1, 64, shape.cells, per_cell, shape.width),
         coarse,
         None,
         None,
-        _meta(shape.cells, per_cell),
+        meta(shape.cells, per_cell),
         None,
         None,
         None,

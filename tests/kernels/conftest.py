@@ -3,8 +3,8 @@
 Triton reads the variable when it is imported, and kernels made for the interpreter compile nothing,
 so these tests cannot share a process with those that compile; without the variable they are left
 out. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not survive, so
-it stays off here. Examples are few, for a kernel takes seconds in the interpreter, and shrinking
-one would take hours.
+it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
+takes seconds in the interpreter, and shrinking one would take hours.
 """
 
 import os
@@ -20,7 +20,7 @@ if INTERPRETED:
     hypothesis.settings.register_profile(
         "interpreter",
         hypothesis.settings.get_profile("default"),
-        max_examples=2,
+        max_examples=60 if os.environ.get("HYPOTHESIS_PROFILE") == "sweep" else 3,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
@@ -18,12 +18,10 @@ from tests.kernels.kernel_problems import (
 )
 
 DTYPES = (torch.float32, torch.float16)
-FEW = settings(max_examples=3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 4, 16])
-@FEW
 @given(data=st.data())
 def test_any_problem_is_within_the_float64_budget(dtype, scale, data):
     within_budget(data.draw(problems(scale)), dtype)

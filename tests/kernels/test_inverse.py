@@ -12,7 +12,7 @@ from ndgpa.attend.inverse import inverse
 from tests.kernels.kernel_problems import attention, reference, triton
 
 
-@settings(max_examples=60)
+@settings(max_examples=20 * settings().max_examples)
 @given(st.data())
 def test_every_reader_stands_in_one_segment_of_its_block(data):
     key_heads, tiles = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))

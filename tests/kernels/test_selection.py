@@ -10,11 +10,11 @@ from ndgpa.selection import top_k
 from ndgpa.selection.means import block_sums
 from tests.kernels.kernel_problems import structures
 
-FEW = settings(max_examples=12)
+MORE = settings(max_examples=5 * settings().max_examples)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@FEW
+@MORE
 @given(data=st.data())
 def test_sums_over_blocks_are_those_of_the_structure(dtype, data):
     structure = data.draw(structures())
@@ -68,7 +68,7 @@ def coarse_problems(draw):
     }
 
 
-@settings(FEW, max_examples=16)
+@MORE
 @given(problem=coarse_problems())
 def test_the_blocks_are_those_of_the_torch_formula(problem):
     assert torch.equal(
@@ -111,7 +111,7 @@ def test_of_equals_the_lowest_ids_are_taken(longest, monkeypatch):
     assert _top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
 
 
-@FEW
+@MORE
 @given(st.data())
 def test_top_k_is_the_front_of_a_stable_sort(data):
     rows, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 200))
