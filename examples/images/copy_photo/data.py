@@ -105,9 +105,7 @@ def held_out_view(photo: Float[Tensor, "3 h w"], size: int) -> Float[Tensor, "3 
     return resize(photo[:, top : top + side, left : left + side], (size, size))
 
 
-def resize(
-    image: Float[Tensor, "3 h w"], shape: tuple[int, int]
-) -> Float[Tensor, "3 h_new w_new"]:
+def resize(image: Float[Tensor, "3 h w"], shape: tuple[int, int]) -> Float[Tensor, "3 h_new w_new"]:
     return F.interpolate(image[None], shape, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 

@@ -27,7 +27,9 @@ def match_loss(matches: list[Match], theta: Float[Tensor, "b 2 3"]) -> Float[Ten
     return loss
 
 
-def copy_loss(image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+def copy_loss(
+    image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, ""]:
     """Absolute error of the picture and of its edges."""
     edges = [(image.diff(dim=dim) - target.diff(dim=dim)).abs().mean() for dim in (2, 3)]
     return (image - target).abs().mean() + edges[0] + edges[1]

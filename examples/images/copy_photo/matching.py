@@ -156,9 +156,7 @@ def transform(
     return moved.view_as(points)
 
 
-def compose(
-    outer: Float[Tensor, "b 2 3"], inner: Float[Tensor, "b 2 3"]
-) -> Float[Tensor, "b 2 3"]:
+def compose(outer: Float[Tensor, "b 2 3"], inner: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 2 3"]:
     """The map that applies `inner`, then `outer`."""
     linear = outer[:, :, :2] @ inner
     return torch.cat([linear[:, :, :2], linear[:, :, 2:] + outer[:, :, 2:]], dim=2)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from skimage.metrics import structural_similarity

@@ -55,7 +55,7 @@ class CopyNet(nn.Module):
         super().__init__()
         self.matcher = matcher.requires_grad_(False)
         self.log_sharpness = nn.Parameter(torch.tensor(0.0))
-        self.log_nearness = nn.Parameter(torch.tensor(1.0))
+        self.log_nearness = nn.Parameter(torch.tensor(1.3))
         self.log_caution = nn.Parameter(torch.tensor(1.0))
         self.to_value = nn.Conv2d(3, value, 3, padding=1)
         features = matcher.embedding.out.out_channels

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from examples.images.copy_photo.data import (
     TRAINING,
+    Task,
     load_photo,
     make_task,
-    Task,
     random_theta,
     random_views,
 )
