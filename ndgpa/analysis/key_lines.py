@@ -93,9 +93,8 @@ def _draw(
         opacity = weights[i] / weights[i].max().clamp(min=torch.finfo(weights.dtype).tiny)
         drawn = (keys[i] >= 0) & (opacity >= FAINTEST)
         ends = [_place(site, key_image, shift) for site in keys[i][drawn].tolist()]
-        lines = LineCollection(
-            [(start, end) for end in ends], colors=[colour], alpha=opacity[drawn].tolist()
-        )
+        shades = [(*colour, a) for a in opacity[drawn].tolist()]
+        lines = LineCollection([(start, end) for end in ends], colors=shades)
         axes.add_collection(lines)
         axes.plot(*start, "o", color=colour, markeredgecolor="white", markersize=6)
 

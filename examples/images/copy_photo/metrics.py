@@ -1,5 +1,6 @@
 """How good a picture is, and what an attention costs."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +9,9 @@ from einops import rearrange
 from jaxtyping import Float
 from skimage.metrics import structural_similarity
 from torch import Tensor
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs to the terminal
+
 from torch.profiler import ProfilerActivity, profile
 
 T = TypeVar("T")
