@@ -25,7 +25,8 @@ class Question:
     key: Float[Tensor, "b 1 n d"]
     value: Float[Tensor, "b 1 n dv"]
     structure: Grid
-    expected: Float[Tensor, "b 2 h w"]  # where each query looks, in pixels from the middle
+    theta: Float[Tensor, "b 2 3"]  # where the match says that the target lies in the source
+    expected: Float[Tensor, "b 2 h w"]  # the same for each query, in pixels from the middle
     guess: Float[Tensor, "b 3 l k"]  # the small target in colours copied at low resolution
     embedding: Float[Tensor, "b c l k"]
 
@@ -55,16 +56,16 @@ class CopyNet(nn.Module):
         super().__init__()
         self.matcher = matcher.requires_grad_(False)
         self.log_sharpness = nn.Parameter(torch.tensor(0.0))
-        self.log_nearness = nn.Parameter(torch.tensor(1.3))
+        self.log_nearness = nn.Parameter(torch.tensor(1.0))
         self.log_caution = nn.Parameter(torch.tensor(1.0))
         self.to_value = nn.Conv2d(3, value, 3, padding=1)
         features = matcher.embedding.out.out_channels
         self.head = nn.Sequential(
-            nn.Conv2d(3 + value + 3 + 3 + features, width, 3, padding=1),
+            nn.Conv2d(3 + value + 3 + 3 + features + 1, width, 3, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, width, 3, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 4, 3, padding=1),
+            nn.Conv2d(width, 5, 3, padding=1),
         )
         with torch.no_grad():
             self.head[-1].weight.zero_()
@@ -107,26 +108,43 @@ class CopyNet(nn.Module):
         value = torch.cat([value, here, torch.ones_like(here[:, :1])], dim=1)
         query, key, value = (rearrange(x, "b c h w -> b 1 (h w) c") for x in (query, key, value))
         guess = match.colour + (degraded - grey(match.colour))
-        return Question(query, key, value, structure, expected, guess, embedding)
+        return Question(query, key, value, structure, match.theta, expected, guess, embedding)
 
     def finish(
         self, question: Question, answer: Float[Tensor, "b 1 n dv"], size: tuple[int, int]
     ) -> Restored:
-        """The picture: what was copied where that is to be trusted, else the enlarged guess."""
+        """The picture: what was copied where that is to be trusted, else the enlarged guess.
+
+        Copies are doubted where the keys found are not those looked for; outside the source
+        everything fades.
+        """
         answer = rearrange(answer, "b 1 (h w) c -> b c h w", h=question.structure.shape[0])
         copied, found, any_key = answer[:, :-3], answer[:, -3:-1], answer[:, -1:]
         miss = any_key * (found - question.expected)
         distance = miss.square().sum(dim=1, keepdim=True)
-        doubt = self.log_caution.exp() * (distance - 1)
-        made = torch.cat([miss, distance, doubt, any_key], dim=1).clamp(-9, 9)
-        copied, made = enlarge(copied, size, "bicubic"), enlarge(made, size, "bilinear")
-        doubt, any_key = made[:, 3:4], made[:, 4:]
+        copied, miss, any_key = (
+            enlarge(x, size, mode)
+            for x, mode in (
+                (copied, "bicubic"),
+                (torch.cat([miss, distance], dim=1).clamp(-9, 9), "bilinear"),
+                (any_key, "bilinear"),
+            )
+        )
         guess = enlarge(question.guess, size, "bicubic")
-        context = enlarge(question.embedding, size, "bilinear")
-        change = self.head(torch.cat([copied, made[:, :3], guess, context], dim=1))
-        trust = any_key * (change[:, 3:] - doubt).sigmoid()
-        image = guess + trust * (copied[:, :3] - guess) + change[:, :3]
+        embedding = enlarge(question.embedding, size, "bilinear")
+        outside = outside_px(question.theta, size).clamp(-9, 9)
+        change = self.head(torch.cat([copied, miss, guess, embedding, outside], dim=1))
+        caution = self.log_caution.exp()
+        trust = any_key * (change[:, 3:4] - caution * (miss[:, 2:] - 1)).sigmoid()
+        inside = (change[:, 4:] - caution * outside).sigmoid()
+        image = inside * (guess + trust * (copied[:, :3] - guess)) + change[:, :3]
         return Restored(image, copied[:, :3], trust)
+
+
+def outside_px(theta: Float[Tensor, "b 2 3"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+    """How far outside the source each pixel of the target looks; negative inside."""
+    pixels = torch.tensor([size[1] / 2, size[0] / 2])[:, None, None]
+    return ((positions(theta, size).abs() - 1) * pixels).amax(dim=1, keepdim=True)
 
 
 def enlarge(

@@ -39,7 +39,7 @@ class Training:
     size: int = 256  # pixels of the training pictures
     match_steps: int = 300
     match_batch: int = 4
-    copy_steps: int = 100
+    copy_steps: int = 80
     match_rate: float = 4e-3
     copy_rate: float = 4e-3
     downsample: int = 4
