@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import skimage.data
-import skimage.io
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -112,7 +113,8 @@ def resize(image: Float[Tensor, "3 h w"], shape: tuple[int, int]) -> Float[Tenso
 def load_photo(name: str) -> Float[Tensor, "3 h w"]:
     """A photograph of scikit-image by name, from 0 to 1."""
     pixels = getattr(skimage.data, name)()
-    return _as_photo(pixels[0] if isinstance(pixels, tuple) else pixels)
+    pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # of a stereo pair, the left
+    return _as_photo(pixels / np.float32(255))
 
 
 def read_photo(path: Path) -> Float[Tensor, "3 h w"]:
@@ -124,26 +126,23 @@ def read_photo(path: Path) -> Float[Tensor, "3 h w"]:
     if not path.is_file():
         raise ValueError(f"--image {path} is not a file")
     try:
-        pixels = np.asarray(skimage.io.imread(path))
-    except Exception as error:
+        with PIL.Image.open(path) as file:
+            picture = PIL.ImageOps.exif_transpose(file)
+            deep = picture.mode.startswith("I")  # 16 bits of grey
+            pixels = np.asarray(picture if deep else picture.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"--image {path} cannot be read as an image: {error}") from error
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4)):
-        raise ValueError(
-            f"--image {path} has an array of shape {pixels.shape}; expected one picture with 1 to "
-            "4 channels"
-        )
     if min(pixels.shape[:2]) < SMALLEST:
         raise ValueError(
             f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]} pixels; the shorter side needs "
             f"at least {SMALLEST}"
         )
-    return _as_photo(pixels)
+    return _as_photo(pixels / np.float32(65535 if deep else 255))
 
 
 def _as_photo(pixels: np.ndarray) -> Tensor:  # (h, w) or (h, w, channels) -> (3, h, w)
-    pixels = np.atleast_3d(skimage.util.img_as_float32(pixels)).clip(0, 1)
-    photo = rearrange(torch.from_numpy(pixels), "h w c -> c h w")
-    if len(photo) in (2, 4):
-        photo, alpha = photo[:-1], photo[-1:]
-        photo = photo * alpha + (1 - alpha)
+    photo = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).clamp(0, 1)
+    photo = rearrange(photo, "h w c -> c h w")
+    if len(photo) == 4:
+        photo = photo[:3] * photo[3:] + (1 - photo[3:])
     return photo.expand(3, -1, -1).contiguous()
