@@ -1,7 +1,16 @@
-"""Looking at attention: how much of it a selection keeps, and where it goes."""
+"""Looking at attention: what it costs, how much of it a selection keeps, and where it goes."""
 
+from ndgpa.analysis.cost import AffinityEntries, full_entries, gpa_entries, low_rank_entries
 from ndgpa.analysis.coverage import coverage
 from ndgpa.analysis.key_lines import draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
 
-__all__ = ["coverage", "draw_key_lines", "key_weights"]
+__all__ = [
+    "AffinityEntries",
+    "coverage",
+    "draw_key_lines",
+    "full_entries",
+    "gpa_entries",
+    "key_weights",
+    "low_rank_entries",
+]

@@ -106,7 +106,7 @@ def _show(axes: "Axes", image: Tensor, left: int) -> None:
     axes.imshow(pixels.numpy(), extent=extent, interpolation="nearest")
 
 
-def _place(site: int, image: Tensor, shift: int = 0) -> tuple[float, float]:
+def _place(site: int, image: Tensor, shift: int = 0) -> tuple[int, int]:
     """Where on the axes the middle of a pixel is: across, down."""
     row, column = divmod(site, image.shape[2])
     return column + shift, row

@@ -178,6 +178,7 @@ def test_a_smooth_picture_is_covered_better_than_noise() -> None:
     assert shares[1] > 1.5 * shares[0]
 
 
+@pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     structure = ndgpa.Sequence(8, 2)
     query = torch.zeros(1, 1, 8, 2)

@@ -63,6 +63,7 @@ def test_a_missing_matplotlib_is_named_with_its_extra() -> None:
         draw_key_lines("never.png", QUERY_IMAGE, KEY_IMAGE, QUERIES, KEYS, WEIGHTS)
 
 
+@pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     def draw(**changed: torch.Tensor) -> None:
         good = {

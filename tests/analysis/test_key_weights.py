@@ -69,6 +69,7 @@ def test_a_query_that_equals_one_key_reads_that_key() -> None:
     assert weights.amax(dim=-1).min() > 0.99
 
 
+@pytest.mark.bad_input
 def test_bad_sites_are_refused() -> None:
     structure = ndgpa.Sequence(8, 2)
     query = torch.zeros(1, 1, 8, 2)

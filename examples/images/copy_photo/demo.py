@@ -1,7 +1,7 @@
 """Restore held-out photographs by copying from a sharp reference, with several attentions.
 
-    .venv/bin/python -m examples.images.copy_photo.demo               under three minutes, two cores
-    .venv/bin/python -m examples.images.copy_photo.demo --image PATH
+    .venv/bin/python -m examples.images.copy_photo               under three minutes, two cores
+    .venv/bin/python -m examples.images.copy_photo --image PATH
 
 Writes into `runs/copy_photo`: picture.png, table.md, table.json, checkpoint.pt.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
@@ -95,7 +94,3 @@ def _restored(
             bar = tqdm(methods(training, size, nets), desc=f"restore {name} at {size}")
             cases.append(Case(name, task, [enlarged(task), *(restore(m, task) for m in bar)]))
     return cases
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options))

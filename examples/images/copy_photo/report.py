@@ -103,7 +103,7 @@ def write_picture(path: Path, cases: list[Case]) -> None:
     size = min(case.size for case in cases)
     shown = [case for case in cases if case.size == size]
     columns = 2 + len(shown[0].results)
-    heights = [1.0, 1.0, 1.0] * len(shown) + [3.4]
+    heights = [1.0, 1.0, 1.0] * len(shown) + [2.6]
     figure = Figure(figsize=(1.75 * columns, 1.82 * sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     for number, case in enumerate(shown):

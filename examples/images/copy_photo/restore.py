@@ -91,7 +91,7 @@ def _look_into(question: Question, operator: GPA) -> tuple[float, Lines]:
     selection = select(query, key, structure, operator.rule, scale=operator.scale)
     share = coverage(query, key, selection, structure, scale=operator.scale)
     height, width = structure.shape
-    places = [(0.3, 0.3), (0.3, 0.5), (0.3, 0.7), (0.7, 0.3), (0.7, 0.5), (0.7, 0.7)]
+    places = [(0.15, 0.35), (0.3, 0.6), (0.45, 0.2), (0.6, 0.7), (0.75, 0.3), (0.9, 0.5)]
     queries = torch.tensor([int(y * height) * width + int(x * width) for y, x in places])
     keys, weights = key_weights(query, key, selection, structure, queries, scale=operator.scale)
     return float(share.mean()), Lines(queries, keys[0, 0], weights[0, 0])
