@@ -61,7 +61,7 @@ def test_a_short_run_writes_its_files_and_a_second_one_reuses_the_checkpoint(
 
 @pytest.mark.usefixtures("_denormals")
 def test_a_bad_image_ends_the_program_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="^error: --image .* is not a file$"):
+    with pytest.raises(SystemExit, match=r"^error: --image .* is not a file$"):
         main(Options(smoke=True, out=tmp_path / "out", image=tmp_path / "missing.png"))
     assert not (tmp_path / "out").exists()
 
