@@ -23,7 +23,7 @@ from examples.images.copy_photo.demo import Options, main
 from examples.images.copy_photo.files import replacing
 from examples.images.copy_photo.matching import affine_fit, compose, identity, positions, transform
 from examples.images.copy_photo.metrics import peak_bytes, psnr, ssim
-from examples.images.copy_photo.train import Training, load_stages, save_stages
+from examples.images.copy_photo.train import Training, load_stages, save_stages, trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +167,23 @@ def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_used(
     path.write_bytes(path.read_bytes()[:100])
     assert load_stages(path, Training()) == {}
     assert "cannot be read" in capsys.readouterr().out
+
+
+def test_a_stage_of_another_network_is_trained_anew_with_all_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, path = Training(size=64, match_steps=1, copy_steps=1, full_size=16), tmp_path / "c.pt"
+    trained(options, path, retrain=False)
+    states = load_stages(path, options)
+    del states["full"]["to_value.bias"]
+    states["nothing"]["log_caution"].fill_(7)
+    save_stages(path, options, states)
+    capsys.readouterr()
+    nets = trained(options, path, retrain=False)
+    assert "stage full of" in capsys.readouterr().out
+    assert float(nets["nothing"].log_caution) != 7
+    for name, x in nets["gpa"].state_dict().items():
+        assert torch.equal(x, states["gpa"][name])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -48,11 +48,12 @@ class CopyNet(nn.Module):
 
     Args:
         matcher: Trained before; it is not changed.
-        value: Channels of the features that are copied beside the pixels.
+        value: Channels of the features that are copied beside the pixels. With 13 a value is as
+            wide as a query, which is what the fused kernels of full attention want.
         width: Channels of the last convolutions.
     """
 
-    def __init__(self, matcher: Matcher, value: int = 8, width: int = 24) -> None:
+    def __init__(self, matcher: Matcher, value: int = 13, width: int = 24) -> None:
         super().__init__()
         self.matcher = matcher.requires_grad_(False)
         self.log_sharpness = nn.Parameter(torch.tensor(0.0))

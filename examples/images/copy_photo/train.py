@@ -66,18 +66,23 @@ def kinds(options: Training) -> dict[str, Problems]:
 
 def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, CopyNet]:
     """The networks, from the checkpoint as far as it goes."""
-    states = {} if retrain else load_stages(checkpoint, options)
+    saved = {} if retrain else load_stages(checkpoint, options)
+    done: dict[str, dict[str, Tensor]] = {}
     photos: list[Tensor] = []
 
     def stage(name: str, module: torch.nn.Module, train: Callable[[], None]) -> None:
-        if name in states:
-            module.load_state_dict(states[name])
+        if fits(saved.get(name, {}), module):
+            module.load_state_dict(saved[name])
+            done[name] = saved[name]
             return
+        if name in saved:
+            print(f"stage {name} of {checkpoint} is of another network: training from there")
+        saved.clear()  # later stages were made on top of this one
         if not photos:
-            photos.extend(load_photo(name) for name in TRAINING)
+            photos.extend(load_photo(photo) for photo in TRAINING)
         train()
-        states[name] = module.state_dict()
-        save_stages(checkpoint, options, states)
+        done[name] = module.state_dict()
+        save_stages(checkpoint, options, done)
 
     torch.manual_seed(options.seed)
     matcher = Matcher()
@@ -88,6 +93,12 @@ def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, Cop
         net = nets[name] = CopyNet(matcher)
         stage(name, net, lambda n=net, p=problems, t=name: train_copy(t, n, p, photos, options))
     return {name: net.eval() for name, net in nets.items()}
+
+
+def fits(state: dict[str, Tensor], module: torch.nn.Module) -> bool:
+    """Whether a saved state is of this very network; it is not where the program has changed."""
+    wanted = {name: x.shape for name, x in module.state_dict().items()}
+    return {name: x.shape for name, x in state.items()} == wanted
 
 
 def train_matcher(matcher: Matcher, photos: list[Tensor], options: Training) -> None:
