@@ -181,7 +181,7 @@ def test_a_stage_of_another_network_is_trained_anew_with_all_after_it(
     capsys.readouterr()
     nets = trained(options, path, retrain=False)
     assert "stage full of" in capsys.readouterr().out
-    assert float(nets["nothing"].log_caution) != 7
+    assert nets["nothing"].log_caution.item() != 7
     for name, x in nets["gpa"].state_dict().items():
         assert torch.equal(x, states["gpa"][name])
 
