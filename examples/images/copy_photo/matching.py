@@ -97,11 +97,16 @@ def look_up(
     value = torch.cat([here, here.square().sum(dim=1, keepdim=True), colour], dim=1)
     query, key = near(query, here, key, here, nearness)
     value = F.pad(value, (0, 0, 0, 0, 0, query.shape[1] - value.shape[1]))  # fused kernels want it
-    query, key, value = (rearrange(x, "b c l k -> b 1 (l k) c") for x in (query, key, value))
+    query, key, value = (to_sites(x) for x in (query, key, value))
     found = Full(scale=1.0)(query, key, value, Image(shape, downsample=1))
     found = rearrange(found, "b 1 (l k) c -> b c l k", l=shape[0])
     position, square, colour = found[:, :2], found[:, 2], found[:, 3:6]
     return position, (square - position.square().sum(dim=1)).clamp(min=0), colour
+
+
+def to_sites(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 hw c"]:
+    """Pixels as sites, with one head; copied, as fused kernels want features side by side."""
+    return rearrange(x, "b c h w -> b 1 (h w) c").contiguous()
 
 
 def near(

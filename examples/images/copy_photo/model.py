@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from examples.images.copy_photo.data import degrade, grey
-from examples.images.copy_photo.matching import Matcher, identity, near, positions
+from examples.images.copy_photo.matching import Matcher, identity, near, positions, to_sites
 from ndgpa import Grid
 from ndgpa.operators import Operator
 
@@ -107,7 +107,7 @@ class CopyNet(nn.Module):
         value = torch.cat([source, self.to_value(source)], dim=1)
         value = F.adaptive_avg_pool2d(value, structure.shape)
         value = torch.cat([value, here, torch.ones_like(here[:, :1])], dim=1)
-        query, key, value = (rearrange(x, "b c h w -> b 1 (h w) c") for x in (query, key, value))
+        query, key, value = (to_sites(x) for x in (query, key, value))
         guess = match.colour + (degraded - grey(match.colour))
         return Question(query, key, value, structure, match.theta, expected, guess, embedding)
 
