@@ -31,13 +31,6 @@ class Question:
     embedding: Float[Tensor, "b c l k"]
 
 
-@dataclass(frozen=True)
-class Restored:
-    image: Float[Tensor, "b 3 h w"]
-    copied: Float[Tensor, "b 3 h w"]  # the pixels that attention brings
-    trust: Float[Tensor, "b 1 h w"]  # how much of them is used, from 0 to 1
-
-
 class CopyNet(nn.Module):
     """Restores tau(M) from its degraded form and the sharp M.
 
@@ -78,7 +71,7 @@ class CopyNet(nn.Module):
         source: Float[Tensor, "b 3 h w"],
         structure: Grid,
         operator: Operator,
-    ) -> Restored:
+    ) -> Float[Tensor, "b 3 h w"]:
         question = self.ask(degraded, source, structure)
         answer = operator(question.query, question.key, question.value, structure)
         return self.finish(question, answer, tuple(source.shape[2:]))
@@ -113,7 +106,7 @@ class CopyNet(nn.Module):
 
     def finish(
         self, question: Question, answer: Float[Tensor, "b 1 n dv"], size: tuple[int, int]
-    ) -> Restored:
+    ) -> Float[Tensor, "b 3 h w"]:
         """The picture: what was copied where that is to be trusted, else the enlarged guess.
 
         Copies are doubted where the keys found are not those looked for; outside the source
@@ -123,14 +116,9 @@ class CopyNet(nn.Module):
         copied, found, any_key = answer[:, :-3], answer[:, -3:-1], answer[:, -1:]
         miss = any_key * (found - question.expected)
         distance = miss.square().sum(dim=1, keepdim=True)
-        copied, miss, any_key = (
-            enlarge(x, size, mode)
-            for x, mode in (
-                (copied, "bicubic"),
-                (torch.cat([miss, distance], dim=1).clamp(-9, 9), "bilinear"),
-                (any_key, "bilinear"),
-            )
-        )
+        miss = torch.cat([miss, distance], dim=1).clamp(-9, 9)
+        copied, miss = enlarge(copied, size, "bicubic"), enlarge(miss, size, "bilinear")
+        any_key = enlarge(any_key, size, "bilinear")
         guess = enlarge(question.guess, size, "bicubic")
         embedding = enlarge(question.embedding, size, "bilinear")
         outside = outside_px(question.theta, size).clamp(-9, 9)
@@ -138,8 +126,7 @@ class CopyNet(nn.Module):
         caution = self.log_caution.exp()
         trust = any_key * (change[:, 3:4] - caution * (miss[:, 2:] - 1)).sigmoid()
         inside = (change[:, 4:] - caution * outside).sigmoid()
-        image = inside * (guess + trust * (copied[:, :3] - guess)) + change[:, :3]
-        return Restored(image, copied[:, :3], trust)
+        return inside * (guess + trust * (copied[:, :3] - guess)) + change[:, :3]
 
 
 def outside_px(theta: Float[Tensor, "b 2 3"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:

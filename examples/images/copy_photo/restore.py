@@ -59,7 +59,7 @@ def restore(method: Method, task: Task) -> Result:
 
     answer, attention_s = timed(attend)
     restored, after_s = timed(lambda: net.finish(question, answer, size))
-    image = restored.image[0].clamp(0, 1)
+    image = restored[0].clamp(0, 1)
     share, lines = None, None
     if isinstance(method.operator, GPA):
         share, lines = _look_into(question, method.operator)

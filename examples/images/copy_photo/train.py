@@ -120,8 +120,7 @@ def train_copy(
 
     def loss(step: int) -> Float[Tensor, ""]:
         task = draw_task(photos, 1, options.size, FACTOR, generator)
-        restored = net(task.degraded, task.source, *problems(step))
-        return copy_loss(restored.image, task.target)
+        return copy_loss(net(task.degraded, task.source, *problems(step)), task.target)
 
     minimise(name, net, loss, options.copy_steps, options.copy_rate)
 
