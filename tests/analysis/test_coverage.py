@@ -1,6 +1,7 @@
 """The share of full attention that a selection keeps."""
 
 import math
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.analysis import coverage
+from ndgpa.analysis._rows import logit_rows
 from tests.draw import Problem, problems, seeded, selections
 
 
@@ -130,13 +132,23 @@ def test_masked_keys_are_never_read(problem: Problem, data: st.DataObject) -> No
 
 
 @given(problems(dtype=torch.float32), st.data())
-def test_the_size_of_a_chunk_changes_nothing_but_rounding(
-    problem: Problem, data: st.DataObject
-) -> None:
+def test_no_more_logits_are_held_than_a_chunk_allows(problem: Problem, data: st.DataObject) -> None:
     selection = data.draw(selections(problem))
     whole = share_of(problem, selection)
-    with mock.patch("ndgpa.analysis.coverage._CHUNK", 1):
+    one_query = problem.query.shape[:2].numel() * problem.key_structure.num_sites
+    held = []
+
+    def spy(*args: Any) -> Tensor:
+        held.append(logit_rows(*args))
+        return held[-1]
+
+    with (
+        mock.patch("ndgpa.analysis.coverage._CHUNK", 2 * one_query),
+        mock.patch("ndgpa.analysis.coverage.logit_rows", spy),
+    ):
         torch.testing.assert_close(share_of(problem, selection), whole)
+    assert len(held) == -(-problem.structure.num_sites // 2)
+    assert max(rows.numel() for rows in held) <= 2 * one_query
 
 
 def test_a_sample_is_drawn_without_repetition_and_repeats_with_its_seed() -> None:
