@@ -4,7 +4,7 @@ from ndgpa import nn
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import GPA, Full, Nothing
 from ndgpa.selection import Selection, TopK
-from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure, Video
+from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
 
 __version__ = "0.1.0"
 
@@ -15,6 +15,7 @@ __all__ = [
     "Grid",
     "Image",
     "Nothing",
+    "PointCloud",
     "Selection",
     "Sequence",
     "SpatialStructure",
