@@ -42,11 +42,11 @@ def test_a_short_run_writes_its_files_and_a_second_one_reuses_the_checkpoint(
     command = [sys.executable, "-m", "examples.images.copy_photo", "--smoke", "--out", tmp_path]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
-    names = {"checkpoint.pt", "picture.png", "table.json", "table.md"}
+    names = {"smoke.pt", "picture.png", "table.json", "table.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     table = json.loads((tmp_path / "table.json").read_text())
     methods = [row["method"] for row in table["rows"]]
-    assert methods[1:3] == ["no attention", "full at 16"]
+    assert methods[1:3] == ["no attention", "full at 16x16"]
     assert methods[3:] == ["GPA 1", "GPA 2", "GPA 4", "GPA 12"]
     coverages = [row["coverage"] for row in table["rows"][3:]]
     assert coverages == sorted(coverages)
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_used(
 def test_a_stage_of_another_network_is_trained_anew_with_all_after_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, path = Training(size=64, match_steps=1, copy_steps=1, full_size=16), tmp_path / "c.pt"
+    options, path = Training(size=64, match_steps=1, copy_steps=1), tmp_path / "c.pt"
     trained(options, path, retrain=False)
     states = load_stages(path, options)
     del states["full"]["to_value.bias"]

@@ -47,11 +47,12 @@ def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     photos = _photos(options.image)
     options.out.mkdir(parents=True, exist_ok=True)
-    training, sizes = Training(), (256, 512)
+    training, sizes, checkpoint = Training(), (256, 512), options.out / "checkpoint.pt"
     if options.smoke:
-        training = Training(size=64, match_steps=2, copy_steps=2, full_size=16)
+        training = Training(size=64, match_steps=2, copy_steps=2)
         sizes, photos = (64,), dict(list(photos.items())[:1])
-    nets = trained(training, options.out / "checkpoint.pt", options.retrain)
+        checkpoint = options.out / "smoke.pt"
+    nets = trained(training, checkpoint, options.retrain)
     cases = _restored(photos, sizes, training, nets)
     write_picture(options.out / "picture.png", cases)
     print(write_tables(options.out, cases))
@@ -61,10 +62,11 @@ def main(options: Options) -> None:
 def methods(training: Training, size: int, nets: dict[str, CopyNet]) -> list[Method]:
     """All that is compared; GPA is one network for every kappa."""
     fine = Image((size, size), training.downsample, training.cell)
-    low = Image((training.full_size, training.full_size), training.downsample, training.cell)
+    low = size // training.full_factor
+    coarse = Image((low, low), training.downsample, training.cell)
     return [
         Method("no attention", nets["nothing"], fine, Nothing()),
-        Method(f"full at {training.full_size}", nets["full"], low, Full(scale=1.0)),
+        Method(f"full at {low}x{low}", nets["full"], coarse, Full(scale=1.0)),
         *(Method(f"GPA {k}", nets["gpa"], fine, GPA(k, scale=1.0)) for k in training.kappas),
     ]
 

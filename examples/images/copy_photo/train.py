@@ -45,7 +45,7 @@ class Training:
     downsample: int = 4
     cell: int = 2
     kappas: tuple[int, ...] = (1, 2, 4, 12)  # taken in turn while GPA trains
-    full_size: int = 64  # resolution of full attention
+    full_factor: int = 4  # pixels along each side of a site of full attention
     seed: int = 0
 
 
@@ -55,7 +55,8 @@ Problems = Callable[[int], tuple[Grid, Operator]]  # by the number of the step
 def kinds(options: Training) -> dict[str, Problems]:
     """For each trained network, where and how it attends at a given step of its training."""
     fine = Image((options.size, options.size), options.downsample, options.cell)
-    coarse = Image((options.full_size, options.full_size), options.downsample, options.cell)
+    low = options.size // options.full_factor
+    coarse = Image((low, low), options.downsample, options.cell)
     kappas = options.kappas
     return {
         "gpa": lambda step: (fine, GPA(kappas[step % len(kappas)], scale=1.0)),
