@@ -24,7 +24,7 @@ from examples.images.copy_photo.data import (
 )
 from examples.images.copy_photo.model import CopyNet
 from examples.images.copy_photo.report import Case, write_picture, write_tables
-from examples.images.copy_photo.restore import Method, enlarged, restore
+from examples.images.copy_photo.restore import Method, enlarged, resampled, restore
 from examples.images.copy_photo.train import FACTOR, Training, trained
 from ndgpa import GPA, Full, Image, Nothing
 
@@ -94,5 +94,6 @@ def _restored(
             theta = random_theta(1, torch.Generator().manual_seed(7 + number))
             task = make_task(held_out_view(photo, size)[None], theta, FACTOR)
             bar = tqdm(methods(training, size, nets), desc=f"restore {name} at {size}")
-            cases.append(Case(name, task, [enlarged(task), *(restore(m, task) for m in bar)]))
+            results = [enlarged(task), *(restore(method, task) for method in bar)]
+            cases.append(Case(name, task, results, resampled(nets["gpa"], task)))
     return cases

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,11 +23,15 @@ ERROR_GAIN = 3  # absolute errors are drawn so many times brighter
 
 @dataclass(frozen=True)
 class Case:
-    """A photograph at one size, and what every method made of it; the last method is to win."""
+    """A photograph at one size, and what every method made of it; the last method is to win.
+
+    `resampled` stands in the table beside the attentions.
+    """
 
     photo: str
     task: Task
     results: list[Result]
+    resampled: Result
 
     @property
     def size(self) -> int:
@@ -38,7 +43,7 @@ class Case:
 
 def write_tables(out: Path, cases: list[Case]) -> str:
     """table.json and table.md; the Markdown with the verdict is also returned."""
-    rows = [_row(case, result) for case in cases for result in case.results]
+    rows = [_row(case, result) for case in cases for result in (*case.results, case.resampled)]
     text = f"{_markdown(rows)}\n\n{verdict(cases)}\n"
     with replacing(out / "table.json") as part:
         part.write_text(json.dumps({"rows": rows, "verdict": verdict(cases)}, indent=2))
@@ -84,13 +89,17 @@ def verdict(cases: list[Case]) -> str:
             name: sum(max(case.results, key=key) is case.results[-1] for case in here)
             for name, key in (("PSNR", lambda r: r.psnr_db), ("SSIM", lambda r: r.ssim))
         }
-        leads = []
-        for place, other in enumerate(here[0].results[1:3], start=1):
-            gain = [case.results[-1].psnr_db - case.results[place].psnr_db for case in here]
-            leads.append(f"{sum(gain) / len(gain):+.1f} dB on {other.method}")
+        others = [[case.results[place] for case in here] for place in (1, 2)]
+        others.append([case.resampled for case in here])
+        leads = [
+            f"{mean(c.results[-1].psnr_db - o.psnr_db for c, o in zip(here, other)):+.1f} dB on "
+            f"{other[0].method}"
+            for other in others
+        ]
         sentences.append(
-            f"At {size}x{size} {last} is best on {wins['PSNR']} of {len(here)} photographs by PSNR "
-            f"and {wins['SSIM']} of {len(here)} by SSIM; on average {', '.join(leads)}."
+            f"At {size}x{size} {last} is the best attention on {wins['PSNR']} of {len(here)} "
+            f"photographs by PSNR and on {wins['SSIM']} of {len(here)} by SSIM; on average "
+            f"{', '.join(leads)}."
         )
     return " ".join(sentences)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from examples.images.copy_photo.data import Task
+from examples.images.copy_photo.data import Task, distort
 from examples.images.copy_photo.metrics import peak_bytes, psnr, ssim, timed
 from examples.images.copy_photo.model import CopyNet, Question
 from ndgpa import GPA, Grid, select
@@ -79,10 +79,20 @@ def restore(method: Method, task: Task) -> Result:
 def enlarged(task: Task) -> Result:
     """The degraded target as it is, for comparison."""
     size = tuple(task.source.shape[2:])
-    image = F.interpolate(task.degraded, size, mode="bicubic").expand(-1, 3, -1, -1)[0].clamp(0, 1)
-    return Result(
-        "degraded, enlarged", image, psnr(image, task.target[0]), ssim(image, task.target[0])
-    )
+    image = F.interpolate(task.degraded, size, mode="bicubic").expand(-1, 3, -1, -1)
+    return _judged("degraded, enlarged", image, task)
+
+
+@torch.no_grad()
+def resampled(net: CopyNet, task: Task) -> Result:
+    """The source resampled along the matched map: what one can do who knows that it is affine."""
+    match = net.matcher(task.degraded, task.source, rounds=3)[-1]
+    return _judged("resampling along the match", distort(task.source, match.theta), task)
+
+
+def _judged(label: str, image: Float[Tensor, "1 3 h w"], task: Task) -> Result:
+    image = image[0].clamp(0, 1)
+    return Result(label, image, psnr(image, task.target[0]), ssim(image, task.target[0]))
 
 
 def _look_into(question: Question, operator: GPA) -> tuple[float, Lines]:
