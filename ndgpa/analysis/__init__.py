@@ -4,6 +4,7 @@ from ndgpa.analysis.cost import AffinityEntries, full_entries, gpa_entries, low_
 from ndgpa.analysis.coverage import coverage
 from ndgpa.analysis.key_lines import draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
+from ndgpa.analysis.memory import peak_bytes
 
 __all__ = [
     "AffinityEntries",
@@ -13,4 +14,5 @@ __all__ = [
     "gpa_entries",
     "key_weights",
     "low_rank_entries",
+    "peak_bytes",
 ]

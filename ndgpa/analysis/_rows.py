@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import SpatialStructure, visible
 
 
 def logit_rows(
@@ -36,24 +36,5 @@ def logit_rows(
     if bias is not None:
         logits = logits + bias[:, :, None, None]
     logits = rearrange(logits, "b k g s y -> b (k g) s y")
-    seen = _visible(sites, structure, key_structure, causal)
+    seen = visible(structure, key_structure, causal, sites)
     return logits if seen is None else logits.masked_fill(~seen, -torch.inf)
-
-
-def _visible(
-    sites: Int[Tensor, " s"],
-    structure: SpatialStructure,
-    key_structure: SpatialStructure,
-    causal: bool,
-) -> Bool[Tensor, "s n_k"] | None:
-    """Which keys each site may see: of its group, and if causal of no later time."""
-    seen = None
-    if structure.group is not None and key_structure.group is not None:
-        group = structure.group[structure.block_of_site[sites]]
-        seen = group[:, None] == key_structure.group[key_structure.block_of_site]
-    if causal:
-        assert structure.time is not None
-        assert key_structure.time is not None
-        past = structure.time[sites][:, None] >= key_structure.time
-        seen = past if seen is None else seen & past
-    return seen

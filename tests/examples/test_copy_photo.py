@@ -22,7 +22,7 @@ from examples.images.copy_photo.data import (
 from examples.images.copy_photo.demo import Options, main
 from examples.images.copy_photo.files import replacing
 from examples.images.copy_photo.matching import affine_fit, compose, identity, positions, transform
-from examples.images.copy_photo.metrics import peak_bytes, psnr, ssim
+from examples.images.copy_photo.metrics import psnr, ssim
 from examples.images.copy_photo.train import Training, load_stages, save_stages, trained
 
 ROOT = Path(__file__).parents[2]
@@ -146,14 +146,6 @@ def test_psnr_and_ssim_of_known_pictures() -> None:
     assert psnr(truth + 0.1, truth) == pytest.approx(20.0, abs=1e-3)
     assert ssim(truth, truth) == pytest.approx(1.0)
     assert ssim(1 - truth, truth) < 0
-
-
-def test_peak_memory_counts_what_is_held_at_a_time() -> None:
-    def two_at_a_time() -> None:
-        for _ in range(5):
-            torch.zeros(1000, 250) + torch.zeros(1000, 250)
-
-    assert peak_bytes(two_at_a_time) == 3 * 1_000_000  # two summands and the sum
 
 
 def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_used(

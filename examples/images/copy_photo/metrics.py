@@ -1,6 +1,5 @@
-"""How good a picture is, and what an attention costs."""
+"""How good a picture is, and how long a call takes."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,10 +8,6 @@ from einops import rearrange
 from jaxtyping import Float
 from skimage.metrics import structural_similarity
 from torch import Tensor
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs to the terminal
-
-from torch.profiler import ProfilerActivity, profile
 
 T = TypeVar("T")
 
@@ -41,15 +36,3 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = call()
     return result, time.perf_counter() - start
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that tensors made during the call took at a time, on the CPU."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    held = peak = 0
-    events = record.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak

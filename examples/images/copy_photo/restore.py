@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from examples.images.copy_photo.data import Task, distort
-from examples.images.copy_photo.metrics import peak_bytes, psnr, ssim, timed
+from examples.images.copy_photo.metrics import psnr, ssim, timed
 from examples.images.copy_photo.model import CopyNet, Question
 from ndgpa import GPA, Grid, select
-from ndgpa.analysis import coverage, key_weights
+from ndgpa.analysis import coverage, key_weights, peak_bytes
 from ndgpa.operators import Operator
 
 
