@@ -354,34 +354,6 @@ def _listed(items: Iterable[Any], form: Any = str) -> str:
     return ", ".join(form(item) for item in items)
 
 
-<<<<<<< HEAD
-# The triton backend
-
-
-def triton_backend(
-    query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
-) -> None:
-    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
-    if query.dtype not in dtypes:
-        raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
-    for name, x in (("query", query), ("value", value)):
-        if x.shape[3] > widest:
-            raise ValueError(
-                f"backend 'triton' takes heads of at most {widest} features; "
-                f"{name} has {x.shape[3]}"
-            )
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError("backend 'triton' needs the triton package, which is not installed")
-    if query.is_cuda:
-        return
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
-            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
-        )
-    if query.dtype == torch.bfloat16:
-        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
-=======
 # Analysis
 
 
@@ -424,4 +396,31 @@ def key_lines(
 def needs(who: str, module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ImportError(f"{who} needs {module}; install it with: pip install 'ndgpa[{extra}]'")
->>>>>>> main
+
+
+# The triton backend
+
+
+def triton_backend(
+    query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
+) -> None:
+    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if query.dtype not in dtypes:
+        raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
+    for name, x in (("query", query), ("value", value)):
+        if x.shape[3] > widest:
+            raise ValueError(
+                f"backend 'triton' takes heads of at most {widest} features; "
+                f"{name} has {x.shape[3]}"
+            )
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    if query.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
+            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
+        )
+    if query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
