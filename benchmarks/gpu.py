@@ -21,6 +21,7 @@ of "select").
 
 import argparse
 import itertools
+import json
 import os
 import sys
 import time
@@ -405,16 +406,23 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for row in of_case:
             tqdm.write(", ".join(f"{k} {measure._cell(v)}" for k, v in row.items()))
             found.append(row)
-    if not options.tiny and not options.only:
-        write(bench, found, "tiles" if options.tiles else "")
+        if not options.tiny:
+            write(bench, found, "tiles" if options.tiles else "")
     return found
 
 
 def write(bench: Bench, found: list[dict[str, Any]], what: str) -> None:
+    """After every case, so that a run that is cut short leaves what it has; other cases stay."""
     name = "-".join(filter(None, (bench.name.lower().replace(" ", "-"), what)))
+    path = measure.RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    measured = {row["case"] for row in found}
+    kept = [row for row in earlier if row["case"] not in measured] + found
+    order = [case.name for case in CASES]
+    kept.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     about = {"flops_per_s": bench.limits.flops, "copy_bytes_per_s": bench.limits.bytes, "seed": 0}
     chip = {"gpu": bench.name, "cuda": torch.version.cuda, "capability": capability()}
-    measure.write(name, __doc__.splitlines()[0], found, **about, **chip)
+    measure.write(name, __doc__.splitlines()[0], kept, **about, **chip)
 
 
 def capability() -> list[int]:

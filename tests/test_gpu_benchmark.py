@@ -1,5 +1,6 @@
 """The GPU benchmark and its README table, as far as a machine without a GPU can tell."""
 
+import json
 from pathlib import Path
 
 import gpu
@@ -22,6 +23,28 @@ def test_the_benchmark_runs_on_the_cpu_with_tiny_cases() -> None:
     }
     assert all(row["ms"] > 0 and row["least_ms"] > 0 for row in rows)
     assert all(row["error"] < 1e-5 for row in rows if "error" in row)
+
+
+def test_a_run_of_some_cases_leaves_the_others_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "capability", lambda: [9, 0])
+
+    class Here:
+        name, limits = "A Chip", gpu.measure.Limits(1.0, 1.0)
+
+    def row(case: str, ms: float) -> dict[str, object]:
+        return {"case": case, "who": "gpa", "phase": "forward", "ms": ms}
+
+    gpu.write(Here(), [row("pivot 128", 1.0), row("ChaL 1", 2.0)], "")
+    gpu.write(Here(), [row("pivot 64", 3.0), row("ChaL 1", 4.0)], "")
+    rows = json.loads((tmp_path / "a-chip.json").read_text())["rows"]
+    assert [(r["case"], r["ms"]) for r in rows] == [
+        ("pivot 64", 3.0),
+        ("pivot 128", 1.0),
+        ("ChaL 1", 4.0),
+    ]
 
 
 def test_the_least_work_is_counted_by_hand() -> None:
@@ -55,8 +78,6 @@ def test_a_result_file_becomes_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     rows = [{"case": "pivot", "who": w, "phase": p, "ms": ms} for (w, p), ms in times.items()]
     rows.append({"case": "graph", "who": "flex", "phase": both, "note": "takes no ragged blocks"})
     result = {"gpu": "A chip", "machine": {"torch": "2.11"}, "rows": rows}
-    import json
-
     (tmp_path / "a-chip.json").write_text(json.dumps(result))
     table = tables.gpus()
     assert "A chip, torch 2.11" in table
