@@ -310,3 +310,102 @@ def _int_tensor(name: str, x: Any) -> None:
 
 def _listed(items: Iterable[Any], form: Any = str) -> str:
     return ", ".join(form(item) for item in items)
+
+
+# Operators
+
+
+def operator_call(
+    query: Any, key: Any, value: Any, structure: Any, key_structure: Any, mask: Any
+) -> None:
+    """What every operator asks of its arguments."""
+    query_and_key(query, key, structure, key_structure, "dot", causal=False)
+    value_for(key, value)
+    key_mask(mask, key)
+
+
+def grid_shape(who: str, name: str, structure: Any) -> tuple[int, ...]:
+    from ndgpa.structures.grid import Grid
+
+    if not isinstance(structure, Grid):
+        raise TypeError(f"{who} needs a Grid as {name}; got {type(structure).__name__}")
+    return structure.shape
+
+
+def neighborhood(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) -> None:
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        sizes = _ints(name, value)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if rel_bias and (heads is None or not isinstance(kernel, tuple)):
+        raise ValueError("rel_bias needs heads, and kernel as a tuple of one int per axis")
+    if heads is not None:
+        positive_count("heads", heads)
+
+
+def windows(
+    kernel: Any, dilation: Any, shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and dilation, one int per axis each, that fit the grid of the keys."""
+    same_rank(shape, key_shape)
+    sizes = []
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        entries = _ints(name, value) * (len(shape) if isinstance(value, int) else 1)
+        if len(entries) != len(shape):
+            raise ValueError(
+                f"{name} has {len(entries)} entries but the grid has {len(shape)} axes"
+            )
+        sizes.append(entries)
+    for axis, (k, d, size) in enumerate(zip(*sizes, key_shape)):
+        if k * d > size:
+            raise ValueError(
+                f"kernel {k} with dilation {d} covers {k * d} sites but axis {axis} of the keys "
+                f"has {size}; kernel x dilation must not exceed it"
+            )
+    return sizes[0], sizes[1]
+
+
+def same_rank(shape: tuple[int, ...], key_shape: tuple[int, ...]) -> None:
+    if len(shape) != len(key_shape):
+        raise ValueError(
+            f"queries are on a grid of rank {len(shape)} but keys on one of rank {len(key_shape)}"
+        )
+
+
+def rel_bias_heads(rel_bias: Tensor, query: Tensor) -> None:
+    if rel_bias.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the relative bias was made for "
+            f"{rel_bias.shape[0]}"
+        )
+    if rel_bias.device != query.device:
+        raise ValueError(f"the relative bias is on {rel_bias.device} but query on {query.device}")
+
+
+def parts(given: Any) -> None:
+    if len(given) == 0:
+        raise ValueError("parts is empty; Hydra needs at least one operator")
+    for part in given:
+        if not callable(part):
+            raise TypeError(f"a part must be an operator; got {type(part).__name__}")
+
+
+def hydra_lists(kernels: Any, dilations: Any) -> tuple[list[Any], list[Any]]:
+    """Both lists at the length of the longer; a list of one serves all."""
+    length = max(len(kernels), len(dilations))
+    for name, given in (("kernels", kernels), ("dilations", dilations)):
+        if len(given) not in (1, length):
+            raise ValueError(f"{name} has {len(given)} entries; expected 1 or {length}")
+    whole = [list(x) * (length if len(x) == 1 else 1) for x in (kernels, dilations)]
+    return whole[0], whole[1]
+
+
+def enough_heads(who: str, heads: int, count: int) -> None:
+    if heads < count:
+        raise ValueError(f"{who} has {count} parts but query has {heads} heads; each needs one")
+
+
+def features_for_mask(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
+    if query is None or key is None:
+        raise ValueError(f"{who} chooses its keys by their features; its mask needs query and key")
+    return query, key

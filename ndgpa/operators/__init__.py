@@ -1,8 +1,9 @@
 """Interchangeable attentions: anything called as operator(query, key, value, structure, ...)."""
 
-from ndgpa.operators.base import Operator
+from ndgpa.operators.base import Operator, SaysMask
 from ndgpa.operators.full import Full
 from ndgpa.operators.gpa import GPA
+from ndgpa.operators.neighborhood import Hydra, Neighborhood
 from ndgpa.operators.nothing import Nothing
 
-__all__ = ["GPA", "Full", "Nothing", "Operator"]
+__all__ = ["GPA", "Full", "Hydra", "Neighborhood", "Nothing", "Operator", "SaysMask"]

@@ -71,6 +71,21 @@ class Full:
         blind = logits_bias.amax(dim=-1, keepdim=True) == -torch.inf
         return out.masked_fill(blind, 0).to(value.dtype)
 
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """Every key that is visible; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        seen = visible(structure, key_structure, self.causal)
+        if seen is None:
+            shape = (structure.num_sites, key_structure.num_sites)
+            seen = torch.ones(shape, dtype=torch.bool, device=structure.device)
+        return seen[None]
+
 
 def visible(
     structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
