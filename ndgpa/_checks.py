@@ -409,3 +409,50 @@ def features_for_mask(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
     if query is None or key is None:
         raise ValueError(f"{who} chooses its keys by their features; its mask needs query and key")
     return query, key
+
+
+def nystrom(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any) -> None:
+    if landmarks != "blocks":
+        if isinstance(landmarks, str):
+            raise ValueError(f"unknown landmarks {landmarks!r}; expected a number or 'blocks'")
+        positive_count("landmarks", landmarks)
+    positive_count("iterations", iterations)
+    if conv_kernel is None:
+        return
+    positive_count("conv_kernel", conv_kernel)
+    if conv_kernel % 2 == 0:
+        raise ValueError(f"conv_kernel must be odd; got {conv_kernel}")
+    if heads is None:
+        raise ValueError("conv_kernel needs heads, the number of query heads")
+    positive_count("heads", heads)
+
+
+def nystrom_conv(
+    weight: Tensor,
+    query: Tensor,
+    structure: "SpatialStructure",
+    key_structure: "SpatialStructure",
+) -> None:
+    if key_structure is not structure:
+        raise ValueError("conv_kernel needs queries and keys on one structure")
+    if weight.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the convolution was made for {weight.shape[0]}"
+        )
+
+
+def as_many_blocks(
+    who: str, structure: "SpatialStructure", key_structure: "SpatialStructure"
+) -> None:
+    if structure.num_blocks != key_structure.num_blocks:
+        raise ValueError(
+            f"{who} pairs the blocks of queries and keys, but structure has "
+            f"{structure.num_blocks} and key_structure {key_structure.num_blocks}"
+        )
+
+
+def one_space(who: str, *structures: "SpatialStructure") -> None:
+    if any(structure.group is not None for structure in structures):
+        raise NotImplementedError(
+            f"{who} does not keep apart the spaces of a structure with groups; call it for each"
+        )

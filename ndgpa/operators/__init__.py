@@ -5,5 +5,6 @@ from ndgpa.operators.full import Full
 from ndgpa.operators.gpa import GPA
 from ndgpa.operators.neighborhood import Hydra, Neighborhood
 from ndgpa.operators.nothing import Nothing
+from ndgpa.operators.nystrom import Nystrom
 
-__all__ = ["GPA", "Full", "Hydra", "Neighborhood", "Nothing", "Operator", "SaysMask"]
+__all__ = ["GPA", "Full", "Hydra", "Neighborhood", "Nothing", "Nystrom", "Operator", "SaysMask"]

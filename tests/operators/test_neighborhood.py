@@ -158,6 +158,8 @@ def test_a_kernel_as_large_as_the_grid_is_full_attention(shape: tuple[int, ...])
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:return_lse is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 def test_it_agrees_with_natten() -> None:
     natten = pytest.importorskip("natten", reason="natten is an optional oracle")
     structure = ndgpa.Grid((9, 11), 1)
