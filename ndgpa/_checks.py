@@ -456,3 +456,23 @@ def one_space(who: str, *structures: "SpatialStructure") -> None:
         raise NotImplementedError(
             f"{who} does not keep apart the spaces of a structure with groups; call it for each"
         )
+
+
+def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
+    positive_count("features", features)
+    if redraw_every is not None:
+        positive_count("redraw_every", redraw_every)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale of a Performer must be above 0; got {scale}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+
+
+def performer_input(query: Tensor, projection: Tensor) -> None:
+    if query.shape[-1] != projection.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} features a head but the Performer was made for "
+            f"{projection.shape[1]}"
+        )
+    if query.device != projection.device:
+        raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")
