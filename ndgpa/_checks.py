@@ -268,6 +268,12 @@ def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_d
             raise ValueError(f"{heads} heads do not divide {name} {width}")
 
 
+def layer_key_heads(heads: int, key_heads: int) -> None:
+    positive_count("key_heads", key_heads)
+    if heads % key_heads:
+        raise ValueError(f"{key_heads} key heads do not divide the {heads} heads")
+
+
 def layer_input(name: str, x: Tensor, width: int) -> None:
     if x.ndim != 3 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
@@ -476,3 +482,41 @@ def performer_input(query: Tensor, projection: Tensor) -> None:
         )
     if query.device != projection.device:
         raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")
+
+
+def block_size(block: Any) -> None:
+    if block is not None and min(_ints("block", block), default=0) < 1:
+        raise ValueError(f"block must be at least 1; got {block}")
+
+
+def halves(who: str, heads: int) -> None:
+    if heads % 2:
+        raise ValueError(f"{who} splits the query heads in two halves; got {heads}")
+
+
+def paired_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
+    as_many_blocks("MultiAxis", structure, key_structure)
+    if structure.sites_per_block != key_structure.sites_per_block:
+        raise ValueError(
+            f"MultiAxis pairs the places within blocks of queries and keys, but structure has "
+            f"{structure.sites_per_block} a block and key_structure {key_structure.sites_per_block}"
+        )
+
+
+def local_sparse(patterns: Any, known: Any) -> None:
+    if len(patterns) == 0:
+        raise ValueError("pattern is empty; name at least one")
+    for pattern in patterns:
+        one_of("pattern", pattern, known)
+
+
+def stride(value: int, n: int) -> None:
+    if value > n:
+        raise ValueError(f"stride {value} is larger than the {n} sites of key_structure")
+
+
+def heads_over_steps(who: str, heads: int, steps: int) -> None:
+    if heads == 0 or heads % steps:
+        raise ValueError(
+            f"{who} splits the query heads evenly over {steps} steps; {heads} heads do not split"
+        )

@@ -3,6 +3,8 @@
 from ndgpa.operators.base import Operator, SaysMask
 from ndgpa.operators.full import Full
 from ndgpa.operators.gpa import GPA
+from ndgpa.operators.local_sparse import LocalSparse
+from ndgpa.operators.multi_axis import MultiAxis
 from ndgpa.operators.neighborhood import Hydra, Neighborhood
 from ndgpa.operators.nothing import Nothing
 from ndgpa.operators.nystrom import Nystrom
@@ -12,6 +14,8 @@ __all__ = [
     "GPA",
     "Full",
     "Hydra",
+    "LocalSparse",
+    "MultiAxis",
     "Neighborhood",
     "Nothing",
     "Nystrom",

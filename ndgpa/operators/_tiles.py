@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa._ops import fold_into_batch, without_autocast
-from ndgpa.functional import _autocast
+from ndgpa._ops import cast_for_autocast, fold_into_batch, without_autocast
 
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -31,14 +30,14 @@ class Tiles:
     Args:
         queries: The queries of each tile, -1 for an empty place; every query stands in one place.
         keys: The keys of each tile, none twice, -1 for an empty place.
+        pattern: The pattern of each tile; None for one pattern that serves all.
         seen: For each pattern, which places see which; None for all.
         offset: For each pattern, the entry of the relative bias of each pair; None for no bias.
-        pattern: The pattern of each tile.
     """
 
     queries: Int[Tensor, "T X"]
     keys: Int[Tensor, "T Y"]
-    pattern: Int[Tensor, " T"]
+    pattern: Int[Tensor, " T"] | None = None
     seen: Bool[Tensor, "P X Y"] | None = None
     offset: Int[Tensor, "P X Y"] | None = None
 
@@ -46,7 +45,7 @@ class Tiles:
         """Which site reads which."""
         reads = (self.queries >= 0)[:, :, None] & (self.keys >= 0)[:, None]
         if self.seen is not None:
-            reads = reads & self.seen[self.pattern]
+            reads = reads & (self.seen if self.pattern is None else self.seen[self.pattern])
         tile, place, slot = reads.nonzero(as_tuple=True)
         mask = reads.new_zeros(num_sites, num_keys)
         mask[self.queries[tile, place], self.keys[tile, slot]] = True
@@ -71,7 +70,7 @@ def attend_in_tiles(
         bias: Added to the logits, the entry that `tiles.offset` names.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = _autocast(query, key, value)
+    query, key, value = cast_for_autocast(query, key, value)
     if key_mask is not None:
         unseen = ~key_mask[:, None, :, None]
         key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
@@ -88,7 +87,7 @@ def attend_tiles(
     bias: Tensor | None,  # (h, entries)
     queries: Tensor,  # (T, X)
     keys: Tensor,  # (T, Y)
-    pattern: Tensor,  # (T,)
+    pattern: Tensor | None,  # (T,)
     seen: Tensor | None,  # (P, X, Y)
     offset: Tensor | None,  # (P, X, Y)
     scale: float,
@@ -113,7 +112,7 @@ def _(
     bias: Tensor | None,
     queries: Tensor,
     keys: Tensor,
-    pattern: Tensor,
+    pattern: Tensor | None,
     seen: Tensor | None,
     offset: Tensor | None,
     scale: float,
@@ -131,7 +130,7 @@ def attend_tiles_backward(
     bias: Tensor | None,
     queries: Tensor,
     keys: Tensor,
-    pattern: Tensor,
+    pattern: Tensor | None,
     seen: Tensor | None,
     offset: Tensor | None,
     scale: float,
@@ -169,7 +168,7 @@ def _(
     bias: Tensor | None,
     queries: Tensor,
     keys: Tensor,
-    pattern: Tensor,
+    pattern: Tensor | None,
     seen: Tensor | None,
     offset: Tensor | None,
     scale: float,
@@ -215,7 +214,7 @@ class _Problem:
         bias: Tensor | None,
         queries: Tensor,
         keys: Tensor,
-        pattern: Tensor,
+        pattern: Tensor | None,
         seen: Tensor | None,
         offset: Tensor | None,
         scale: float,
@@ -264,8 +263,9 @@ class _Problem:
         """Add the gradients of the logits to the entries of the bias they came through."""
         assert self.offset is not None
         by_head = self._unflatten(slope).sum(dim=0).transpose(1, 2)  # (hk, g, c, X, Y)
+        tiles = by_head.shape[2]
         by_head = by_head.reshape(len(grad), -1).to(grad.dtype)
-        entries = self.offset[self.pattern[chunk]].flatten().long()
+        entries = self._of_pattern(self.offset, chunk).expand(tiles, -1, -1).flatten().long()
         if grad.is_cuda:  # scatter_add_ is atomic there; this sorts
             head = torch.arange(len(grad), device=grad.device)[:, None]
             grad.index_put_((head, entries), by_head, accumulate=True)
@@ -279,7 +279,7 @@ class _Problem:
         if self.bias is not None:
             assert self.offset is not None
             table = self.bias.to(self.wide).view(self.key_heads, self.group, -1)
-            added = table[:, :, self.offset[self.pattern[chunk]].long()]  # (hk, g, c, X, Y)
+            added = table[:, :, self._of_pattern(self.offset, chunk).long()]  # (hk, g, c, X, Y)
             logits = logits + added.transpose(1, 2)
         hidden = self._hidden(chunk)
         if hidden is None:
@@ -297,9 +297,12 @@ class _Problem:
             empty = (keys < 0)[None, None, :, None, None]
             hidden = empty if hidden is None else hidden | empty
         if self.seen is not None:
-            unseen = ~self.seen[self.pattern[chunk]][None, None, :, None]
+            unseen = ~self._of_pattern(self.seen, chunk)[None, None, :, None]
             hidden = unseen if hidden is None else hidden | unseen
         return hidden
+
+    def _of_pattern(self, table: Tensor, chunk: slice) -> Tensor:  # (c or 1, X, Y)
+        return table if self.pattern is None else table[self.pattern[chunk]]
 
     def _unflatten(self, x: Tensor) -> Tensor:  # (b*hk*c, g*X, Y) -> (b, hk, c, g, X, Y)
         return x.view(

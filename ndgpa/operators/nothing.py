@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa.functional import _autocast
+from ndgpa._ops import cast_for_autocast
 from ndgpa.structures import SpatialStructure
 
 
@@ -32,7 +32,7 @@ class Nothing:
         _checks.query_and_key(query, key, structure, key_structure, "dot", causal=False)
         _checks.value_for(key, value)
         _checks.key_mask(key_mask, key)
-        (value,) = _autocast(value)
+        (value,) = cast_for_autocast(value)
         return value.new_zeros(*query.shape[:3], value.shape[3])
 
     def mask(

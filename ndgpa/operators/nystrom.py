@@ -6,8 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ndgpa import _checks
-from ndgpa._ops import without_autocast
-from ndgpa.functional import _autocast
+from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.operators._dense import attend_to_all
 from ndgpa.operators.full import Full
 from ndgpa.structures import SpatialStructure
@@ -76,7 +75,7 @@ class Nystrom(nn.Module):
         _checks.one_space("Nystrom", structure, key_structure)
         if self.conv is not None:
             _checks.nystrom_conv(self.conv.weight, query, structure, key_structure)
-        dtype = _autocast(value)[0].dtype
+        dtype = cast_for_autocast(value)[0].dtype
         wide = torch.promote_types(value.dtype, torch.float32)
         query, key, value = (x.to(wide).contiguous() for x in (query, key, value))
         with without_autocast(query):

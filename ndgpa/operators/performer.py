@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ndgpa import _checks
-from ndgpa.functional import _autocast
+from ndgpa._ops import cast_for_autocast
 from ndgpa.operators._features import KERNELS, attend_by_features
 from ndgpa.operators.full import Full
 from ndgpa.structures import SpatialStructure
@@ -95,7 +95,7 @@ class Performer(nn.Module):
         out = attend_by_features(
             query, key, value, key_mask, projection, scale, self.eps, self.kernel
         )
-        return out.to(_autocast(value)[0].dtype)
+        return out.to(cast_for_autocast(value)[0].dtype)
 
     def mask(
         self,
