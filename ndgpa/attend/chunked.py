@@ -95,8 +95,7 @@ def attend_chunked(
     key_time: Tensor | None,  # (B, R)
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
-    if not blocks.is_cuda:
-        _checks.block_ids(blocks, key.shape[2])
+    _checks.block_ids(blocks, key.shape[2])
     wide = torch.promote_types(query.dtype, torch.float32)
     out = value.new_empty(*query.shape[:-1], value.shape[-1])
     lse = query.new_empty(query.shape[:-1], dtype=wide)

@@ -31,14 +31,14 @@ class Tiles:
         queries: The queries of each tile, -1 for an empty place; every query stands in one place.
         keys: The keys of each tile, none twice, -1 for an empty place.
         pattern: The pattern of each tile; None for one pattern that serves all.
-        seen: For each pattern, which places see which; None for all.
+        seen: For each pattern, which places see which; an axis of 1 serves all. None for all.
         offset: For each pattern, the entry of the relative bias of each pair; None for no bias.
     """
 
     queries: Int[Tensor, "T X"]
     keys: Int[Tensor, "T Y"]
     pattern: Int[Tensor, " T"] | None = None
-    seen: Bool[Tensor, "P X Y"] | None = None
+    seen: Bool[Tensor, "P #X #Y"] | None = None
     offset: Int[Tensor, "P X Y"] | None = None
 
     def mask(self, num_sites: int, num_keys: int) -> Bool[Tensor, "n n_k"]:

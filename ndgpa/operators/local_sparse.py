@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ndgpa import _checks
@@ -190,7 +191,7 @@ def _(
     )
 
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 
 @functools.lru_cache(maxsize=16)

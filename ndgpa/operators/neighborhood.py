@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ndgpa import _checks
@@ -241,7 +242,7 @@ def _ints(sizes: list[int]) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 # Queries along each axis of a tile, by the rank of the grid: about 64 in all.
 _TILE = {1: 64, 2: 8, 3: 4}

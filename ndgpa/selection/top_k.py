@@ -38,15 +38,13 @@ class TopK(Rule):
     k: int
     relevance: str = "mass"
     share: str = "head"
-    force: tuple[int | str, ...] = ()
+    force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
         _checks.positive_count("k", self.k)
         _checks.one_of("relevance", self.relevance, RELEVANCE)
         _checks.one_of("share", self.share, SHARE)
-        if isinstance(self.force, (str, int)):
-            object.__setattr__(self, "force", (self.force,))
-        _checks.forced(self.force)
+        _checks.forced(_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         if problem.causal:
@@ -73,13 +71,17 @@ class TopK(Rule):
             weight.to(query.dtype),
             cell_group,
             key_group,
-            forced_blocks(self.force, structure, key_structure),
+            forced_blocks(_tuple(self.force), structure, key_structure),
             self.k,
             self.relevance,
             self.share,
             coarse.scale,
         )
         return Selection(blocks)
+
+
+def _tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
+    return force if isinstance(force, tuple) else (force,)
 
 
 def forced_blocks(
@@ -128,7 +130,7 @@ def select_top_k(
     per_selection = key.shape[1] // selection_heads
     split = (batch * selection_heads, per_selection)
     tiles = cell_relevance(
-        query.reshape(*split, -1, *query.shape[2:]),
+        query.reshape(*split, heads // (selection_heads * per_selection), *query.shape[2:]),
         key.reshape(*split, *key.shape[2:]),
         None if bias is None else bias.reshape(*split, num_blocks),
         None if log_size is None else log_size.repeat_interleave(selection_heads, dim=0),

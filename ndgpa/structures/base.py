@@ -6,12 +6,44 @@ override a method with a faster form of the same function.
 """
 
 import abc
-from functools import cached_property
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+class table(Generic[T]):
+    """A property that is computed at its first use and kept.
+
+    What is computed inside a trace is not kept: it is a stand-in for a tensor. What is computed in
+    inference mode is an ordinary tensor, that a later backward may save.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute = compute
+        self.name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, structure: None, owner: type) -> "table[T]": ...
+
+    @overload
+    def __get__(self, structure: Any, owner: type | None = None) -> T: ...
+
+    def __get__(self, structure: Any, owner: type | None = None) -> "T | table[T]":
+        if structure is None:
+            return self
+        if torch.compiler.is_compiling():
+            return self.compute(structure)
+        with torch.inference_mode(False):
+            value = self.compute(structure)
+        if not isinstance(value, Tensor) or type(value) is Tensor:
+            structure.__dict__[self.name] = value
+        return value
 
 
 class SpatialStructure(abc.ABC):
@@ -39,11 +71,13 @@ class SpatialStructure(abc.ABC):
         """Where the tables are."""
 
     @abc.abstractmethod
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "SpatialStructure":
         """The same structure with its tables on `device`; made once for each device."""
 
     @abc.abstractmethod
-    def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> Self:
+    def coarsen(
+        self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
+    ) -> "SpatialStructure":
         """The structure whose sites are this one's blocks.
 
         Args:
@@ -51,7 +85,7 @@ class SpatialStructure(abc.ABC):
             cell: Its cells: how many of its blocks make one of its cells.
         """
 
-    @cached_property
+    @property
     def time(self) -> Int[Tensor, " n"] | None:
         """The time of each site, int64; causal attention sees its own and earlier times.
 
@@ -59,7 +93,7 @@ class SpatialStructure(abc.ABC):
         """
         return None
 
-    @cached_property
+    @property
     def group(self) -> Int[Tensor, " B"] | None:
         """The space that each block belongs to, where several disjoint spaces are batched as one.
 
@@ -69,7 +103,7 @@ class SpatialStructure(abc.ABC):
 
     # Sizes
 
-    @cached_property
+    @property
     def num_sites(self) -> int:
         return int((self.blocks >= 0).sum())
 
@@ -91,34 +125,34 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
-    @cached_property
+    @property
     def is_even(self) -> bool:
         """Whether no table has an empty place."""
         return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
 
     # Tables that follow from the two
 
-    @cached_property
+    @table
     def block_sizes(self) -> Int[Tensor, " B"]:
         """How many sites each block has."""
         return (self.blocks >= 0).sum(dim=1)
 
-    @cached_property
+    @table
     def cell_sites(self) -> Int[Tensor, "C PR"]:
         """The sites of each cell, block after block; -1 for an empty place."""
         return self.upsample(self.cells).flatten(1)
 
-    @cached_property
+    @table
     def block_of_site(self) -> Int[Tensor, " n"]:
         """The block that each site is in."""
         return _row_of_member(self.blocks, self.num_sites)
 
-    @cached_property
+    @table
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
         return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
 
-    @cached_property
+    @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
         """Where each site stands in the flattened `cell_sites`."""
         places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)

@@ -22,9 +22,11 @@ class OperatorContract:
     heads, key_heads, width = 4, 2, 8
     tolerance = 1e-12  # of comparisons in float64 that need not keep every bit
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         raise NotImplementedError
+
+    def test_it_is_an_operator(self) -> None:
+        assert isinstance(self.ready(), Operator)
 
     # Shapes, dtypes, layout
 
@@ -173,6 +175,7 @@ class OperatorContract:
 
     # Errors
 
+    @pytest.mark.bad_input
     def test_errors_come_before_any_work(self) -> None:
         operator, (query, key, value) = self.ready(), self.inputs()
         with pytest.raises(ValueError, match=r"query has \d+ sites but structure has \d+"):

@@ -9,8 +9,7 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestMultiAxis(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return MultiAxis()
 
 
@@ -18,8 +17,7 @@ class TestMultiAxisWithBlocksOfItsOwn(OperatorContract):
     structure = ndgpa.Grid((5, 7), downsample=1)
     tiny = ndgpa.Grid((3, 4), downsample=1)
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return MultiAxis(block=(2, 3))
 
 
@@ -109,6 +107,7 @@ def test_multi_query_layers_have_one_head_of_keys_and_values() -> None:
     assert layer(torch.randn(2, 64, 32), ndgpa.Image((8, 8), 4)).shape == (2, 64, 32)
 
 
+@pytest.mark.bad_input
 def test_errors_say_what_was_wanted() -> None:
     x, y = torch.zeros(1, 3, 12, 2), torch.zeros(1, 2, 12, 2)
     with pytest.raises(ValueError, match="MultiAxis splits the query heads in two halves; got 3"):

@@ -16,36 +16,31 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestNeighborhood(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Neighborhood(3)
 
 
 class TestNeighborhoodWithBias(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Neighborhood((2, 3), 1, rel_bias=True, heads=heads)
 
 
 class TestNeighborhoodOnTwoGrids(OperatorContract):
     key_structure = ndgpa.Grid((9, 4), downsample=2)
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Neighborhood((3, 2), (2, 2) if width == 8 else (1, 2))
 
 
 class TestHydra(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Hydra.of([3], [1, 2] if width == 8 else [1], rel_bias=False)
 
 
 class TestHydraOfAnyOperators(OperatorContract):
     twice = False
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Hydra([ndgpa.Full(), ndgpa.GPA(2)])
 
 
@@ -249,6 +244,7 @@ def test_the_parameters_of_the_parts_are_its_own() -> None:
 # Errors
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("size", "dilation"), [(8, 1), (16, 2), (32, 4), (256, 32)])
 def test_the_windows_of_stylenat_fit_their_levels(size: int, dilation: int) -> None:
     fits, structure = Neighborhood(7, dilation), ndgpa.Grid((size, size), 1)
@@ -259,6 +255,7 @@ def test_the_windows_of_stylenat_fit_their_levels(size: int, dilation: int) -> N
         Neighborhood(9, dilation)(x, x, x, structure)
 
 
+@pytest.mark.bad_input
 def test_errors_say_what_was_wanted() -> None:
     x = torch.zeros(1, 4, 12, 2)
     clusters = ndgpa.Clusters(torch.arange(12) // 3, torch.arange(4))

@@ -10,28 +10,24 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestNystrom(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Nystrom(7 if width == 8 else 3)
 
 
 class TestNystromOverBlocks(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Nystrom("blocks")
 
 
 class TestNystromWithConvolution(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Nystrom(4, conv_kernel=3, heads=heads)
 
 
 class TestNystromOnTwoSpaces(OperatorContract):
     key_structure = ndgpa.Sequence(70, 4)
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Nystrom(5)
 
 
@@ -158,6 +154,7 @@ def test_attention_to_all_cuts_long_spaces(n: int, n_k: int) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.bad_input
 def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="landmarks must be at least 1; got 0"):
         Nystrom(0)

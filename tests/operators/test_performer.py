@@ -12,22 +12,19 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestPerformer(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Performer(width, 12)
 
 
 class TestPerformerWithRelu(OperatorContract):
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Performer(width, kernel="relu", row_norm="constant")
 
 
 class TestPerformerOnTwoSpaces(OperatorContract):
     key_structure = ndgpa.Sequence(30, 4)
 
-    @staticmethod
-    def operator(heads: int, width: int) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return Performer(width, eps=0.0)
 
 
@@ -181,6 +178,7 @@ def test_the_default_number_of_features_is_d_log_d() -> None:
     assert len(Performer(64).projection) == int(64 * math.log(64))
 
 
+@pytest.mark.bad_input
 def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="features must be at least 1; got 0"):
         Performer(4, 0)
