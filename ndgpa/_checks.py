@@ -522,3 +522,22 @@ def heads_over_steps(who: str, heads: int, steps: int) -> None:
         raise ValueError(
             f"{who} splits the query heads evenly over {steps} steps; {heads} heads do not split"
         )
+
+
+# Analysis
+
+
+def flow_steps(steps: Any) -> None:
+    if len(steps) == 0:
+        raise ValueError("there is no step; information flow needs at least one")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.bool:
+            got = step.dtype if isinstance(step, Tensor) else type(step).__name__
+            raise TypeError(f"step {i} must be a bool tensor (queries, keys); got {got}")
+        if step.ndim != 2:
+            raise ValueError(f"step {i} must have two axes; got shape {tuple(step.shape)}")
+        if i and step.shape[1] != steps[i - 1].shape[0]:
+            raise ValueError(
+                f"step {i} has {step.shape[1]} keys but the step before has "
+                f"{steps[i - 1].shape[0]} queries"
+            )
