@@ -99,6 +99,7 @@ def picture_of_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figur
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     _checks.flow_steps(steps)
     sizes = [steps[0].shape[1], *(step.shape[0] for step in steps)]
@@ -118,7 +119,7 @@ def picture_of_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figur
     _sites(axis, len(steps), heard)
     axis.set_xticks(range(len(sizes)), ["input", *(f"step {i + 1}" for i in range(len(steps)))])
     axis.set_ylabel("site")
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.invert_yaxis()
     axis.set_title(f"input {source} reaches {int(heard.sum())} of {len(heard)}")
     return figure
