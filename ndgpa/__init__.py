@@ -14,7 +14,7 @@ from ndgpa.operators import (
     Performer,
 )
 from ndgpa.selection import Selection, TopK
-from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure, Video
+from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "Nothing",
     "Nystrom",
     "Performer",
+    "PointCloud",
     "Selection",
     "Sequence",
     "SpatialStructure",

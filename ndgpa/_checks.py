@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ndgpa.affinity import AFFINITIES
 
@@ -75,6 +76,33 @@ def clusters(
         first[cell_of_block.long()] = group.long()
         if bool((first[cell_of_block.long()] != group).any()):
             raise ValueError("a cell holds blocks of two groups; a cell must lie within one group")
+
+
+def points(position: Any, downsample: Any, cell: Any) -> None:
+    if not isinstance(position, Tensor):
+        raise TypeError(f"position must be a tensor; got {type(position).__name__}")
+    if not position.dtype.is_floating_point:
+        raise TypeError(f"position must be of a floating dtype; got {position.dtype}")
+    if position.ndim != 2 or position.shape[1] == 0:
+        raise ValueError(
+            f"position must have shape (points, dimensions); got {tuple(position.shape)}"
+        )
+    if len(position) == 0:
+        raise ValueError("position is empty; a structure needs at least one site")
+    if not bool(position.isfinite().all()):
+        raise ValueError("position holds NaN or infinite coordinates")
+    counts(len(position), downsample, cell)
+
+
+def counts(sites: int, downsample: Any, cell: Any) -> None:
+    """Sites of a block and blocks of a cell, where they are counts."""
+    positive_count("downsample", downsample)
+    positive_count("cell", cell)
+    if downsample > sites:
+        raise ValueError(f"downsample {downsample} is larger than the number of sites, {sites}")
+    blocks = -(-sites // downsample)
+    if cell > blocks:
+        raise ValueError(f"cell {cell} is larger than the number of blocks, {blocks}")
 
 
 def _ints(name: str, value: Any) -> tuple[int, ...]:
@@ -281,6 +309,16 @@ def layer_input(name: str, x: Tensor, width: int) -> None:
         raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
 
 
+def no_tangents(backend: str, *xs: Tensor) -> None:
+    """A custom operator drops the tangents of forward-mode derivatives without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in xs):
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
+        )
+
+
 def _features(name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
@@ -330,6 +368,12 @@ def operator_call(
     query_and_key(query, key, structure, key_structure, "dot", causal=False)
     value_for(key, value)
     key_mask(mask, key)
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in (query, key, value)):
+        raise NotImplementedError(
+            "this operator has no forward-mode derivative; use reverse mode, or Full"
+        )
 
 
 def grid_shape(who: str, name: str, structure: Any) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ def chunked(
 
     Heads that share a selection and a key head share one tile of queries.
     """
+    _checks.no_tangents("torch", query, key, value)
     heads, key_heads = query.shape[1], key.shape[1]
     tiles = heads if selection.blocks.shape[1] == heads else key_heads
     blocks = selection.blocks.expand(-1, tiles, -1, -1)

@@ -3,5 +3,6 @@
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
+from ndgpa.structures.points import PointCloud
 
-__all__ = ["Clusters", "Grid", "Image", "Sequence", "SpatialStructure", "Video"]
+__all__ = ["Clusters", "Grid", "Image", "PointCloud", "Sequence", "SpatialStructure", "Video"]

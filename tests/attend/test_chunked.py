@@ -59,3 +59,18 @@ def test_backward_holds_no_gathered_keys() -> None:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         ndgpa.gpa(*inputs, image, 200)
     assert sum(saved) < 1.3 * sum(x.numel() for x in inputs)
+
+
+@pytest.mark.bad_input
+def test_forward_mode_derivatives_are_refused_and_not_dropped() -> None:
+    x = torch.randn(1, 1, 12, 4)
+    structure = ndgpa.Sequence(12, 3)
+
+    def call(query: torch.Tensor, backend: str | None = None) -> torch.Tensor:
+        return ndgpa.gpa(query, x, x, structure, 2, backend=backend)
+
+    with pytest.raises(NotImplementedError, match="'torch' has no forward-mode derivative; use"):
+        torch.func.jvp(call, (x,), (x,))
+    _, tangent = torch.func.jvp(lambda q: call(q, "reference"), (x,), (x,))
+    step = (call(x + 1e-3 * x) - call(x - 1e-3 * x)) / 2e-3
+    torch.testing.assert_close(tangent, step, rtol=1e-2, atol=1e-2)
