@@ -1,7 +1,8 @@
 """Attention whose reading pattern is known beforehand, in tiles.
 
 A tile is a few queries that read nearly the same keys: it gathers the keys that any of them reads
-and hides from each query those that it does not. Tiles are computed a chunk at a time and again in
+and hides from each query those that it does not (with a weight of 0: where a key is not finite,
+all queries of its tile are lost). Tiles are computed a chunk at a time and again in
 the backward, so the memory beside inputs and outputs is that of one chunk. Forward and backward
 are one opaque operator each, so a compiled graph holds one node for any number of chunks.
 
@@ -148,8 +149,6 @@ def attend_tiles_backward(
             g = problem.gather_queries(flat_out, tile)
             slope = g @ tile.value.mT  # by the weights, then by the logits
             slope = tile.weights * (slope - (slope * tile.weights).sum(dim=-1, keepdim=True))
-            if not problem.is_plain:
-                slope.masked_fill_(tile.weights == 0, 0)
             grad_query.put(tile.query_rows, slope @ tile.key * scale)
             _add_rows(grad_key, tile.key_rows, slope.mT @ tile.query * scale)
             _add_rows(grad_value, tile.key_rows, tile.weights.mT @ g)
@@ -224,10 +223,12 @@ class _Problem:
         self.group = heads // self.key_heads
         self.query, self.key, self.value = (x.reshape(-1, x.shape[-1]) for x in (query, key, value))
         self.key_mask, self.bias, self.scale = key_mask, bias, scale
-        self.queries, self.keys, self.pattern = queries, keys, pattern
-        self.seen, self.offset = seen, offset
+        self.queries, self.keys, self.pattern, self.offset = queries, keys, pattern, offset
         self.wide = torch.promote_types(query.dtype, torch.float32)
+        self.unseen = None if seen is None else self._minus_infinity(~seen)
         self.empty_keys = keys.is_cuda or bool((keys < 0).any())
+        empty_queries = queries.is_cuda or bool((queries < 0).any())
+        self.may_be_blind = key_mask is not None or empty_queries
         nothing_hidden = seen is None and key_mask is None and not self.empty_keys
         self.is_plain = nothing_hidden and bias is None
 
@@ -282,24 +283,30 @@ class _Problem:
             added = table[:, :, self._of_pattern(self.offset, chunk).long()]  # (hk, g, c, X, Y)
             logits = logits + added.transpose(1, 2)
         hidden = self._hidden(chunk)
-        if hidden is None:
+        if hidden is not None:
+            logits = logits + hidden
+        if not self.may_be_blind:
             return logits.softmax(dim=-1).flatten(3, 4).flatten(0, 2)
-        logits = logits.masked_fill(hidden, -torch.inf)
         blind = logits.amax(dim=-1, keepdim=True) == -torch.inf
         weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
         return weights.flatten(3, 4).flatten(0, 2)
 
-    def _hidden(self, chunk: slice) -> Tensor | None:  # (b or 1, 1, c, 1, X or 1, Y)
-        keys, hidden = self.keys[chunk], None
-        if self.key_mask is not None:
-            hidden = ~self.key_mask[:, keys.clamp(min=0)][:, None, :, None, None]
+    def _hidden(self, chunk: slice) -> Tensor | None:  # (b or 1, 1, c or 1, 1, X or 1, Y or 1)
+        """What is added to the logits: -inf for a pair that is hidden, 0 for the others."""
+        keys, parts = self.keys[chunk], []
+        if self.unseen is not None:
+            parts.append(self._of_pattern(self.unseen, chunk)[None, None, :, None])
         if self.empty_keys:
-            empty = (keys < 0)[None, None, :, None, None]
-            hidden = empty if hidden is None else hidden | empty
-        if self.seen is not None:
-            unseen = ~self._of_pattern(self.seen, chunk)[None, None, :, None]
-            hidden = unseen if hidden is None else hidden | unseen
-        return hidden
+            parts.append(self._minus_infinity(keys < 0)[None, None, :, None, None])
+        if self.key_mask is not None:
+            unseen = ~self.key_mask[:, keys.clamp(min=0)]
+            parts.append(self._minus_infinity(unseen)[:, None, :, None, None])
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _minus_infinity(self, where: Tensor) -> Tensor:
+        return torch.zeros(where.shape, dtype=self.wide, device=where.device).masked_fill(
+            where, -torch.inf
+        )
 
     def _of_pattern(self, table: Tensor, chunk: slice) -> Tensor:  # (c or 1, X, Y)
         return table if self.pattern is None else table[self.pattern[chunk]]
