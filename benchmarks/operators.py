@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import median_seconds, peak_bytes, write
+from measure import median_seconds, write
 from skimage import data
 from skimage.transform import resize
 from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa.analysis import gpa_entries, low_rank_entries
+from ndgpa.analysis import gpa_entries, low_rank_entries, peak_bytes
 
 SEED, COMPONENTS, BUDGET = 0, 16, 256
 SHARED_BY = (1024, 128, 16)  # keys

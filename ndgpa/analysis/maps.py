@@ -35,7 +35,11 @@ def attention_map(
 
     Args:
         sites: Numbers of queries.
+
+    Raises:
+        ValueError, TypeError: A site does not exist, or as the operator says.
     """
+    _checks.site_ids("sites", sites, structure.num_sites)
     repeats = query.shape[1] // key.shape[1]
     query, key = query.detach(), key.detach().repeat_interleave(repeats, dim=1)
     parts = [

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa.functional import gpa, select
-from ndgpa.operators.full import visible
 from ndgpa.selection import Rule
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import SpatialStructure, visible
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,15 @@ from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
+from ndgpa.structures.visible import visible
 
-__all__ = ["Clusters", "Grid", "Image", "PointCloud", "Sequence", "SpatialStructure", "Video"]
+__all__ = [
+    "Clusters",
+    "Grid",
+    "Image",
+    "PointCloud",
+    "Sequence",
+    "SpatialStructure",
+    "Video",
+    "visible",
+]
