@@ -2,7 +2,17 @@
 
 from ndgpa import nn
 from ndgpa.functional import attend, gpa, select
-from ndgpa.operators import GPA, Full, Nothing
+from ndgpa.operators import (
+    GPA,
+    Full,
+    Hydra,
+    LocalSparse,
+    MultiAxis,
+    Neighborhood,
+    Nothing,
+    Nystrom,
+    Performer,
+)
 from ndgpa.selection import Selection, TopK
 from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
 
@@ -13,8 +23,14 @@ __all__ = [
     "Clusters",
     "Full",
     "Grid",
+    "Hydra",
     "Image",
+    "LocalSparse",
+    "MultiAxis",
+    "Neighborhood",
     "Nothing",
+    "Nystrom",
+    "Performer",
     "PointCloud",
     "Selection",
     "Sequence",

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa.functional import gpa
+from ndgpa import _checks
+from ndgpa.functional import gpa, select
 from ndgpa.selection import Rule
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import SpatialStructure, visible
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,35 @@ class GPA:
             key_mask=key_mask,
             backend=self.backend,
         )
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "groups n n_k"]:
+        """The keys that the rule selects for these features; as `SaysMask.mask`.
+
+        There is a group for each batch and selection head.
+        """
+        query, key = _checks.features_for_mask("GPA", query, key)
+        key_structure = structure if key_structure is None else key_structure
+        selection = select(
+            query,
+            key,
+            structure,
+            self.rule,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+        )
+        ids = selection.blocks.flatten(0, 1).long()
+        reads = torch.zeros(
+            *ids.shape[:2], key_structure.num_blocks + 1, dtype=torch.bool, device=ids.device
+        )
+        reads = reads.scatter_(2, ids % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
+        mask = reads[:, structure.cell_of_site][:, :, key_structure.block_of_site]
+        seen = visible(structure, key_structure, self.causal)
+        return mask if seen is None else mask & seen
