@@ -14,7 +14,17 @@ from ndgpa.operators import (
     Performer,
 )
 from ndgpa.selection import Selection, TopK
-from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
+from ndgpa.structures import (
+    Clusters,
+    Graph,
+    Grid,
+    Image,
+    PointCloud,
+    Sequence,
+    SpatialStructure,
+    Video,
+    disjoint,
+)
 
 __version__ = "0.1.0"
 
@@ -22,6 +32,7 @@ __all__ = [
     "GPA",
     "Clusters",
     "Full",
+    "Graph",
     "Grid",
     "Hydra",
     "Image",
@@ -38,6 +49,7 @@ __all__ = [
     "TopK",
     "Video",
     "attend",
+    "disjoint",
     "gpa",
     "nn",
     "select",

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -659,3 +660,109 @@ def flow_steps(steps: Any) -> None:
                 f"step {i} has {step.shape[1]} keys but the step before has "
                 f"{steps[i - 1].shape[0]} queries"
             )
+
+
+# Graphs
+
+
+def graph(
+    edge_index: Any,
+    num_nodes: Any,
+    downsample: Any,
+    cell: Any,
+    position: Any,
+    edge_weight: Any,
+    time: Any,
+) -> None:
+    _edge_index(edge_index)
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
+        raise TypeError(f"num_nodes must be an int; got {num_nodes!r}")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes is {num_nodes}; a structure needs at least one site")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index names node {low if low < 0 else high}; nodes are numbered from 0 to "
+                f"{num_nodes - 1}"
+            )
+    counts(num_nodes, downsample, cell)
+    if position is not None:
+        points(position, downsample, cell)
+        if len(position) != num_nodes:
+            raise ValueError(f"position has {len(position)} rows but there are {num_nodes} nodes")
+    if edge_weight is not None:
+        _edge_weight(edge_weight, edge_index.shape[1])
+    if time is not None:
+        _int_vector("time", time)
+        if len(time) != num_nodes:
+            raise ValueError(f"time has {len(time)} entries but there are {num_nodes} sites")
+
+
+def _edge_index(edge_index: Any) -> None:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index must be a tensor; got {type(edge_index).__name__}")
+    dtype = edge_index.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"edge_index must be of an integer dtype; got {dtype}")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape (2, edges); got {tuple(edge_index.shape)}")
+
+
+def _edge_weight(weight: Any, edges: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"edge_weight must be a tensor; got {type(weight).__name__}")
+    if weight.dtype.is_complex or weight.dtype == torch.bool:
+        raise TypeError(f"edge_weight must be of a real dtype; got {weight.dtype}")
+    if tuple(weight.shape) != (edges,):
+        raise ValueError(f"edge_weight must have shape ({edges},); got {tuple(weight.shape)}")
+    if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
+        raise ValueError("edge_weight must be finite and not negative")
+
+
+def graph_method(method: str, has_position: bool) -> None:
+    if method == "kd" and not has_position:
+        raise ValueError("method 'kd' splits by position, and none is given")
+    needed = {"metis": "pymetis", "landmark": "scipy"}.get(method)
+    if needed is not None and find_spec(needed) is None:
+        raise ImportError(
+            f"Graph needs {needed} for method {method!r}; pip install 'ndgpa[graph]', or give "
+            "positions"
+        )
+
+
+def disjoint(structures: Sequence[Any]) -> None:
+    if not structures:
+        raise ValueError("disjoint got no structures; it needs at least one")
+    for place, structure in enumerate(structures):
+        _structure(f"structure {place}", structure)
+    if len({structure.device for structure in structures}) > 1:
+        devices = _listed(structure.device for structure in structures)
+        raise ValueError(f"the structures are on different devices: {devices}")
+    timed = [structure.time is not None for structure in structures]
+    if any(timed) and not all(timed):
+        raise ValueError(
+            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has one"
+        )
+
+
+# PyTorch Geometric
+
+
+def coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; put it through GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    _int_vector("batch", batch)
+    _edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be ascending: the nodes of a graph stand together")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index joins nodes of two graphs of the batch")

@@ -2,12 +2,16 @@
 
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
+from ndgpa.structures.disjoint import disjoint
+from ndgpa.structures.graph import Graph
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
 from ndgpa.structures.visible import visible
 
 __all__ = [
     "Clusters",
+
+    "Graph",
     "Grid",
     "Image",
     "PointCloud",
@@ -15,4 +19,5 @@ __all__ = [
     "SpatialStructure",
     "Video",
     "visible",
+    "disjoint",
 ]

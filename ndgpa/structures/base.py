@@ -148,9 +148,14 @@ class SpatialStructure(abc.ABC):
         return _row_of_member(self.blocks, self.num_sites)
 
     @table
+    def cell_of_block(self) -> Int[Tensor, " B"]:
+        """The cell that each block is in."""
+        return _row_of_member(self.cells, self.num_blocks)
+
+    @table
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
-        return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
+        return self.cell_of_block[self.block_of_site]
 
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
