@@ -148,9 +148,10 @@ def forced_ids(largest: int, num_blocks: int) -> None:
 
 
 def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
-    if key_structure is not structure:
+    if key_structure.num_sites != structure.num_sites:
         raise ValueError(
-            "force='own' needs queries and keys on one structure; name blocks by number instead"
+            "force='own' needs queries and keys on one structure, or on two of the same sites; "
+            "name blocks by number instead"
         )
 
 

@@ -21,6 +21,8 @@ def cell_relevance(
     weight: Float[Tensor, "C P"],
     cell_group: Int[Tensor, " C"] | None,
     key_group: Int[Tensor, " B_k"] | None,
+    cell_time: Int[Tensor, " C"] | None,
+    key_time: Int[Tensor, " B_k"] | None,
     kind: str,
     scale: float,
 ) -> Iterator[tuple[slice, slice, Float[Tensor, "l c B_k"]]]:
@@ -38,6 +40,8 @@ def cell_relevance(
         log_size: Logarithm of the seen sites of each key block, -inf where there are none.
         weight: Sites of each query block, 0 for an empty place.
         cell_group, key_group: Spaces that do not see each other, or None.
+        cell_time, key_time: The earliest time of each cell and the latest of each key block, whose
+            relevance to earlier cells does not exist; or None.
         kind: "mass" sums softmax weights (the paper), "logit" sums logits.
         scale: Factor of the dot products.
 
@@ -50,6 +54,9 @@ def cell_relevance(
         seen = None
         if cell_group is not None and key_group is not None:
             seen = cell_group[cells, None] == key_group
+        if cell_time is not None and key_time is not None:
+            past = cell_time[cells, None] >= key_time
+            seen = past if seen is None else seen & past
         own_bias = None if bias is None else bias[rows]
         own_size = None if log_size is None else log_size[rows, None]
         relevance = score(

@@ -8,6 +8,7 @@ override a method with a faster form of the same function.
 import abc
 from functools import cached_property
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -127,6 +128,35 @@ class SpatialStructure(abc.ABC):
         places[flat[filled]] = filled.nonzero()[:, 0]
         return places
 
+    # Spans of time, for causal attention
+
+    @cached_property
+    def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """The earliest and the latest time in each block; only where there is time."""
+        assert self.time is not None
+        return _span(self.time, self.time, self.blocks)
+
+    @cached_property
+    def cell_span(self) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
+        """The earliest and the latest time in each cell; only where there is time."""
+        return _span(*self.block_span, self.cells)
+
+    @cached_property
+    def first_in_cell(self) -> Bool[Tensor, " n"]:
+        """Which sites have the earliest time of their cell; only where there is time."""
+        assert self.time is not None
+        return self.time == self.cell_span[0][self.cell_of_site]
+
+    @cached_property
+    def cell_group(self) -> Int[Tensor, " C"] | None:
+        """The space that each cell belongs to; None for one space."""
+        return None if self.group is None else self.group[self.cells.amax(dim=1)]
+
+    @cached_property
+    def tables_with(self) -> "WeakKeyDictionary[SpatialStructure, Tensor]":
+        """Tables that were made for this structure and another one, kept for the next call."""
+        return WeakKeyDictionary()
+
     # The paper's operators
 
     def downsample(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B d"]:
@@ -187,6 +217,16 @@ def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tens
     """Rows of a table by number; a number -1 gives a row of -1."""
     rows = table[ids.clamp(min=0).long()]
     return rows.masked_fill((ids < 0)[..., None], -1)
+
+
+def _span(
+    first: Int[Tensor, " members"], last: Int[Tensor, " members"], rows: Int[Tensor, "rows R"]
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The earliest and the latest time of the members of each row."""
+    limits, empty = torch.iinfo(torch.int64), rows < 0
+    members = rows.clamp(min=0)
+    earliest = first[members].masked_fill(empty, limits.max).amin(dim=1)
+    return earliest, last[members].masked_fill(empty, limits.min).amax(dim=1)
 
 
 def _take_sites(
