@@ -3,7 +3,17 @@
 from ndgpa import nn
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import GPA, Full, Nothing
-from ndgpa.selection import Selection, TopK
+from ndgpa.selection import (
+    Fixed,
+    Neighborhood,
+    PerHead,
+    Selection,
+    TopK,
+    TopP,
+    TopRatio,
+    Union,
+    Window,
+)
 from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure, Video
 
 __version__ = "0.1.0"
@@ -11,15 +21,22 @@ __version__ = "0.1.0"
 __all__ = [
     "GPA",
     "Clusters",
+    "Fixed",
     "Full",
     "Grid",
     "Image",
+    "Neighborhood",
     "Nothing",
+    "PerHead",
     "Selection",
     "Sequence",
     "SpatialStructure",
     "TopK",
+    "TopP",
+    "TopRatio",
+    "Union",
     "Video",
+    "Window",
     "attend",
     "gpa",
     "nn",

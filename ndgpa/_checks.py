@@ -311,3 +311,79 @@ def _int_tensor(name: str, x: Any) -> None:
 
 def _listed(items: Iterable[Any], form: Any = str) -> str:
     return ", ".join(form(item) for item in items)
+
+
+# Rules beyond TopK
+
+
+def share_of(name: str, value: Any) -> None:
+    """A part of a whole: more than nothing, at most everything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {value}")
+
+
+def bounds(at_least: Any, at_most: Any) -> None:
+    positive_count("at_least", at_least)
+    if at_most is None:
+        return
+    positive_count("at_most", at_most)
+    if at_most < at_least:
+        raise ValueError(f"at_most {at_most} is less than at_least {at_least}")
+
+
+def radius(value: Any, rank: int) -> tuple[int, ...]:
+    """One radius for each axis."""
+    radii = _ints("radius", value)
+    if isinstance(value, int):
+        radii = radii * rank
+    if len(radii) != rank:
+        raise ValueError(f"radius has {len(radii)} entries but the grid has {rank} axes")
+    if min(radii) < 0:
+        raise ValueError(f"radius must be at least 0; got {value}")
+    return radii
+
+
+def no_neighborhood(name: str) -> str:
+    return f"{name} does not say which blocks are near a cell; a Grid does"
+
+
+def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
+    if key_structure is not structure:
+        raise ValueError(f"{who} needs queries and keys on one structure")
+
+
+def fixed_blocks(blocks: Any) -> None:
+    _int_tensor("blocks", blocks)
+    if not 1 <= blocks.ndim <= 4:
+        raise ValueError(
+            "blocks must have shape (width,), (cells, width), (heads, cells, width) or (batch, "
+            f"heads, cells, width); got {tuple(blocks.shape)}"
+        )
+
+
+def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
+    if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
+        raise ValueError(
+            f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+        )
+    if not blocks.is_cuda and blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )
+
+
+def rules(who: str, items: Any) -> None:
+    from ndgpa.selection.base import Rule
+
+    if not isinstance(items, tuple) or not items:
+        raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
+    for item in items:
+        if not isinstance(item, Rule):
+            raise TypeError(f"{who} needs rules; got {type(item).__name__}")
+
+
+def rule_per_head(count: int, heads: int) -> None:
+    if count != heads:
+        raise ValueError(f"PerHead has {count} rules but query has {heads} heads")

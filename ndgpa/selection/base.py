@@ -100,3 +100,11 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def select(self, problem: Problem) -> Selection:
         """Answer for every cell of `problem.structure`."""
+
+    def __or__(self, other: "Rule") -> "Rule":
+        """The rule that reads what either reads."""
+        from ndgpa.selection.union import Union
+
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return Union((self, other))

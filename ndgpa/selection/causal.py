@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ndgpa.selection.base import Problem
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -25,6 +26,22 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
             key_structure.group,
         )
     return structure.tables_with[key_structure]
+
+
+def count_candidates(problem: Problem) -> Int[Tensor, " C"]:
+    """How many key blocks each cell may choose from: those of its group, if causal wholly past."""
+    structure, key_structure = problem.structure, problem.key_structure
+    space = torch.zeros(structure.num_cells, dtype=torch.int64, device=structure.device)
+    key_space = torch.zeros(key_structure.num_blocks, dtype=torch.int64, device=space.device)
+    if structure.cell_group is not None and key_structure.group is not None:
+        space, key_space = structure.cell_group, key_structure.group
+    now, last = torch.zeros_like(space), torch.zeros_like(key_space)
+    if problem.causal:
+        now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])
+    steps = int(torch.cat([now, last]).max()) + 1
+    ends = (key_space * steps + last).sort().values
+    before = torch.searchsorted(ends, space * steps)
+    return torch.searchsorted(ends, space * steps + now, right=True) - before
 
 
 def blocks_between(

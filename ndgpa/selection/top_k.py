@@ -11,6 +11,7 @@ from ndgpa._ops import fold_into_batch
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import overlapping
 from ndgpa.selection.relevance import RELEVANCE, cell_relevance
+from ndgpa.selection.slots import ascending, each_once, seen_blocks, without_empty_columns
 from ndgpa.structures.base import SpatialStructure, lookup
 
 SHARE = ("head", "group", "all")
@@ -150,18 +151,6 @@ def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) ->
     return without_empty_columns(each_once(own, key_structure.num_blocks))
 
 
-def seen_blocks(table: Int[Tensor, "C F"], problem: Problem) -> Int[Tensor, "C F"]:
-    """The table less the blocks of another group than the cell's, or wholly later."""
-    structure, key_structure = problem.structure, problem.key_structure
-    blocks, hidden = table.clamp(min=0), table < 0
-    if structure.cell_group is not None and key_structure.group is not None:
-        hidden = hidden | (key_structure.group[blocks] != structure.cell_group[:, None])
-    if problem.causal:
-        later = key_structure.block_span[0][blocks] > structure.cell_span[1][:, None]
-        hidden = hidden | later
-    return table.masked_fill(hidden, -1)
-
-
 @torch.library.custom_op("ndgpa::select_top_k", mutates_args=())
 def select_top_k(
     query: Tensor,  # (b, h, C, P, d)
@@ -218,7 +207,7 @@ def select_top_k(
             ids = _ranked(scores, min(k, num_blocks), counts, cells, p, at_least)
         if always is not None:
             ids = torch.cat([ids, always], dim=-1)
-        out[rows, cells] = _ascending(ids, num_blocks).int()
+        out[rows, cells] = ascending(ids, num_blocks).int()
     return out.unflatten(0, (batch, selection_heads))
 
 
@@ -286,7 +275,7 @@ def _ranked(
     drop = values[..., :k] == -torch.inf
     if counts is not None:
         drop = drop | (place >= counts[cells, None])
-    if p is not None:
+    if p is not None and p < 1:  # all of it is every block, not as many as rounding leaves
         mass = values.clamp(min=0)
         before = mass.cumsum(dim=-1) - mass
         reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
@@ -300,25 +289,3 @@ def _without(
     """Scores in which the blocks that are read anyway are no candidates."""
     cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
     return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")
-
-
-def each_once(table: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
-    """In ascending order, each number once, empty slots last."""
-    table = _ascending(table, num_blocks)
-    again = torch.zeros_like(table, dtype=torch.bool)
-    again[..., 1:] = table[..., 1:] == table[..., :-1]
-    return _ascending(table.masked_fill(again, -1), num_blocks)
-
-
-def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch k"]:
-    """Cut to the longest row; empty slots must be last. Looks at values, so not on a GPU."""
-    if table.is_cuda or torch.compiler.is_compiling() or table.shape[-1] == 0:
-        return table
-    used = (table >= 0).flatten(0, -2).any(dim=0)
-    return table[..., : max(1, int(used.sum()))]
-
-
-def _ascending(ids: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
-    """In ascending order, empty slots last."""
-    ordered = ids.masked_fill(ids < 0, num_blocks).sort(dim=-1).values
-    return ordered.masked_fill(ordered == num_blocks, -1)

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa import _checks
+
 
 class SpatialStructure(abc.ABC):
     """A space of `num_sites` sites, numbered from 0 in their natural order.
@@ -51,6 +53,16 @@ class SpatialStructure(abc.ABC):
             factor: Its downsampling: how many of these blocks make one of its blocks.
             cell: Its cells: how many of its blocks make one of its cells.
         """
+
+    def near_cells(self, radius: int | tuple[int, ...]) -> Int[Tensor, "C W"]:
+        """The blocks within a radius of each cell, its own among them; -1 for an empty slot.
+
+        Only where a structure knows what is near.
+
+        Args:
+            radius: In blocks, from the nearest block of the cell; on a grid one for each axis.
+        """
+        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
 
     @cached_property
     def time(self) -> Int[Tensor, " n"] | None:

@@ -84,6 +84,19 @@ class Grid(SpatialStructure):
     def coarsen(self, factor: PerAxis, cell: PerAxis = 1) -> "Grid":
         return Grid(self.grid_of_blocks, factor, cell, self.time_axis, self.on)
 
+    def near_cells(self, radius: PerAxis) -> Int[Tensor, "C W"]:
+        """The blocks whose distance to the cell is at most `radius` along every axis."""
+        radii = _checks.radius(radius, len(self.shape))
+        table = torch.zeros(1, 1, dtype=torch.int64, device=self.on)
+        for count, cell, reach in zip(self.grid_of_blocks, self.cell_shape, radii):
+            width = min(cell + 2 * reach, count + cell - 1)
+            begins = torch.arange(0, count, cell, device=self.on)
+            ends = (begins + cell).clamp(max=count) + reach
+            along = (begins - reach).clamp(min=0)[:, None] + torch.arange(width, device=self.on)
+            along = along.masked_fill(along >= ends[:, None].clamp(max=count), -1)
+            table = _outer(table, along, count)
+        return table
+
     # Sizes, without the tables
 
     @property
@@ -237,6 +250,16 @@ def _split_axes(
         first + level + len(levels) * axis for level in range(len(levels)) for axis in range(rank)
     ]
     return split.permute(*range(first), *order, split.ndim - 1)
+
+
+def _outer(
+    table: Int[Tensor, "C W"], along: Int[Tensor, "c w"], count: int
+) -> Int[Tensor, "Cc Ww"]:
+    """Append an axis of `count` blocks to raster numbers; a number that is empty stays so."""
+    numbers = table[:, None, :, None] * count + along[None, :, None, :]
+    empty = (table < 0)[:, None, :, None] | (along < 0)[None, :, None, :]
+    numbers = numbers.masked_fill(empty, -1)
+    return numbers.flatten(2).flatten(0, 1)
 
 
 def _sum_runs(x: Tensor, axis: int, width: int) -> Tensor:
