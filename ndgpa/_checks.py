@@ -387,3 +387,25 @@ def rules(who: str, items: Any) -> None:
 def rule_per_head(count: int, heads: int) -> None:
     if count != heads:
         raise ValueError(f"PerHead has {count} rules but query has {heads} heads")
+
+
+def kept_per_level(keep: Any) -> None:
+    if not isinstance(keep, tuple) or not keep:
+        raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
+    for count in keep:
+        positive_count("keep", count)
+
+
+def level_shrinks(level: int, levels: int, before: int, after: int) -> None:
+    if after >= before:
+        raise ValueError(
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes over "
+            f"{before}: the levels do not nest; use fewer levels or a larger factor"
+        )
+
+
+def positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite; got {value}")

@@ -2,8 +2,12 @@
 
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.fixed import Fixed
+from ndgpa.selection.multi_level import MultiLevel
 from ndgpa.selection.neighborhood import Neighborhood, Window
 from ndgpa.selection.per_head import PerHead
+from ndgpa.selection.perturbed_top_k import PerturbedTopK
+from ndgpa.selection.soft_top_k import SoftTopK
+from ndgpa.selection.straight_through import StraightThrough
 from ndgpa.selection.top_k import TopK
 from ndgpa.selection.top_p import TopP
 from ndgpa.selection.top_ratio import TopRatio
@@ -12,11 +16,15 @@ from ndgpa.selection.union import Union
 __all__ = [
     "Coarse",
     "Fixed",
+    "MultiLevel",
     "Neighborhood",
     "PerHead",
+    "PerturbedTopK",
     "Problem",
     "Rule",
     "Selection",
+    "SoftTopK",
+    "StraightThrough",
     "TopK",
     "TopP",
     "TopRatio",

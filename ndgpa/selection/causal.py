@@ -18,14 +18,15 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
     Returns:
         Their numbers, ascending, -1 for an empty slot; the width is that of the longest row.
     """
-    if key_structure not in structure.tables_with:
-        structure.tables_with[key_structure] = blocks_between(
+    tables = structure.tables_with.setdefault(key_structure, {})
+    if "overlapping" not in tables:
+        tables["overlapping"] = blocks_between(
             *structure.cell_span,
             *key_structure.block_span,
             structure.cell_group,
             key_structure.group,
         )
-    return structure.tables_with[key_structure]
+    return tables["overlapping"]
 
 
 def count_candidates(problem: Problem) -> Int[Tensor, " C"]:

@@ -201,7 +201,7 @@ def select_top_k(
             always = forced[cells].expand(scores.shape[0], -1, -1)
             scores = _without(scores, always)
         if counts is None and p is None:
-            ids = _top_k_lowest_id(scores, min(k, num_blocks))
+            ids = top_k_lowest_id(scores, min(k, num_blocks))
             ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
         else:
             ids = _ranked(scores, min(k, num_blocks), counts, cells, p, at_least)
@@ -244,7 +244,7 @@ def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:
     return min(k, num_blocks) + (0 if forced is None else forced.shape[1])
 
 
-def _top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
+def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
     """Ids of the k largest scores, in no order; of equal scores the lowest id."""
     num_blocks = scores.shape[-1]
     if k == num_blocks:

@@ -164,10 +164,17 @@ class SpatialStructure(abc.ABC):
         """The space that each cell belongs to; None for one space."""
         return None if self.group is None else self.group[self.cells.amax(dim=1)]
 
+    # What was made once and is kept for the next call
+
     @cached_property
-    def tables_with(self) -> "WeakKeyDictionary[SpatialStructure, Tensor]":
-        """Tables that were made for this structure and another one, kept for the next call."""
+    def tables_with(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
+        """Tables that were made for this structure and another one, by name."""
         return WeakKeyDictionary()
+
+    @cached_property
+    def coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
+        """What `coarsen` made, by factor."""
+        return {}
 
     # The paper's operators
 

@@ -82,7 +82,11 @@ class Grid(SpatialStructure):
         return self._copies[device]
 
     def coarsen(self, factor: PerAxis, cell: PerAxis = 1) -> "Grid":
-        return Grid(self.grid_of_blocks, factor, cell, self.time_axis, self.on)
+        """The grid whose sites are the blocks; one int of a factor is cut to each axis' length."""
+        blocks = self.grid_of_blocks
+        if isinstance(factor, int):
+            factor = tuple(min(factor, count) for count in blocks)
+        return Grid(blocks, factor, cell, self.time_axis, self.on)
 
     def near_cells(self, radius: PerAxis) -> Int[Tensor, "C W"]:
         """The blocks whose distance to the cell is at most `radius` along every axis."""
