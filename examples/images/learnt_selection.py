@@ -6,9 +6,9 @@ A photograph is cut into blocks and shuffled, and its colour is taken away. Each
 colour from the original, so its cell must select the one block out of 64 that it came from. What to
 select is decided by a router: one linear map of channels of which a few describe the texture and
 the others are noise, far stronger. Nothing but the selection depends on the router. Under the hard
-rule no gradient reaches it, so it stays what it was at random; the learnt rules train it through the
-bias of their slots. All of them are tested with the same hard `TopK`, on photographs never trained
-on.
+rule no gradient reaches it, so it stays what it was at random; the learnt rules train it through
+the bias of their slots. All of them are tested with the same hard `TopK`, on a photograph that they
+were never trained on.
 
 Writes `curves.png` (loss on the training photographs, share of the right blocks found on the
 others) and `result.json`, where errors are mean squared colour errors in [0, 1]^2.

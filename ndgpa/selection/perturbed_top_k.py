@@ -84,7 +84,7 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weight = ctx.saved_tensors
         _, sigma, samples, _ = ctx.options
         mean = (grad * weight).sum(dim=-1, keepdim=True)

@@ -23,8 +23,7 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
         share: As for `TopK`.
     """
     coarse = problem.coarse()
-    structure, key_structure = problem.structure, problem.key_structure
-    query, weight = by_cell(coarse, structure)
+    query, weight = by_cell(coarse, problem.structure)
     batch, heads, num_cells, places, _ = query.shape
     repeats = heads // coarse.key.shape[1]
     key = coarse.key.repeat_interleave(repeats, dim=1)

@@ -14,7 +14,7 @@ from ndgpa.selection.top_k import SHARE
 
 @dataclass(frozen=True)
 class SoftTopK(Rule):
-    """Weights in [0, 1] that sum to k: the point of that set nearest to log relevance / temperature.
+    """Weights in [0, 1] that sum to k, nearest to log relevance / temperature.
 
     As the temperature falls the weights become those of the hard rule. Blocks of weight 0 are not
     read, so the selection stays sparse. The weights enter the attention through the bias of their
