@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ndgpa.affinity import AFFINITIES
 
@@ -248,7 +249,9 @@ def selection_fields(blocks: Any, bias: Any) -> None:
 
 
 def block_ids(blocks: Tensor, num_blocks: int) -> None:
-    """Checked on the CPU, where looking at values costs nothing."""
+    """Checked on the CPU, where looking at values costs nothing, and outside traces."""
+    if blocks.device.type != "cpu" or torch.compiler.is_compiling():
+        return
     if blocks.numel() and int(blocks.max()) >= num_blocks:
         raise ValueError(
             f"selection names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
@@ -272,6 +275,16 @@ def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_d
 def layer_input(name: str, x: Tensor, width: int) -> None:
     if x.ndim != 3 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
+
+
+def no_tangents(backend: str, *xs: Tensor) -> None:
+    """A custom operator drops the tangents of forward-mode derivatives without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in xs):
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
+        )
 
 
 def _features(name: str, x: Any) -> None:

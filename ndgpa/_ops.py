@@ -37,3 +37,11 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 def without_autocast(like: Tensor) -> torch.autocast:
     """A context in which the body of an operator computes in the dtypes it was written in."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def cast_for_autocast(*xs: Tensor) -> list[Tensor]:
+    """Cast as autocast casts the inputs of an attention; float64 stays."""
+    device = xs[0].device.type
+    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
+        return list(xs)
+    return [x.to(torch.get_autocast_dtype(device)) for x in xs]

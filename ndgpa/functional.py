@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
 from ndgpa.attend import pick
 from ndgpa.selection import Problem, Rule, Selection, TopK
@@ -105,7 +105,7 @@ def select(
     structure = structure.to(query.device)
     key_structure = structure if same else key_structure.to(query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         return rule.select(
             Problem(query, key, structure, key_structure, scale, affinity, causal, key_mask)
         )
@@ -144,8 +144,8 @@ def attend(
     run = pick(backend)
     structure, key_structure = structure.to(query.device), key_structure.to(query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = _autocast(query, key, value)
-    with torch.autocast(query.device.type, enabled=False):
+    query, key, value = cast_for_autocast(query, key, value)
+    with without_autocast(query):
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
@@ -164,11 +164,3 @@ def attend(
         if return_lse and affinity == "euclidean":
             lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
     return (out, lse) if return_lse else out
-
-
-def _autocast(*xs: Tensor) -> list[Tensor]:
-    """Cast as autocast casts the inputs of an attention; float64 stays."""
-    device = xs[0].device.type
-    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
-        return list(xs)
-    return [x.to(torch.get_autocast_dtype(device)) for x in xs]

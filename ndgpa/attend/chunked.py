@@ -42,6 +42,7 @@ def chunked(
 
     Heads that share a selection and a key head share one tile of queries.
     """
+    _checks.no_tangents("torch", query, key, value)
     heads, key_heads = query.shape[1], key.shape[1]
     tiles = heads if selection.blocks.shape[1] == heads else key_heads
     blocks = selection.blocks.expand(-1, tiles, -1, -1)
@@ -97,8 +98,7 @@ def attend_chunked(
     key_time: Tensor | None,  # (B, R)
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
-    if not blocks.is_cuda:
-        _checks.block_ids(blocks, key.shape[2])
+    _checks.block_ids(blocks, key.shape[2])
     wide = torch.promote_types(query.dtype, torch.float32)
     out = value.new_empty(*query.shape[:-1], value.shape[-1])
     lse = query.new_empty(query.shape[:-1], dtype=wide)

@@ -1,6 +1,6 @@
 """What every attention of the package can be called as."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ndgpa.structures import SpatialStructure
 
 
+@runtime_checkable
 class Operator(Protocol):
     """Attention over a space: operators are interchangeable wherever one is expected.
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
 from ndgpa.structures import SpatialStructure
 
@@ -45,31 +46,34 @@ class Full:
         _checks.key_mask(key_mask, key)
         _checks.scale(self.scale)
         structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+        query, key, value = cast_for_autocast(query, key, value)
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        bias, scale = dot_form(
-            key, self.affinity, query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        )
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        bias, scale = dot_form(key, self.affinity, scale)
         bias = hide_keys(bias, key, key_mask)
         seen = visible(structure, key_structure, self.causal)
-        grouped = key.shape[1] != query.shape[1]
-        if bias is None and seen is None:
-            return F.scaled_dot_product_attention(
-                query, key, value, scale=scale, enable_gqa=grouped
-            )
-        logits_bias = _mask(query, bias, seen)
-        wide = logits_bias.dtype  # the bias of a euclidean affinity needs more than 16 bits
-        out = F.scaled_dot_product_attention(
-            query.to(wide),
-            key.to(wide),
-            value.to(wide),
-            logits_bias,
-            scale=scale,
-            enable_gqa=grouped,
-        )
-        blind = logits_bias.amax(dim=-1, keepdim=True) == -torch.inf
-        return out.masked_fill(blind, 0).to(value.dtype)
+        with without_autocast(query):
+            return _attend(query, key, value, _mask(query, bias, seen), scale)
+
+
+def _attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    mask: Float[Tensor, "#b #h #n n_k"] | None,
+    scale: float,
+) -> Float[Tensor, "b h n dv"]:
+    grouped = key.shape[1] != query.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
+    wide = mask.dtype  # a bias needs more than 16 bits
+    out = F.scaled_dot_product_attention(
+        query.to(wide), key.to(wide), value.to(wide), mask, scale=scale, enable_gqa=grouped
+    )
+    blind = mask.amax(dim=-1, keepdim=True) == -torch.inf
+    return out.masked_fill(blind, 0).to(value.dtype)
 
 
 def visible(
@@ -93,10 +97,11 @@ def _mask(
     query: Float[Tensor, "b h n d"],
     bias: Float[Tensor, "b hk n_k"] | None,
     seen: Bool[Tensor, "n n_k"] | None,
-) -> Float[Tensor, "#b #h #n n_k"]:
-    """What is added to the logits, in float32 or wider."""
+) -> Float[Tensor, "#b #h #n n_k"] | None:
+    """What is added to the logits, in float32 or wider; None for nothing."""
     if bias is None:
-        assert seen is not None
+        if seen is None:
+            return None
         wide = torch.promote_types(query.dtype, torch.float32)
         zeros = torch.zeros((), dtype=wide, device=query.device)
         return zeros.where(seen, -torch.inf)[None, None]

@@ -18,15 +18,16 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
     Returns:
         Their numbers, ascending, -1 for an empty slot; the width is that of the longest row.
     """
-    tables = structure.tables_with.setdefault(key_structure, {})
-    if "overlapping" not in tables:
-        tables["overlapping"] = blocks_between(
+    return structure.kept_with(
+        key_structure,
+        "overlapping",
+        lambda: blocks_between(
             *structure.cell_span,
             *key_structure.block_span,
             structure.cell_group,
             key_structure.group,
-        )
-    return tables["overlapping"]
+        ),
+    )
 
 
 def count_candidates(problem: Problem) -> Int[Tensor, " C"]:

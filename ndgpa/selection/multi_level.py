@@ -14,6 +14,7 @@ from ndgpa.selection.slots import ascending
 from ndgpa.selection.top_k import (
     SHARE,
     always_read,
+    as_tuple,
     by_cell,
     most_relevant,
     select_top_k,
@@ -55,14 +56,14 @@ class MultiLevel(Rule):
     keep: tuple[int, ...]
     factor: int | tuple[int, ...] = 2
     share: str = "head"
-    force: tuple[int | str, ...] = ()
+    force: tuple[int | str, ...] | int | str = ()
     estimate: str = "box"
 
     def __post_init__(self) -> None:
         _checks.kept_per_level(self.keep)
         _checks.one_of("estimate", self.estimate, ESTIMATES)
         _checks.one_of("share", self.share, SHARE)
-        _checks.forced(self.force)
+        _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         if len(self.keep) == 1:
@@ -147,7 +148,7 @@ def _pyramid(
     nodes = _Nodes(structure, mean, mean, mean, seen, first, last)
     yield nodes
     for level in range(1, levels):
-        structure = _coarser(nodes.structure, factor)
+        structure = nodes.structure.coarsened(factor)
         _checks.level_shrinks(level, levels, nodes.structure.num_blocks, structure.num_blocks)
         nodes = _parents(nodes, structure)
         yield nodes
@@ -181,12 +182,6 @@ def _extreme(structure: SpatialStructure, x: Tensor, empty: float) -> Tensor:
     return children.amin(dim=-2) if empty > 0 else children.amax(dim=-2)
 
 
-def _coarser(structure: SpatialStructure, factor: int | tuple[int, ...]) -> SpatialStructure:
-    if factor not in structure.coarsened:
-        structure.coarsened[factor] = structure.coarsen(factor)
-    return structure.coarsened[factor]
-
-
 def _span_of_children(
     first: Int[Tensor, " n"], last: Int[Tensor, " n"], structure: SpatialStructure
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
@@ -202,13 +197,14 @@ def _besides(
     """The kept nodes and, if causal, those that are partly later than the cell."""
     if parent.first is None or parent.last is None:
         return kept
-    tables = problem.structure.tables_with.setdefault(parent.structure, {})
-    if "straddling" not in tables:
-        now = problem.structure.cell_span[0]
-        tables["straddling"] = blocks_between(
-            now, now, parent.first, parent.last, problem.structure.cell_group, parent.group
-        )
-    table = tables["straddling"].int().expand(*kept.shape[:2], -1, -1)
+    first, last, structure = parent.first, parent.last, problem.structure
+    now = structure.cell_span[0]
+    table = structure.kept_with(
+        parent.structure,
+        "straddling",
+        lambda: blocks_between(now, now, first, last, structure.cell_group, parent.group),
+    )
+    table = table.int().expand(*kept.shape[:2], -1, -1)
     return torch.cat([kept, table], dim=-1)
 
 

@@ -36,7 +36,8 @@ class PerturbedTopK(Rule):
         share: As for `TopK`.
 
     Raises:
-        ValueError, TypeError: A count below 1, a sigma that is not positive, an unknown word.
+        ValueError, TypeError: A count below 1, less than two samples, a sigma that is not positive,
+            an unknown word.
     """
 
     k: int
@@ -49,7 +50,7 @@ class PerturbedTopK(Rule):
     def __post_init__(self) -> None:
         _checks.positive_count("k", self.k)
         _checks.positive("sigma", self.sigma)
-        _checks.positive_count("samples", self.samples)
+        _checks.positive_count("samples - 1", self.samples - 1)
         _checks.bounds(1, self.at_most)
         _checks.one_of("share", self.share, SHARE)
 
@@ -65,7 +66,8 @@ class PerturbedTopK(Rule):
 class _Chosen(torch.autograd.Function):
     """The share of samples in which each block is among the k best; noise is drawn twice, not kept.
 
-    d E[y(s + sigma Z)] / ds = E[(y - E y) Z] / sigma, a product with the incoming gradient.
+    d E[y(s + sigma Z)] / ds = E[(y - E y) Z] / sigma, a product with the incoming gradient. The
+    mean over the samples stands for E y, hence one less in the divisor, as for a variance.
     """
 
     @staticmethod
@@ -93,7 +95,7 @@ class _Chosen(torch.autograd.Function):
             gain = (grad.gather(-1, ids) * seen).sum(dim=-1, keepdim=True)
             total += (gain - mean) * noise
         total = total.masked_fill(scores == -torch.inf, 0)
-        return total / (sigma * samples), None, None, None, None
+        return total / (sigma * (samples - 1)), None, None, None, None
 
 
 def _draws(

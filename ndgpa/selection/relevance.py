@@ -50,6 +50,7 @@ def cell_relevance(
         0 in place of NaN.
     """
     score = _mass if kind == "mass" else _logit
+    may_be_nan = log_size is not None or cell_group is not None or not _all_finite(query, key)
     for rows, cells in _tiles(query, key):
         seen = None
         if cell_group is not None and key_group is not None:
@@ -57,10 +58,16 @@ def cell_relevance(
         if cell_time is not None and key_time is not None:
             past = cell_time[cells, None] >= key_time
             seen = past if seen is None else seen & past
-        own_bias = None if bias is None else bias[rows]
         own_size = None if log_size is None else log_size[rows, None]
         relevance = score(
-            query[rows, :, :, cells], key[rows], own_bias, own_size, weight[cells], seen, scale
+            query[rows, :, :, cells],
+            key[rows],
+            None if bias is None else bias[rows],
+            own_size,
+            weight[cells],
+            seen,
+            scale,
+            may_be_nan,
         )
         if seen is not None:
             relevance.masked_fill_(~seen, -torch.inf)
@@ -88,6 +95,7 @@ def _mass(
     weight: Tensor,  # (c, P)
     seen: Tensor | None,  # (c, B_k)
     scale: float,
+    may_be_nan: bool,
 ) -> Tensor:  # (l, c, B_k)
     scores = _logits(query.flatten(2, 4), key, bias, scale)
     if log_size is not None:
@@ -96,7 +104,7 @@ def _mass(
     if seen is not None:
         scores.masked_fill_(~seen[:, None], -torch.inf)
     mass = scores.softmax(dim=-1)
-    if log_size is not None or seen is not None or not _all_finite(query, key):
+    if may_be_nan:
         mass.nan_to_num_(nan=0.0)
     if query.shape[1:3].numel() == 1 and query.shape[4] == 1:
         return mass[:, 0, 0, :, 0] * weight
@@ -111,13 +119,16 @@ def _logit(
     weight: Tensor,
     seen: Tensor | None,
     scale: float,
+    may_be_nan: bool,
 ) -> Tensor:
     """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
     summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
     logits = _logits(summed, key, None, scale)
     if bias is not None:
         logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
-    return logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(dim=1)
+    if may_be_nan:
+        logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return logits.sum(dim=1)
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -40,15 +40,13 @@ class TopK(Rule):
     k: int
     relevance: str = "mass"
     share: str = "head"
-    force: tuple[int | str, ...] = ()
+    force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
         _checks.positive_count("k", self.k)
         _checks.one_of("relevance", self.relevance, RELEVANCE)
         _checks.one_of("share", self.share, SHARE)
-        if isinstance(self.force, (str, int)):
-            object.__setattr__(self, "force", (self.force,))
-        _checks.forced(self.force)
+        _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         return Selection(most_relevant(problem, self.k, self.relevance, self.share, self.force))
@@ -59,7 +57,7 @@ def most_relevant(
     k: int,
     relevance: str = "mass",
     share: str = "head",
-    force: tuple[int | str, ...] = (),
+    force: tuple[int | str, ...] | int | str = (),
     *,
     counts: Int[Tensor, " C"] | None = None,
     p: float | None = None,
@@ -115,10 +113,13 @@ def by_cell(
     return query, weight.to(query.dtype)
 
 
-def always_read(force: tuple[int | str, ...], problem: Problem) -> Int[Tensor, "C F"] | None:
+def always_read(
+    force: tuple[int | str, ...] | int | str, problem: Problem
+) -> Int[Tensor, "C F"] | None:
     """The blocks that each cell reads whatever their relevance, each once; -1 for an empty slot."""
     structure, key_structure = problem.structure, problem.key_structure
     tables = []
+    force = as_tuple(force)
     if force:
         tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
     if problem.causal:
@@ -126,6 +127,10 @@ def always_read(force: tuple[int | str, ...], problem: Problem) -> Int[Tensor, "
     if not tables:
         return None
     return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+
+
+def as_tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
+    return force if isinstance(force, tuple) else (force,)
 
 
 def forced_blocks(
@@ -182,7 +187,7 @@ def select_top_k(
     per_selection = key.shape[1] // selection_heads
     split = (batch * selection_heads, per_selection)
     tiles = cell_relevance(
-        query.reshape(*split, -1, *query.shape[2:]),
+        query.reshape(*split, heads // (selection_heads * per_selection), *query.shape[2:]),
         key.reshape(*split, *key.shape[2:]),
         None if bias is None else bias.reshape(*split, num_blocks),
         None if log_size is None else log_size.repeat_interleave(selection_heads, dim=0),

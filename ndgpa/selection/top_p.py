@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ndgpa import _checks
 from ndgpa.selection.base import Problem, Rule, Selection
-from ndgpa.selection.top_k import SHARE, most_relevant
+from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class TopP(Rule):
     at_least: int = 1
     at_most: int | None = None
     share: str = "head"
-    force: tuple[int | str, ...] = ()
+    force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
         _checks.share_of("p", self.p)
         _checks.bounds(self.at_least, self.at_most)
         _checks.one_of("share", self.share, SHARE)
-        _checks.forced(self.force)
+        _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         most = problem.key_structure.num_blocks if self.at_most is None else self.at_most

@@ -8,7 +8,7 @@ from ndgpa import _checks
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.causal import count_candidates
 from ndgpa.selection.relevance import RELEVANCE
-from ndgpa.selection.top_k import SHARE, most_relevant
+from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class TopRatio(Rule):
     at_least: int = 1
     relevance: str = "mass"
     share: str = "head"
-    force: tuple[int | str, ...] = ()
+    force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
         _checks.share_of("ratio", self.ratio)
         _checks.positive_count("at_least", self.at_least)
         _checks.one_of("relevance", self.relevance, RELEVANCE)
         _checks.one_of("share", self.share, SHARE)
-        _checks.forced(self.force)
+        _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         # 0.29 * 100 falls short of 29 by rounding alone

@@ -6,8 +6,8 @@ override a method with a faster form of the same function.
 """
 
 import abc
-from functools import cached_property
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +15,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+
+T = TypeVar("T")
+
+
+class table(Generic[T]):
+    """A property that is computed at its first use and kept.
+
+    What is computed inside a trace is not kept: it is a stand-in for a tensor. What is computed in
+    inference mode is an ordinary tensor, that a later backward may save.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute = compute
+        self.name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, structure: None, owner: type) -> "table[T]": ...
+
+    @overload
+    def __get__(self, structure: Any, owner: type | None = None) -> T: ...
+
+    def __get__(self, structure: Any, owner: type | None = None) -> "T | table[T]":
+        if structure is None:
+            return self
+        if torch.compiler.is_compiling():
+            return self.compute(structure)
+        with torch.inference_mode(False):
+            value = self.compute(structure)
+        if not isinstance(value, Tensor) or type(value) is Tensor:
+            structure.__dict__[self.name] = value
+        return value
 
 
 class SpatialStructure(abc.ABC):
@@ -42,11 +74,13 @@ class SpatialStructure(abc.ABC):
         """Where the tables are."""
 
     @abc.abstractmethod
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "SpatialStructure":
         """The same structure with its tables on `device`; made once for each device."""
 
     @abc.abstractmethod
-    def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> Self:
+    def coarsen(
+        self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
+    ) -> "SpatialStructure":
         """The structure whose sites are this one's blocks.
 
         Args:
@@ -64,7 +98,7 @@ class SpatialStructure(abc.ABC):
         """
         raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
 
-    @cached_property
+    @property
     def time(self) -> Int[Tensor, " n"] | None:
         """The time of each site, int64; causal attention sees its own and earlier times.
 
@@ -72,7 +106,7 @@ class SpatialStructure(abc.ABC):
         """
         return None
 
-    @cached_property
+    @property
     def group(self) -> Int[Tensor, " B"] | None:
         """The space that each block belongs to, where several disjoint spaces are batched as one.
 
@@ -82,7 +116,7 @@ class SpatialStructure(abc.ABC):
 
     # Sizes
 
-    @cached_property
+    @property
     def num_sites(self) -> int:
         return int((self.blocks >= 0).sum())
 
@@ -104,34 +138,34 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
-    @cached_property
+    @property
     def is_even(self) -> bool:
         """Whether no table has an empty place."""
         return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
 
     # Tables that follow from the two
 
-    @cached_property
+    @table
     def block_sizes(self) -> Int[Tensor, " B"]:
         """How many sites each block has."""
         return (self.blocks >= 0).sum(dim=1)
 
-    @cached_property
+    @table
     def cell_sites(self) -> Int[Tensor, "C PR"]:
         """The sites of each cell, block after block; -1 for an empty place."""
         return self.upsample(self.cells).flatten(1)
 
-    @cached_property
+    @table
     def block_of_site(self) -> Int[Tensor, " n"]:
         """The block that each site is in."""
         return _row_of_member(self.blocks, self.num_sites)
 
-    @cached_property
+    @table
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
         return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
 
-    @cached_property
+    @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
         """Where each site stands in the flattened `cell_sites`."""
         places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)
@@ -142,39 +176,53 @@ class SpatialStructure(abc.ABC):
 
     # Spans of time, for causal attention
 
-    @cached_property
+    @table
     def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The earliest and the latest time in each block; only where there is time."""
         assert self.time is not None
         return _span(self.time, self.time, self.blocks)
 
-    @cached_property
+    @table
     def cell_span(self) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
         """The earliest and the latest time in each cell; only where there is time."""
         return _span(*self.block_span, self.cells)
 
-    @cached_property
+    @table
     def first_in_cell(self) -> Bool[Tensor, " n"]:
         """Which sites have the earliest time of their cell; only where there is time."""
         assert self.time is not None
         return self.time == self.cell_span[0][self.cell_of_site]
 
-    @cached_property
+    @table
     def cell_group(self) -> Int[Tensor, " C"] | None:
         """The space that each cell belongs to; None for one space."""
         return None if self.group is None else self.group[self.cells.amax(dim=1)]
 
     # What was made once and is kept for the next call
 
-    @cached_property
-    def tables_with(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
-        """Tables that were made for this structure and another one, by name."""
+    @table
+    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
         return WeakKeyDictionary()
 
-    @cached_property
-    def coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
-        """What `coarsen` made, by factor."""
+    def kept_with(self, other: "SpatialStructure", name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A table of this structure and another one, made at its first use."""
+        if torch.compiler.is_compiling():
+            return make()
+        tables = self._kept.setdefault(other, {})
+        if name not in tables:
+            with torch.inference_mode(False):
+                tables[name] = make()
+        return tables[name]
+
+    @table
+    def _coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
         return {}
+
+    def coarsened(self, factor: int | tuple[int, ...]) -> "SpatialStructure":
+        """What `coarsen` makes, made once."""
+        if factor not in self._coarsened:
+            self._coarsened[factor] = self.coarsen(factor)
+        return self._coarsened[factor]
 
     # The paper's operators
 

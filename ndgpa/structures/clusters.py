@@ -1,7 +1,5 @@
 """Any partition, given as two int vectors."""
 
-from functools import cached_property
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -34,7 +32,13 @@ class Clusters(SpatialStructure):
         group: Int[Tensor, " B"] | None = None,
     ) -> None:
         _checks.clusters(block_of_site, cell_of_block, time, group)
-        self._given = (block_of_site, cell_of_block, time, group)
+        self._sites = len(block_of_site)
+        self._tables = (
+            _members(block_of_site),
+            _members(cell_of_block),
+            None if time is None else time.long(),
+            None if group is None else group.long(),
+        )
         self._copies: dict[torch.device, Clusters] = {}
 
     def __repr__(self) -> str:
@@ -45,16 +49,44 @@ class Clusters(SpatialStructure):
 
     @property
     def device(self) -> torch.device:
-        return self._given[0].device
+        return self.blocks.device
 
     def to(self, device: torch.device | str) -> "Clusters":
         device = torch.device(device)
         if device == self.device:
             return self
         if device not in self._copies:
-            moved = [None if x is None else x.to(device) for x in self._given]
-            self._copies[device] = Clusters(*moved)  # type: ignore[arg-type]
+            blocks, cells, time, group = self._tables
+            copy = object.__new__(Clusters)
+            copy._sites, copy._copies = self._sites, {}
+            copy._tables = (
+                blocks.to(device),
+                cells.to(device),
+                None if time is None else time.to(device),
+                None if group is None else group.to(device),
+            )
+            self._copies[device] = copy
         return self._copies[device]
+
+    @property
+    def num_sites(self) -> int:
+        return self._sites
+
+    @property
+    def blocks(self) -> Int[Tensor, "B R"]:
+        return self._tables[0]
+
+    @property
+    def cells(self) -> Int[Tensor, "C P"]:
+        return self._tables[1]
+
+    @property
+    def time(self) -> Int[Tensor, " n"] | None:
+        return self._tables[2]
+
+    @property
+    def group(self) -> Int[Tensor, " B"] | None:
+        return self._tables[3]
 
     def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> "Clusters":
         """Runs of `factor` blocks, cell after cell, become blocks; runs of `cell` of those, cells.
@@ -73,29 +105,11 @@ class Clusters(SpatialStructure):
         cell_of_block, _ = _runs(run_group, cell)
         time = None
         if self.time is not None:
-            time = self.time[self.blocks.clamp(min=0)].masked_fill(self.blocks < 0, _EARLIEST)
-            time = time.amax(dim=1)
+            times = self.time[self.blocks.clamp(min=0)].masked_fill(self.blocks < 0, _EARLIEST)
+            time = times.amax(dim=1)
         return Clusters(
             block_of_site, cell_of_block, time, None if self.group is None else run_group
         )
-
-    @cached_property
-    def blocks(self) -> Int[Tensor, "B R"]:
-        return _members(self._given[0])
-
-    @cached_property
-    def cells(self) -> Int[Tensor, "C P"]:
-        return _members(self._given[1])
-
-    @cached_property
-    def time(self) -> Int[Tensor, " n"] | None:
-        time = self._given[2]
-        return None if time is None else time.long()
-
-    @cached_property
-    def group(self) -> Int[Tensor, " B"] | None:
-        group = self._given[3]
-        return None if group is None else group.long()
 
 
 _EARLIEST = torch.iinfo(torch.int64).min

@@ -1,8 +1,7 @@
 """Grids of any rank: sequences, images, video, and beyond."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.base import SpatialStructure, table
 
 PerAxis = int | tuple[int, ...]
 
@@ -42,7 +41,8 @@ class Grid(SpatialStructure):
     block_shape: tuple[int, ...]
     cell_shape: tuple[int, ...]
     time_axis: int | None
-    on: torch.device
+    on: torch.device = field(repr=False)
+    _copies: dict[torch.device, "Grid"] = field(repr=False, compare=False)
 
     def __init__(
         self,
@@ -53,12 +53,13 @@ class Grid(SpatialStructure):
         device: torch.device | str = "cpu",
     ) -> None:
         shape, block_shape, cell_shape = _checks.grid(shape, downsample, cell, time_axis)
-        fields = {
+        fields: dict[str, object] = {
             "shape": shape,
             "block_shape": block_shape,
             "cell_shape": cell_shape,
             "time_axis": time_axis,
             "on": torch.device(device),
+            "_copies": {},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -66,10 +67,6 @@ class Grid(SpatialStructure):
     @property
     def device(self) -> torch.device:
         return self.on
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, "Grid"]:
-        return {}
 
     def to(self, device: torch.device | str) -> "Grid":
         device = torch.device(device)
@@ -148,15 +145,15 @@ class Grid(SpatialStructure):
 
     # Tables
 
-    @cached_property
+    @table
     def blocks(self) -> Int[Tensor, "B R"]:
         return _boxes(_raster(self.shape, self.on), self.block_shape)
 
-    @cached_property
+    @table
     def cells(self) -> Int[Tensor, "C P"]:
         return _boxes(_raster(self.grid_of_blocks, self.on), self.cell_shape)
 
-    @cached_property
+    @table
     def time(self) -> Int[Tensor, " n"] | None:
         if self.time_axis is None:
             return None
@@ -230,7 +227,7 @@ def _boxes(numbers: Int[Tensor, "*shape"], box: tuple[int, ...]) -> Int[Tensor, 
 
 
 def _pad(
-    x: Tensor, shape: tuple[int, ...], value: float = 0
+    x: Tensor, shape: tuple[int, ...], value: int = 0
 ) -> Tensor:  # (*batch, *axes, d) -> (*batch, *shape, d)
     """Lengthen the axes before the last to `shape`, at their far ends."""
     axes = x.shape[-len(shape) - 1 : -1]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,8 @@ class CausalContract:
         raise NotImplementedError
 
     @given(st.data())
-    def test_later_inputs_change_nothing(self, data: Any) -> None:
+    @settings(max_examples=15)
+    def test_later_inputs_change_nothing_and_have_no_gradient(self, data: Any) -> None:
         problem, rule, now = _drawn(self, data)
         later, key_later = _later(problem, now)
         generator = draw.seeded(data.draw(st.integers(0, 2**20)))
@@ -30,16 +31,11 @@ class CausalContract:
                 for x, mask in zip(problem.inputs, (later, key_later, key_later))
             )
         )
-        before, after = (_run(p, rule)[:, :, ~later] for p in (problem, changed))
-        assert torch.equal(before, after)
-
-    @given(st.data())
-    def test_the_gradient_of_the_past_by_the_future_is_exactly_zero(self, data: Any) -> None:
-        problem, rule, now = _drawn(self, data)
-        later, key_later = _later(problem, now)
         inputs = [x.clone().requires_grad_() for x in problem.inputs]
-        out = _run(problem.with_inputs(*inputs), rule)[:, :, ~later]
-        grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
+        before = _run(problem.with_inputs(*inputs), rule)[:, :, ~later]
+        after = _run(changed, rule)[:, :, ~later]
+        assert torch.equal(before, after)
+        grads = torch.autograd.grad(before.square().sum(), inputs, allow_unused=True)
         for grad, mask in zip(grads, (later, key_later, key_later)):
             assert grad is None or not grad[:, :, mask].any()
 

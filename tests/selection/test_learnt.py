@@ -229,7 +229,7 @@ def test_noise_is_controlled() -> None:
         (lambda: ndgpa.PerturbedTopK(2, sigma=0.0), "sigma must be positive"),
         (lambda: ndgpa.SoftTopK(2, temperature=-1.0), "temperature must be positive"),
         (lambda: ndgpa.SoftTopK(0), "k must be at least 1"),
-        (lambda: ndgpa.PerturbedTopK(1, samples=0), "samples must be at least 1"),
+        (lambda: ndgpa.PerturbedTopK(1, samples=1), "samples - 1 must be at least 1"),
     ],
 )
 def test_bad_options_are_named(make: Any, match: str) -> None:

@@ -1,0 +1,128 @@
+"""What the benchmarks share: time, allocated memory, the machine and its limits, result files."""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def median_seconds(run: Callable[[], Any], repeats: int = 7, enough_s: float = 20.0) -> float:
+    """Median wall time after one warm-up; fewer repeats for runs that are long."""
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    if first > enough_s / 2:
+        return first
+    times = []
+    for _ in range(max(1, min(repeats, int(enough_s / max(first, 1e-6))))):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most that torch's CPU allocator held during a run, above what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        recording.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = [e["args"] for e in events if e.get("name") == "[memory]"]
+    held = [args for args in held if args["Device Type"] == 0]
+    if not held:
+        return 0
+    before = held[0]["Total Allocated"] - held[0]["Bytes"]
+    return max(args["Total Allocated"] for args in held) - before
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine reaches, measured in the same run.
+
+    Args:
+        flops: Float32 matrix product, operations per second.
+        bytes: Copy of a large tensor, bytes read and written per second.
+    """
+
+    flops: float
+    bytes: float
+
+    def least_seconds(self, operations: float, traffic: float) -> float:
+        """No program that does this work on this machine is faster."""
+        return max(operations / self.flops, traffic / self.bytes)
+
+
+def limits() -> Limits:
+    a = torch.randn(2048, 2048)
+    big = torch.randn(1 << 25)
+    target = torch.empty_like(big)
+    return Limits(
+        2 * 2048**3 / median_seconds(lambda: a @ a),
+        2 * big.numel() * 4 / median_seconds(lambda: target.copy_(big)),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions, for a result file."""
+    name = platform.processor() or platform.machine()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write(name: str, question: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write results/NAME.json and results/NAME.md; an interrupted write leaves the old files."""
+    about = machine()
+    RESULTS.mkdir(exist_ok=True)
+    content = {"question": question, "machine": about, **more, "rows": rows}
+    _replace(RESULTS / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [
+        f"{question}\n",
+        ", ".join(f"{key}: {value}" for key, value in about.items()) + "\n",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows),
+    ]
+    _replace(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,298 @@
+"""What every backend of `attend` must satisfy."""
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ndgpa
+from tests import draw
+from tests.oracle import attend_site, full_attention, rows
+
+
+class BackendContract:
+    """Inherit and name the backend; `dtype` is the widest it computes in."""
+
+    backend: str
+    dtype = torch.float64
+    tolerance = 1e-12
+
+    @given(st.data())
+    def test_each_site_reads_the_sites_of_its_selected_blocks(self, data: Any) -> None:
+        """Against a loop over batches, heads and sites."""
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        selection = data.draw(draw.selections(problem, bias=False))
+        out = self.attend(problem, selection)
+        blocks = rows(problem.key_structure.blocks)
+        cell_of_site = problem.structure.cell_of_site.tolist()
+        heads = problem.query.shape[1]
+        for b in range(problem.query.shape[0]):
+            seen = [True] * problem.key.shape[2]
+            if problem.key_mask is not None:
+                seen = problem.key_mask[b].tolist()
+            for h in range(heads):
+                g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
+                key, value = (x[b, g].double().numpy() for x in (problem.key, problem.value))
+                kept = rows(selection.blocks[b, s])
+                for x in range(problem.structure.num_sites):
+                    sites = [y for j in kept[cell_of_site[x]] for y in blocks[j] if seen[y]]
+                    expected = attend_site(
+                        problem.query[b, h, x].double().numpy(),
+                        key,
+                        value,
+                        sites,
+                        problem.logit_scale,
+                        problem.affinity,
+                    )
+                    torch.testing.assert_close(
+                        out[b, h, x].double(),
+                        torch.from_numpy(expected),
+                        rtol=self.tolerance,
+                        atol=self.tolerance,
+                    )
+
+    @given(st.data())
+    def test_every_block_kept_is_full_attention(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        expected = full_attention(
+            *problem.inputs, problem.logit_scale, problem.affinity, _rows(problem.key_mask)
+        )
+        torch.testing.assert_close(
+            self.attend(problem, _everything(problem)),
+            expected,
+            rtol=self.tolerance,
+            atol=self.tolerance,
+        )
+
+    @given(st.data())
+    def test_it_agrees_with_the_reference_to_the_second_derivative(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        selection = data.draw(draw.selections(problem))
+        ours = self.derivatives(problem, selection, self.backend)
+        reference = self.derivatives(problem, selection, "reference")
+        for mine, theirs in zip(ours, reference, strict=True):
+            torch.testing.assert_close(
+                mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
+            )
+
+    @given(st.data())
+    def test_later_times_do_not_matter(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=False, time=True))
+        selection = data.draw(draw.selections(problem))
+        time, key_time = problem.structure.time, problem.key_structure.time
+        assert time is not None
+        assert key_time is not None
+        now = int(data.draw(st.sampled_from(sorted(set(time.tolist())))))
+        later = key_time > now
+        changed = problem.with_inputs(
+            problem.query,
+            problem.key.masked_fill(later[:, None], 7.0),
+            problem.value.masked_fill(later[:, None], -3.0),
+        )
+        before, after = (
+            self.attend(p, selection, causal=True)[:, :, time <= now] for p in (problem, changed)
+        )
+        assert torch.equal(before, after)
+
+    @given(st.data())
+    def test_causal_attention_to_everything_is_masked_full_attention(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=False, same=True, time=True))
+        time = problem.structure.time
+        assert time is not None
+        past = time[:, None] >= time
+        expected = full_attention(
+            *problem.inputs, problem.logit_scale, problem.affinity, past[None]
+        )
+        torch.testing.assert_close(
+            self.attend(problem, _everything(problem), causal=True),
+            expected,
+            rtol=self.tolerance,
+            atol=self.tolerance,
+        )
+
+    @given(st.data())
+    def test_masked_keys_and_padding_are_never_read(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=True))
+        selection = data.draw(draw.selections(problem))
+        assert problem.key_mask is not None
+        unseen = ~problem.key_mask[:, None, :, None]
+        poisoned = problem.with_inputs(
+            problem.query,
+            problem.key.masked_fill(unseen, torch.nan),
+            problem.value.masked_fill(unseen, torch.nan),
+        )
+        for mine, theirs in zip(
+            self.derivatives(problem, selection, self.backend, order=1),
+            self.derivatives(poisoned, selection, self.backend, order=1),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)
+
+    @given(st.data())
+    def test_empty_slots_read_nothing(self, data: Any) -> None:
+        """Block 0, to which a careless gather would send them, holds NaN."""
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
+        selection = data.draw(draw.selections(problem, bias=False))
+        blocks = selection.blocks.masked_fill(selection.blocks == 0, -1)
+        first = problem.key_structure.block_of_site == 0
+        poisoned = problem.with_inputs(
+            problem.query,
+            problem.key.masked_fill(first[:, None], torch.nan),
+            problem.value.masked_fill(first[:, None], torch.nan),
+        )
+        out = self.attend(poisoned, ndgpa.Selection(blocks))
+        assert torch.equal(out, self.attend(problem, ndgpa.Selection(blocks)))
+
+    @given(st.data())
+    def test_inputs_that_are_not_finite_stay_in_their_batch_head_and_cell(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
+        selection = data.draw(draw.selections(problem))
+        bad = data.draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+        site = data.draw(st.integers(0, problem.key_structure.num_sites - 1))
+        key, value = problem.key.clone(), problem.value.clone()
+        key[0, 0, site], value[0, 0, site] = bad, bad
+        before = self.attend(problem, selection)
+        after = self.attend(problem.with_inputs(problem.query, key, value), selection)
+        heads = problem.query.shape[1]
+        block = problem.key_structure.block_of_site[site]
+        reads = (selection.blocks == block).any(dim=-1)
+        reads = reads.repeat_interleave(heads // reads.shape[1], dim=1)
+        reads = reads[:, :, problem.structure.cell_of_site]
+        group = torch.arange(heads) * problem.key.shape[1] // heads
+        touched = reads & (group == 0)[:, None] & (torch.arange(len(key)) == 0)[:, None, None]
+        assert torch.equal(before[~touched], after[~touched])
+
+    @given(st.data())
+    def test_log_sum_exp_is_that_of_the_visible_logits(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        selection = _everything(problem)
+        _, lse = self.attend(problem, selection, return_lse=True)
+        for b in range(len(lse)):
+            keep = slice(None) if problem.key_mask is None else problem.key_mask[b]
+            for h in range(lse.shape[1]):
+                g = h * problem.key.shape[1] // lse.shape[1]
+                q, k = problem.query[b, h], problem.key[b, g][keep]
+                if problem.affinity == "dot":
+                    logits = problem.logit_scale * q @ k.mT
+                else:
+                    logits = -problem.logit_scale * (q[:, None] - k).square().sum(-1)
+                torch.testing.assert_close(
+                    lse[b, h].double(),
+                    logits.double().logsumexp(-1),
+                    rtol=self.tolerance,
+                    atol=self.tolerance,
+                )
+
+    @given(st.data())
+    def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=torch.float32))
+        selection = data.draw(draw.selections(problem))
+        first = self.derivatives(problem, selection, self.backend, order=1)
+        again = self.derivatives(problem, selection, self.backend, order=1)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+    @given(st.data())
+    def test_strides_do_not_matter(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        selection = data.draw(draw.selections(problem))
+        strided = [x.mT.contiguous().mT for x in problem.inputs]
+        torch.testing.assert_close(
+            self.attend(problem.with_inputs(*strided), selection),
+            self.attend(problem, selection),
+            rtol=self.tolerance,
+            atol=self.tolerance,
+        )
+
+    @given(st.data(), st.sampled_from([1.0, 4.0, 16.0]))
+    def test_errors_keep_to_twice_those_of_plain_torch(self, data: Any, size: float) -> None:
+        """In 16 and 32 bits, against float64, at three input scales; gradients three times."""
+        problem = data.draw(draw.problems(masked=False, same=True))
+        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+        inputs = [(size * x).to(dtype) for x in problem.inputs]
+        problem.affinity = "dot"
+        exact = _plain_derivatives(problem, [x.double() for x in inputs])
+        plain = _plain_derivatives(problem, inputs)
+        ours = self.derivatives(
+            problem.with_inputs(*inputs), _everything(problem), self.backend, order=1, lse=False
+        )
+        names = ("out", "query", "key", "value")
+        for name, mine, theirs, truth in zip(names, ours, plain, exact):
+            allowed = (theirs.double() - truth).abs().max()
+            floor = torch.finfo(dtype).eps * truth.abs().max()
+            budget = (2 if name == "out" else 3) * torch.maximum(allowed, floor)
+            assert (mine.double() - truth).abs().max() <= budget, name
+
+    # What the tests call
+
+    def attend(self, problem: draw.Problem, selection: ndgpa.Selection, **options: Any) -> Any:
+        return ndgpa.attend(
+            *problem.inputs,
+            selection,
+            problem.structure,
+            backend=self.backend,
+            **problem.options,
+            **options,
+        )
+
+    def derivatives(
+        self,
+        problem: draw.Problem,
+        selection: ndgpa.Selection,
+        backend: str,
+        order: int = 2,
+        lse: bool = True,
+    ) -> list[Tensor]:
+        """The outputs, the gradients of a fixed functional of them, and gradients of those."""
+        inputs = [x.clone().requires_grad_() for x in problem.inputs]
+        bias = None
+        if selection.bias is not None:
+            bias = selection.bias.clone().requires_grad_()
+            inputs.append(bias)
+        selection = ndgpa.Selection(selection.blocks, bias)
+        out, log_sum = ndgpa.attend(
+            *inputs[:3],
+            selection,
+            problem.structure,
+            backend=backend,
+            return_lse=True,
+            **problem.options,
+        )
+        log_sum = log_sum.masked_fill(log_sum == -torch.inf, 0)
+        weight = _ramp(out)
+        total = (out * weight).sum() + ((log_sum * _ramp(log_sum)).sum() if lse else 0)
+        grads = torch.autograd.grad(total, inputs, create_graph=order > 1)
+        results = [out.detach(), *(g.detach() for g in grads)]
+        if lse:
+            results.append(log_sum.detach())
+        if order > 1:
+            bend = sum(((g * _ramp(g)).sum() for g in grads), torch.zeros(()))
+            second = torch.autograd.grad(bend, inputs, allow_unused=True)
+            results += [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, second)]
+        return results
+
+
+def _everything(problem: draw.Problem) -> ndgpa.Selection:
+    blocks = torch.arange(problem.key_structure.num_blocks, dtype=torch.int32)
+    shape = (problem.query.shape[0], 1, problem.structure.num_cells, len(blocks))
+    return ndgpa.Selection(blocks.expand(shape))
+
+
+def _rows(mask: Tensor | None) -> Tensor | None:
+    """A key mask as a mask of queries (one row) and keys."""
+    return None if mask is None else mask[:, None]
+
+
+def _ramp(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, max(1, x.numel()), dtype=x.dtype)[: x.numel()].view(x.shape)
+
+
+def _plain_derivatives(problem: draw.Problem, inputs: list[Tensor]) -> list[Tensor]:
+    """Dense attention in plain torch, in the dtype of the inputs."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    repeats = leaves[0].shape[1] // leaves[1].shape[1]
+    key, value = (x.repeat_interleave(repeats, 1) for x in leaves[1:])
+    out = (problem.logit_scale * leaves[0] @ key.mT).softmax(-1) @ value
+    grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves)
+    return [out.detach(), *grads]

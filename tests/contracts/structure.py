@@ -1,0 +1,151 @@
+"""What every structure must satisfy."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ndgpa
+from ndgpa.structures.base import SpatialStructure
+from tests.draw import seeded
+from tests.oracle import rows
+
+
+class StructureContract:
+    """Inherit and say how to draw a structure."""
+
+    @staticmethod
+    def structures() -> st.SearchStrategy[SpatialStructure]:
+        raise NotImplementedError
+
+    @given(st.data())
+    def test_every_site_is_in_one_block_and_every_block_in_one_cell(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        assert sorted(chain(*rows(structure.blocks))) == list(range(structure.num_sites))
+        assert sorted(chain(*rows(structure.cells))) == list(range(structure.num_blocks))
+
+    @given(st.data())
+    def test_sizes_agree_with_the_tables(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        blocks, cells = rows(structure.blocks), rows(structure.cells)
+        assert structure.num_blocks == len(blocks)
+        assert structure.num_cells == len(cells)
+        assert tuple(structure.blocks.shape) == (structure.num_blocks, structure.sites_per_block)
+        assert tuple(structure.cells.shape) == (structure.num_cells, structure.blocks_per_cell)
+        assert structure.block_sizes.tolist() == [len(block) for block in blocks]
+        for number, block in enumerate(blocks):
+            assert structure.block_of_site[block].tolist() == [number] * len(block)
+        for number, cell in enumerate(cells):
+            sites = [site for block in cell for site in blocks[block]]
+            assert structure.cell_of_site[sites].tolist() == [number] * len(sites)
+            assert sorted(rows(structure.cell_sites[number, None])[0]) == sorted(sites)
+        full = bool((structure.blocks >= 0).all() and (structure.cells >= 0).all())
+        assert structure.is_even == full
+
+    @given(st.data())
+    def test_compose_undoes_partition(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        assert torch.equal(structure.compose(structure.partition(x)), x)
+
+    @given(st.data())
+    def test_partition_lists_the_sites_of_each_cell(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        parts = structure.partition(x)
+        for cell, sites in enumerate(structure.cell_sites.tolist()):
+            for place, site in enumerate(sites):
+                expected = torch.zeros_like(x[:, :, 0]) if site < 0 else x[:, :, site]
+                assert torch.equal(parts[:, :, cell, place], expected)
+
+    @given(st.data())
+    def test_what_stands_in_empty_places_is_dropped(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        parts = structure.partition(x)
+        parts = parts.masked_fill((structure.cell_sites < 0)[..., None], torch.nan)
+        assert torch.equal(structure.compose(parts), x)
+
+    @given(st.data())
+    def test_downsample_is_the_mean_over_the_upsampled_sites(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        means = structure.downsample(x)
+        for block, sites in enumerate(rows(structure.upsample(torch.arange(structure.num_blocks)))):
+            torch.testing.assert_close(means[:, :, block], x[:, :, sites].mean(dim=2))
+
+    @given(st.data())
+    def test_by_block_lists_the_sites_of_each_block(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        laid = structure.by_block(x)
+        for block, sites in enumerate(structure.blocks.tolist()):
+            for place, site in enumerate(sites):
+                expected = torch.zeros_like(x[:, :, 0]) if site < 0 else x[:, :, site]
+                assert torch.equal(laid[:, :, block, place], expected)
+
+    @given(st.data())
+    def test_the_partition_is_consistent(self, data: Any) -> None:
+        """Definition 5: upsampling the blocks of a cell gives the sites of the cell."""
+        structure = data.draw(self.structures())
+        sites = structure.upsample(structure.cells).flatten(1)
+        assert torch.equal(sites, structure.cell_sites)
+        assert torch.equal(
+            structure.upsample(torch.tensor(-1)),
+            torch.full_like(sites[0, :1], -1).expand(structure.sites_per_block),
+        )
+
+    @given(st.data())
+    def test_methods_agree_with_the_ones_derived_from_the_tables(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+        for name in ("downsample", "block_sums", "partition", "by_block"):
+            derived = getattr(SpatialStructure, name)(structure, x)
+            torch.testing.assert_close(getattr(structure, name)(x), derived)
+        parts = structure.partition(x)
+        assert torch.equal(structure.compose(parts), SpatialStructure.compose(structure, parts))
+
+    @given(st.data())
+    def test_sixteen_bit_means_are_summed_in_float32(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = (_features(data, structure) + 100).bfloat16()
+        means = structure.downsample(x)
+        assert means.dtype == torch.bfloat16
+        assert torch.equal(means, structure.downsample(x.float()).bfloat16())
+
+    @given(st.data())
+    def test_coarsening_makes_blocks_sites(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        coarse = structure.coarsen(1)
+        assert coarse.num_sites == structure.num_blocks
+        assert coarse.num_blocks == structure.num_blocks
+        if structure.time is not None:
+            latest = [int(structure.time[sites].max()) for sites in rows(structure.blocks)]
+            assert coarse.time is not None
+            by_block = [latest[int(b)] for b in range(structure.num_blocks)]
+            assert coarse.time.tolist() == self.coarse_time(structure, by_block)
+
+    @staticmethod
+    def coarse_time(structure: SpatialStructure, latest: list[int]) -> list[int]:
+        """The times a coarsened structure has, given the latest time in each block."""
+        return latest
+
+    @given(st.data())
+    def test_the_structure_of_its_own_device_is_itself(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        assert structure.to("cpu") is structure
+
+    @given(st.data())
+    def test_a_copy_for_another_device_is_made_once(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        moved = structure.to("meta")
+        assert moved.device == torch.device("meta")
+        assert moved.blocks.device == torch.device("meta")
+        assert structure.to("meta") is moved
+
+
+def _features(data: Any, structure: ndgpa.SpatialStructure) -> torch.Tensor:
+    generator = seeded(data.draw(st.integers(0, 2**20)))
+    return torch.randn(2, 1, structure.num_sites, 3, generator=generator, dtype=torch.float64)

@@ -1,0 +1,156 @@
+"""Hypothesis draws problems: sizes and a seed; torch draws the values."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ndgpa
+
+MAX_SITES = 72
+
+
+@st.composite
+def grids(draw: Any, max_rank: int = 4, time: bool | None = None) -> ndgpa.Grid:
+    """Grids of any rank; sizes that need not divide; blocks and cells up to the whole axis."""
+    rank = draw(st.integers(1, max_rank))
+    shape: list[int] = []
+    for _ in range(rank):
+        room = MAX_SITES // math.prod(shape)
+        shape.append(draw(st.integers(1, max(1, min(room, 24 if rank == 1 else 9)))))
+    downsample = tuple(draw(st.integers(1, min(size, 4))) for size in shape)
+    blocks = [-(-size // d) for size, d in zip(shape, downsample)]
+    cell = tuple(draw(st.integers(1, min(count, 3))) for count in blocks)
+    has_time = draw(st.booleans()) if time is None else time
+    time_axis = draw(st.integers(0, rank - 1)) if has_time else None
+    return ndgpa.Grid(tuple(shape), downsample, cell, time_axis=time_axis)
+
+
+@st.composite
+def clusters(draw: Any, time: bool | None = None, group: bool = False) -> ndgpa.Clusters:
+    """Ragged partitions, sites in no order."""
+    generator = seeded(draw(st.integers(0, 2**20)))
+    blocks = draw(st.integers(1, 9))
+    sites = draw(st.integers(blocks, 48))
+    cells = draw(st.integers(1, blocks))
+    cell_of_block = _onto(blocks, cells, generator)
+    times = None
+    if draw(st.booleans()) if time is None else time:
+        times = torch.randint(-5, 5, (sites,), generator=generator)
+    groups = None
+    if group:
+        groups = torch.randint(0, 3, (cells,), generator=generator)[cell_of_block]
+    return ndgpa.Clusters(_onto(sites, blocks, generator), cell_of_block, times, groups)
+
+
+def structures(time: bool | None = None) -> st.SearchStrategy[ndgpa.SpatialStructure]:
+    return st.one_of(grids(time=time), clusters(time=time))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _onto(count: int, rows: int, generator: torch.Generator) -> Tensor:
+    """A random map of `count` members onto `rows` rows, every row used."""
+    rest = torch.randint(0, rows, (count - rows,), generator=generator)
+    return torch.cat([torch.arange(rows), rest])[torch.randperm(count, generator=generator)]
+
+
+@dataclass
+class Problem:
+    """Arguments of a call, values drawn from one seed."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    structure: ndgpa.SpatialStructure
+    key_structure: ndgpa.SpatialStructure
+    affinity: str
+    scale: float | None
+    key_mask: Tensor | None
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints: sizes, not values."""
+        shapes = [tuple(x.shape) for x in self.inputs]
+        masked = self.key_mask is not None
+        printer.text(
+            f"Problem({shapes}, {self.query.dtype}, {self.structure}, {self.key_structure}, "
+            f"{self.affinity}, scale={self.scale}, masked={masked})"
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "key_structure": self.key_structure,
+            "affinity": self.affinity,
+            "scale": self.scale,
+            "key_mask": self.key_mask,
+        }
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query, self.key, self.value
+
+    @property
+    def logit_scale(self) -> float:
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    def with_inputs(self, *inputs: Tensor) -> "Problem":
+        query, key, value = inputs
+        return Problem(query, key, value, *list(vars(self).values())[3:])
+
+
+@st.composite
+def problems(
+    draw: Any,
+    dtype: torch.dtype = torch.float64,
+    masked: bool | None = None,
+    same: bool | None = None,
+    time: bool | None = None,
+    max_batch: int = 2,
+) -> Problem:
+    structure = draw(structures(time=time))
+    cross = not (draw(st.booleans()) if same is None else same)
+    key_structure = draw(structures(time=time)) if cross else structure
+    batch, key_heads = draw(st.integers(1, max_batch)), draw(st.integers(1, 2))
+    heads = key_heads * draw(st.integers(1, 2))
+    width, value_width = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    generator = seeded(draw(st.integers(0, 2**20)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    keys = key_structure.num_sites
+    mask = None
+    if draw(st.booleans()) if masked is None else masked:
+        mask = torch.rand((batch, keys), generator=generator) < 0.7
+    return Problem(
+        normal(batch, heads, structure.num_sites, width),
+        normal(batch, key_heads, keys, width),
+        normal(batch, key_heads, keys, value_width),
+        structure,
+        key_structure,
+        draw(st.sampled_from(["dot", "euclidean"])),
+        draw(st.sampled_from([None, 1.0, 0.3])),
+        mask,
+    )
+
+
+@st.composite
+def selections(draw: Any, problem: Problem, bias: bool | None = None) -> ndgpa.Selection:
+    """Any ids, repeated ones and empty slots among them."""
+    batch, heads = problem.query.shape[:2]
+    key_heads = problem.key.shape[1]
+    heads = draw(st.sampled_from(sorted({1, key_heads, heads})))
+    width = draw(st.integers(1, 4))
+    generator = seeded(draw(st.integers(0, 2**20)))
+    shape = (batch, heads, problem.structure.num_cells, width)
+    blocks = torch.randint(-1, problem.key_structure.num_blocks, shape, generator=generator)
+    added = None
+    if draw(st.booleans()) if bias is None else bias:
+        added = torch.randn(shape, generator=generator, dtype=torch.float64).to(problem.query.dtype)
+    return ndgpa.Selection(blocks.int(), added)

@@ -1,0 +1,53 @@
+"""Full attention, against softmax written out."""
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ndgpa
+from ndgpa.operators import Operator
+from tests import draw, oracle
+from tests.contracts.operator import OperatorContract
+
+
+class TestFull(OperatorContract):
+    def operator(self) -> Operator:
+        return ndgpa.Full()
+
+
+class TestFullEuclidean(OperatorContract):
+    def operator(self) -> Operator:
+        return ndgpa.Full(affinity="euclidean")
+
+
+@given(st.data())
+def test_it_is_softmax_over_all_keys(data: Any) -> None:
+    problem = data.draw(draw.problems())
+    operator = ndgpa.Full(problem.scale, problem.affinity)
+    out = operator(
+        *problem.inputs, problem.structure, problem.key_structure, key_mask=problem.key_mask
+    )
+    mask = None if problem.key_mask is None else problem.key_mask[:, None]
+    expected = oracle.full_attention(*problem.inputs, problem.logit_scale, problem.affinity, mask)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(st.data())
+def test_causal_full_attention_sees_no_later_time(data: Any) -> None:
+    problem = data.draw(draw.problems(masked=False, same=True, time=True))
+    time = problem.structure.time
+    out = ndgpa.Full(problem.scale, problem.affinity, causal=True)(
+        *problem.inputs, problem.structure
+    )
+    past = (time[:, None] >= time)[None]
+    expected = oracle.full_attention(*problem.inputs, problem.logit_scale, problem.affinity, past)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(draw.clusters(group=True))
+def test_it_stays_within_a_group(clusters: ndgpa.Clusters) -> None:
+    x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
+    kept = ndgpa.gpa(x, x, x, clusters, clusters.num_blocks)
+    torch.testing.assert_close(ndgpa.Full()(x, x, x, clusters), kept, rtol=1e-12, atol=1e-12)

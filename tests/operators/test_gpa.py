@@ -1,0 +1,30 @@
+"""GPA as an operator."""
+
+import torch
+
+import ndgpa
+from ndgpa.operators import Operator
+from tests.contracts.operator import OperatorContract
+
+
+class TestGPA(OperatorContract):
+    def operator(self) -> Operator:
+        return ndgpa.GPA(3)
+
+
+class TestGPAOfARule(OperatorContract):
+    structure = ndgpa.Grid((2, 4, 6), 2, cell=(1, 2, 2))
+
+    def operator(self) -> Operator:
+        return ndgpa.GPA(ndgpa.TopK(1, force="own"), scale=1.0, affinity="euclidean")
+
+
+def test_options_are_passed_on() -> None:
+    x = torch.randn(1, 1, 16, 4)
+    structure = ndgpa.Sequence(16, 4)
+    mask = torch.arange(16)[None] < 10
+    operator = ndgpa.GPA(2, scale=0.7, affinity="euclidean", backend="reference")
+    expected = ndgpa.gpa(
+        x, x, x, structure, 2, scale=0.7, affinity="euclidean", key_mask=mask, backend="reference"
+    )
+    assert torch.equal(operator(x, x, x, structure, key_mask=mask), expected)

@@ -1,0 +1,19 @@
+"""No attention: the paper's NO."""
+
+import torch
+
+import ndgpa
+from ndgpa.operators import Operator
+from tests.contracts.operator import OperatorContract
+
+
+class TestNothing(OperatorContract):
+    differentiable = False
+
+    def operator(self) -> Operator:
+        return ndgpa.Nothing()
+
+
+def test_it_adds_nothing() -> None:
+    x = torch.randn(2, 1, 9, 4)
+    assert bool((ndgpa.Nothing()(x, x, x, ndgpa.Sequence(9, 3)) == 0).all())

@@ -1,0 +1,133 @@
+"""Algorithm 1 of Jetchev et al. 2021 as literal loops in float64: slow, obvious, independent.
+
+A space is given as plain lists: the sites of each block, the blocks of each cell.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ndgpa
+
+Lists = list[list[int]]
+
+
+def rows(table: Tensor) -> Lists:
+    """The members of each row of an index table."""
+    return [[int(x) for x in row if x >= 0] for row in table]
+
+
+def grid_blocks(shape: Sequence[int], block: Sequence[int]) -> Lists:
+    """The sites of each block of a grid, from coordinates alone."""
+    counts = [math.ceil(n / d) for n, d in zip(shape, block)]
+    members: Lists = [[] for _ in range(math.prod(counts))]
+    for site in range(math.prod(shape)):
+        at = np.unravel_index(site, shape)
+        members[int(np.ravel_multi_index([int(a) // d for a, d in zip(at, block)], counts))].append(
+            site
+        )
+    return members
+
+
+def logit(q: np.ndarray, k: np.ndarray, scale: float, affinity: str) -> float:
+    if affinity == "dot":
+        return scale * float(q @ k)
+    return -scale * float((q - k) @ (q - k))
+
+
+def softmax(logits: list[float], counts: list[int] | None = None) -> np.ndarray:
+    """exp(logit) times count, divided by their sum; zeros if there is nothing."""
+    counts = [1] * len(logits) if counts is None else counts
+    if not any(counts):
+        return np.zeros(len(logits))
+    top = max(x for x, c in zip(logits, counts) if c)
+    weights = np.array([c * math.exp(x - top) if c else 0.0 for x, c in zip(logits, counts)])
+    return weights / weights.sum()
+
+
+def relevance(
+    query: np.ndarray,
+    key: np.ndarray,
+    blocks: Lists,
+    cells: Lists,
+    key_blocks: Lists,
+    seen: list[bool],
+    scale: float,
+    affinity: str,
+    kind: str = "mass",
+) -> np.ndarray:
+    """r_lj for one query head and its key head; NaN for a block of which nothing is seen."""
+    seen_sites = [[y for y in block if seen[y]] for block in key_blocks]
+    sizes = [len(block) for block in seen_sites]
+    means = [key[b].mean(axis=0) if b else np.zeros(key.shape[1]) for b in seen_sites]
+    result = np.zeros((len(cells), len(key_blocks)))
+    for cell, members in enumerate(cells):
+        for i in members:
+            mean = query[blocks[i]].mean(axis=0)
+            logits = [logit(mean, k, scale, affinity) for k in means]
+            row = softmax(logits, sizes) if kind == "mass" else np.array(logits)
+            result[cell] += len(blocks[i]) * row
+    result[:, [j for j, size in enumerate(sizes) if size == 0]] = np.nan
+    return result
+
+
+def most_relevant(scores: np.ndarray, k: int, forced: Sequence[int] = ()) -> list[int]:
+    """R_kappa: the k largest, of equals the lowest id, in addition to the forced."""
+    free = [j for j in range(len(scores)) if j not in forced and not math.isnan(scores[j])]
+    return sorted(sorted(free, key=lambda j: (-scores[j], j))[:k] + list(forced))
+
+
+def attend_site(
+    q: np.ndarray, key: np.ndarray, value: np.ndarray, sites: list[int], scale: float, affinity: str
+) -> np.ndarray:
+    weights = softmax([logit(q, key[y], scale, affinity) for y in sites])
+    return sum((w * value[y] for w, y in zip(weights, sites)), np.zeros(value.shape[1]))
+
+
+def algorithm_1(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    structure: ndgpa.SpatialStructure,
+    key_structure: ndgpa.SpatialStructure,
+    k: int,
+    scale: float,
+    affinity: str,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Both phases, for every batch and head on its own."""
+    blocks, cells = rows(structure.blocks), rows(structure.cells)
+    key_blocks = rows(key_structure.blocks)
+    q, ks, vs = (x.double().numpy() for x in (query, key, value))
+    out = np.zeros((*query.shape[:3], value.shape[3]))
+    for b in range(query.shape[0]):
+        seen = [True] * key.shape[2] if key_mask is None else key_mask[b].tolist()
+        for h in range(query.shape[1]):
+            g = h * key.shape[1] // query.shape[1]
+            scores = relevance(q[b, h], ks[b, g], blocks, cells, key_blocks, seen, scale, affinity)
+            for cell, members in enumerate(cells):
+                kept = most_relevant(scores[cell], k)
+                sites = [y for j in kept for y in key_blocks[j] if seen[y]]
+                for x in (site for i in members for site in blocks[i]):
+                    out[b, h, x] = attend_site(
+                        q[b, h, x], ks[b, g], vs[b, g], sites, scale, affinity
+                    )
+    return torch.from_numpy(out)
+
+
+def full_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, affinity: str, seen: Tensor | None
+) -> Tensor:
+    """Softmax over the keys that are seen: bool (batch or 1, queries or 1, keys), None for all."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if affinity == "dot":
+        logits = scale * query @ key.mT
+    else:
+        logits = -scale * (query[..., :, None, :] - key[..., None, :, :]).square().sum(-1)
+    if seen is not None:
+        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    return logits.softmax(-1).nan_to_num(0.0) @ value

@@ -1,0 +1,142 @@
+"""TopK: the rule contract, the paper's relevance, ties, forced blocks, shared selections."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ndgpa
+from ndgpa.selection import Rule
+from ndgpa.selection import relevance as module
+from tests import draw
+from tests.contracts.rule import RuleContract
+from tests.oracle import most_relevant, relevance, rows
+
+
+@st.composite
+def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
+    force: tuple[int | str, ...] = ()
+    if draw_(st.booleans()):
+        last = problem.key_structure.num_blocks - 1
+        force = tuple(draw_(st.lists(st.integers(0, last), max_size=2)))
+        if problem.key_structure is problem.structure and draw_(st.booleans()):
+            force = (*force, "own")
+    return ndgpa.TopK(
+        draw_(st.integers(1, 6)),
+        draw_(st.sampled_from(["mass", "logit"])),
+        draw_(st.sampled_from(["head", "group", "all"])),
+        force,
+    )
+
+
+class TestTopK(RuleContract):
+    @staticmethod
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        return top_ks(problem)
+
+
+class TestOneCellATile(TestTopK):
+    """The same with tiles as small as they can be."""
+
+    @pytest.fixture(autouse=True)
+    def _small_tiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module._TILE, "cpu", 1)
+
+
+@given(st.data())
+def test_the_k_most_relevant_are_kept(data: Any) -> None:
+    """Against loops over blocks and cells, for every way to share and every forced block."""
+    problem = data.draw(draw.problems())
+    rule = data.draw(top_ks(problem))
+    blocks = ndgpa.select(
+        problem.query, problem.key, problem.structure, rule, **problem.options
+    ).blocks
+    cells = rows(problem.structure.cells)
+    heads, key_heads = problem.query.shape[1], problem.key.shape[1]
+    for b in range(problem.query.shape[0]):
+        scores = np.stack([_scores(problem, b, h, rule.relevance) for h in range(heads)])
+        sharers = {"head": heads, "group": key_heads, "all": 1}[rule.share]
+        scores = scores.reshape(sharers, -1, *scores.shape[1:]).sum(axis=1)
+        for s in range(sharers):
+            for cell, members in enumerate(cells):
+                assert isinstance(rule.force, tuple)
+                forced = {j for j in rule.force if isinstance(j, int)}
+                forced |= set(members) if "own" in rule.force else set()
+                expected = most_relevant(scores[s, cell], rule.k, sorted(forced))
+                assert rows(blocks[b, s, cell, None]) == [expected]
+
+
+def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
+    seen = [True] * problem.key.shape[2]
+    if problem.key_mask is not None:
+        seen = problem.key_mask[b].tolist()
+    return relevance(
+        problem.query[b, h].numpy(),
+        problem.key[b, h * problem.key.shape[1] // problem.query.shape[1]].numpy(),
+        rows(problem.structure.blocks),
+        rows(problem.structure.cells),
+        rows(problem.key_structure.blocks),
+        seen,
+        problem.logit_scale,
+        problem.affinity,
+        kind,
+    )
+
+
+@given(draw.structures(), st.integers(1, 5))
+def test_of_equal_blocks_the_lowest_id_wins(structure: Any, k: int) -> None:
+    query = torch.randn(1, 1, structure.num_sites, 2)
+    key = torch.ones(1, 1, 40, 2)
+    blocks = ndgpa.select(query, key, structure, k, key_structure=ndgpa.Sequence(40, 4)).blocks
+    assert blocks.unique(dim=2).tolist() == [[[list(range(k))]]]
+
+
+def test_a_tie_at_the_border_of_the_kept_by_hand() -> None:
+    key = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0, 0.0]).view(1, 1, 6, 1)
+    query = torch.ones(1, 1, 1, 1)
+    options = {"key_structure": ndgpa.Sequence(6, 1), "scale": 1.0}
+    kept = [
+        ndgpa.select(query, key, ndgpa.Sequence(1, 1), k, **options).blocks.flatten().tolist()
+        for k in (1, 2, 3, 5)
+    ]
+    assert kept == [[1], [1, 2], [1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_more_than_there_are_means_all() -> None:
+    x = torch.randn(2, 3, 10, 4)
+    blocks = ndgpa.select(x, x, ndgpa.Sequence(10, 2), 99).blocks
+    assert torch.equal(blocks, torch.arange(5, dtype=torch.int32).expand(2, 3, 5, 5))
+
+
+@given(draw.clusters(group=True), st.integers(1, 9), st.booleans())
+def test_groups_do_not_see_each_other(clusters: ndgpa.Clusters, k: int, own: bool) -> None:
+    x = torch.randn(1, 2, clusters.num_sites, 3, dtype=torch.float64)
+    rule = ndgpa.TopK(k, force=("own", 0) if own else (0,))
+    blocks = ndgpa.select(x, x, clusters, rule).blocks
+    assert clusters.group is not None
+    for cell, members in enumerate(rows(clusters.cells)):
+        group = int(clusters.group[members[0]])
+        for row in rows(blocks[:, :, cell].flatten(0, 1)):
+            assert set(clusters.group[row].tolist()) <= {group}
+            available = int((clusters.group == group).sum())
+            assert len(row) >= min(k, available)
+
+
+def test_a_selection_shared_by_all_heads_sums_their_relevance() -> None:
+    """Two heads that want different blocks, by hand."""
+    key = torch.eye(4).view(1, 1, 4, 4).expand(1, 2, 4, 4)
+    query = torch.zeros(1, 2, 1, 4)
+    query[0, 0, 0, 3], query[0, 1, 0, 1] = 9.0, 5.0
+    options = {"key_structure": ndgpa.Sequence(4, 1), "scale": 1.0}
+    kept = ndgpa.select(query, key, ndgpa.Sequence(1, 1), ndgpa.TopK(2, share="all"), **options)
+    assert kept.blocks.tolist() == [[[[1, 3]]]]
+
+
+def test_relevance_of_sixteen_bit_inputs_is_computed_in_float32() -> None:
+    x = torch.randn(1, 2, 64, 8).bfloat16()
+    image = ndgpa.Image((8, 8), 2)
+    narrow, wide = (ndgpa.select(y, y, image, 3).blocks for y in (x, x.float()))
+    assert torch.equal(narrow, wide)

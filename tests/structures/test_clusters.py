@@ -1,0 +1,54 @@
+"""Partitions given as two vectors: the contract, and what only they have."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ndgpa
+from ndgpa.structures.base import SpatialStructure
+from tests import draw
+from tests.contracts.structure import StructureContract
+from tests.oracle import rows
+
+
+class TestClusters(StructureContract):
+    @staticmethod
+    def structures() -> st.SearchStrategy[SpatialStructure]:
+        return draw.clusters()
+
+
+@given(draw.clusters())
+def test_tables_list_the_members_in_ascending_order(clusters: ndgpa.Clusters) -> None:
+    blocks = clusters.block_of_site.tolist()
+    for block, sites in enumerate(rows(clusters.blocks)):
+        assert sites == [site for site, b in enumerate(blocks) if b == block]
+
+
+def test_tables_by_hand() -> None:
+    clusters = ndgpa.Clusters(torch.tensor([1, 0, 1, 2, 1]), torch.tensor([0, 1, 0]))
+    assert clusters.blocks.tolist() == [[1, -1, -1], [0, 2, 4], [3, -1, -1]]
+    assert clusters.cells.tolist() == [[0, 2], [1, -1]]
+    assert repr(clusters) == ("Clusters(5 sites, 3 blocks of at most 3, 2 cells of at most 2)")
+
+
+@given(draw.grids())
+def test_a_grid_given_as_clusters_is_the_same_partition(grid: ndgpa.Grid) -> None:
+    cell_of_block = torch.empty(grid.num_blocks, dtype=torch.int64)
+    for cell, blocks in enumerate(rows(grid.cells)):
+        cell_of_block[blocks] = cell
+    clusters = ndgpa.Clusters(grid.block_of_site, cell_of_block)
+    assert rows(clusters.blocks) == [sorted(row) for row in rows(grid.blocks)]
+    assert rows(clusters.cells) == [sorted(row) for row in rows(grid.cells)]
+
+
+@given(draw.clusters(group=True), st.integers(1, 4), st.integers(1, 3))
+def test_coarse_blocks_are_runs_that_stay_within_a_group(
+    clusters: ndgpa.Clusters, factor: int, cell: int
+) -> None:
+    coarse = clusters.coarsen(factor, cell)
+    assert clusters.group is not None
+    assert coarse.group is not None
+    for number, sites in enumerate(rows(coarse.blocks)):
+        assert len(sites) <= factor
+        assert set(clusters.group[sites].tolist()) == {int(coarse.group[number])}
+    assert coarse.blocks_per_cell <= cell

@@ -1,0 +1,165 @@
+"""The layer: what it computes, and that it behaves as a module should."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import ndgpa
+from ndgpa.nn import SpatialAttention
+
+IMAGE = ndgpa.Image((6, 8), 2)
+
+
+def test_it_is_projections_around_the_operator() -> None:
+    layer = SpatialAttention(8, heads=2, key_dim=6, value_dim=4, out_dim=5, operator=ndgpa.Full())
+    x, context = torch.randn(2, 48, 8), torch.randn(2, 10, 6)
+    out = layer(x, IMAGE, context, ndgpa.Sequence(10, 3))
+    heads = []
+    for h in range(2):
+        q = x @ layer.to_query.weight[4 * h : 4 * h + 4].mT
+        k = context @ layer.to_key.weight[4 * h : 4 * h + 4].mT
+        v = context @ layer.to_value.weight[2 * h : 2 * h + 2].mT
+        heads.append((q @ k.mT / 2).softmax(-1) @ v)
+    torch.testing.assert_close(out, layer.to_out(torch.cat(heads, -1)))
+
+
+def test_without_a_context_it_attends_to_itself() -> None:
+    layer = SpatialAttention(8, operator=ndgpa.GPA(3))
+    x = torch.randn(1, 48, 8)
+    assert torch.equal(layer(x, IMAGE), layer(x, IMAGE, x, IMAGE))
+
+
+def test_operators_are_swapped_by_one_argument() -> None:
+    layers = [
+        SpatialAttention(8, operator=operator)
+        for operator in (ndgpa.GPA(3), ndgpa.Full(), ndgpa.Nothing())
+    ]
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    x = torch.randn(1, 48, 8)
+    kept, full, nothing = (layer(x, IMAGE) for layer in layers)
+    assert not torch.equal(kept, full)
+    assert torch.equal(nothing, layers[0].to_out.bias.expand_as(nothing))
+    layers[0].operator = ndgpa.GPA(IMAGE.num_blocks)
+    torch.testing.assert_close(layers[0](x, IMAGE), full)
+
+
+def test_copies_and_saved_states_give_the_same() -> None:
+    layer = SpatialAttention(8, heads=2)
+    x = torch.randn(1, 48, 8)
+    assert torch.equal(copy.deepcopy(layer)(x, copy.deepcopy(IMAGE)), layer(x, IMAGE))
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = SpatialAttention(8, heads=2)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x, IMAGE), layer(x, IMAGE))
+
+
+def test_checkpointing_recomputes_the_same() -> None:
+    layer = SpatialAttention(8)
+    x = torch.randn(1, 48, 8, requires_grad=True)
+    plain = torch.autograd.grad(layer(x, IMAGE).square().sum(), x)
+    for reentrant in (False, True):
+        out = checkpoint(layer, x, IMAGE, use_reentrant=reentrant)
+        x.grad = None
+        out.square().sum().backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, plain[0])
+
+
+def test_it_trains_under_autocast() -> None:
+    layer = SpatialAttention(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(torch.randn(1, 48, 8), IMAGE)
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+
+
+@pytest.mark.compiled
+def test_it_compiles_to_one_graph_forward_and_backward() -> None:
+    layer = SpatialAttention(8, heads=2, operator=ndgpa.GPA(3))
+    x = torch.randn(2, 48, 8, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x, IMAGE), layer(x, IMAGE))
+    ours = torch.autograd.grad(compiled(x, IMAGE).square().sum(), [x, *layer.parameters()])
+    theirs = torch.autograd.grad(layer(x, IMAGE).square().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.compiled
+def test_it_compiles_with_a_ragged_context() -> None:
+    layer = SpatialAttention(8, operator=ndgpa.GPA(ndgpa.TopK(2), affinity="euclidean"))
+    clusters = ndgpa.Clusters(torch.arange(11) % 4, torch.tensor([0, 0, 1, 1]))
+    x, context = torch.randn(2, 48, 8), torch.randn(2, 11, 8)
+    mask = torch.arange(11)[None] < torch.tensor([[11], [7]])
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(x, IMAGE, context, clusters, key_mask=mask),
+        layer(x, IMAGE, context, clusters, key_mask=mask),
+    )
+
+
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = SpatialAttention(8, operator=ndgpa.GPA(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x, IMAGE)
+
+
+@pytest.mark.compiled
+def test_it_exports_with_a_batch_of_any_size() -> None:
+    model = _Model()
+    x = torch.randn(2, 48, 8)
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    more = torch.randn(5, 48, 8)
+    torch.testing.assert_close(exported(more), model(more))
+
+
+@pytest.mark.compiled
+def test_the_operators_pass_opcheck() -> None:
+    from ndgpa.attend.chunked import attend_chunked
+    from ndgpa.selection.top_k import select_top_k
+
+    tiles = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
+    blocks = torch.randint(-1, 6, (1, 2, 3, 2), dtype=torch.int32)
+    keys = torch.randn(1, 2, 6, 4, 5, requires_grad=True)
+    slot = torch.randn(1, 2, 3, 2, requires_grad=True)
+    bias = torch.randn(1, 2, 6, 4, requires_grad=True)
+    torch.library.opcheck(attend_chunked, (tiles, keys, keys, blocks, slot, bias, None, None, 0.5))
+    torch.library.opcheck(
+        select_top_k,
+        (
+            torch.randn(1, 2, 3, 2, 5),
+            torch.randn(1, 2, 6, 5),
+            None,
+            None,
+            torch.ones(3, 2),
+            None,
+            None,
+            None,
+            2,
+            "mass",
+            "head",
+            0.5,
+        ),
+    )
+
+
+@pytest.mark.bad_input
+def test_widths_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+        SpatialAttention(8, heads=3)
+    with pytest.raises(ValueError, match="key_dim must be at least 1; got 0"):
+        SpatialAttention(8, key_dim=0)
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(batch, sites, 8\); got \(1, 48, 7\)"
+    ):
+        SpatialAttention(8)(torch.randn(1, 48, 7), IMAGE)
