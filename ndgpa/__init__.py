@@ -1,12 +1,14 @@
 """Grid Partitioned Attention over any space."""
 
-from ndgpa import nn
+from ndgpa import nn, presets
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import GPA, Full, Nothing
 from ndgpa.selection import (
+    Antidiagonal,
     Fixed,
     MultiLevel,
     Neighborhood,
+    Own,
     PerHead,
     PerturbedTopK,
     Selection,
@@ -18,20 +20,34 @@ from ndgpa.selection import (
     Union,
     Window,
 )
-from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure, Video
+from ndgpa.structures import (
+    Clusters,
+    Grid,
+    Halo,
+    Image,
+    Jittered,
+    Sequence,
+    SpatialStructure,
+    Strided,
+    Video,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPA",
+    "Antidiagonal",
     "Clusters",
     "Fixed",
     "Full",
     "Grid",
+    "Halo",
     "Image",
+    "Jittered",
     "MultiLevel",
     "Neighborhood",
     "Nothing",
+    "Own",
     "PerHead",
     "PerturbedTopK",
     "Selection",
@@ -39,6 +55,7 @@ __all__ = [
     "SoftTopK",
     "SpatialStructure",
     "StraightThrough",
+    "Strided",
     "TopK",
     "TopP",
     "TopRatio",
@@ -48,5 +65,6 @@ __all__ = [
     "attend",
     "gpa",
     "nn",
+    "presets",
     "select",
 ]

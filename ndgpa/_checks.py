@@ -422,3 +422,70 @@ def positive(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number; got {value!r}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite; got {value}")
+
+
+# The coarse branch
+
+
+def one_time(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "a causal coarse branch needs query blocks of one time each, as of single frames or "
+            "single tokens; a mean over several times would look ahead"
+        )
+
+
+def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out}, or 1 feature; got {tuple(gate.shape)}")
+
+
+# Rules and presets of the peers
+
+
+def antidiagonal(problem: Any, stride: int) -> None:
+    if problem.causal:
+        raise NotImplementedError("Antidiagonal is not causal: its estimate looks ahead")
+    if problem.affinity != "dot" or problem.key_mask is not None:
+        raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    for name in ("structure", "key_structure"):
+        space = getattr(problem, name)
+        if not space.is_even or space.sites_per_block % stride or space.group is not None:
+            raise ValueError(
+                f"Antidiagonal needs whole blocks of a multiple of {stride} sites in one group; "
+                f"{name} is {space!r}"
+            )
+
+
+def preset_shape(who: str, shape: Any, rank: int) -> tuple[int, ...]:
+    sizes = _ints("shape", shape)
+    if len(sizes) != rank:
+        raise ValueError(f"{who} needs a shape of {rank} axes; got {shape}")
+    return sizes
+
+
+def multiple(who: str, name: str, value: int, of: int) -> None:
+    if value % of:
+        raise ValueError(f"{who} needs a {name} that is a multiple of {of}; got {value}")
+
+
+def below_one(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+
+
+def at_most(name: str, value: int, limit: int, of: str) -> None:
+    positive_count(name, value)
+    if value > limit:
+        raise ValueError(f"{name} {value} is more than the {limit} {of}")
+
+
+def no_mask(who: str, mask: Any) -> None:
+    if mask is not None:
+        raise ValueError(f"{who} takes no key_mask")

@@ -209,7 +209,8 @@ def select_top_k(
             ids = top_k_lowest_id(scores, min(k, num_blocks))
             ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
         else:
-            ids = _ranked(scores, min(k, num_blocks), counts, cells, p, at_least)
+            wanted = None if counts is None else counts[cells]
+            ids = ranked(scores, min(k, num_blocks), wanted, p, at_least)
         if always is not None:
             ids = torch.cat([ids, always], dim=-1)
         out[rows, cells] = ascending(ids, num_blocks).int()
@@ -266,20 +267,19 @@ def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, 
     return ids
 
 
-def _ranked(
-    scores: Float[Tensor, "l c B_k"],
+def ranked(
+    scores: Float[Tensor, "*batch c B_k"],
     k: int,
-    counts: Int[Tensor, " C"] | None,
-    cells: slice,
-    p: float | None,
-    at_least: int,
-) -> Int[Tensor, "l c k"]:
+    counts: Int[Tensor, " c"] | None = None,
+    p: float | None = None,
+    at_least: int = 1,
+) -> Int[Tensor, "*batch c k"]:
     """Ids of the k largest scores or fewer, largest first; -1 where a cell wants no more."""
     values, ids = scores.sort(dim=-1, descending=True, stable=True)
     place = torch.arange(k, device=scores.device)
     drop = values[..., :k] == -torch.inf
     if counts is not None:
-        drop = drop | (place >= counts[cells, None])
+        drop = drop | (place >= counts[:, None])
     if p is not None and p < 1:  # all of it is every block, not as many as rounding leaves
         mass = values.clamp(min=0)
         before = mass.cumsum(dim=-1) - mass

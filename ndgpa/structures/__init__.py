@@ -3,5 +3,16 @@
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
+from ndgpa.structures.sampling import Halo, Jittered, Strided
 
-__all__ = ["Clusters", "Grid", "Image", "Sequence", "SpatialStructure", "Video"]
+__all__ = [
+    "Clusters",
+    "Grid",
+    "Halo",
+    "Image",
+    "Jittered",
+    "Sequence",
+    "SpatialStructure",
+    "Strided",
+    "Video",
+]

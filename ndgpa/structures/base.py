@@ -98,6 +98,17 @@ class SpatialStructure(abc.ABC):
         """
         raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
 
+    def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
+        """Every `step`-th site of each block; -1 for an empty place."""
+        return self.blocks[:, ::step]
+
+    def halo_blocks(self, reach: int | tuple[int, ...]) -> Int[Tensor, "B S"]:
+        """The sites of each block and those within `reach`; -1 for an empty place.
+
+        Only where a structure knows what is near.
+        """
+        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+
     @property
     def time(self) -> Int[Tensor, " n"] | None:
         """The time of each site, int64; causal attention sees its own and earlier times.

@@ -98,6 +98,16 @@ class Grid(SpatialStructure):
             table = _outer(table, along, count)
         return table
 
+    def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
+        """Every `step`-th site of each block along every axis."""
+        boxes = self.blocks.view(-1, *self.block_shape)
+        every = (slice(None), *(slice(None, None, step) for _ in self.shape))
+        return boxes[every].flatten(1)
+
+    def halo_blocks(self, reach: PerAxis) -> Int[Tensor, "B S"]:
+        """The sites whose distance to the block is at most `reach` along every axis."""
+        return Grid(self.shape, 1, self.block_shape, device=self.on).near_cells(reach)
+
     # Sizes, without the tables
 
     @property

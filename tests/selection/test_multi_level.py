@@ -181,7 +181,7 @@ def test_levels_that_do_not_nest_are_named() -> None:
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1,) * 4))
     with pytest.raises(ValueError, match="the levels do not nest"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1, 1), factor=1))
-    with pytest.raises(TypeError, match="keep must be a tuple|parameter 'keep'"):
+    with pytest.raises(TypeError, match=r"keep must be a tuple|parameter 'keep'"):
         ndgpa.MultiLevel(3)
     with pytest.raises(ValueError, match="keep must be at least 1"):
         ndgpa.MultiLevel((3, 0))

@@ -259,7 +259,7 @@ def test_fixed_blocks_of_each_cell_by_hand() -> None:
         (lambda: ndgpa.TopP(0.5, 3, 2), ValueError, "at_most 2 is less than at_least 3"),
         (lambda: ndgpa.TopRatio(-0.1), ValueError, r"ratio must lie in \(0, 1\]"),
         (lambda: ndgpa.TopRatio(0.5, relevance="x"), ValueError, "unknown relevance 'x'"),
-        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "blocks must be an int32 tensor|parameter 'blocks'"),
+        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 tensor|parameter 'blocks'"),
         (lambda: ndgpa.Union((3,)), TypeError, "Union needs rules; got int|parameter 'rules'"),
         (lambda: ndgpa.PerHead([]), TypeError, "PerHead needs a tuple of rules|parameter 'rules'"),
         (lambda: ndgpa.TopK(2) | 3, TypeError, "unsupported operand|parameter 'other'"),
