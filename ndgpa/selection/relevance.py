@@ -121,14 +121,19 @@ def _logit(
     scale: float,
     may_be_nan: bool,
 ) -> Tensor:
-    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
+    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first.
+
+    The scale comes last, so that what is equal before it is equal after it.
+    """
     summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
-    logits = _logits(summed, key, None, scale)
+    logits = summed @ key.transpose(-1, -2)
     if bias is not None:
+        logits *= scale
         logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
+        scale = 1.0
     if may_be_nan:
         logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    return logits.sum(dim=1)
+    return logits.sum(dim=1) * scale
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -75,7 +75,9 @@ def test_adding_makes_no_copy_of_the_output() -> None:
     class Largest(TorchDispatchMode):
         numbers = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
             for x in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
@@ -107,13 +109,14 @@ def test_a_causal_branch_sees_wholly_past_blocks() -> None:
         operator(x, x, x, ndgpa.Sequence(48, 4))
 
 
+@pytest.mark.bad_input
 def test_gates_are_checked() -> None:
     x, image = torch.randn(1, 1, 16, 2), ndgpa.Image((4, 4), 2)
     with pytest.raises(TypeError, match="needs a gate tensor"):
         ndgpa.GPA(2, coarse="gate")(x, x, x, image)
     with pytest.raises(ValueError, match="a gate needs coarse='gate'"):
         ndgpa.GPA(2)(x, x, x, image, gate=x)
-    with pytest.raises((ValueError, TypeError), match=r"gate must have shape|parameter 'gate'"):
+    with pytest.raises((ValueError, TypeError), match="gate must have shape"):
         ndgpa.GPA(2, coarse="gate")(x, x, x, image, gate=x[:, :, :3])
     with pytest.raises(ValueError, match="unknown coarse 'mean'"):
         ndgpa.GPA(2, coarse="mean")

@@ -223,6 +223,7 @@ def test_noise_is_controlled() -> None:
     assert not calm.bias.any()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -175,13 +175,14 @@ def test_groups_stay_apart(clusters: ndgpa.Clusters) -> None:
         assert set(clusters.group[row].tolist()) == {int(clusters.cell_group[cell])}
 
 
+@pytest.mark.bad_input
 def test_levels_that_do_not_nest_are_named() -> None:
     x = torch.randn(1, 1, 16, 2)
     with pytest.raises(ValueError, match="MultiLevel has 4 levels, but level 3 would have 1 nodes"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1,) * 4))
     with pytest.raises(ValueError, match="the levels do not nest"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1, 1), factor=1))
-    with pytest.raises(TypeError, match=r"keep must be a tuple|parameter 'keep'"):
+    with pytest.raises(TypeError, match="keep must be a tuple"):
         ndgpa.MultiLevel(3)
     with pytest.raises(ValueError, match="keep must be at least 1"):
         ndgpa.MultiLevel((3, 0))

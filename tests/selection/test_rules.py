@@ -250,19 +250,20 @@ def test_fixed_blocks_of_each_cell_by_hand() -> None:
     assert kept.tolist() == [[[[0, 2], [1, -1], [2, -1]]]] * 2
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
         (lambda: ndgpa.TopP(0.0), ValueError, r"p must lie in \(0, 1\]; got 0"),
         (lambda: ndgpa.TopP(1.5), ValueError, r"p must lie in \(0, 1\]; got 1.5"),
-        (lambda: ndgpa.TopP("a"), TypeError, "p must be a number|parameter 'p'"),
+        (lambda: ndgpa.TopP("a"), TypeError, "p must be a number"),
         (lambda: ndgpa.TopP(0.5, 3, 2), ValueError, "at_most 2 is less than at_least 3"),
         (lambda: ndgpa.TopRatio(-0.1), ValueError, r"ratio must lie in \(0, 1\]"),
         (lambda: ndgpa.TopRatio(0.5, relevance="x"), ValueError, "unknown relevance 'x'"),
-        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 tensor|parameter 'blocks'"),
-        (lambda: ndgpa.Union((3,)), TypeError, "Union needs rules; got int|parameter 'rules'"),
-        (lambda: ndgpa.PerHead([]), TypeError, "PerHead needs a tuple of rules|parameter 'rules'"),
-        (lambda: ndgpa.TopK(2) | 3, TypeError, "unsupported operand|parameter 'other'"),
+        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 tensor"),
+        (lambda: ndgpa.Union((3,)), TypeError, "Union needs rules; got int"),
+        (lambda: ndgpa.PerHead([]), TypeError, "PerHead needs a tuple of rules"),
+        (lambda: ndgpa.TopK(2) | 3, TypeError, "unsupported operand"),
     ],
 )
 def test_bad_rules_are_named(make: Any, error: type[Exception], match: str) -> None:
@@ -270,6 +271,7 @@ def test_bad_rules_are_named(make: Any, error: type[Exception], match: str) -> N
         make()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("rule", "match"),
     [
