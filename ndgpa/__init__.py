@@ -1,6 +1,7 @@
 """Grid Partitioned Attention over any space."""
 
 from ndgpa import nn, presets
+from ndgpa.cache import Cache
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import GPA, Full, Nothing
 from ndgpa.selection import (
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GPA",
     "Antidiagonal",
+    "Cache",
     "Clusters",
     "Fixed",
     "Full",

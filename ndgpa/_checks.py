@@ -489,3 +489,25 @@ def at_most(name: str, value: int, limit: int, of: str) -> None:
 def no_mask(who: str, mask: Any) -> None:
     if mask is not None:
         raise ValueError(f"{who} takes no key_mask")
+
+
+# Decoding
+
+
+def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
+    wanted = (*kept.shape[:2], kept.shape[3])
+    if (*new.shape[:2], new.shape[3]) != wanted or new.dtype != kept.dtype:
+        raise ValueError(
+            f"the cache holds a {name} of (batch, heads, features) = {wanted} and {kept.dtype}; "
+            f"got {(*new.shape[:2], new.shape[3])} and {new.dtype}"
+        )
+
+
+def newest(query: Any, wanted: int) -> None:
+    _features("query", query)
+    if wanted == 0:
+        raise ValueError("every site of the cache has its output; append keys and values first")
+    if query.shape[2] != wanted:
+        raise ValueError(
+            f"query has {query.shape[2]} sites but {wanted} were appended since the last call"
+        )

@@ -50,7 +50,8 @@ def cell_relevance(
         0 in place of NaN.
     """
     score = _mass if kind == "mass" else _logit
-    may_be_nan = log_size is not None or cell_group is not None or not _all_finite(query, key)
+    hidden = log_size is not None or cell_group is not None or cell_time is not None
+    may_be_nan = hidden or not _all_finite(query, key)
     for rows, cells in _tiles(query, key):
         seen = None
         if cell_group is not None and key_group is not None:

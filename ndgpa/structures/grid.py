@@ -171,6 +171,20 @@ class Grid(SpatialStructure):
         across = [-1 if axis == self.time_axis else 1 for axis in range(len(self.shape))]
         return steps.view(across).expand(self.shape).reshape(-1)
 
+    @table
+    def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """The earliest time in each block, and the latest that a whole block would have.
+
+        So a block that a sequence has not filled yet is not over: what is computed for a prefix
+        does not depend on how long the sequence will be.
+        """
+        assert self.time_axis is not None
+        length = self.block_shape[self.time_axis]
+        numbers = torch.arange(self.num_blocks, device=self.on)
+        after = math.prod(self.grid_of_blocks[self.time_axis + 1 :])
+        first = numbers // after % self.grid_of_blocks[self.time_axis] * length
+        return first, first + length - 1
+
     # The paper's operators, as reshapes
 
     def block_sums(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B d"]:

@@ -70,11 +70,13 @@ def test_a_cell_chooses_as_the_definition_says(data: Any) -> None:
         for cell, members in enumerate(rows(problem.structure.cells)):
             sites = [x for i in members for x in blocks[i]]
             now, until = time[sites].min(), time[sites].max()
-            past = [j for j, ys in enumerate(key_blocks) if key_time[ys].max() <= now]
+            until = max(until, *(_end(problem.structure, time[blocks[i]]) for i in members))
+            ends = [_end(problem.key_structure, key_time[ys]) for ys in key_blocks]
+            past = [j for j, end in enumerate(ends) if end <= now]
             partly = [
                 j
                 for j, ys in enumerate(key_blocks)
-                if key_time[ys].min() <= until and key_time[ys].max() > now
+                if key_time[ys].min() <= until and ends[j] > now
             ]
             scores = np.full(len(key_blocks), np.nan)
             scores[past] = 0.0
@@ -94,6 +96,29 @@ def test_a_cell_chooses_as_the_definition_says(data: Any) -> None:
                 scores[past] += len(first) * row
             expected = sorted(most_relevant(scores, k) + partly)
             assert rows(kept[0, h, cell, None]) == [expected]
+
+
+def _end(structure: ndgpa.SpatialStructure, times: np.ndarray) -> int:
+    """The latest time of a block; on a grid that of a whole one."""
+    if not isinstance(structure, ndgpa.Grid):
+        return int(times.max())
+    length = structure.block_shape[structure.time_axis]
+    return int(times.min()) // length * length + length - 1
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 5), st.integers(1, 3), st.integers(1, 12), st.integers(1, 4)
+)
+def test_a_prefix_does_not_depend_on_the_length_of_the_rest(
+    length: int, downsample: int, cell: int, more: int, k: int
+) -> None:
+    length += downsample * cell
+    x = torch.randn(1, 1, length + more, 3, dtype=torch.float64)
+    short, long = (
+        ndgpa.gpa(y, y, y, ndgpa.Sequence(y.shape[2], downsample, cell), k, causal=True)
+        for y in (x[:, :, :length], x)
+    )
+    torch.testing.assert_close(short, long[:, :, :length], rtol=1e-12, atol=1e-12)
 
 
 @given(st.data())
