@@ -78,6 +78,33 @@ def clusters(
             raise ValueError("a cell holds blocks of two groups; a cell must lie within one group")
 
 
+def points(position: Any, downsample: Any, cell: Any) -> None:
+    if not isinstance(position, Tensor):
+        raise TypeError(f"position must be a tensor; got {type(position).__name__}")
+    if not position.dtype.is_floating_point:
+        raise TypeError(f"position must be of a floating dtype; got {position.dtype}")
+    if position.ndim != 2 or position.shape[1] == 0:
+        raise ValueError(
+            f"position must have shape (points, dimensions); got {tuple(position.shape)}"
+        )
+    if len(position) == 0:
+        raise ValueError("position is empty; a structure needs at least one site")
+    if not bool(position.isfinite().all()):
+        raise ValueError("position holds NaN or infinite coordinates")
+    counts(len(position), downsample, cell)
+
+
+def counts(sites: int, downsample: Any, cell: Any) -> None:
+    """Sites of a block and blocks of a cell, where they are counts."""
+    positive_count("downsample", downsample)
+    positive_count("cell", cell)
+    if downsample > sites:
+        raise ValueError(f"downsample {downsample} is larger than the number of sites, {sites}")
+    blocks = -(-sites // downsample)
+    if cell > blocks:
+        raise ValueError(f"cell {cell} is larger than the number of blocks, {blocks}")
+
+
 def _ints(name: str, value: Any) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):

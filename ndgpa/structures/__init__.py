@@ -3,6 +3,7 @@
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
+from ndgpa.structures.points import PointCloud
 from ndgpa.structures.sampling import Halo, Jittered, Strided
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Halo",
     "Image",
     "Jittered",
+    "PointCloud",
     "Sequence",
     "SpatialStructure",
     "Strided",

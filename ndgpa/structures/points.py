@@ -1,0 +1,108 @@
+"""Point clouds: recursive kd-splits into cells, and of each cell into blocks."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.structures.clusters import Clusters
+
+
+def PointCloud(
+    position: Float[Tensor, "n p"],
+    downsample: int,
+    cell: int = 1,
+    time: Int[Tensor, " n"] | None = None,
+) -> Clusters:
+    """A partition of points in any dimension into compact blocks and cells of exact size.
+
+    Every set is split across its widest axis at a multiple of the size wanted, until it has that
+    size: first into cells, then each cell into blocks. The last block, and so the last cell, may be
+    smaller. Blocks are numbered along the splits, so that neighbours in number are near in space.
+
+    Source: the kd-tree of Bentley 1975, with the widest axis split at each step.
+
+    Args:
+        position: Coordinates, finite, any floating dtype and device.
+        downsample: Points in a block.
+        cell: Blocks in a cell.
+        time: (n,) int or None, the time of each point, for causal attention.
+
+    Returns:
+        A structure on the device of `position`; equal input gives the equal structure.
+
+    Raises:
+        ValueError: There is no point, a coordinate is not finite, or a count is below 1 or too
+            large for the points.
+        TypeError: Positions are not floating, or a count is not an int.
+    """
+    _checks.points(position, downsample, cell)
+    coordinates = position.detach().double().cpu().numpy()
+    block_of_site, cell_of_block = kd_partition(coordinates, downsample, cell)
+    device = position.device
+    return Clusters(
+        torch.from_numpy(block_of_site).to(device), torch.from_numpy(cell_of_block).to(device), time
+    )
+
+
+def kd_partition(
+    coordinates: np.ndarray, sites_per_block: int, blocks_per_cell: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The block of each of n points (n, p) and the cell of each block, int64."""
+    sites = np.arange(len(coordinates))[None]
+    cells = _split(coordinates, sites, sites_per_block * blocks_per_cell)
+    blocks = _split(coordinates, cells, sites_per_block)
+    cell_of_block = np.arange(len(cells)).repeat(len(blocks) // len(cells))
+    filled = (blocks >= 0).any(axis=1)
+    blocks, cell_of_block = blocks[filled], cell_of_block[filled]
+    block_of_site = np.empty(len(coordinates), dtype=np.int64)
+    rows, places = (blocks >= 0).nonzero()
+    block_of_site[blocks[rows, places]] = rows
+    return block_of_site, cell_of_block
+
+
+def _split(coordinates: np.ndarray, sets: np.ndarray, size: int) -> np.ndarray:
+    """Split each row of sites into sets of `size`; -1 fills what is missing in the last of a row.
+
+    All rows are split at once, level by level. Halving a number of sets that is odd leaves two
+    numbers that differ by one, and halving those leaves two again: so rows are kept in at most two
+    groups, one for each number of sets that they still make.
+    """
+    count = -(-sets.shape[1] // size)
+    pad = count * size - sets.shape[1]
+    rows = np.pad(sets, ((0, 0), (0, pad)), constant_values=-1)
+    groups = {
+        count: (rows, np.arange(len(rows)) * count)
+    }  # rows, and the number of their first set
+    while max(groups) > 1:
+        halves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for many, (rows, first) in groups.items():
+            if many == 1:
+                halves.setdefault(1, []).append((rows, first))
+                continue
+            left = -(-many // 2)
+            parts = _halve(coordinates, rows, left * size)
+            halves.setdefault(left, []).append((parts[0], first))
+            halves.setdefault(many - left, []).append((parts[1], first + left))
+        groups = {
+            many: (np.concatenate([r for r, _ in parts]), np.concatenate([f for _, f in parts]))
+            for many, parts in halves.items()
+        }
+    rows, first = groups[1]
+    return rows[first.argsort()]
+
+
+def _halve(coordinates: np.ndarray, rows: np.ndarray, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split each row across its widest axis, `left` sites to the left; -1 goes to the right."""
+    missing = rows < 0
+    widest, best = np.full(len(rows), -np.inf), np.empty(rows.shape)
+    for axis in coordinates.T:
+        along = axis[rows]
+        along[missing] = np.inf
+        low, high = along.min(axis=1), np.where(missing, -np.inf, along).max(axis=1)
+        wider = high - low > widest
+        widest[wider], best[wider] = (high - low)[wider], along[wider]
+    order = best.argpartition(left - 1, axis=1)
+    parts = np.take_along_axis(rows, order, axis=1)
+    return parts[:, :left], parts[:, left:]
