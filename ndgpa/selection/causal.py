@@ -40,7 +40,7 @@ def count_candidates(problem: Problem) -> Int[Tensor, " C"]:
     now, last = torch.zeros_like(space), torch.zeros_like(key_space)
     if problem.causal:
         now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])
-    steps = int(torch.cat([now, last]).max()) + 1
+    steps = len(now) + len(last)  # more than there are ranks
     ends = (key_space * steps + last).sort().values
     before = torch.searchsorted(ends, space * steps)
     return torch.searchsorted(ends, space * steps + now, right=True) - before

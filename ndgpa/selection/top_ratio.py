@@ -1,14 +1,17 @@
 """A share of the blocks that there are, instead of a number of them."""
 
+import math
 from dataclasses import dataclass
 
-import torch
 
 from ndgpa import _checks
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.causal import count_candidates
 from ndgpa.selection.relevance import RELEVANCE
 from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+
+# 0.29 * 100 falls short of 29 by rounding alone.
+_SHORT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,17 @@ class TopRatio(Rule):
         _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
-        # 0.29 * 100 falls short of 29 by rounding alone
-        counts = (self.ratio * count_candidates(problem).double() + 1e-6).floor().long()
-        counts = counts.clamp(min=self.at_least)
-        even = bool((counts == counts[0]).all())
+        limit = math.floor(self.ratio * problem.key_structure.num_blocks + _SHORT)
+        counts = None
+        if problem.causal or problem.structure.group is not None:
+            share = self.ratio * count_candidates(problem).double() + _SHORT
+            counts = share.floor().long().clamp(min=self.at_least)
         blocks = most_relevant(
             problem,
-            int(counts.max()),
+            max(self.at_least, limit),
             self.relevance,
             self.share,
             self.force,
-            counts=None if even else counts,
+            counts=counts,
         )
-        return Selection(blocks.to(torch.int32))
+        return Selection(blocks)
