@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-
 from ndgpa import _checks
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.causal import count_candidates
