@@ -3,10 +3,11 @@
     python benchmarks/levels.py --out benchmarks/results/levels.json
 
 Selects and attends on features of photographs, from 65,536 to 4 million sites, on two threads, in
-two dimensions and in one (the same photographs read along a space-filling order). Columns:
+two dimensions, in one (the same photographs read along a space-filling order) and on points (the
+pixels, shaken). Columns:
 
     sites       n
-    levels      of MultiLevel; one more for each doubling of both sides
+    levels      of MultiLevel, one more for each factor of four in n
     select_s    seconds of `select`, best of `repeats`
     attend_s    seconds of `attend` with that selection
     gpa_s       their sum
@@ -47,7 +48,7 @@ class Options:
 
     out: Path = Path("out/levels.json")
     sides: tuple[int, ...] = (256, 512, 1024, 2048)
-    keep: int = 32
+    keep: int = 48
     """Nodes kept at each level above the last."""
     repeats: int = 2
     threads: int = 2
@@ -104,13 +105,19 @@ def best(repeats: int, call: Callable[[], Any]) -> tuple[float, Any]:
     return min(times), result
 
 
-def row(side: int, one_dimension: bool, options: Options) -> dict[str, float]:
-    x = features(side)
-    if one_dimension:
-        x = unrolled(x, side)
-        structure, factor = ndgpa.Sequence(side * side, 16, 4), 4
-    else:
-        structure, factor = ndgpa.Image((side, side), 4, 2), 2
+def space_of(name: str, side: int, x: Tensor) -> tuple[Tensor, ndgpa.SpatialStructure, int]:
+    """Features, structure and factor: blocks of 16 sites, cells of 4, four nodes to a parent."""
+    if name == "image":
+        return x, ndgpa.Image((side, side), 4, 2), 2
+    if name == "sequence":
+        return unrolled(x, side), ndgpa.Sequence(side * side, 16, 4), 4
+    pixels = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
+    shaken = pixels + torch.rand(pixels.shape, generator=torch.Generator().manual_seed(3))
+    return x, ndgpa.PointCloud(shaken, 16, 4), 4
+
+
+def row(name: str, side: int, options: Options) -> dict[str, float]:
+    x, structure, factor = space_of(name, side, features(side))
     levels = 1 + round(math.log2(side / 4 / TOP))
     keep = (options.keep,) * (levels - 1) + (KEPT,)
     rule = ndgpa.MultiLevel(keep, factor)
@@ -175,10 +182,10 @@ def main(options: Options) -> None:
         "keep": options.keep,
         "kept_blocks": KEPT,
     }
-    for name, one_dimension in (("image", False), ("sequence", True)):
+    for name in ("image", "sequence", "points"):
         rows = []
         for side in options.sides:
-            rows.append(row(side, one_dimension, options))
+            rows.append(row(name, side, options))
             print(name, {k: round(v, 4) for k, v in rows[-1].items()}, flush=True)
         slopes = {column: exponent(rows, column) for column in ("select_s", "gpa_s")}
         result[name] = {"rows": rows, "exponent": slopes}

@@ -133,8 +133,9 @@ def test_levels_are_descended_as_the_definition_says(data: Any) -> None:
         (ndgpa.Sequence(1 << 14, 4), 2, 2),
         (ndgpa.Image((128, 128), 2), 2, 4),
         (ndgpa.Clusters(torch.arange(1 << 14) // 4, torch.arange(1 << 12)), 4, 4),
+        (ndgpa.PointCloud(torch.rand(1 << 12, 3, generator=draw.seeded(0)), 4), 4, 4),
     ],
-    ids=["sequence", "image", "clusters"],
+    ids=["sequence", "image", "clusters", "points"],
 )
 def test_scores_are_counted_in_n_log_n(
     structure: ndgpa.SpatialStructure, factor: int, children: int, monkeypatch: Any
