@@ -1,5 +1,6 @@
 """Every error text of the package: bad input gets one clear sentence before any work is done."""
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -351,6 +352,50 @@ def _int_tensor(name: str, x: Any) -> None:
 
 def _listed(items: Iterable[Any], form: Any = str) -> str:
     return ", ".join(form(item) for item in items)
+
+
+# Analysis
+
+
+def site_ids(name: str, sites: Any, num_sites: int) -> None:
+    _int_vector(name, sites)
+    if len(sites) and not 0 <= int(sites.min()) <= int(sites.max()) < num_sites:
+        raise ValueError(
+            f"{name} runs from {int(sites.min())} to {int(sites.max())} but there are "
+            f"{num_sites} sites"
+        )
+
+
+def picture(name: str, image: Any) -> None:
+    if not isinstance(image, Tensor) or not image.dtype.is_floating_point:
+        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"{name} must be a floating tensor; got {got}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{name} must have shape (1 or 3, height, width); got {tuple(image.shape)}"
+        )
+
+
+def key_lines(
+    queries: Any, keys: Tensor, weights: Tensor, query_image: Tensor, key_image: Tensor
+) -> None:
+    site_ids("queries", queries, query_image.shape[1:].numel())
+    for name, x in (("keys", keys), ("weights", weights)):
+        if x.ndim != 2 or x.shape[0] != len(queries):
+            raise ValueError(
+                f"{name} must have a row for each of {len(queries)} queries; got {tuple(x.shape)}"
+            )
+    if keys.shape != weights.shape:
+        raise ValueError(
+            f"keys has shape {tuple(keys.shape)} but weights has {tuple(weights.shape)}"
+        )
+    if keys.numel():
+        site_ids("keys", keys.flatten().clamp(min=0), key_image.shape[1:].numel())
+
+
+def needs(who: str, module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{who} needs {module}; install it with: pip install 'ndgpa[{extra}]'")
 
 
 # Rules beyond TopK

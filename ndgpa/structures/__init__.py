@@ -5,6 +5,7 @@ from ndgpa.structures.clusters import Clusters
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
 from ndgpa.structures.sampling import Halo, Jittered, Strided
+from ndgpa.structures.visible import visible
 
 __all__ = [
     "Clusters",
@@ -17,4 +18,5 @@ __all__ = [
     "SpatialStructure",
     "Strided",
     "Video",
+    "visible",
 ]
