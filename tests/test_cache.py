@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ndgpa
@@ -29,6 +29,7 @@ RULES = [
     st.sampled_from(["dot", "euclidean"]),
     st.integers(0, 2**20),
 )
+@settings(max_examples=12)
 def test_decoding_equals_prefill(
     rule: Rule, downsample: int, cell: int, pieces: list[int], affinity: str, seed: int
 ) -> None:

@@ -12,12 +12,11 @@ from ndgpa.selection import Rule
     ("rule", "causal"),
     [
         (ndgpa.TopK(2) | ndgpa.Window(1), True),
-        (ndgpa.TopP(0.5), False),
         (ndgpa.TopRatio(0.4), True),
         (ndgpa.MultiLevel((3, 3)), True),
         (ndgpa.StraightThrough(ndgpa.TopK(2)), False),
     ],
-    ids=["union", "top-p", "ratio", "levels", "straight-through"],
+    ids=["union", "ratio", "levels", "straight-through"],
 )
 def test_a_rule_compiles_without_a_graph_break(rule: Rule, causal: bool) -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
