@@ -179,9 +179,10 @@ def forced_ids(largest: int, num_blocks: int) -> None:
 
 
 def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
-    if key_structure is not structure:
+    if key_structure.num_sites != structure.num_sites:
         raise ValueError(
-            "force='own' needs queries and keys on one structure; name blocks by number instead"
+            "force='own' needs queries and keys on one structure, or on two of the same sites; "
+            "name blocks by number instead"
         )
 
 
@@ -766,3 +767,190 @@ def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
         raise ValueError("batch must be ascending: the nodes of a graph stand together")
     if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
         raise ValueError("edge_index joins nodes of two graphs of the batch")
+
+
+# Rules beyond TopK
+
+
+def share_of(name: str, value: Any) -> None:
+    """A part of a whole: more than nothing, at most everything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {value}")
+
+
+def bounds(at_least: Any, at_most: Any) -> None:
+    positive_count("at_least", at_least)
+    if at_most is None:
+        return
+    positive_count("at_most", at_most)
+    if at_most < at_least:
+        raise ValueError(f"at_most {at_most} is less than at_least {at_least}")
+
+
+def radius(value: Any, rank: int) -> tuple[int, ...]:
+    """One radius for each axis."""
+    radii = _ints("radius", value)
+    if isinstance(value, int):
+        radii = radii * rank
+    if len(radii) != rank:
+        raise ValueError(f"radius has {len(radii)} entries but the grid has {rank} axes")
+    if min(radii) < 0:
+        raise ValueError(f"radius must be at least 0; got {value}")
+    return radii
+
+
+def no_neighborhood(name: str) -> str:
+    return f"{name} does not say which blocks are near a cell; a Grid does"
+
+
+def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
+    if key_structure is not structure:
+        raise ValueError(f"{who} needs queries and keys on one structure")
+
+
+def fixed_blocks(blocks: Any) -> None:
+    _int_tensor("blocks", blocks)
+    if not 1 <= blocks.ndim <= 4:
+        raise ValueError(
+            "blocks must have shape (width,), (cells, width), (heads, cells, width) or (batch, "
+            f"heads, cells, width); got {tuple(blocks.shape)}"
+        )
+
+
+def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
+    if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
+        raise ValueError(
+            f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+        )
+    if not blocks.is_cuda and blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )
+
+
+def rules(who: str, items: Any) -> None:
+    from ndgpa.selection.base import Rule
+
+    if not isinstance(items, tuple) or not items:
+        raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
+    for item in items:
+        if not isinstance(item, Rule):
+            raise TypeError(f"{who} needs rules; got {type(item).__name__}")
+
+
+def rule_per_head(count: int, heads: int) -> None:
+    if count != heads:
+        raise ValueError(f"PerHead has {count} rules but query has {heads} heads")
+
+
+def kept_per_level(keep: Any) -> None:
+    if not isinstance(keep, tuple) or not keep:
+        raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
+    for count in keep:
+        positive_count("keep", count)
+
+
+def level_shrinks(level: int, levels: int, before: int, after: int) -> None:
+    if after >= before:
+        raise ValueError(
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes over "
+            f"{before}: the levels do not nest; use fewer levels or a larger factor"
+        )
+
+
+def positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+
+
+# The coarse branch
+
+
+def one_time(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "a causal coarse branch needs query blocks of one time each, as of single frames or "
+            "single tokens; a mean over several times would look ahead"
+        )
+
+
+def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out}, or 1 feature; got {tuple(gate.shape)}")
+
+
+# Rules and presets of the peers
+
+
+def antidiagonal(problem: Any, stride: int) -> None:
+    if problem.causal:
+        raise NotImplementedError("Antidiagonal is not causal: its estimate looks ahead")
+    if problem.affinity != "dot" or problem.key_mask is not None:
+        raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    for name in ("structure", "key_structure"):
+        space = getattr(problem, name)
+        if not space.is_even or space.sites_per_block % stride or space.group is not None:
+            raise ValueError(
+                f"Antidiagonal needs whole blocks of a multiple of {stride} sites in one group; "
+                f"{name} is {space!r}"
+            )
+
+
+def preset_shape(who: str, shape: Any, rank: int) -> tuple[int, ...]:
+    sizes = _ints("shape", shape)
+    if len(sizes) != rank:
+        raise ValueError(f"{who} needs a shape of {rank} axes; got {shape}")
+    return sizes
+
+
+def multiple(who: str, name: str, value: int, of: int) -> None:
+    if value % of:
+        raise ValueError(f"{who} needs a {name} that is a multiple of {of}; got {value}")
+
+
+def below_one(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+
+
+def at_most(name: str, value: int, limit: int, of: str) -> None:
+    positive_count(name, value)
+    if value > limit:
+        raise ValueError(f"{name} {value} is more than the {limit} {of}")
+
+
+def no_mask(who: str, mask: Any) -> None:
+    if mask is not None:
+        raise ValueError(f"{who} takes no key_mask")
+
+
+# Decoding
+
+
+def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
+    wanted = (*kept.shape[:2], kept.shape[3])
+    if (*new.shape[:2], new.shape[3]) != wanted or new.dtype != kept.dtype:
+        raise ValueError(
+            f"the cache holds a {name} of (batch, heads, features) = {wanted} and {kept.dtype}; "
+            f"got {(*new.shape[:2], new.shape[3])} and {new.dtype}"
+        )
+
+
+def newest(query: Any, wanted: int) -> None:
+    _features("query", query)
+    if wanted == 0:
+        raise ValueError("every site of the cache has its output; append keys and values first")
+    if query.shape[2] != wanted:
+        raise ValueError(
+            f"query has {query.shape[2]} sites but {wanted} were appended since the last call"
+        )

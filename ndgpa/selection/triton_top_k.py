@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa.selection.slots import without_blocks
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 PRECISION = "tf32x3"
 # Cells x key blocks whose relevance is held at a time: 128 MB.
@@ -345,9 +347,8 @@ def select(
                 scale,
             )
             if forced is not None:
-                named = forced[cell : cell + cells_held]
-                named = torch.where(named < 0, named[:, :1], named).expand(len(part), -1, -1)
-                scores.scatter_(2, named, -torch.inf)
+                always = forced[cell : cell + cells_held].expand(len(part), -1, -1)
+                scores = without_blocks(scores, always)
             top_k(scores.flatten(0, 1), part)
     return out.unflatten(0, (batch, selection_heads))
 
