@@ -5,9 +5,9 @@
 A noisy bumpy sphere of points in three dimensions, one head of 32 channels, float32, kappa 12.
 
 Columns: `points` sites; `block` sites of a block; `cell` blocks of a cell; `structure_s` seconds
-for `ndgpa.PointCloud`; `forward_s` seconds for `ndgpa.gpa` without gradients, both phases, the first
-call (which also makes the structure's other tables); `process_GB` the largest resident size of the
-process so far, inputs and all.
+for `ndgpa.PointCloud`; `forward_s` seconds for `ndgpa.gpa` without gradients, both phases, the
+first call (which also makes the structure's other tables); `process_GB` the largest resident size
+of the process so far, inputs and all.
 """
 
 import argparse
