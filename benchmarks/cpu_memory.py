@@ -14,10 +14,11 @@ import resource
 from typing import Any
 
 import torch
-from measure import peak_bytes, write
+from measure import write
 from tqdm import tqdm
 
 import ndgpa
+from ndgpa.analysis import peak_bytes
 
 CHANNELS, KEPT = 64, 12
 SIDES = (128, 256, 512, 1024)

@@ -1,9 +1,8 @@
-"""What the benchmarks share: time, allocated memory, the machine and its limits, result files."""
+"""What the benchmarks share: time, the machine and its limits, result files."""
 
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,22 +28,6 @@ def median_seconds(run: Callable[[], Any], repeats: int = 7, enough_s: float = 2
         run()
         times.append(time.perf_counter() - start)
     return median(times)
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most that torch's CPU allocator held during a run, above what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        recording.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    held = [e["args"] for e in events if e.get("name") == "[memory]"]
-    held = [args for args in held if args["Device Type"] == 0]
-    if not held:
-        return 0
-    before = held[0]["Total Allocated"] - held[0]["Bytes"]
-    return max(args["Total Allocated"] for args in held) - before
 
 
 @dataclass(frozen=True)

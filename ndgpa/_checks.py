@@ -1,6 +1,8 @@
 """Every error text of the package: bad input gets one clear sentence before any work is done."""
 
+import importlib.util
 import math
+import os
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -177,9 +179,10 @@ def forced_ids(largest: int, num_blocks: int) -> None:
 
 
 def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
-    if key_structure is not structure:
+    if key_structure.num_sites != structure.num_sites:
         raise ValueError(
-            "force='own' needs queries and keys on one structure; name blocks by number instead"
+            "force='own' needs queries and keys on one structure, or on two of the same sites; "
+            "name blocks by number instead"
         )
 
 
@@ -299,6 +302,12 @@ def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_d
             raise ValueError(f"{heads} heads do not divide {name} {width}")
 
 
+def layer_key_heads(heads: int, key_heads: int) -> None:
+    positive_count("key_heads", key_heads)
+    if heads % key_heads:
+        raise ValueError(f"{key_heads} key heads do not divide the {heads} heads")
+
+
 def layer_input(name: str, x: Tensor, width: int) -> None:
     if x.ndim != 3 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
@@ -351,6 +360,307 @@ def _int_tensor(name: str, x: Any) -> None:
 
 def _listed(items: Iterable[Any], form: Any = str) -> str:
     return ", ".join(form(item) for item in items)
+
+
+# Analysis
+
+
+def site_ids(name: str, sites: Any, num_sites: int) -> None:
+    _int_vector(name, sites)
+    if len(sites) and not 0 <= int(sites.min()) <= int(sites.max()) < num_sites:
+        raise ValueError(
+            f"{name} runs from {int(sites.min())} to {int(sites.max())} but there are "
+            f"{num_sites} sites"
+        )
+
+
+def picture(name: str, image: Any) -> None:
+    if not isinstance(image, Tensor) or not image.dtype.is_floating_point:
+        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"{name} must be a floating tensor; got {got}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{name} must have shape (1 or 3, height, width); got {tuple(image.shape)}"
+        )
+
+
+def key_lines(
+    queries: Any, keys: Tensor, weights: Tensor, query_image: Tensor, key_image: Tensor
+) -> None:
+    site_ids("queries", queries, query_image.shape[1:].numel())
+    for name, x in (("keys", keys), ("weights", weights)):
+        if x.ndim != 2 or x.shape[0] != len(queries):
+            raise ValueError(
+                f"{name} must have a row for each of {len(queries)} queries; got {tuple(x.shape)}"
+            )
+    if keys.shape != weights.shape:
+        raise ValueError(
+            f"keys has shape {tuple(keys.shape)} but weights has {tuple(weights.shape)}"
+        )
+    if keys.numel():
+        site_ids("keys", keys.flatten().clamp(min=0), key_image.shape[1:].numel())
+
+
+def needs(who: str, module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{who} needs {module}; install it with: pip install 'ndgpa[{extra}]'")
+
+
+# The triton backend
+
+
+def triton_backend(
+    query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
+) -> None:
+    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if query.dtype not in dtypes:
+        raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
+    for name, x in (("query", query), ("value", value)):
+        if x.shape[3] > widest:
+            raise ValueError(
+                f"backend 'triton' takes heads of at most {widest} features; "
+                f"{name} has {x.shape[3]}"
+            )
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    if query.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
+            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
+        )
+    if query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
+
+
+# Operators
+
+
+def operator_call(
+    query: Any, key: Any, value: Any, structure: Any, key_structure: Any, mask: Any
+) -> None:
+    """What every operator asks of its arguments."""
+    query_and_key(query, key, structure, key_structure, "dot", causal=False)
+    value_for(key, value)
+    key_mask(mask, key)
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in (query, key, value)):
+        raise NotImplementedError(
+            "this operator has no forward-mode derivative; use reverse mode, or Full"
+        )
+
+
+def grid_shape(who: str, name: str, structure: Any) -> tuple[int, ...]:
+    from ndgpa.structures.grid import Grid
+
+    if not isinstance(structure, Grid):
+        raise TypeError(f"{who} needs a Grid as {name}; got {type(structure).__name__}")
+    return structure.shape
+
+
+def neighborhood(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) -> None:
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        sizes = _ints(name, value)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if rel_bias and (heads is None or not isinstance(kernel, tuple)):
+        raise ValueError("rel_bias needs heads, and kernel as a tuple of one int per axis")
+    if heads is not None:
+        positive_count("heads", heads)
+
+
+def windows(
+    kernel: Any, dilation: Any, shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and dilation, one int per axis each, that fit the grid of the keys."""
+    same_rank(shape, key_shape)
+    sizes = []
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        entries = _ints(name, value) * (len(shape) if isinstance(value, int) else 1)
+        if len(entries) != len(shape):
+            raise ValueError(
+                f"{name} has {len(entries)} entries but the grid has {len(shape)} axes"
+            )
+        sizes.append(entries)
+    for axis, (k, d, size) in enumerate(zip(*sizes, key_shape)):
+        if k * d > size:
+            raise ValueError(
+                f"kernel {k} with dilation {d} covers {k * d} sites but axis {axis} of the keys "
+                f"has {size}; kernel x dilation must not exceed it"
+            )
+    return sizes[0], sizes[1]
+
+
+def same_rank(shape: tuple[int, ...], key_shape: tuple[int, ...]) -> None:
+    if len(shape) != len(key_shape):
+        raise ValueError(
+            f"queries are on a grid of rank {len(shape)} but keys on one of rank {len(key_shape)}"
+        )
+
+
+def rel_bias_heads(rel_bias: Tensor, query: Tensor) -> None:
+    if rel_bias.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the relative bias was made for "
+            f"{rel_bias.shape[0]}"
+        )
+    if rel_bias.device != query.device:
+        raise ValueError(f"the relative bias is on {rel_bias.device} but query on {query.device}")
+
+
+def parts(given: Any) -> None:
+    if len(given) == 0:
+        raise ValueError("parts is empty; Hydra needs at least one operator")
+    for part in given:
+        if not callable(part):
+            raise TypeError(f"a part must be an operator; got {type(part).__name__}")
+
+
+def hydra_lists(kernels: Any, dilations: Any) -> tuple[list[Any], list[Any]]:
+    """Both lists at the length of the longer; a list of one serves all."""
+    length = max(len(kernels), len(dilations))
+    for name, given in (("kernels", kernels), ("dilations", dilations)):
+        if len(given) not in (1, length):
+            raise ValueError(f"{name} has {len(given)} entries; expected 1 or {length}")
+    whole = [list(x) * (length if len(x) == 1 else 1) for x in (kernels, dilations)]
+    return whole[0], whole[1]
+
+
+def enough_heads(who: str, heads: int, count: int) -> None:
+    if heads < count:
+        raise ValueError(f"{who} has {count} parts but query has {heads} heads; each needs one")
+
+
+def features_for_mask(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
+    if query is None or key is None:
+        raise ValueError(f"{who} chooses its keys by their features; its mask needs query and key")
+    return query, key
+
+
+def nystrom(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any) -> None:
+    if landmarks != "blocks":
+        if isinstance(landmarks, str):
+            raise ValueError(f"unknown landmarks {landmarks!r}; expected a number or 'blocks'")
+        positive_count("landmarks", landmarks)
+    positive_count("iterations", iterations)
+    if conv_kernel is None:
+        return
+    positive_count("conv_kernel", conv_kernel)
+    if conv_kernel % 2 == 0:
+        raise ValueError(f"conv_kernel must be odd; got {conv_kernel}")
+    if heads is None:
+        raise ValueError("conv_kernel needs heads, the number of query heads")
+    positive_count("heads", heads)
+
+
+def nystrom_conv(
+    weight: Tensor,
+    query: Tensor,
+    structure: "SpatialStructure",
+    key_structure: "SpatialStructure",
+) -> None:
+    if key_structure is not structure:
+        raise ValueError("conv_kernel needs queries and keys on one structure")
+    if weight.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the convolution was made for {weight.shape[0]}"
+        )
+
+
+def as_many_blocks(
+    who: str, structure: "SpatialStructure", key_structure: "SpatialStructure"
+) -> None:
+    if structure.num_blocks != key_structure.num_blocks:
+        raise ValueError(
+            f"{who} pairs the blocks of queries and keys, but structure has "
+            f"{structure.num_blocks} and key_structure {key_structure.num_blocks}"
+        )
+
+
+def one_space(who: str, *structures: "SpatialStructure") -> None:
+    if any(structure.group is not None for structure in structures):
+        raise NotImplementedError(
+            f"{who} does not keep apart the spaces of a structure with groups; call it for each"
+        )
+
+
+def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
+    positive_count("features", features)
+    if redraw_every is not None:
+        positive_count("redraw_every", redraw_every)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale of a Performer must be above 0; got {scale}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+
+
+def performer_input(query: Tensor, projection: Tensor) -> None:
+    if query.shape[-1] != projection.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} features a head but the Performer was made for "
+            f"{projection.shape[1]}"
+        )
+    if query.device != projection.device:
+        raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")
+
+
+def block_size(block: Any) -> None:
+    if block is not None and min(_ints("block", block), default=0) < 1:
+        raise ValueError(f"block must be at least 1; got {block}")
+
+
+def halves(who: str, heads: int) -> None:
+    if heads % 2:
+        raise ValueError(f"{who} splits the query heads in two halves; got {heads}")
+
+
+def paired_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
+    as_many_blocks("MultiAxis", structure, key_structure)
+    if structure.sites_per_block != key_structure.sites_per_block:
+        raise ValueError(
+            f"MultiAxis pairs the places within blocks of queries and keys, but structure has "
+            f"{structure.sites_per_block} a block and key_structure {key_structure.sites_per_block}"
+        )
+
+
+def local_sparse(patterns: Any, known: Any) -> None:
+    if len(patterns) == 0:
+        raise ValueError("pattern is empty; name at least one")
+    for pattern in patterns:
+        one_of("pattern", pattern, known)
+
+
+def stride(value: int, n: int) -> None:
+    if value > n:
+        raise ValueError(f"stride {value} is larger than the {n} sites of key_structure")
+
+
+def heads_over_steps(who: str, heads: int, steps: int) -> None:
+    if heads == 0 or heads % steps:
+        raise ValueError(
+            f"{who} splits the query heads evenly over {steps} steps; {heads} heads do not split"
+        )
+
+
+# Information flow
+
+
+def flow_steps(steps: Any) -> None:
+    if len(steps) == 0:
+        raise ValueError("there is no step; information flow needs at least one")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.bool:
+            got = step.dtype if isinstance(step, Tensor) else type(step).__name__
+            raise TypeError(f"step {i} must be a bool tensor (queries, keys); got {got}")
+        if step.ndim != 2:
+            raise ValueError(f"step {i} must have two axes; got shape {tuple(step.shape)}")
+        if i and step.shape[1] != steps[i - 1].shape[0]:
+            raise ValueError(
+                f"step {i} has {step.shape[1]} keys but the step before has "
+                f"{steps[i - 1].shape[0]} queries"
+            )
 
 
 # Graphs
@@ -457,3 +767,190 @@ def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
         raise ValueError("batch must be ascending: the nodes of a graph stand together")
     if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
         raise ValueError("edge_index joins nodes of two graphs of the batch")
+
+
+# Rules beyond TopK
+
+
+def share_of(name: str, value: Any) -> None:
+    """A part of a whole: more than nothing, at most everything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {value}")
+
+
+def bounds(at_least: Any, at_most: Any) -> None:
+    positive_count("at_least", at_least)
+    if at_most is None:
+        return
+    positive_count("at_most", at_most)
+    if at_most < at_least:
+        raise ValueError(f"at_most {at_most} is less than at_least {at_least}")
+
+
+def radius(value: Any, rank: int) -> tuple[int, ...]:
+    """One radius for each axis."""
+    radii = _ints("radius", value)
+    if isinstance(value, int):
+        radii = radii * rank
+    if len(radii) != rank:
+        raise ValueError(f"radius has {len(radii)} entries but the grid has {rank} axes")
+    if min(radii) < 0:
+        raise ValueError(f"radius must be at least 0; got {value}")
+    return radii
+
+
+def no_neighborhood(name: str) -> str:
+    return f"{name} does not say which blocks are near a cell; a Grid does"
+
+
+def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
+    if key_structure is not structure:
+        raise ValueError(f"{who} needs queries and keys on one structure")
+
+
+def fixed_blocks(blocks: Any) -> None:
+    _int_tensor("blocks", blocks)
+    if not 1 <= blocks.ndim <= 4:
+        raise ValueError(
+            "blocks must have shape (width,), (cells, width), (heads, cells, width) or (batch, "
+            f"heads, cells, width); got {tuple(blocks.shape)}"
+        )
+
+
+def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
+    if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
+        raise ValueError(
+            f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+        )
+    if not blocks.is_cuda and blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )
+
+
+def rules(who: str, items: Any) -> None:
+    from ndgpa.selection.base import Rule
+
+    if not isinstance(items, tuple) or not items:
+        raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
+    for item in items:
+        if not isinstance(item, Rule):
+            raise TypeError(f"{who} needs rules; got {type(item).__name__}")
+
+
+def rule_per_head(count: int, heads: int) -> None:
+    if count != heads:
+        raise ValueError(f"PerHead has {count} rules but query has {heads} heads")
+
+
+def kept_per_level(keep: Any) -> None:
+    if not isinstance(keep, tuple) or not keep:
+        raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
+    for count in keep:
+        positive_count("keep", count)
+
+
+def level_shrinks(level: int, levels: int, before: int, after: int) -> None:
+    if after >= before:
+        raise ValueError(
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes over "
+            f"{before}: the levels do not nest; use fewer levels or a larger factor"
+        )
+
+
+def positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+
+
+# The coarse branch
+
+
+def one_time(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "a causal coarse branch needs query blocks of one time each, as of single frames or "
+            "single tokens; a mean over several times would look ahead"
+        )
+
+
+def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out}, or 1 feature; got {tuple(gate.shape)}")
+
+
+# Rules and presets of the peers
+
+
+def antidiagonal(problem: Any, stride: int) -> None:
+    if problem.causal:
+        raise NotImplementedError("Antidiagonal is not causal: its estimate looks ahead")
+    if problem.affinity != "dot" or problem.key_mask is not None:
+        raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    for name in ("structure", "key_structure"):
+        space = getattr(problem, name)
+        if not space.is_even or space.sites_per_block % stride or space.group is not None:
+            raise ValueError(
+                f"Antidiagonal needs whole blocks of a multiple of {stride} sites in one group; "
+                f"{name} is {space!r}"
+            )
+
+
+def preset_shape(who: str, shape: Any, rank: int) -> tuple[int, ...]:
+    sizes = _ints("shape", shape)
+    if len(sizes) != rank:
+        raise ValueError(f"{who} needs a shape of {rank} axes; got {shape}")
+    return sizes
+
+
+def multiple(who: str, name: str, value: int, of: int) -> None:
+    if value % of:
+        raise ValueError(f"{who} needs a {name} that is a multiple of {of}; got {value}")
+
+
+def below_one(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+
+
+def at_most(name: str, value: int, limit: int, of: str) -> None:
+    positive_count(name, value)
+    if value > limit:
+        raise ValueError(f"{name} {value} is more than the {limit} {of}")
+
+
+def no_mask(who: str, mask: Any) -> None:
+    if mask is not None:
+        raise ValueError(f"{who} takes no key_mask")
+
+
+# Decoding
+
+
+def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
+    wanted = (*kept.shape[:2], kept.shape[3])
+    if (*new.shape[:2], new.shape[3]) != wanted or new.dtype != kept.dtype:
+        raise ValueError(
+            f"the cache holds a {name} of (batch, heads, features) = {wanted} and {kept.dtype}; "
+            f"got {(*new.shape[:2], new.shape[3])} and {new.dtype}"
+        )
+
+
+def newest(query: Any, wanted: int) -> None:
+    _features("query", query)
+    if wanted == 0:
+        raise ValueError("every site of the cache has its output; append keys and values first")
+    if query.shape[2] != wanted:
+        raise ValueError(
+            f"query has {query.shape[2]} sites but {wanted} were appended since the last call"
+        )

@@ -23,6 +23,8 @@ from ndgpa.structures.base import SpatialStructure
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
+Rows = slice | Tensor
+
 
 def chunked(
     query: Float[Tensor, "b h n d"],
@@ -103,8 +105,8 @@ def attend_chunked(
     flat_out, flat_lse = out.flatten(0, 2), lse.flatten(0, 2)
     problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
     with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
+        for chunk, width in problem.chunks():
+            tile = problem.tile(chunk, width)
             flat_out[chunk] = torch.bmm(tile.weights, tile.value)
             flat_lse[chunk] = tile.lse
     return out, lse
@@ -149,8 +151,8 @@ def attend_chunked_backward(
     rows = key.shape[:3].numel()
     problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
     with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
+        for chunk, width in problem.chunks():
+            tile = problem.tile(chunk, width)
             g = flat_out[chunk].to(grad_key.dtype)
             slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
             mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
@@ -163,7 +165,7 @@ def attend_chunked_backward(
             by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
             if by_key is not None and slot_bias is not None:
                 by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
-                grad_slot.view(-1, by_slot.shape[1])[chunk] = by_slot
+                grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
             if by_key is not None and key_bias is not None:
                 _add_rows(grad_bias, rows, tile, by_key)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
@@ -196,7 +198,7 @@ def _empty_grads(
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide),
         value.new_zeros(value.shape, dtype=wide),
-        query.new_empty((0,) if slot_bias is None else slot_bias.shape, dtype=wide),
+        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide),
         query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide),
     )
 
@@ -233,17 +235,40 @@ class _Tiles:
         biases = key_bias is None and slot_bias is None and query_time is None
         self.is_plain = biases and not self.has_empty
 
-    def chunks(self) -> Iterator[slice]:
-        """Ranges of tiles that keep to the budget."""
-        keys = self.blocks.shape[1] * self.sites
-        numbers = 2 * self.places * keys + keys * sum(self.widths)
-        size = max(1, _CHUNK["cuda" if self.query.is_cuda else "cpu"] // max(1, numbers))
-        return (slice(i, i + size) for i in range(0, len(self.query), size))
+    def chunks(self) -> Iterator[tuple[Rows, int]]:
+        """Tiles that keep to the budget together, and how many of their slots to look at.
 
-    def tile(self, chunk: slice) -> "_Tile":
+        Tiles of very different length go together with their like, the longest first.
+        """
+        count, width = self.blocks.shape
+        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        if lengths is None or 4 * int(lengths.sum()) > 3 * lengths.numel() * width:
+            size = self._room(width)
+            yield from ((slice(i, i + size), width) for i in range(0, count, size))
+            return
+        lengths, order = lengths.sort(descending=True, stable=True)
+        begin = 0
+        while begin < count:
+            width = max(1, int(lengths[begin]))
+            end = begin + self._room(width)
+            yield order[begin:end], width
+            begin = end
+
+    def _room(self, width: int) -> int:
+        """How many tiles of so many slots fit."""
+        keys = width * self.sites
+        numbers = 2 * self.places * keys + keys * sum(self.widths)
+        return max(1, _CHUNK["cuda" if self.query.is_cuda else "cpu"] // max(1, numbers))
+
+    def _lengths(self) -> Tensor:  # (tiles,)
+        """The slots of each tile up to the last one that is filled."""
+        place = torch.arange(1, self.blocks.shape[1] + 1, device=self.blocks.device)
+        return (place * (self.blocks >= 0)).amax(dim=1)
+
+    def tile(self, chunk: Rows, width: int) -> "_Tile":
         """Softmax weights of the chunk; differentiable, in float32 or wider."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        blocks = self.blocks[chunk]
+        blocks = self.blocks[chunk, :width]
         rows = (blocks.clamp(min=0) + self.first_row[chunk, None]).flatten()
         empty = blocks < 0
         query = self.query[chunk].to(wide)
@@ -271,17 +296,17 @@ class _Tiles:
             taken = taken.masked_fill(empty[..., None], 0)
         return taken.flatten(1)
 
-    def _bias(self, chunk: slice, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
+    def _bias(self, chunk: Rows, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
         """What is added to the logits of each key of the chunk: (c, 1, Y)."""
         bias = torch.zeros((*empty.shape, 1), dtype=wide, device=rows.device)
         if self.slot_bias is not None:
-            bias = bias + self.slot_bias[chunk][..., None]
+            bias = bias + self.slot_bias[chunk, : empty.shape[1]][..., None]
         if self.key_bias is not None:
             bias = bias + self.key_bias.index_select(0, rows).view(*empty.shape, -1)
         bias = bias.masked_fill(empty[..., None], -torch.inf)
         return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
 
-    def _cell(self, chunk: slice) -> Tensor:
+    def _cell(self, chunk: Rows) -> Tensor:
         """The cell of each tile of the chunk."""
         tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
         return tiles % self.cells
@@ -343,7 +368,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
         q, k, v, *biases = inputs
         problem = _Tiles(q, k, v, blocks, biases[0], biases[1], query_time, key_time, ctx.scale)
-        tile = problem.tile(slice(None))
+        tile = problem.tile(slice(None), blocks.shape[-1])
         lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
         out = torch.bmm(tile.weights, tile.value).to(value.dtype)
         outputs = (out.view(grad_out.shape), lse.view(grad_lse.shape))

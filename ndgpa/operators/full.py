@@ -10,7 +10,7 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import SpatialStructure, visible
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Full:
     """Softmax attention over all keys, by `torch.nn.functional.scaled_dot_product_attention`.
 
     Source: Equation 1 of Jetchev et al. 2021. It is what GPA equals when every block is kept.
+
+    torch's fused kernels have no second derivative; `torch.nn.attention.sdpa_kernel` with the MATH
+    backend has.
 
     Args:
         scale, affinity, causal: As for `ndgpa.gpa`.
@@ -55,7 +58,22 @@ class Full:
         bias = hide_keys(bias, key, key_mask)
         seen = visible(structure, key_structure, self.causal)
         with without_autocast(query):
-            return _attend(query, key, value, _mask(query, bias, seen), scale)
+            return _attend(query, key, value, _mask(query, bias, seen), scale).to(query.dtype)
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """Every key that is visible; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        seen = visible(structure, key_structure, self.causal)
+        if seen is None:
+            shape = (structure.num_sites, key_structure.num_sites)
+            seen = torch.ones(shape, dtype=torch.bool, device=structure.device)
+        return seen[None]
 
 
 def _attend(
@@ -66,31 +84,20 @@ def _attend(
     scale: float,
 ) -> Float[Tensor, "b h n dv"]:
     grouped = key.shape[1] != query.shape[1]
-    if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
-    wide = mask.dtype  # a bias needs more than 16 bits
-    out = F.scaled_dot_product_attention(
-        query.to(wide), key.to(wide), value.to(wide), mask, scale=scale, enable_gqa=grouped
-    )
-    blind = mask.amax(dim=-1, keepdim=True) == -torch.inf
-    return out.masked_fill(blind, 0).to(value.dtype)
+    width = value.shape[3]
+    wide = query.dtype if mask is None else mask.dtype  # a bias needs more than 16 bits
+    query, key, value = _fit_to_be_fused(*(x.to(wide) for x in (query, key, value)))
+    out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
+    if mask is not None:
+        out = out.masked_fill(mask.amax(dim=-1, keepdim=True) == -torch.inf, 0)
+    return out[..., :width]
 
 
-def visible(
-    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
-) -> Bool[Tensor, "n n_k"] | None:
-    """Which sites may see which: their own group, and if causal no later time. None means all."""
-    seen = None
-    if structure.group is not None and key_structure.group is not None:
-        group = structure.group[structure.block_of_site]
-        key_group = key_structure.group[key_structure.block_of_site]
-        seen = group[:, None] == key_group
-    if causal:
-        assert structure.time is not None
-        assert key_structure.time is not None
-        past = structure.time[:, None] >= key_structure.time
-        seen = past if seen is None else seen & past
-    return seen
+def _fit_to_be_fused(*xs: Tensor) -> list[Tensor]:
+    """What torch's fused kernels want: equal widths, features side by side."""
+    width = max(x.shape[3] for x in xs)
+    xs = tuple(F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in xs)
+    return [x if x.stride(3) == 1 else x.contiguous() for x in xs]
 
 
 def _mask(

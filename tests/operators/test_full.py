@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import gradgradcheck
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
 from ndgpa.operators import Operator
@@ -13,12 +16,16 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestFull(OperatorContract):
-    def operator(self) -> Operator:
+    twice = False  # the fused attention of PyTorch has no second derivative
+
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.Full()
 
 
 class TestFullEuclidean(OperatorContract):
-    def operator(self) -> Operator:
+    twice = False
+
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.Full(affinity="euclidean")
 
 
@@ -51,3 +58,13 @@ def test_it_stays_within_a_group(clusters: ndgpa.Clusters) -> None:
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
     kept = ndgpa.gpa(x, x, x, clusters, clusters.num_blocks)
     torch.testing.assert_close(ndgpa.Full()(x, x, x, clusters), kept, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [(5, 3), (3, 5)])
+def test_values_of_another_width_have_gradients_of_second_order(widths: tuple[int, int]) -> None:
+    query, key = (torch.randn(1, 1, 6, widths[0], dtype=torch.float64) for _ in range(2))
+    value = torch.randn(1, 1, 6, widths[1], dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    structure = ndgpa.Sequence(6, 2)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert gradgradcheck(lambda *xs: ndgpa.Full()(*xs, structure), inputs)

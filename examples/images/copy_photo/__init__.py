@@ -1,0 +1,1 @@
+"""Restoring a photograph by copying from a reference."""

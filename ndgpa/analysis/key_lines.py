@@ -1,0 +1,112 @@
+"""Lines from queries to the keys that they read."""
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FAINTEST = 0.02  # lines of less opacity are not drawn
+
+
+def draw_key_lines(
+    to: "Axes | str | PathLike[str]",
+    query_image: Float[Tensor, "c h w"],
+    key_image: Float[Tensor, "c_k h_k w_k"],
+    queries: Int[Tensor, " s"],
+    keys: Int[Tensor, "s y"],
+    weights: Float[Tensor, "s y"],
+) -> None:
+    """Draw two images side by side, and lines from queries in one to their keys in the other.
+
+    Opacity is the weight over the largest weight of the same query, so that one sees whether a
+    query copies from one place or gathers from many. Needs the extra `viz`.
+
+    Source: Figure 9 of Jetchev et al. 2021.
+
+    Args:
+        to: Axes of matplotlib to draw on, or the path of a picture to write (by a temporary name).
+        query_image: The image whose pixels are the query sites; 1 or 3 channels from 0 to 1.
+        key_image: The image whose pixels are the key sites.
+        queries: Sites of the queries, in raster order.
+        keys: Sites of the keys of each query, -1 for none; as from `ndgpa.analysis.key_weights`.
+        weights: Their weights.
+
+    Raises:
+        ValueError, TypeError: The arguments do not fit; nothing has been drawn.
+        ImportError: matplotlib is not installed.
+    """
+    _checks.picture("query_image", query_image)
+    _checks.picture("key_image", key_image)
+    _checks.key_lines(queries, keys, weights, query_image, key_image)
+    _checks.needs("draw_key_lines", "matplotlib", "viz")
+    if isinstance(to, (str, PathLike)):
+        _save(Path(to), query_image, key_image, queries, keys, weights)
+    else:
+        _draw(to, query_image, key_image, queries, keys, weights)
+
+
+def _save(path: Path, query_image: Tensor, key_image: Tensor, *lines: Tensor) -> None:
+    from matplotlib.figure import Figure
+
+    height = max(query_image.shape[1], key_image.shape[1])
+    width = query_image.shape[2] + key_image.shape[2]
+    figure = Figure(figsize=(10, 10 * height / width), layout="constrained")
+    _draw(figure.add_subplot(), query_image, key_image, *lines)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        figure.savefig(part, dpi=150)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _draw(
+    axes: "Axes",
+    query_image: Tensor,
+    key_image: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+) -> None:
+    from matplotlib import colormaps
+    from matplotlib.collections import LineCollection
+
+    gap = max(2, query_image.shape[2] // 32)
+    shift = query_image.shape[2] + gap
+    axes.set_axis_off()
+    _show(axes, query_image, 0)
+    _show(axes, key_image, shift)
+    axes.set_xlim(-0.5, shift + key_image.shape[2] - 0.5)
+    axes.set_ylim(max(query_image.shape[1], key_image.shape[1]) - 0.5, -0.5)
+    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for i, query in enumerate(queries.tolist()):
+        colour = colours[i % len(colours)]
+        start = _place(query, query_image)
+        opacity = weights[i] / weights[i].max().clamp(min=torch.finfo(weights.dtype).tiny)
+        drawn = (keys[i] >= 0) & (opacity >= FAINTEST)
+        ends = [_place(site, key_image, shift) for site in keys[i][drawn].tolist()]
+        shades = [(*colour, a) for a in opacity[drawn].tolist()]
+        lines = LineCollection([(start, end) for end in ends], colors=shades)
+        axes.add_collection(lines)
+        axes.plot(*start, "o", color=colour, markeredgecolor="white", markersize=6)
+
+
+def _show(axes: "Axes", image: Tensor, left: int) -> None:
+    _, height, width = image.shape
+    pixels = image.detach().float().clamp(0, 1).cpu().expand(3, -1, -1).permute(1, 2, 0)
+    extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)
+    axes.imshow(pixels.numpy(), extent=extent, interpolation="nearest")
+
+
+def _place(site: int, image: Tensor, shift: int = 0) -> tuple[int, int]:
+    """Where on the axes the middle of a pixel is: across, down."""
+    row, column = divmod(site, image.shape[2])
+    return column + shift, row

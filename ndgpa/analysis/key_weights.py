@@ -1,0 +1,75 @@
+"""Where the attention of chosen queries goes."""
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.analysis._rows import logit_rows
+from ndgpa.selection import Selection
+from ndgpa.structures import SpatialStructure
+
+
+@torch.no_grad()
+def key_weights(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    selection: Selection,
+    structure: SpatialStructure,
+    sites: Int[Tensor, " s"],
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: str = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+) -> tuple[Int[Tensor, "b h s y"], Float[Tensor, "b h s y"]]:
+    """The keys that chosen queries read, and the softmax weight of each: `ndgpa.attend` laid open.
+
+    Args:
+        query, key, structure, key_structure, scale, affinity, causal, key_mask: As for `ndgpa.gpa`.
+        selection: From `ndgpa.select`, or ids of one's own; its bias counts.
+        sites: (s,) int, the sites of the queries.
+
+    Returns:
+        Key sites, int64, -1 for a place without a key that is seen; and weights in float32 or
+        wider, which sum to 1 over the keys of a query, 0 where the site is -1. All are 0 for a
+        query that sees nothing.
+
+    Raises:
+        ValueError, TypeError: An argument does not fit the others; nothing has been computed.
+    """
+    key_structure = structure if key_structure is None else key_structure
+    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
+    _checks.key_mask(key_mask, key)
+    _checks.scale(scale)
+    _checks.selection_for(selection, query, key, structure)
+    _checks.site_ids("sites", sites, structure.num_sites)
+    if not selection.blocks.is_cuda:
+        _checks.block_ids(selection.blocks, key_structure.num_blocks)
+    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    sites = sites.to(query.device).long()
+    rows = logit_rows(
+        query, key, sites, structure, key_structure, scale, affinity, causal, key_mask
+    )
+    cells = structure.cell_of_site[sites]
+    key_sites = rearrange(
+        key_structure.upsample(selection.blocks[:, :, cells]), "b hs s k r -> b hs s (k r)"
+    )
+    key_sites = _per_head(key_sites, query.shape[1])
+    logits = rows.gather(-1, key_sites.clamp(min=0))
+    if selection.bias is not None:
+        bias = selection.bias[:, :, cells].to(rows.dtype)
+        bias = repeat(bias, "b hs s k -> b hs s (k r)", r=key_structure.sites_per_block)
+        logits = logits + _per_head(bias, query.shape[1])
+    unseen = (key_sites < 0) | (logits == -torch.inf)
+    logits = logits.masked_fill(unseen, -torch.inf)
+    blind = unseen.all(dim=-1, keepdim=True)
+    weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(unseen, 0)
+    return key_sites.masked_fill(unseen, -1), weights
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:  # (b, some heads, ...) -> (b, heads, ...)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
