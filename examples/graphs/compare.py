@@ -1,23 +1,19 @@
 """Train the same network with each attention, and compare error, time and memory."""
 
-import json
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from tqdm import trange
 
 import ndgpa
 from examples.graphs.model import OPERATORS, GraphNetwork
-from ndgpa.analysis import full_entries, gpa_entries
+from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
 
 
 class Sample(NamedTuple):
@@ -123,19 +119,6 @@ def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
     if isinstance(operator, ndgpa.Full):
         return full_entries(structure.num_sites)
     return 0
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most that torch's CPU allocator held during a run, above what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        recording.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    held = [e["args"] for e in events if e.get("name") == "[memory]"]
-    before = held[0]["Total Allocated"] - held[0]["Bytes"]
-    return max(args["Total Allocated"] for args in held) - before
 
 
 def write(folder: Path, name: str, about: str, rows: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 import ndgpa
+from ndgpa.analysis import key_weights
 from ndgpa.integrations.pyg import GPAConv
 
 SCALE = 1.0  # the paper's; with 1/sqrt(d) attention is nearly uniform at first, and learns late
@@ -68,17 +69,15 @@ class Recorder:
         self, site: int, structure: ndgpa.SpatialStructure
     ) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
         """The sites that a site reads, each once, and its largest weight over the heads."""
-        operator = self.operator
-        selection = ndgpa.select(
-            self.query, self.key, structure, operator.rule, scale=operator.scale
+        options = {"scale": self.operator.scale}
+        selection = ndgpa.select(self.query, self.key, structure, self.operator.rule, **options)
+        sites, weights = key_weights(
+            self.query, self.key, selection, structure, torch.tensor([site]), **options
         )
-        kept = selection.blocks[0, :, structure.cell_of_site[site]]  # (heads, kept)
         weight = torch.zeros(structure.num_sites)
-        for head, blocks in enumerate(kept):
-            sites = structure.upsample(blocks).flatten()
-            sites = sites[sites >= 0]
-            logits = self.key[0, head, sites] @ self.query[0, head, site]
-            share = (logits * SCALE).softmax(dim=0)
-            weight[sites] = torch.maximum(weight[sites], share)
+        for head in range(sites.shape[1]):
+            seen = sites[0, head, 0] >= 0
+            at = sites[0, head, 0, seen]
+            weight[at] = torch.maximum(weight[at], weights[0, head, 0, seen])
         read = weight.nonzero()[:, 0]
         return read, weight[read]

@@ -13,7 +13,7 @@ from examples.graphs.compare import Sample
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field")
 CLASSES = 3  # photographs in a collage
-MARKS = 8  # marked superpixels of each
+MARKS = 3  # marked superpixels of each
 MARK = 20.0  # large, so that attention finds the marks early in training
 TRAINED_ON = 0.6  # of the width of every photograph; tests see the rest
 
