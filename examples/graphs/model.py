@@ -36,7 +36,9 @@ class GraphNetwork(nn.Module):
         layers: int = 3,
     ) -> None:
         super().__init__()
-        self.enter = nn.Linear(inputs, channels)
+        self.enter = nn.Sequential(
+            nn.Linear(inputs, channels), nn.ReLU(), nn.Linear(channels, channels)
+        )
         self.layers = nn.ModuleList(
             GPAConv(channels, heads, SAGEConv(channels, channels), operator) for _ in range(layers)
         )

@@ -10,7 +10,8 @@ from torch import Tensor
 import ndgpa
 from examples.graphs.compare import Sample
 
-MARK = 20.0  # large, so that attention finds the mark early in training
+MARK = 5.0  # large, so that attention finds the mark early in training
+REACH = 4  # edges from the marked vertex that are marked too
 
 
 class Surface:
@@ -37,12 +38,15 @@ class Surface:
             csgraph.dijkstra(along, directed=False, indices=self.marks.numpy())
         ).float()
         touch = along + along.T + eye_array(n)
-        self.near = torch.from_numpy((touch @ touch)[self.marks.numpy()].toarray() > 0).float()
+        near = touch[self.marks.numpy()]
+        for _ in range(REACH - 1):
+            near = near @ touch
+        self.near = torch.from_numpy(near.toarray() > 0).float()  # (marks, n)
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
         self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=8)
 
     def sample(self, mark: int) -> Sample:
-        """Where each vertex is, and which one is marked, with those within two edges of it."""
+        """Where each vertex is, and which is marked, with those within four edges of it."""
         waves = torch.cat([k * torch.pi * self.position for k in (0.5, 1.0, 2.0)], dim=1)
         x = torch.cat(
             [self.position, waves.sin(), waves.cos(), MARK * self.near[mark, :, None]], dim=1

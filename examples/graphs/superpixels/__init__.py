@@ -1,1 +1,1 @@
-"""Segment a collage of photographs from one marked region of each."""
+"""Which superpixels of a picture are of the colour of a marked place?"""

@@ -1,4 +1,4 @@
-"""Collages of photographs, cut into superpixels; a few of them are marked."""
+"""Collages of photographs, cut into superpixels; one place is marked."""
 
 import numpy as np
 import skimage.data
@@ -12,9 +12,9 @@ import ndgpa
 from examples.graphs.compare import Sample
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field")
-CLASSES = 3  # photographs in a collage
-MARKS = 3  # marked superpixels of each
-MARK = 20.0  # large, so that attention finds the marks early in training
+PHOTOS_EACH = 3  # photographs in a collage
+ALIKE = 1 / 3  # of the superpixels count as alike
+MARK = 5.0  # large, so that attention finds the mark early in training
 TRAINED_ON = 0.6  # of the width of every photograph; tests see the rest
 
 
@@ -30,33 +30,34 @@ class Collage:
 
     def __init__(self, seed: int, part: str, tiles: int, tile: int) -> None:
         rng = np.random.default_rng(seed)
-        photos = [_photo(name, part) for name in rng.choice(PHOTOS, CLASSES, replace=False)]
-        which = rng.permutation(np.arange(tiles**2) % CLASSES).reshape(tiles, tiles)
+        photos = [_photo(name, part) for name in rng.choice(PHOTOS, PHOTOS_EACH, replace=False)]
+        which = rng.permutation(np.arange(tiles**2) % PHOTOS_EACH).reshape(tiles, tiles)
         self.image = np.block([[[_crop(photos[k], tile, rng)] for k in row] for row in which])
-        of_pixel = which.repeat(tile, axis=0).repeat(tile, axis=1)
         wanted = (tiles * tile) ** 2 // 25  # superpixels of 5 by 5
         self.region = slic(self.image, wanted, compactness=8, start_label=0)
         self.region = np.unique(self.region, return_inverse=True)[1].reshape(self.region.shape)
-        self.label = torch.from_numpy(_majority(self.region, of_pixel))
         self.features, self.edge_index = _describe(self.image, self.region)
-        n = len(self.label)
+        n = len(self.features)
         self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=8)
 
     def sample(self, generator: torch.Generator) -> Sample:
-        """Mark superpixels of each photograph; photographs are numbered at random."""
-        number = torch.randperm(CLASSES, generator=generator)
-        y = number[self.label]
-        marked = torch.zeros(len(y), CLASSES)
-        for k in range(CLASSES):
-            sites = (y == k).nonzero()[:, 0]
-            marked[sites[torch.randperm(len(sites), generator=generator)[:MARKS]], k] = MARK
-        return Sample(torch.cat([self.features, marked], 1), y, self.edge_index, self.structure)
+        """Mark a superpixel and those within two edges; which are nearest to their mean colour?"""
+        n = len(self.features)
+        near = torch.zeros(n)
+        near[int(torch.randint(n, (), generator=generator))] = 1
+        for _ in range(2):
+            near = near.scatter_reduce(0, self.edge_index[1], near[self.edge_index[0]], "amax")
+        colour = self.features[:, :3]
+        away = (colour - colour[near > 0].mean(dim=0)).norm(dim=1)
+        y = (away <= away.quantile(ALIKE)).long()
+        x = torch.cat([self.features, MARK * near[:, None]], dim=1)
+        return Sample(x, y, self.edge_index, self.structure)
 
 
 class Segmentation:
-    """Predict the photograph of every superpixel, from superpixels marked with its number."""
+    """Predict which superpixels of the whole collage are of the colour of the marked place."""
 
-    inputs, outputs = 10 + CLASSES, CLASSES
+    inputs, outputs = 11, 2
 
     def __init__(self, collages: int, tests: int, tiles: int, tile: int) -> None:
         self.collages = [Collage(seed, "train", tiles, tile) for seed in range(collages)]
@@ -72,7 +73,7 @@ class Segmentation:
         return F.cross_entropy(predicted, sample.y)
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """Superpixels that are given the wrong photograph."""
+        """Superpixels that are wrong."""
         return 100 * (predicted.argmax(dim=1) != sample.y).float().mean()
 
 
@@ -89,13 +90,6 @@ def _crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     top, left = (int(rng.integers(0, length - size + 1)) for length in photo.shape[:2])
     tile = photo[top : top + size, left : left + size]
     return tile[:, ::-1] if rng.random() < 0.5 else tile
-
-
-def _majority(region: np.ndarray, of_pixel: np.ndarray) -> np.ndarray:
-    """What most pixels of each region are."""
-    count = np.zeros((region.max() + 1, CLASSES), dtype=np.int64)
-    np.add.at(count, (region, of_pixel), 1)
-    return count.argmax(axis=1)
 
 
 def _describe(image: np.ndarray, region: np.ndarray) -> tuple[Tensor, Tensor]:

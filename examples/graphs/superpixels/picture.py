@@ -13,9 +13,9 @@ from skimage.segmentation import mark_boundaries
 import ndgpa
 from examples.graphs.compare import Sample
 from examples.graphs.model import GraphNetwork, Recorder
-from examples.graphs.superpixels.data import CLASSES, Collage, Segmentation
+from examples.graphs.superpixels.data import Collage, Segmentation
 
-COLOURS = np.array([[0.90, 0.25, 0.20], [0.20, 0.60, 0.95], [0.95, 0.80, 0.15]])
+COLOURS = np.array([[0.35, 0.40, 0.50], [1.0, 0.80, 0.10]])  # no, yes
 
 
 @torch.no_grad()
@@ -35,10 +35,9 @@ def draw(path: Path, task: Segmentation, networks: dict[str, GraphNetwork]) -> N
         predicted = network(sample.x, sample.edge_index, sample.structure)
         title = f"{name}: {task.error(predicted, sample):.1f} % wrong"
         _show(ax, _tinted(collage, predicted.argmax(dim=1).numpy()), title)
-    for ax in axes[2:]:
-        for k in range(CLASSES):
-            marks = centre[(sample.x[:, -CLASSES + k] > 0).numpy()]
-            ax.plot(*marks.T, "o", color=COLOURS[k], markeredgecolor="black", markersize=9)
+    marks = centre[(sample.x[:, -1] > 0).numpy()]
+    for ax in axes[1:]:
+        ax.plot(*marks.T, "o", color="red", markersize=3)
     part = path.with_name(f".part-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(part, dpi=80, format="png")

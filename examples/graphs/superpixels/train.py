@@ -1,4 +1,4 @@
-"""Segmentation from a few marks, learned with message passing alone, GPA and dense attention.
+"""Regions of the colour of a marked place: message passing alone, GPA and dense attention.
 
     python -m examples.graphs.superpixels.train            # minutes on two cores
     python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
@@ -12,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from examples.graphs.compare import Options, compare, write
-from examples.graphs.superpixels.data import MARKS, Segmentation
+from examples.graphs.superpixels.data import Segmentation
 from examples.graphs.superpixels.picture import draw
 
 
@@ -44,12 +44,12 @@ def main(
         steps, collages, tests, tiles, tile = 2, 2, 1, 2, 40
     task = Segmentation(collages, tests, tiles, tile)
     rows, networks = compare(task, Options(steps, rate, seed))
-    sites = [len(c.label) for c in task.test_collages]
+    sites = [len(c.features) for c in task.test_collages]
     about = (
-        f"Which of three photographs is a superpixel from, given {MARKS} marked superpixels of "
-        f"each: superpixels that are wrong, on {tests} collages of {min(sites)} to {max(sites)} "
-        f"superpixels from parts of the photographs that were not trained on; {steps} steps on "
-        f"{collages} others. Time and memory are of one training step."
+        "Which third of a picture's superpixels is nearest in colour to a marked place: those "
+        f"that are wrong (33 % if none is chosen), on {tests} collages of {min(sites)} to "
+        f"{max(sites)} superpixels from parts of photographs that were not trained on; {steps} "
+        f"steps on {collages} others. Time and memory are of one training step."
     )
     tqdm.write(write(out, "superpixels", about, rows))
     draw(out / "superpixels.png", task, networks)
