@@ -52,7 +52,7 @@ class Options:
         seed: Of the network and of the problems, the same for each attention.
     """
 
-    steps: int = 1000
+    steps: int = 600
     rate: float = 3e-3
     seed: int = 0
 

@@ -45,19 +45,18 @@ class Surface:
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
         self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=8)
 
-    def sample(self, mark: int) -> Sample:
+    def sample(self, mark_number: int) -> Sample:
         """Where each vertex is, and which is marked, with those within four edges of it."""
         waves = torch.cat([k * torch.pi * self.position for k in (0.5, 1.0, 2.0)], dim=1)
-        x = torch.cat(
-            [self.position, waves.sin(), waves.cos(), MARK * self.near[mark, :, None]], dim=1
-        )
-        return Sample(x, self.distance[mark], self.edge_index, self.structure)
+        mark = MARK * self.near[mark_number, :, None]
+        x = torch.cat([self.position, waves.sin(), waves.cos(), mark * self.position, mark], dim=1)
+        return Sample(x, self.distance[mark_number], self.edge_index, self.structure)
 
 
 class Distances:
     """Predict the distance of every vertex from the marked one, along the surface."""
 
-    inputs, outputs = 22, 1
+    inputs, outputs = 25, 1
 
     def __init__(self, surfaces: int, tests: int, resolution: int) -> None:
         self.surfaces = [Surface(seed, resolution, marks=16) for seed in range(surfaces)]

@@ -50,14 +50,15 @@ class Collage:
         colour = self.features[:, :3]
         away = (colour - colour[near > 0].mean(dim=0)).norm(dim=1)
         y = (away <= away.quantile(ALIKE)).long()
-        x = torch.cat([self.features, MARK * near[:, None]], dim=1)
+        mark = MARK * near[:, None]
+        x = torch.cat([self.features, mark * colour, mark], dim=1)
         return Sample(x, y, self.edge_index, self.structure)
 
 
 class Segmentation:
     """Predict which superpixels of the whole collage are of the colour of the marked place."""
 
-    inputs, outputs = 11, 2
+    inputs, outputs = 14, 2
 
     def __init__(self, collages: int, tests: int, tiles: int, tile: int) -> None:
         self.collages = [Collage(seed, "train", tiles, tile) for seed in range(collages)]

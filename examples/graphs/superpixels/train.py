@@ -18,7 +18,7 @@ from examples.graphs.superpixels.picture import draw
 
 def main(
     out: Path = Path("runs/superpixels"),
-    steps: int = 1000,
+    steps: int = 600,
     rate: float = 3e-3,
     collages: int = 64,
     tests: int = 8,
