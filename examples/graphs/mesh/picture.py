@@ -17,8 +17,8 @@ from examples.graphs.model import GraphNetwork, Recorder
 
 @torch.no_grad()
 def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None:
-    surface = task.test_surfaces[0]
-    sample = surface.sample(0)
+    surface, mark = _typical(task, networks["gpa"])
+    sample = surface.sample(mark)
     predicted = {
         name: network(sample.x, sample.edge_index, sample.structure)[:, 0]
         for name, network in networks.items()
@@ -28,20 +28,35 @@ def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None
     longest = float(sample.y.max())
     colour_of_cell = np.random.default_rng(0).permutation(sample.structure.num_cells)
     shade = colour_of_cell[sample.structure.cell_of_site] / sample.structure.num_cells
-    _paint(next(panels), "cells", surface, colormaps["hsv"](shade))
+    _paint(next(panels), "cells", surface, mark, colormaps["hsv"](shade))
     distance = colormaps["viridis"](sample.y.numpy() / longest)
     axes = next(panels)
-    _paint(axes, "true distance; what one vertex reads (GPA)", surface, distance, opacity=0.35)
+    _paint(
+        axes, "true distance; what one vertex reads (GPA)", surface, mark, distance, opacity=0.35
+    )
     _key_lines(axes, surface, sample, networks["gpa"])
-    _paint(next(panels), "GPA's distance", surface, _colours("viridis", predicted["gpa"], longest))
+    _paint(
+        next(panels),
+        "GPA's distance",
+        surface,
+        mark,
+        _colours("viridis", predicted["gpa"], longest),
+    )
     for name, values in predicted.items():
         error = (values - sample.y).abs()
         title = f"error, {name}: {100 * error.mean() / sample.y.mean():.0f} %"
-        _paint(next(panels), title, surface, _colours("magma", error, longest / 3))
+        _paint(next(panels), title, surface, mark, _colours("magma", error, longest / 3))
     part = path.with_name(f".part-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(part, dpi=90, format="png")
     part.replace(path)
+
+
+def _typical(task: Distances, network: GraphNetwork) -> tuple[Surface, int]:
+    """The test of median error, so that the picture is neither the best nor the worst."""
+    errors = [task.error(network(s.x, s.edge_index, s.structure), s).item() for s in task.tests]
+    middle = sorted(range(len(errors)), key=errors.__getitem__)[len(errors) // 2]
+    return task.test_surfaces[middle // 4], middle % 4
 
 
 def _colours(name: str, values: Tensor, largest: float) -> np.ndarray:  # (n, 4)
@@ -49,7 +64,7 @@ def _colours(name: str, values: Tensor, largest: float) -> np.ndarray:  # (n, 4)
 
 
 def _paint(
-    axes: object, title: str, surface: Surface, colours: np.ndarray, opacity: float = 1.0
+    axes: object, title: str, surface: Surface, mark: int, colours: np.ndarray, opacity: float = 1.0
 ) -> None:
     """Triangles in the mean colour of their corners, shaded, and the marked vertex in red."""
     corners = surface.position.numpy()[surface.faces]
@@ -60,10 +75,11 @@ def _paint(
     faces[:, :3] *= light[:, None].clip(0, 1)
     faces[:, 3] = opacity
     axes.add_collection3d(Poly3DCollection(corners, facecolors=faces))
-    mark = surface.position[surface.marks[0]]
-    axes.plot(*mark[:, None], "o", color="red", markersize=7, zorder=10)
+    place = surface.position[surface.marks[mark]]
+    axes.plot(*place[:, None], "o", color="red", markersize=7, zorder=10)
     axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
-    axes.set_box_aspect((1, 1, 1), zoom=1.7)
+    axes.set_box_aspect((1, 1, 1), zoom=1.25)
+    axes.computed_zorder = False  # the mark is seen through the surface
     axes.set_axis_off()
     axes.set_title(title)
 

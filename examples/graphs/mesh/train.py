@@ -18,11 +18,11 @@ from examples.graphs.mesh.picture import draw
 
 def main(
     out: Path = Path("runs/mesh"),
-    steps: int = 600,
+    steps: int = 450,
     rate: float = 3e-3,
     surfaces: int = 48,
     tests: int = 8,
-    resolution: int = 32,
+    resolution: int = 28,
     seed: int = 0,
     smoke: bool = False,
 ) -> None:
