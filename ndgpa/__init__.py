@@ -1,6 +1,7 @@
 """Grid Partitioned Attention over any space."""
 
-from ndgpa import nn
+from ndgpa import nn, presets
+from ndgpa.cache import Cache
 from ndgpa.functional import attend, gpa, select
 from ndgpa.operators import (
     GPA,
@@ -13,32 +14,79 @@ from ndgpa.operators import (
     Nystrom,
     Performer,
 )
-from ndgpa.selection import Selection, TopK
-from ndgpa.structures import Clusters, Grid, Image, PointCloud, Sequence, SpatialStructure, Video
+from ndgpa.selection import (
+    Antidiagonal,
+    Fixed,
+    MultiLevel,
+    Own,
+    PerHead,
+    PerturbedTopK,
+    Selection,
+    SoftTopK,
+    StraightThrough,
+    TopK,
+    TopP,
+    TopRatio,
+    Union,
+    Window,
+)
+from ndgpa.structures import (
+    Clusters,
+    Graph,
+    Grid,
+    Halo,
+    Image,
+    Jittered,
+    PointCloud,
+    Sequence,
+    SpatialStructure,
+    Strided,
+    Video,
+    disjoint,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPA",
+    "Antidiagonal",
+    "Cache",
     "Clusters",
+    "Fixed",
     "Full",
+    "Graph",
     "Grid",
+    "Halo",
     "Hydra",
     "Image",
+    "Jittered",
     "LocalSparse",
     "MultiAxis",
+    "MultiLevel",
     "Neighborhood",
     "Nothing",
     "Nystrom",
+    "Own",
+    "PerHead",
     "Performer",
+    "PerturbedTopK",
     "PointCloud",
     "Selection",
     "Sequence",
+    "SoftTopK",
     "SpatialStructure",
+    "StraightThrough",
+    "Strided",
     "TopK",
+    "TopP",
+    "TopRatio",
+    "Union",
     "Video",
+    "Window",
     "attend",
+    "disjoint",
     "gpa",
     "nn",
+    "presets",
     "select",
 ]

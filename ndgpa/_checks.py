@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,9 +179,10 @@ def forced_ids(largest: int, num_blocks: int) -> None:
 
 
 def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
-    if key_structure is not structure:
+    if key_structure.num_sites != structure.num_sites:
         raise ValueError(
-            "force='own' needs queries and keys on one structure; name blocks by number instead"
+            "force='own' needs queries and keys on one structure, or on two of the same sites; "
+            "name blocks by number instead"
         )
 
 
@@ -401,6 +404,34 @@ def key_lines(
 def needs(who: str, module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ImportError(f"{who} needs {module}; install it with: pip install 'ndgpa[{extra}]'")
+
+
+# The triton backend
+
+
+def triton_backend(
+    query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
+) -> None:
+    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if query.dtype not in dtypes:
+        raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
+    for name, x in (("query", query), ("value", value)):
+        if x.shape[3] > widest:
+            raise ValueError(
+                f"backend 'triton' takes heads of at most {widest} features; "
+                f"{name} has {x.shape[3]}"
+            )
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    if query.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
+            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
+        )
+    if query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
 
 
 # Operators
@@ -630,3 +661,296 @@ def flow_steps(steps: Any) -> None:
                 f"step {i} has {step.shape[1]} keys but the step before has "
                 f"{steps[i - 1].shape[0]} queries"
             )
+
+
+# Graphs
+
+
+def graph(
+    edge_index: Any,
+    num_nodes: Any,
+    downsample: Any,
+    cell: Any,
+    position: Any,
+    edge_weight: Any,
+    time: Any,
+) -> None:
+    _edge_index(edge_index)
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
+        raise TypeError(f"num_nodes must be an int; got {num_nodes!r}")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes is {num_nodes}; a structure needs at least one site")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index names node {low if low < 0 else high}; nodes are numbered from 0 to "
+                f"{num_nodes - 1}"
+            )
+    counts(num_nodes, downsample, cell)
+    if position is not None:
+        points(position, downsample, cell)
+        if len(position) != num_nodes:
+            raise ValueError(f"position has {len(position)} rows but there are {num_nodes} nodes")
+    if edge_weight is not None:
+        _edge_weight(edge_weight, edge_index.shape[1])
+    if time is not None:
+        _int_vector("time", time)
+        if len(time) != num_nodes:
+            raise ValueError(f"time has {len(time)} entries but there are {num_nodes} sites")
+
+
+def _edge_index(edge_index: Any) -> None:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index must be a tensor; got {type(edge_index).__name__}")
+    dtype = edge_index.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"edge_index must be of an integer dtype; got {dtype}")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape (2, edges); got {tuple(edge_index.shape)}")
+
+
+def _edge_weight(weight: Any, edges: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"edge_weight must be a tensor; got {type(weight).__name__}")
+    if weight.dtype.is_complex or weight.dtype == torch.bool:
+        raise TypeError(f"edge_weight must be of a real dtype; got {weight.dtype}")
+    if tuple(weight.shape) != (edges,):
+        raise ValueError(f"edge_weight must have shape ({edges},); got {tuple(weight.shape)}")
+    if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
+        raise ValueError("edge_weight must be finite and not negative")
+
+
+def graph_method(method: str, has_position: bool) -> None:
+    if method == "kd" and not has_position:
+        raise ValueError("method 'kd' splits by position, and none is given")
+    needed = {"metis": "pymetis", "landmark": "scipy"}.get(method)
+    if needed is not None and find_spec(needed) is None:
+        raise ImportError(
+            f"Graph needs {needed} for method {method!r}; pip install 'ndgpa[graph]', or give "
+            "positions"
+        )
+
+
+def disjoint(structures: Sequence[Any]) -> None:
+    if not structures:
+        raise ValueError("disjoint got no structures; it needs at least one")
+    for place, structure in enumerate(structures):
+        _structure(f"structure {place}", structure)
+    if len({structure.device for structure in structures}) > 1:
+        devices = _listed(structure.device for structure in structures)
+        raise ValueError(f"the structures are on different devices: {devices}")
+    timed = [structure.time is not None for structure in structures]
+    if any(timed) and not all(timed):
+        raise ValueError(
+            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has one"
+        )
+
+
+# PyTorch Geometric
+
+
+def coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; put it through GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    _int_vector("batch", batch)
+    _edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be ascending: the nodes of a graph stand together")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index joins nodes of two graphs of the batch")
+
+
+# Rules beyond TopK
+
+
+def share_of(name: str, value: Any) -> None:
+    """A part of a whole: more than nothing, at most everything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {value}")
+
+
+def bounds(at_least: Any, at_most: Any) -> None:
+    positive_count("at_least", at_least)
+    if at_most is None:
+        return
+    positive_count("at_most", at_most)
+    if at_most < at_least:
+        raise ValueError(f"at_most {at_most} is less than at_least {at_least}")
+
+
+def radius(value: Any, rank: int) -> tuple[int, ...]:
+    """One radius for each axis."""
+    radii = _ints("radius", value)
+    if isinstance(value, int):
+        radii = radii * rank
+    if len(radii) != rank:
+        raise ValueError(f"radius has {len(radii)} entries but the grid has {rank} axes")
+    if min(radii) < 0:
+        raise ValueError(f"radius must be at least 0; got {value}")
+    return radii
+
+
+def no_neighborhood(name: str) -> str:
+    return f"{name} does not say which blocks are near a cell; a Grid does"
+
+
+def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
+    if key_structure is not structure:
+        raise ValueError(f"{who} needs queries and keys on one structure")
+
+
+def fixed_blocks(blocks: Any) -> None:
+    _int_tensor("blocks", blocks)
+    if not 1 <= blocks.ndim <= 4:
+        raise ValueError(
+            "blocks must have shape (width,), (cells, width), (heads, cells, width) or (batch, "
+            f"heads, cells, width); got {tuple(blocks.shape)}"
+        )
+
+
+def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
+    if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
+        raise ValueError(
+            f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+        )
+    if not blocks.is_cuda and blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )
+
+
+def rules(who: str, items: Any) -> None:
+    from ndgpa.selection.base import Rule
+
+    if not isinstance(items, tuple) or not items:
+        raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
+    for item in items:
+        if not isinstance(item, Rule):
+            raise TypeError(f"{who} needs rules; got {type(item).__name__}")
+
+
+def rule_per_head(count: int, heads: int) -> None:
+    if count != heads:
+        raise ValueError(f"PerHead has {count} rules but query has {heads} heads")
+
+
+def kept_per_level(keep: Any) -> None:
+    if not isinstance(keep, tuple) or not keep:
+        raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
+    for count in keep:
+        positive_count("keep", count)
+
+
+def level_shrinks(level: int, levels: int, before: int, after: int) -> None:
+    if after >= before:
+        raise ValueError(
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes over "
+            f"{before}: the levels do not nest; use fewer levels or a larger factor"
+        )
+
+
+def positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+
+
+# The coarse branch
+
+
+def one_time(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "a causal coarse branch needs query blocks of one time each, as of single frames or "
+            "single tokens; a mean over several times would look ahead"
+        )
+
+
+def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out}, or 1 feature; got {tuple(gate.shape)}")
+
+
+# Rules and presets of the peers
+
+
+def antidiagonal(problem: Any, stride: int) -> None:
+    if problem.causal:
+        raise NotImplementedError("Antidiagonal is not causal: its estimate looks ahead")
+    if problem.affinity != "dot" or problem.key_mask is not None:
+        raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    for name in ("structure", "key_structure"):
+        space = getattr(problem, name)
+        if not space.is_even or space.sites_per_block % stride or space.group is not None:
+            raise ValueError(
+                f"Antidiagonal needs whole blocks of a multiple of {stride} sites in one group; "
+                f"{name} is {space!r}"
+            )
+
+
+def preset_shape(who: str, shape: Any, rank: int) -> tuple[int, ...]:
+    sizes = _ints("shape", shape)
+    if len(sizes) != rank:
+        raise ValueError(f"{who} needs a shape of {rank} axes; got {shape}")
+    return sizes
+
+
+def multiple(who: str, name: str, value: int, of: int) -> None:
+    if value % of:
+        raise ValueError(f"{who} needs a {name} that is a multiple of {of}; got {value}")
+
+
+def below_one(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+
+
+def at_most(name: str, value: int, limit: int, of: str) -> None:
+    positive_count(name, value)
+    if value > limit:
+        raise ValueError(f"{name} {value} is more than the {limit} {of}")
+
+
+def no_mask(who: str, mask: Any) -> None:
+    if mask is not None:
+        raise ValueError(f"{who} takes no key_mask")
+
+
+# Decoding
+
+
+def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
+    wanted = (*kept.shape[:2], kept.shape[3])
+    if (*new.shape[:2], new.shape[3]) != wanted or new.dtype != kept.dtype:
+        raise ValueError(
+            f"the cache holds a {name} of (batch, heads, features) = {wanted} and {kept.dtype}; "
+            f"got {(*new.shape[:2], new.shape[3])} and {new.dtype}"
+        )
+
+
+def newest(query: Any, wanted: int) -> None:
+    _features("query", query)
+    if wanted == 0:
+        raise ValueError("every site of the cache has its output; append keys and values first")
+    if query.shape[2] != wanted:
+        raise ValueError(
+            f"query has {query.shape[2]} sites but {wanted} were appended since the last call"
+        )

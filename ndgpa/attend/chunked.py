@@ -23,6 +23,8 @@ from ndgpa.structures.base import SpatialStructure
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
+Rows = slice | Tensor
+
 
 def chunked(
     query: Float[Tensor, "b h n d"],
@@ -103,8 +105,8 @@ def attend_chunked(
     flat_out, flat_lse = out.flatten(0, 2), lse.flatten(0, 2)
     problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
     with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
+        for chunk, width in problem.chunks():
+            tile = problem.tile(chunk, width)
             flat_out[chunk] = torch.bmm(tile.weights, tile.value)
             flat_lse[chunk] = tile.lse
     return out, lse
@@ -149,8 +151,8 @@ def attend_chunked_backward(
     rows = key.shape[:3].numel()
     problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
     with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
+        for chunk, width in problem.chunks():
+            tile = problem.tile(chunk, width)
             g = flat_out[chunk].to(grad_key.dtype)
             slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
             mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
@@ -158,14 +160,14 @@ def attend_chunked_backward(
             if not problem.is_plain:
                 slope.masked_fill_(tile.weights == 0, 0)
             flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
-            _add_rows(grad_key, rows, tile.rows, _scaled_bmm(slope.mT, tile.query, scale))
-            _add_rows(grad_value, rows, tile.rows, torch.bmm(tile.weights.mT, g))
+            _add_rows(grad_key, rows, tile, _scaled_bmm(slope.mT, tile.query, scale))
+            _add_rows(grad_value, rows, tile, torch.bmm(tile.weights.mT, g))
             by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
             if by_key is not None and slot_bias is not None:
                 by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
-                grad_slot.view(-1, by_slot.shape[1])[chunk] = by_slot
+                grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
             if by_key is not None and key_bias is not None:
-                _add_rows(grad_bias, rows, tile.rows, by_key)
+                _add_rows(grad_bias, rows, tile, by_key)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
 
 
@@ -196,7 +198,7 @@ def _empty_grads(
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide),
         value.new_zeros(value.shape, dtype=wide),
-        query.new_empty((0,) if slot_bias is None else slot_bias.shape, dtype=wide),
+        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide),
         query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide),
     )
 
@@ -233,17 +235,40 @@ class _Tiles:
         biases = key_bias is None and slot_bias is None and query_time is None
         self.is_plain = biases and not self.has_empty
 
-    def chunks(self) -> Iterator[slice]:
-        """Ranges of tiles that keep to the budget."""
-        keys = self.blocks.shape[1] * self.sites
-        numbers = 2 * self.places * keys + keys * sum(self.widths)
-        size = max(1, _CHUNK["cuda" if self.query.is_cuda else "cpu"] // max(1, numbers))
-        return (slice(i, i + size) for i in range(0, len(self.query), size))
+    def chunks(self) -> Iterator[tuple[Rows, int]]:
+        """Tiles that keep to the budget together, and how many of their slots to look at.
 
-    def tile(self, chunk: slice) -> "_Tile":
+        Tiles of very different length go together with their like, the longest first.
+        """
+        count, width = self.blocks.shape
+        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        if lengths is None or 4 * int(lengths.sum()) > 3 * lengths.numel() * width:
+            size = self._room(width)
+            yield from ((slice(i, i + size), width) for i in range(0, count, size))
+            return
+        lengths, order = lengths.sort(descending=True, stable=True)
+        begin = 0
+        while begin < count:
+            width = max(1, int(lengths[begin]))
+            end = begin + self._room(width)
+            yield order[begin:end], width
+            begin = end
+
+    def _room(self, width: int) -> int:
+        """How many tiles of so many slots fit."""
+        keys = width * self.sites
+        numbers = 2 * self.places * keys + keys * sum(self.widths)
+        return max(1, _CHUNK["cuda" if self.query.is_cuda else "cpu"] // max(1, numbers))
+
+    def _lengths(self) -> Tensor:  # (tiles,)
+        """The slots of each tile up to the last one that is filled."""
+        place = torch.arange(1, self.blocks.shape[1] + 1, device=self.blocks.device)
+        return (place * (self.blocks >= 0)).amax(dim=1)
+
+    def tile(self, chunk: Rows, width: int) -> "_Tile":
         """Softmax weights of the chunk; differentiable, in float32 or wider."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        blocks = self.blocks[chunk]
+        blocks = self.blocks[chunk, :width]
         rows = (blocks.clamp(min=0) + self.first_row[chunk, None]).flatten()
         empty = blocks < 0
         query = self.query[chunk].to(wide)
@@ -261,7 +286,8 @@ class _Tiles:
             dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
             logits = logits.masked_fill(dead, 0)
             weights = logits.softmax(dim=-1).masked_fill(dead, 0)
-        return _Tile(query, key, value, rows, logits, weights, dead)
+        unused = empty.flatten() if self.has_empty else None
+        return _Tile(query, key, value, rows, unused, logits, weights, dead)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
@@ -270,17 +296,17 @@ class _Tiles:
             taken = taken.masked_fill(empty[..., None], 0)
         return taken.flatten(1)
 
-    def _bias(self, chunk: slice, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
+    def _bias(self, chunk: Rows, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
         """What is added to the logits of each key of the chunk: (c, 1, Y)."""
         bias = torch.zeros((*empty.shape, 1), dtype=wide, device=rows.device)
         if self.slot_bias is not None:
-            bias = bias + self.slot_bias[chunk][..., None]
+            bias = bias + self.slot_bias[chunk, : empty.shape[1]][..., None]
         if self.key_bias is not None:
             bias = bias + self.key_bias.index_select(0, rows).view(*empty.shape, -1)
         bias = bias.masked_fill(empty[..., None], -torch.inf)
         return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
 
-    def _cell(self, chunk: slice) -> Tensor:
+    def _cell(self, chunk: Rows) -> Tensor:
         """The cell of each tile of the chunk."""
         tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
         return tiles % self.cells
@@ -292,6 +318,7 @@ class _Tile:
     key: Tensor  # (c, Y, d)
     value: Tensor  # (c, Y, dv)
     rows: Tensor  # (c * K,): rows of the key table
+    empty: Tensor | None  # (c * K,): empty slots, whose row stands for nothing
     logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     dead: Tensor | None  # (c, X, 1): the queries that see nothing
@@ -307,13 +334,15 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
-def _add_rows(total: Tensor, count: int, rows: Tensor, part: Tensor) -> None:
-    """Add parts to the rows named, always in the same order."""
-    total, part = total.view(count, -1), part.reshape(len(rows), -1)
+def _add_rows(total: Tensor, count: int, tile: _Tile, part: Tensor) -> None:
+    """Add parts to the rows of a tile, always in the same order; nothing of empty slots."""
+    total, part = total.view(count, -1), part.reshape(len(tile.rows), -1)
+    if tile.empty is not None:
+        part = part.masked_fill(tile.empty[:, None], 0)
     if total.is_cuda:  # index_add_ is atomic there; this sorts
-        total.index_put_((rows,), part, accumulate=True)
+        total.index_put_((tile.rows,), part, accumulate=True)
     else:
-        total.index_add_(0, rows, part)
+        total.index_add_(0, tile.rows, part)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -339,7 +368,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
         q, k, v, *biases = inputs
         problem = _Tiles(q, k, v, blocks, biases[0], biases[1], query_time, key_time, ctx.scale)
-        tile = problem.tile(slice(None))
+        tile = problem.tile(slice(None), blocks.shape[-1])
         lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
         out = torch.bmm(tile.weights, tile.value).to(value.dtype)
         outputs = (out.view(grad_out.shape), lse.view(grad_lse.shape))

@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa.functional import gpa, select
-from ndgpa.selection import Rule
+from ndgpa.functional import attend, select
+from ndgpa.operators.coarse import add_by_block, coarse_attention
+from ndgpa.selection import Problem, Rule
 from ndgpa.structures import SpatialStructure, visible
+from ndgpa.structures.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,10 @@ class GPA:
 
     Args:
         rule: Which key blocks each cell reads; an int k means `TopK(k)`.
+        coarse: Also attend between block means and bring the result to every site of a block:
+            "add" adds it, "gate" adds it times the gate given to the call, None does not.
+        coarse_sizes: Whether a key block counts in the coarse branch as its sites do, or as one.
+        read: Which sites stand for a selected block, e.g. `Strided(2)`; None means all of its own.
     """
 
     rule: Rule | int
@@ -25,6 +31,13 @@ class GPA:
     affinity: str = "dot"
     causal: bool = False
     backend: str | None = None
+    coarse: str | None = None
+    coarse_sizes: bool = True
+    read: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.coarse is not None:
+            _checks.one_of("coarse", self.coarse, ("add", "gate"))
 
     def __call__(
         self,
@@ -35,11 +48,19 @@ class GPA:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        gate: Float[Tensor, "b h n #dv"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        return gpa(
+        """Attend.
+
+        Args:
+            gate: What the coarse branch is multiplied with, one number for each feature or for
+                each site; only with `coarse="gate"`.
+        """
+        _checks.gate_for(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
+        key_structure = structure if key_structure is None else key_structure
+        selection = select(
             query,
             key,
-            value,
             structure,
             self.rule,
             key_structure=key_structure,
@@ -47,8 +68,30 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
             key_mask=key_mask,
+        )
+        out = attend(
+            query,
+            key,
+            value,
+            selection,
+            structure,
+            key_structure=key_structure if self.read is None else self.read(key_structure),
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
             backend=self.backend,
         )
+        if self.coarse is None:
+            return out
+        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        problem = Problem(
+            query, key, structure, key_structure, scale, self.affinity, self.causal, key_mask
+        )
+        with torch.autocast(query.device.type, enabled=False):
+            branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
+        return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
 
     def mask(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa.affinity import dot_form
+from ndgpa.selection.means import seen_sums
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -52,20 +53,27 @@ class Problem:
     key_mask: Bool[Tensor, "b n_k"] | None = None
 
     def coarse(self) -> "Coarse":
-        """The means over the blocks, for rules that work at the coarse level."""
+        """The means over the blocks, for rules that work at the coarse level.
+
+        If causal, the mean of a block of queries is over its sites of the cell's earliest time.
+        """
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        query = self.structure.block_sums(self.query) / self.structure.block_sizes[:, None]
-        key, seen = self.key, self.key_structure.block_sizes.to(wide)[None]
+        query, weight = self.query, self.structure.block_sizes.to(wide)
+        if self.causal:
+            first = self.structure.first_in_cell[:, None]
+            query = query.masked_fill(~first, 0)
+            weight = self.structure.block_sums(first.to(wide))[:, 0]
+        query = seen_sums(self.structure, query) / weight.clamp(min=1)[:, None]
+        seen = self.key_structure.block_sizes.to(wide)[None]
         if self.key_mask is not None:
-            mask = self.key_mask[..., None]
-            key = key.masked_fill(~mask[:, None], 0)
-            seen = self.key_structure.block_sums(mask.to(wide))[..., 0]
-        key = self.key_structure.block_sums(key) / seen.clamp(min=1)[:, None, :, None]
+            seen = self.key_structure.block_sums(self.key_mask[..., None].to(wide))[..., 0]
+        key = seen_sums(self.key_structure, self.key, self.key_mask)
+        key = key / seen.clamp(min=1)[:, None, :, None]
         log_size = None
         if self.key_mask is not None or not self.key_structure.is_even:
             log_size = seen.log()
         bias, scale = dot_form(key, self.affinity, self.scale)
-        return Coarse(query, key, bias, log_size, scale)
+        return Coarse(query, key, bias, log_size, weight, scale)
 
 
 @dataclass(frozen=True)
@@ -75,12 +83,14 @@ class Coarse:
     The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
     softmax weighs a key block by its seen sites; `log_size` is their logarithm, -inf for a block
     of which nothing is seen and which therefore does not exist. None is one weight for all.
+    `weight` is how many sites the mean of each query block stands for.
     """
 
     query: Float[Tensor, "b h B d"]
     key: Float[Tensor, "b hk B_k d"]
     bias: Float[Tensor, "b hk B_k"] | None
     log_size: Float[Tensor, "#b B_k"] | None
+    weight: Float[Tensor, " B"]
     scale: float
 
 
@@ -90,3 +100,11 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def select(self, problem: Problem) -> Selection:
         """Answer for every cell of `problem.structure`."""
+
+    def __or__(self, other: "Rule") -> "Rule":
+        """The rule that reads what either reads."""
+        from ndgpa.selection.union import Union
+
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return Union((self, other))

@@ -21,6 +21,8 @@ def cell_relevance(
     weight: Float[Tensor, "C P"],
     cell_group: Int[Tensor, " C"] | None,
     key_group: Int[Tensor, " B_k"] | None,
+    cell_time: Int[Tensor, " C"] | None,
+    key_time: Int[Tensor, " B_k"] | None,
     kind: str,
     scale: float,
 ) -> Iterator[tuple[slice, slice, Float[Tensor, "l c B_k"]]]:
@@ -38,6 +40,8 @@ def cell_relevance(
         log_size: Logarithm of the seen sites of each key block, -inf where there are none.
         weight: Sites of each query block, 0 for an empty place.
         cell_group, key_group: Spaces that do not see each other, or None.
+        cell_time, key_time: The earliest time of each cell and the latest of each key block, whose
+            relevance to earlier cells does not exist; or None.
         kind: "mass" sums softmax weights (the paper), "logit" sums logits.
         scale: Factor of the dot products.
 
@@ -46,11 +50,15 @@ def cell_relevance(
         0 in place of NaN.
     """
     score = _mass if kind == "mass" else _logit
-    may_be_nan = log_size is not None or cell_group is not None or not _all_finite(query, key)
+    hidden = log_size is not None or cell_group is not None or cell_time is not None
+    may_be_nan = hidden or not _all_finite(query, key)
     for rows, cells in _tiles(query, key):
         seen = None
         if cell_group is not None and key_group is not None:
             seen = cell_group[cells, None] == key_group
+        if cell_time is not None and key_time is not None:
+            past = cell_time[cells, None] >= key_time
+            seen = past if seen is None else seen & past
         own_size = None if log_size is None else log_size[rows, None]
         relevance = score(
             query[rows, :, :, cells],
@@ -114,14 +122,19 @@ def _logit(
     scale: float,
     may_be_nan: bool,
 ) -> Tensor:
-    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
+    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first.
+
+    The scale comes last, so that what is equal before it is equal after it.
+    """
     summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
-    logits = _logits(summed, key, None, scale)
+    logits = summed @ key.transpose(-1, -2)
     if bias is not None:
+        logits *= scale
         logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
+        scale = 1.0
     if may_be_nan:
         logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    return logits.sum(dim=1)
+    return logits.sum(dim=1) * scale
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -7,12 +7,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa._ops import fold_into_batch, has_triton
+from ndgpa.selection.base import Coarse, Problem, Rule, Selection
+from ndgpa.selection.causal import overlapping
 from ndgpa.selection.relevance import RELEVANCE, cell_relevance
-from ndgpa.structures.base import SpatialStructure
+from ndgpa.selection.slots import (
+    ascending,
+    each_once,
+    seen_blocks,
+    without_blocks,
+    without_empty_columns,
+)
+from ndgpa.structures.base import SpatialStructure, lookup
 
 SHARE = ("head", "group", "all")
+# Features of a head that the kernels take.
+WIDEST = 256
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class TopK(Rule):
             "logit" sums the logits.
         share: Who shares one selection: "head" no two heads, "group" the query heads of one key
             head, "all" all heads. Relevance is summed over those who share.
-        force: Blocks that are always read in addition to the k: "own" for the cell's own blocks
-            (queries and keys on one structure), or numbers of key blocks.
+        force: Blocks that are always read in addition to the k: "own" for the blocks that hold the
+            cell's sites (queries and keys on the same sites), or numbers of key blocks.
 
     Raises:
         ValueError, TypeError: k below 1, an unknown word, or a forced block that does not exist.
@@ -44,52 +54,97 @@ class TopK(Rule):
         _checks.positive_count("k", self.k)
         _checks.one_of("relevance", self.relevance, RELEVANCE)
         _checks.one_of("share", self.share, SHARE)
-        _checks.forced(_tuple(self.force))
+        _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
-        if problem.causal:
-            raise NotImplementedError(
-                "TopK does not select causally yet; pass a Selection of your own to attend"
-            )
-        coarse = problem.coarse()
-        structure, key_structure = problem.structure, problem.key_structure
-        cells, empty = structure.cells.clamp(min=0), structure.cells < 0
-        weight = structure.block_sizes[cells].masked_fill(empty, 0)
-        query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
-        cell_group = key_group = None
-        if structure.group is not None and key_structure.group is not None:
-            cell_group, key_group = (
-                structure.group[structure.cells.amax(dim=1)],
-                key_structure.group,
-            )
-        log_size = coarse.log_size
-        blocks = select_top_k(
-            query.detach(),
-            coarse.key.detach(),
-            None if coarse.bias is None else coarse.bias.detach(),
-            None if log_size is None else log_size.expand(query.shape[0], -1),
-            weight.to(query.dtype),
-            cell_group,
-            key_group,
-            forced_blocks(_tuple(self.force), structure, key_structure),
-            self.k,
-            self.relevance,
-            self.share,
-            coarse.scale,
-        )
-        return Selection(blocks)
+        return Selection(most_relevant(problem, self.k, self.relevance, self.share, self.force))
 
 
-def _tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
+def most_relevant(
+    problem: Problem,
+    k: int,
+    relevance: str = "mass",
+    share: str = "head",
+    force: tuple[int | str, ...] | int | str = (),
+    *,
+    counts: Int[Tensor, " C"] | None = None,
+    p: float | None = None,
+    at_least: int = 1,
+) -> Int[Tensor, "b hs C K"]:
+    """The k most relevant key blocks of each cell, and those that are always read.
+
+    If causal, a cell chooses from the blocks that are wholly past at its earliest time, by its
+    queries of that time; the blocks that it can see in part are read besides.
+
+    Args:
+        k, relevance, share, force: As for `TopK`.
+        counts: How many of the k each cell keeps; None means all.
+        p: Keep only as many as reach this share of the cell's relevance; None means all.
+        at_least: Kept whatever `p` says.
+
+    Returns:
+        int32 ids, ascending, -1 in the empty slots, which are last.
+    """
+    coarse = problem.coarse()
+    structure, key_structure = problem.structure, problem.key_structure
+    query, weight = by_cell(coarse, structure)
+    log_size = coarse.log_size
+    causal = problem.causal
+    return select_top_k(
+        query.detach(),
+        coarse.key.detach(),
+        None if coarse.bias is None else coarse.bias.detach(),
+        None if log_size is None else log_size.expand(query.shape[0], -1),
+        weight,
+        structure.cell_group,
+        key_structure.group,
+        always_read(force, problem),
+        k,
+        relevance,
+        share,
+        coarse.scale,
+        structure.cell_span[0] if causal else None,
+        key_structure.block_span[1] if causal else None,
+        counts,
+        p,
+        at_least,
+    )
+
+
+def by_cell(
+    coarse: Coarse, structure: SpatialStructure
+) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "C P"]]:
+    """The coarse queries of each cell and what they weigh; zeros in the empty places."""
+    cells, empty = structure.cells.clamp(min=0), structure.cells < 0
+    weight = coarse.weight[cells].masked_fill(empty, 0)
+    query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
+    return query, weight.to(query.dtype)
+
+
+def always_read(
+    force: tuple[int | str, ...] | int | str, problem: Problem
+) -> Int[Tensor, "C F"] | None:
+    """The blocks that each cell reads whatever their relevance, each once; -1 for an empty slot."""
+    structure, key_structure = problem.structure, problem.key_structure
+    tables = []
+    force = as_tuple(force)
+    if force:
+        tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
+    if problem.causal:
+        tables.append(overlapping(structure, key_structure))
+    if not tables:
+        return None
+    return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+
+
+def as_tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
     return force if isinstance(force, tuple) else (force,)
 
 
 def forced_blocks(
     force: tuple[int | str, ...], structure: SpatialStructure, key_structure: SpatialStructure
-) -> Int[Tensor, "C F"] | None:
-    """The forced blocks of each cell, each once; -1 for an empty slot, never the first."""
-    if not force:
-        return None
+) -> Int[Tensor, "C F"]:
+    """The forced blocks of each cell; -1 for an empty slot."""
     named = sorted({item for item in force if isinstance(item, int)})
     if named:
         _checks.forced_ids(named[-1], key_structure.num_blocks)
@@ -97,15 +152,19 @@ def forced_blocks(
     table = table.expand(structure.num_cells, -1)
     if "own" not in force:
         return table
+    return torch.cat([table, _own_blocks(structure, key_structure)], dim=1)
+
+
+def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C F"]:
+    """The key blocks that hold the sites of each cell."""
+    if key_structure is structure:
+        return structure.cells
     _checks.own_blocks(structure, key_structure)
-    own = structure.cells
-    named_too = (own[:, :, None] == table[:, None]).any(dim=-1)
-    table = torch.cat([table, own.masked_fill(named_too, -1)], dim=1)
-    return table.sort(dim=1, descending=True).values
+    own = lookup(key_structure.block_of_site[:, None], structure.cell_sites)[..., 0]
+    return without_empty_columns(each_once(own, key_structure.num_blocks))
 
 
-@torch.library.custom_op("ndgpa::select_top_k", mutates_args=())
-def select_top_k(
+def select_in_torch(
     query: Tensor,  # (b, h, C, P, d)
     key: Tensor,  # (b, hk, B_k, d)
     bias: Tensor | None,  # (b, hk, B_k)
@@ -118,8 +177,12 @@ def select_top_k(
     relevance: str,
     share: str,
     scale: float,
+    cell_time: Tensor | None = None,  # (C,)
+    key_time: Tensor | None = None,  # (B_k,)
+    counts: Tensor | None = None,  # (C,)
+    p: float | None = None,
+    at_least: int = 1,
 ) -> Tensor:  # (b, hs, C, min(k, B_k) + F) int32, ascending, empty slots last
-    """One opaque operator, so that a compiled graph does not unroll the tiles."""
     batch, heads, num_cells, _, _ = query.shape
     key_heads, num_blocks = key.shape[1:3]
     if share == "head":  # every head has its own key head beside it
@@ -137,6 +200,8 @@ def select_top_k(
         weight,
         cell_group,
         key_group,
+        cell_time,
+        key_time,
         relevance,
         scale,
     )
@@ -145,13 +210,76 @@ def select_top_k(
         always = None
         if forced is not None:
             always = forced[cells].expand(scores.shape[0], -1, -1)
-            scores = _without(scores, always)
-        ids = _top_k_lowest_id(scores, min(k, num_blocks))
-        ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
+            scores = without_blocks(scores, always)
+        if counts is None and p is None:
+            ids = top_k_lowest_id(scores, min(k, num_blocks))
+            ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
+        else:
+            wanted = None if counts is None else counts[cells]
+            ids = ranked(scores, min(k, num_blocks), wanted, p, at_least)
         if always is not None:
-            ids = torch.cat([ids, _of_group(always, cell_group, key_group, cells)], dim=-1)
-        out[rows, cells] = _ascending(ids, num_blocks).int()
+            ids = torch.cat([ids, always], dim=-1)
+        out[rows, cells] = ascending(ids, num_blocks).int()
     return out.unflatten(0, (batch, selection_heads))
+
+
+# One opaque operator, so that a compiled graph does not unroll the tiles.
+select_top_k = torch.library.custom_op("ndgpa::select_top_k", select_in_torch, mutates_args=())
+
+
+@select_top_k.register_kernel("cuda")
+def _(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+    cell_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    counts: Tensor | None = None,
+    p: float | None = None,
+    at_least: int = 1,
+) -> Tensor:
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    options = (k, relevance, share, scale)
+    plain = cell_time is None and counts is None and p is None
+    narrow = query.dtype == torch.float32 and query.shape[-1] <= WIDEST
+    if plain and narrow and has_triton(query):
+        return select_in_triton(*given, *options)
+    return select_in_torch(*given, *options, cell_time, key_time, counts, p, at_least)
+
+
+def select_in_triton(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+) -> Tensor:
+    """As `select_in_torch`, in kernels, for float32 and fixed k."""
+    from ndgpa.selection.triton_top_k import select
+
+    heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    blocks = select(*given, k, relevance, heads, scale)
+    if forced is None:
+        return blocks
+    always = forced.expand(*blocks.shape[:2], -1, -1)
+    return ascending(torch.cat([blocks, always], dim=-1), key.shape[2]).int()
 
 
 @select_top_k.register_fake
@@ -168,6 +296,11 @@ def _(
     relevance: str,
     share: str,
     scale: float,
+    cell_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    counts: Tensor | None = None,
+    p: float | None = None,
+    at_least: int = 1,
 ) -> Tensor:
     heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
     return query.new_empty(
@@ -182,11 +315,13 @@ def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:
     return min(k, num_blocks) + (0 if forced is None else forced.shape[1])
 
 
-def _top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
+def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
     """Ids of the k largest scores, in no order; of equal scores the lowest id."""
     num_blocks = scores.shape[-1]
     if k == num_blocks:
         return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
+    if scores.is_cuda:  # a host that looks for ties would wait
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
     tied = values[..., k - 1] == values[..., k]
     ids = ids[..., :k]
@@ -199,28 +334,22 @@ def _top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor,
     return ids
 
 
-def _without(
-    scores: Float[Tensor, "l c B_k"], always: Int[Tensor, "l c F"]
-) -> Float[Tensor, "l c B_k"]:
-    """Scores in which the forced blocks are no candidates."""
-    named = torch.where(always < 0, always[..., :1], always)
-    return scores.scatter(-1, named, -torch.inf)
-
-
-def _of_group(
-    always: Int[Tensor, "l c F"],
-    cell_group: Int[Tensor, " C"] | None,
-    key_group: Int[Tensor, " B_k"] | None,
-    cells: slice,
-) -> Int[Tensor, "l c F"]:
-    """Forced blocks, less those of another group than the cell's."""
-    if cell_group is None or key_group is None:
-        return always
-    other = key_group[always.clamp(min=0)] != cell_group[cells, None]
-    return always.masked_fill(other, -1)
-
-
-def _ascending(ids: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
-    """In ascending order, empty slots last."""
-    ordered = ids.masked_fill(ids < 0, num_blocks).sort(dim=-1).values
-    return ordered.masked_fill(ordered == num_blocks, -1)
+def ranked(
+    scores: Float[Tensor, "*batch c B_k"],
+    k: int,
+    counts: Int[Tensor, " c"] | None = None,
+    p: float | None = None,
+    at_least: int = 1,
+) -> Int[Tensor, "*batch c k"]:
+    """Ids of the k largest scores or fewer, largest first; -1 where a cell wants no more."""
+    values, ids = scores.sort(dim=-1, descending=True, stable=True)
+    place = torch.arange(k, device=scores.device)
+    drop = values[..., :k] == -torch.inf
+    if counts is not None:
+        drop = drop | (place >= counts[:, None])
+    if p is not None and p < 1:  # all of it is every block, not as many as rounding leaves
+        mass = values.clamp(min=0)
+        before = mass.cumsum(dim=-1) - mass
+        reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
+        drop = drop | (reached & (place >= at_least))
+    return ids[..., :k].masked_fill(drop, -1)

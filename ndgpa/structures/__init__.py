@@ -2,17 +2,25 @@
 
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
+from ndgpa.structures.disjoint import disjoint
+from ndgpa.structures.graph import Graph
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
+from ndgpa.structures.sampling import Halo, Jittered, Strided
 from ndgpa.structures.visible import visible
 
 __all__ = [
     "Clusters",
+    "Graph",
     "Grid",
+    "Halo",
     "Image",
+    "Jittered",
     "PointCloud",
     "Sequence",
     "SpatialStructure",
+    "Strided",
     "Video",
+    "disjoint",
     "visible",
 ]

@@ -8,10 +8,13 @@ override a method with a faster form of the same function.
 import abc
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ndgpa import _checks
 
 T = TypeVar("T")
 
@@ -85,6 +88,27 @@ class SpatialStructure(abc.ABC):
             cell: Its cells: how many of its blocks make one of its cells.
         """
 
+    def near_cells(self, radius: int | tuple[int, ...]) -> Int[Tensor, "C W"]:
+        """The blocks within a radius of each cell, its own among them; -1 for an empty slot.
+
+        Only where a structure knows what is near.
+
+        Args:
+            radius: In blocks, from the nearest block of the cell; on a grid one for each axis.
+        """
+        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+
+    def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
+        """Every `step`-th site of each block; -1 for an empty place."""
+        return self.blocks[:, ::step]
+
+    def halo_blocks(self, reach: int | tuple[int, ...]) -> Int[Tensor, "B S"]:
+        """The sites of each block and those within `reach`; -1 for an empty place.
+
+        Only where a structure knows what is near.
+        """
+        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+
     @property
     def time(self) -> Int[Tensor, " n"] | None:
         """The time of each site, int64; causal attention sees its own and earlier times.
@@ -148,9 +172,14 @@ class SpatialStructure(abc.ABC):
         return _row_of_member(self.blocks, self.num_sites)
 
     @table
+    def cell_of_block(self) -> Int[Tensor, " B"]:
+        """The cell that each block is in."""
+        return _row_of_member(self.cells, self.num_blocks)
+
+    @table
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
-        return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
+        return self.cell_of_block[self.block_of_site]
 
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
@@ -160,6 +189,56 @@ class SpatialStructure(abc.ABC):
         filled = flat >= 0
         places[flat[filled]] = filled.nonzero()[:, 0]
         return places
+
+    # Spans of time, for causal attention
+
+    @table
+    def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """The earliest and the latest time in each block; only where there is time."""
+        assert self.time is not None
+        return _span(self.time, self.time, self.blocks)
+
+    @table
+    def cell_span(self) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
+        """The earliest and the latest time in each cell; only where there is time."""
+        return _span(*self.block_span, self.cells)
+
+    @table
+    def first_in_cell(self) -> Bool[Tensor, " n"]:
+        """Which sites have the earliest time of their cell; only where there is time."""
+        assert self.time is not None
+        return self.time == self.cell_span[0][self.cell_of_site]
+
+    @table
+    def cell_group(self) -> Int[Tensor, " C"] | None:
+        """The space that each cell belongs to; None for one space."""
+        return None if self.group is None else self.group[self.cells.amax(dim=1)]
+
+    # What was made once and is kept for the next call
+
+    @table
+    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
+        return WeakKeyDictionary()
+
+    def kept_with(self, other: "SpatialStructure", name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A table of this structure and another one, made at its first use."""
+        if torch.compiler.is_compiling():
+            return make()
+        tables = self._kept.setdefault(other, {})
+        if name not in tables:
+            with torch.inference_mode(False):
+                tables[name] = make()
+        return tables[name]
+
+    @table
+    def _coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
+        return {}
+
+    def coarsened(self, factor: int | tuple[int, ...]) -> "SpatialStructure":
+        """What `coarsen` makes, made once."""
+        if factor not in self._coarsened:
+            self._coarsened[factor] = self.coarsen(factor)
+        return self._coarsened[factor]
 
     # The paper's operators
 
@@ -203,7 +282,7 @@ class SpatialStructure(abc.ABC):
         Returns:
             The parts; zeros in the empty places.
         """
-        return _take_sites(x, self.cell_sites)
+        return take_sites(x, self.cell_sites)
 
     def compose(self, parts: Float[Tensor, "*batch C PR d"]) -> Float[Tensor, "*batch n d"]:
         """Put the cells together again; what stands in empty places is dropped.
@@ -214,7 +293,7 @@ class SpatialStructure(abc.ABC):
 
     def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
         """Lay the features out block by block, as the rows of `blocks`; zeros in empty places."""
-        return _take_sites(x, self.blocks)
+        return take_sites(x, self.blocks)
 
 
 def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
@@ -223,7 +302,17 @@ def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tens
     return rows.masked_fill((ids < 0)[..., None], -1)
 
 
-def _take_sites(
+def _span(
+    first: Int[Tensor, " members"], last: Int[Tensor, " members"], rows: Int[Tensor, "rows R"]
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The earliest and the latest time of the members of each row."""
+    limits, empty = torch.iinfo(torch.int64), rows < 0
+    members = rows.clamp(min=0)
+    earliest = first[members].masked_fill(empty, limits.max).amin(dim=1)
+    return earliest, last[members].masked_fill(empty, limits.min).amax(dim=1)
+
+
+def take_sites(
     x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"]
 ) -> Float[Tensor, "*batch rows R d"]:
     """Features of the sites named, zeros where a site is -1."""

@@ -79,7 +79,34 @@ class Grid(SpatialStructure):
         return self._copies[device]
 
     def coarsen(self, factor: PerAxis, cell: PerAxis = 1) -> "Grid":
-        return Grid(self.grid_of_blocks, factor, cell, self.time_axis, self.on)
+        """The grid whose sites are the blocks; one int of a factor is cut to each axis' length."""
+        blocks = self.grid_of_blocks
+        if isinstance(factor, int):
+            factor = tuple(min(factor, count) for count in blocks)
+        return Grid(blocks, factor, cell, self.time_axis, self.on)
+
+    def near_cells(self, radius: PerAxis) -> Int[Tensor, "C W"]:
+        """The blocks whose distance to the cell is at most `radius` along every axis."""
+        radii = _checks.radius(radius, len(self.shape))
+        table = torch.zeros(1, 1, dtype=torch.int64, device=self.on)
+        for count, cell, reach in zip(self.grid_of_blocks, self.cell_shape, radii):
+            width = min(cell + 2 * reach, count + cell - 1)
+            begins = torch.arange(0, count, cell, device=self.on)
+            ends = (begins + cell).clamp(max=count) + reach
+            along = (begins - reach).clamp(min=0)[:, None] + torch.arange(width, device=self.on)
+            along = along.masked_fill(along >= ends[:, None].clamp(max=count), -1)
+            table = _outer(table, along, count)
+        return table
+
+    def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
+        """Every `step`-th site of each block along every axis."""
+        boxes = self.blocks.view(-1, *self.block_shape)
+        every = (slice(None), *(slice(None, None, step) for _ in self.shape))
+        return boxes[every].flatten(1)
+
+    def halo_blocks(self, reach: PerAxis) -> Int[Tensor, "B S"]:
+        """The sites whose distance to the block is at most `reach` along every axis."""
+        return Grid(self.shape, 1, self.block_shape, device=self.on).near_cells(reach)
 
     # Sizes, without the tables
 
@@ -143,6 +170,20 @@ class Grid(SpatialStructure):
         steps = torch.arange(self.shape[self.time_axis], device=self.on)
         across = [-1 if axis == self.time_axis else 1 for axis in range(len(self.shape))]
         return steps.view(across).expand(self.shape).reshape(-1)
+
+    @table
+    def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """The earliest time in each block, and the latest that a whole block would have.
+
+        So a block that a sequence has not filled yet is not over: what is computed for a prefix
+        does not depend on how long the sequence will be.
+        """
+        assert self.time_axis is not None
+        length = self.block_shape[self.time_axis]
+        numbers = torch.arange(self.num_blocks, device=self.on)
+        after = math.prod(self.grid_of_blocks[self.time_axis + 1 :])
+        first = numbers // after % self.grid_of_blocks[self.time_axis] * length
+        return first, first + length - 1
 
     # The paper's operators, as reshapes
 
@@ -234,6 +275,16 @@ def _split_axes(
         first + level + len(levels) * axis for level in range(len(levels)) for axis in range(rank)
     ]
     return split.permute(*range(first), *order, split.ndim - 1)
+
+
+def _outer(
+    table: Int[Tensor, "C W"], along: Int[Tensor, "c w"], count: int
+) -> Int[Tensor, "Cc Ww"]:
+    """Append an axis of `count` blocks to raster numbers; a number that is empty stays so."""
+    numbers = table[:, None, :, None] * count + along[None, :, None, :]
+    empty = (table < 0)[:, None, :, None] | (along < 0)[None, :, None, :]
+    numbers = numbers.masked_fill(empty, -1)
+    return numbers.flatten(2).flatten(0, 1)
 
 
 def _sum_runs(x: Tensor, axis: int, width: int) -> Tensor:

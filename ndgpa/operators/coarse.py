@@ -1,0 +1,115 @@
+"""The coarse branch: attention between block means, added to every site of a block."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.selection import Problem
+from ndgpa.structures import SpatialStructure
+
+
+def coarse_attention(
+    problem: Problem, value: Float[Tensor, "b hk n_k dv"], sizes: bool = True
+) -> Tensor:
+    """Softmax attention from block means to block means.
+
+    Source: the compressed branches of NSA (Yuan et al. 2025) and VSA (Zhang et al. 2025).
+
+    Args:
+        problem: Queries and keys. If causal, the sites of a query block must have one time, and
+            key blocks that are wholly past are seen.
+        sizes: Whether each key block is weighted by its seen sites.
+
+    Returns:
+        (b, h, B, dv), in the dtype of `value`; 0 for a block that sees nothing.
+    """
+    key_structure = problem.key_structure
+    coarse = replace(problem, causal=False).coarse()
+    wide, seen = coarse.query.dtype, key_structure.block_sizes.to(coarse.query.dtype)[None]
+    if problem.key_mask is not None:
+        mask = problem.key_mask[..., None]
+        value = value.masked_fill(~mask[:, None], 0)
+        seen = key_structure.block_sums(mask.to(wide))[..., 0]
+    means = key_structure.block_sums(value) / seen.clamp(min=1)[:, None, :, None]
+    added = _mask(problem, coarse.query)
+    if coarse.bias is not None:
+        repeats = coarse.query.shape[1] // coarse.key.shape[1]
+        added = added + coarse.bias.repeat_interleave(repeats, dim=1)[:, :, None]
+    if coarse.log_size is not None:
+        weight = coarse.log_size if sizes else coarse.log_size.clamp(max=0)  # sizes are at least 1
+        added = added + weight[:, None, None]
+    blind = (added == -torch.inf).all(dim=-1, keepdim=True)
+    out = F.scaled_dot_product_attention(
+        coarse.query,
+        coarse.key,
+        means.to(wide),
+        added.masked_fill(blind, 0),
+        scale=coarse.scale,
+        enable_gqa=coarse.key.shape[1] != coarse.query.shape[1],
+    )
+    return out.masked_fill(blind, 0).to(value.dtype)
+
+
+def _mask(problem: Problem, like: Tensor) -> Tensor:  # (1, 1, 1 or B, B_k)
+    structure, key_structure = problem.structure, problem.key_structure
+    seen: Bool[Tensor, "some B_k"] = torch.ones(
+        1, key_structure.num_blocks, dtype=torch.bool, device=like.device
+    )
+    if structure.group is not None and key_structure.group is not None:
+        seen = structure.group[:, None] == key_structure.group
+    if problem.causal:
+        first, last = structure.block_span
+        _checks.one_time(bool((first == last).all()))
+        seen = seen & (first[:, None] >= key_structure.block_span[1])
+    return like.new_zeros(()).where(seen, -torch.inf)[None, None]
+
+
+def add_by_block(
+    out: Float[Tensor, "b h n dv"],
+    coarse: Float[Tensor, "b h B dv"],
+    structure: SpatialStructure,
+    gate: Float[Tensor, "b h n #dv"] | None = None,
+) -> Float[Tensor, "b h n dv"]:
+    """Add each block's features, times the gate, to its sites: in place, a few sites at a time."""
+    if torch.compiler.is_compiling():  # one fused loop there
+        spread = coarse.index_select(2, structure.block_of_site)
+        return out + (spread if gate is None else gate * spread)
+    return _AddByBlock.apply(out, coarse, gate, structure)
+
+
+class _AddByBlock(torch.autograd.Function):
+    """No copy of the size of `out` is made in the forward; differentiable twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, coarse: Tensor, gate: Tensor | None, structure: SpatialStructure
+    ) -> Tensor:
+        step = max(1, (1 << 20) // max(1, out.shape[:2].numel() * out.shape[3]))
+        block = structure.block_of_site
+        for begin in range(0, out.shape[2], step):
+            sites = slice(begin, begin + step)
+            part = coarse.index_select(2, block[sites])
+            if gate is None:
+                out[:, :, sites].add_(part)
+            else:
+                out[:, :, sites].addcmul_(part, gate[:, :, sites])
+        ctx.mark_dirty(out)
+        ctx.save_for_backward(coarse, gate)
+        ctx.structure = structure
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        coarse, gate = ctx.saved_tensors
+        by_gate, flow = None, grad
+        if gate is not None:
+            flow = grad * gate
+            if ctx.needs_input_grad[2]:
+                by_gate = grad * coarse.index_select(2, ctx.structure.block_of_site)
+                by_gate = by_gate.sum_to_size(gate.shape)
+        return grad, ctx.structure.block_sums(flow).to(coarse.dtype), by_gate, None

@@ -1,0 +1,64 @@
+"""Relevance by strided sums along antidiagonals, and a share of it."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.selection.slots import ascending
+from ndgpa.selection.top_k import ranked
+
+_TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class Antidiagonal(Rule):
+    """Blocks until a share p of the relevance, estimated from every stride-th antidiagonal.
+
+    Runs of `stride` sites of a block are taken together: query s of a run meets key stride - 1 - s
+    of another, so each logit is a sum along an antidiagonal, over the stride. The relevance of a
+    key block is the softmax mass of its runs, summed over the runs of the cell's queries.
+
+    Source: XAttention (Xu et al. 2025).
+
+    Args:
+        stride: Sites of a run; divides the sites of a block.
+        p: The share of relevance that is read, in (0, 1].
+
+    Raises:
+        ValueError: A number out of range, or a structure of blocks that are not multiples of it.
+        NotImplementedError: A causal call; the estimate looks ahead by up to a stride.
+    """
+
+    stride: int
+    p: float
+
+    def __post_init__(self) -> None:
+        _checks.positive_count("stride", self.stride)
+        _checks.share_of("p", self.p)
+
+    def select(self, problem: Problem) -> Selection:
+        _checks.antidiagonal(problem, self.stride)
+        structure, key_structure = problem.structure, problem.key_structure
+        wide = torch.promote_types(problem.query.dtype, torch.float32)
+        query = self._runs(structure.by_block(problem.query.detach()).flip(3)).to(wide)
+        key = self._runs(key_structure.by_block(problem.key.detach())).to(wide)
+        heads, blocks = query.shape[1], key.shape[2]
+        key = key.repeat_interleave(heads // key.shape[1], dim=1).flatten(2, 3)
+        query = query[:, :, structure.cells].flatten(3, 4) * (problem.scale / self.stride)
+        runs = query.shape[0] * heads * query.shape[3] * key.shape[2]
+        step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // runs)
+        parts = []
+        for begin in range(0, structure.num_cells, step):
+            cells = slice(begin, begin + step)
+            mass = torch.einsum("bhcrf,bhkf->bhcrk", query[:, :, cells], key).softmax(dim=-1)
+            relevance = mass.unflatten(-1, (blocks, -1)).sum(dim=(3, 5))
+            parts.append(ranked(relevance, blocks, p=self.p))
+        return Selection(ascending(torch.cat(parts, dim=2), blocks).int())
+
+    def _runs(self, x: Float[Tensor, "b h B R d"]) -> Float[Tensor, "b h B runs sd"]:
+        return rearrange(x, "b h B (r s) d -> b h B r (s d)", s=self.stride)

@@ -1,0 +1,53 @@
+"""Tables of block ids: order, repetition, empty slots, and what a cell may see."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa.selection.base import Problem
+
+
+def ascending(ids: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
+    """In ascending order, empty slots last."""
+    ordered = ids.masked_fill(ids < 0, num_blocks).sort(dim=-1).values
+    return ordered.masked_fill(ordered == num_blocks, -1)
+
+
+def each_once(table: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
+    """In ascending order, each number once, empty slots last."""
+    table = ascending(table, num_blocks)
+    again = torch.zeros_like(table, dtype=torch.bool)
+    again[..., 1:] = table[..., 1:] == table[..., :-1]
+    return ascending(table.masked_fill(again, -1), num_blocks)
+
+
+def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch k"]:
+    """Cut to the longest row; empty slots must be last.
+
+    It looks at values, so a GPU, which would be made to wait, and a compiled graph, whose shapes
+    are fixed, keep the width.
+    """
+    if table.is_cuda or torch.compiler.is_compiling() or table.shape[-1] == 0:
+        return table
+    used = (table >= 0).flatten(0, -2).any(dim=0)
+    return table[..., : max(1, int(used.sum()))]
+
+
+def seen_blocks(table: Int[Tensor, "*batch C F"], problem: Problem) -> Int[Tensor, "*batch C F"]:
+    """The table less the blocks of another group than the cell's, or wholly later."""
+    structure, key_structure = problem.structure, problem.key_structure
+    blocks, hidden = table.clamp(min=0), table < 0
+    if structure.cell_group is not None and key_structure.group is not None:
+        hidden = hidden | (key_structure.group[blocks] != structure.cell_group[:, None])
+    if problem.causal:
+        later = key_structure.block_span[0][blocks] > structure.cell_span[1][:, None]
+        hidden = hidden | later
+    return table.masked_fill(hidden, -1)
+
+
+def without_blocks(
+    scores: Float[Tensor, "*batch B_k"], always: Int[Tensor, "*batch F"]
+) -> Float[Tensor, "*batch B_k"]:
+    """Scores in which the blocks that are read anyway are no candidates."""
+    cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
+    return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")

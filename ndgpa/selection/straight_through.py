@@ -1,0 +1,39 @@
+"""A hard rule with a gradient: the forward is the rule's own, bit for bit."""
+
+from dataclasses import dataclass
+
+from ndgpa import _checks
+from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.selection.soft import log_relevance
+
+
+@dataclass(frozen=True)
+class StraightThrough(Rule):
+    """What `rule` selects, with a gradient to the coarse queries and keys.
+
+    Each slot gets the bias log r - stop(log r), r being the relevance of its block: zero in the
+    forward, so nothing changes; in the backward, what the attention would gain from more or less
+    of a block reaches the relevance, and by its softmax also the blocks that were not selected.
+
+    Source: Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons".
+
+    Args:
+        rule: The hard rule.
+
+    Raises:
+        TypeError: It is no rule.
+    """
+
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        _checks.rules("StraightThrough", (self.rule,))
+
+    def select(self, problem: Problem) -> Selection:
+        hard = self.rule.select(problem)
+        share = {problem.query.shape[1]: "head", problem.key.shape[1]: "group"}
+        soft = log_relevance(problem, share.get(hard.blocks.shape[1], "all"))
+        slot = soft.gather(-1, hard.blocks.clamp(min=0).long())
+        slot = slot.masked_fill((hard.blocks < 0) | slot.isneginf(), 0)
+        bias = slot - slot.detach()
+        return Selection(hard.blocks, bias if hard.bias is None else hard.bias + bias)

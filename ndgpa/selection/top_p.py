@@ -1,0 +1,47 @@
+"""As many blocks as it takes to reach a share of the relevance."""
+
+from dataclasses import dataclass
+
+from ndgpa import _checks
+from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+
+
+@dataclass(frozen=True)
+class TopP(Rule):
+    """Each cell reads its most relevant key blocks until they hold `p` of its relevance.
+
+    The block that reaches p is the last one read; of equals the lowest id comes first. Cells with
+    spread attention read many blocks, others few, so rows differ in length.
+
+    Source: nucleus sampling (Holtzman et al. 2020), as SVG2 and XAttention apply it to blocks.
+
+    Args:
+        p: The share of relevance, in (0, 1]. Forced blocks do not count towards it.
+        at_least, at_most: Limits on the number of blocks of a cell, the forced ones aside; None is
+            no limit. The selection is a table with room for `at_most`, of which `attend` looks at
+            the slots that are filled.
+        share, force: As for `TopK`.
+
+    Raises:
+        ValueError, TypeError: p outside (0, 1], limits that exclude each other, or as for `TopK`.
+    """
+
+    p: float
+    at_least: int = 1
+    at_most: int | None = None
+    share: str = "head"
+    force: tuple[int | str, ...] | int | str = ()
+
+    def __post_init__(self) -> None:
+        _checks.share_of("p", self.p)
+        _checks.bounds(self.at_least, self.at_most)
+        _checks.one_of("share", self.share, SHARE)
+        _checks.forced(as_tuple(self.force))
+
+    def select(self, problem: Problem) -> Selection:
+        most = problem.key_structure.num_blocks if self.at_most is None else self.at_most
+        blocks = most_relevant(
+            problem, most, "mass", self.share, self.force, p=self.p, at_least=self.at_least
+        )
+        return Selection(blocks)

@@ -1,0 +1,63 @@
+"""Several rules at once: TopK(8) | Window(1)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.selection.base import Problem, Rule, Selection
+
+
+@dataclass(frozen=True)
+class Union(Rule):
+    """Each cell reads every block that any of the rules reads, once.
+
+    A block that several rules name keeps the bias of the first of them.
+
+    Args:
+        rules: At least one rule; `a | b` makes the union of two.
+
+    Raises:
+        TypeError: Something is not a rule.
+    """
+
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        _checks.rules("Union", self.rules)
+
+    def select(self, problem: Problem) -> Selection:
+        parts = [rule.select(problem) for rule in self.rules]
+        heads = max(part.blocks.shape[1] for part in parts)
+        blocks = torch.cat([_for_heads(part.blocks, heads) for part in parts], dim=-1)
+        bias = None
+        if any(part.bias is not None for part in parts):
+            bias = torch.cat([_for_heads(_bias(part, problem), heads) for part in parts], dim=-1)
+        return once(blocks, bias, problem.key_structure.num_blocks)
+
+
+def once(
+    blocks: Int[Tensor, "b hs C K"], bias: Float[Tensor, "b hs C K"] | None, num_blocks: int
+) -> Selection:
+    """The same blocks in ascending order, each in the first of its slots; empty slots last."""
+    blocks, order = blocks.masked_fill(blocks < 0, num_blocks).sort(dim=-1, stable=True)
+    again = torch.zeros_like(blocks, dtype=torch.bool)
+    again[..., 1:] = blocks[..., 1:] == blocks[..., :-1]
+    blocks, moved = blocks.masked_fill(again, num_blocks).sort(dim=-1, stable=True)
+    blocks = blocks.masked_fill(blocks == num_blocks, -1)
+    if bias is not None:
+        bias = bias.gather(-1, order).gather(-1, moved)
+    return Selection(blocks.int(), bias)
+
+
+def _for_heads(x: Tensor, heads: int) -> Tensor:  # (b, some heads, C, K) -> (b, heads, C, K)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _bias(part: Selection, problem: Problem) -> Float[Tensor, "b hs C K"]:
+    if part.bias is not None:
+        return part.bias
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    return problem.query.new_zeros(part.blocks.shape, dtype=wide)
