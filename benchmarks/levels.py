@@ -21,6 +21,7 @@ itself has slope 1.08 over this range.
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -48,8 +49,8 @@ class Options:
 
     out: Path = Path("out/levels.json")
     sides: tuple[int, ...] = (256, 512, 1024, 2048)
-    keep: int = 64
-    """Nodes kept at the coarsest level; half as many at each finer one, but at least 16."""
+    keep: int = 96
+    """Nodes kept at the coarsest level; half as many at each finer one, but at least 24."""
     repeats: int = 2
     threads: int = 2
 
@@ -118,7 +119,7 @@ def space_of(name: str, side: int, x: Tensor) -> tuple[Tensor, ndgpa.SpatialStru
 
 def rule_for(side: int, factor: int, options: Options) -> ndgpa.MultiLevel:
     levels = 1 + round(math.log2(side / 4 / TOP))
-    keep = (max(16, options.keep >> level) for level in range(levels - 1))
+    keep = (max(24, options.keep >> level) for level in range(levels - 1))
     return ndgpa.MultiLevel((*keep, KEPT), factor)
 
 
@@ -182,6 +183,7 @@ def main(options: Options) -> None:
         "machine": platform.processor() or platform.machine(),
         "threads": options.threads,
         "torch": torch.__version__,
+        "machine_cores": os.cpu_count(),
         "keep": options.keep,
         "kept_blocks": KEPT,
     }
