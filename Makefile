@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench gpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m examples.images.copy_photo
@@ -15,10 +15,12 @@ demo: $(VENV)/.installed
 test: lint
 	$(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m "not slow and (compiled or bad_input)"
+	TRITON_INTERPRET=1 $(RUN) -m pytest -m "not slow" tests/kernels
 
 test-slow: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
+	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest tests/kernels
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -28,6 +30,12 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/cpu_speed.py
 	$(RUN) benchmarks/cpu_memory.py
+
+# On a machine with a GPU, with the Python and packages that it has: nothing is installed.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest -W default tests/gpu
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

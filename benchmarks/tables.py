@@ -20,6 +20,8 @@ def main() -> None:
         content = table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
         block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = block.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
+    block = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
+    text = block.sub(lambda m: f"{m[1]}{gpus()}\n{m[2]}", text)
     temporary = readme.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(readme)
@@ -47,6 +49,57 @@ def cpu_speed(result: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def gpus() -> str:
+    """A table for each GPU that has a result file."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    tables = [gpu(result) for result in results if _is_gpu(result)]
+    if not tables:
+        return (
+            "No GPU has been measured yet: the kernels are tested in Triton's interpreter and "
+            "compiled ahead of time only ([what they use of a chip]"
+            "(benchmarks/results/kernel_resources.md)). `make gpu` measures, and writes this table."
+        )
+    return "\n\n".join(tables)
+
+
+def _is_gpu(result: dict[str, Any]) -> bool:
+    return "gpu" in result and any(row["who"] == "gpa" for row in result["rows"])
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """Times of GPA with its selection; of its rivals the fastest, on the same lists or dense."""
+    lines = [
+        f"{result['gpu']}, torch {result['machine']['torch']}; forward and backward, medians. "
+        "FlexAttention reads the same blocks, its selection and layout not in the time.",
+        "",
+        "| case | GPA | of it selection | dense | times faster | FlexAttention | times faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(row["case"] for row in result["rows"]):
+        times = {
+            (row["who"], row["phase"]): row["ms"]
+            for row in result["rows"]
+            if row["case"] == case and "ms" in row
+        }
+        ours = times.get(("gpa", "forward+backward"))
+        attend = times.get(("attend", "forward+backward"))
+        flex = times.get(("flex", "forward+backward"))
+        rivals = [
+            ms
+            for (who, phase), ms in times.items()
+            if who.startswith("dense") and phase == "forward+backward"
+        ]
+        dense = min(rivals, default=None)
+        cells = [case, _time(ours), _time(times.get(("select", "forward"))), _time(dense)]
+        cells += [_ratio(_over(dense, ours)), _time(flex), _ratio(_over(flex, attend))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
 
 
 def _time(ms: float | None) -> str:

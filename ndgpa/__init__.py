@@ -3,12 +3,21 @@
 from ndgpa import nn, presets
 from ndgpa.cache import Cache
 from ndgpa.functional import attend, gpa, select
-from ndgpa.operators import GPA, Full, Nothing
+from ndgpa.operators import (
+    GPA,
+    Full,
+    Hydra,
+    LocalSparse,
+    MultiAxis,
+    Neighborhood,
+    Nothing,
+    Nystrom,
+    Performer,
+)
 from ndgpa.selection import (
     Antidiagonal,
     Fixed,
     MultiLevel,
-    Neighborhood,
     Own,
     PerHead,
     PerturbedTopK,
@@ -23,6 +32,7 @@ from ndgpa.selection import (
 )
 from ndgpa.structures import (
     Clusters,
+    Graph,
     Grid,
     Halo,
     Image,
@@ -32,6 +42,7 @@ from ndgpa.structures import (
     SpatialStructure,
     Strided,
     Video,
+    disjoint,
 )
 
 __version__ = "0.1.0"
@@ -43,15 +54,21 @@ __all__ = [
     "Clusters",
     "Fixed",
     "Full",
+    "Graph",
     "Grid",
     "Halo",
+    "Hydra",
     "Image",
     "Jittered",
+    "LocalSparse",
+    "MultiAxis",
     "MultiLevel",
     "Neighborhood",
     "Nothing",
+    "Nystrom",
     "Own",
     "PerHead",
+    "Performer",
     "PerturbedTopK",
     "PointCloud",
     "Selection",
@@ -67,6 +84,7 @@ __all__ = [
     "Video",
     "Window",
     "attend",
+    "disjoint",
     "gpa",
     "nn",
     "presets",

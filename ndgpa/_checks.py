@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -300,6 +302,12 @@ def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_d
             raise ValueError(f"{heads} heads do not divide {name} {width}")
 
 
+def layer_key_heads(heads: int, key_heads: int) -> None:
+    positive_count("key_heads", key_heads)
+    if heads % key_heads:
+        raise ValueError(f"{key_heads} key heads do not divide the {heads} heads")
+
+
 def layer_input(name: str, x: Tensor, width: int) -> None:
     if x.ndim != 3 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
@@ -396,6 +404,369 @@ def key_lines(
 def needs(who: str, module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ImportError(f"{who} needs {module}; install it with: pip install 'ndgpa[{extra}]'")
+
+
+# The triton backend
+
+
+def triton_backend(
+    query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
+) -> None:
+    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if query.dtype not in dtypes:
+        raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
+    for name, x in (("query", query), ("value", value)):
+        if x.shape[3] > widest:
+            raise ValueError(
+                f"backend 'triton' takes heads of at most {widest} features; "
+                f"{name} has {x.shape[3]}"
+            )
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    if query.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
+            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
+        )
+    if query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
+
+
+# Operators
+
+
+def operator_call(
+    query: Any, key: Any, value: Any, structure: Any, key_structure: Any, mask: Any
+) -> None:
+    """What every operator asks of its arguments."""
+    query_and_key(query, key, structure, key_structure, "dot", causal=False)
+    value_for(key, value)
+    key_mask(mask, key)
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in (query, key, value)):
+        raise NotImplementedError(
+            "this operator has no forward-mode derivative; use reverse mode, or Full"
+        )
+
+
+def grid_shape(who: str, name: str, structure: Any) -> tuple[int, ...]:
+    from ndgpa.structures.grid import Grid
+
+    if not isinstance(structure, Grid):
+        raise TypeError(f"{who} needs a Grid as {name}; got {type(structure).__name__}")
+    return structure.shape
+
+
+def neighborhood(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) -> None:
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        sizes = _ints(name, value)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if rel_bias and (heads is None or not isinstance(kernel, tuple)):
+        raise ValueError("rel_bias needs heads, and kernel as a tuple of one int per axis")
+    if heads is not None:
+        positive_count("heads", heads)
+
+
+def windows(
+    kernel: Any, dilation: Any, shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and dilation, one int per axis each, that fit the grid of the keys."""
+    same_rank(shape, key_shape)
+    sizes = []
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        entries = _ints(name, value) * (len(shape) if isinstance(value, int) else 1)
+        if len(entries) != len(shape):
+            raise ValueError(
+                f"{name} has {len(entries)} entries but the grid has {len(shape)} axes"
+            )
+        sizes.append(entries)
+    for axis, (k, d, size) in enumerate(zip(*sizes, key_shape)):
+        if k * d > size:
+            raise ValueError(
+                f"kernel {k} with dilation {d} covers {k * d} sites but axis {axis} of the keys "
+                f"has {size}; kernel x dilation must not exceed it"
+            )
+    return sizes[0], sizes[1]
+
+
+def same_rank(shape: tuple[int, ...], key_shape: tuple[int, ...]) -> None:
+    if len(shape) != len(key_shape):
+        raise ValueError(
+            f"queries are on a grid of rank {len(shape)} but keys on one of rank {len(key_shape)}"
+        )
+
+
+def rel_bias_heads(rel_bias: Tensor, query: Tensor) -> None:
+    if rel_bias.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the relative bias was made for "
+            f"{rel_bias.shape[0]}"
+        )
+    if rel_bias.device != query.device:
+        raise ValueError(f"the relative bias is on {rel_bias.device} but query on {query.device}")
+
+
+def parts(given: Any) -> None:
+    if len(given) == 0:
+        raise ValueError("parts is empty; Hydra needs at least one operator")
+    for part in given:
+        if not callable(part):
+            raise TypeError(f"a part must be an operator; got {type(part).__name__}")
+
+
+def hydra_lists(kernels: Any, dilations: Any) -> tuple[list[Any], list[Any]]:
+    """Both lists at the length of the longer; a list of one serves all."""
+    length = max(len(kernels), len(dilations))
+    for name, given in (("kernels", kernels), ("dilations", dilations)):
+        if len(given) not in (1, length):
+            raise ValueError(f"{name} has {len(given)} entries; expected 1 or {length}")
+    whole = [list(x) * (length if len(x) == 1 else 1) for x in (kernels, dilations)]
+    return whole[0], whole[1]
+
+
+def enough_heads(who: str, heads: int, count: int) -> None:
+    if heads < count:
+        raise ValueError(f"{who} has {count} parts but query has {heads} heads; each needs one")
+
+
+def features_for_mask(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
+    if query is None or key is None:
+        raise ValueError(f"{who} chooses its keys by their features; its mask needs query and key")
+    return query, key
+
+
+def nystrom(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any) -> None:
+    if landmarks != "blocks":
+        if isinstance(landmarks, str):
+            raise ValueError(f"unknown landmarks {landmarks!r}; expected a number or 'blocks'")
+        positive_count("landmarks", landmarks)
+    positive_count("iterations", iterations)
+    if conv_kernel is None:
+        return
+    positive_count("conv_kernel", conv_kernel)
+    if conv_kernel % 2 == 0:
+        raise ValueError(f"conv_kernel must be odd; got {conv_kernel}")
+    if heads is None:
+        raise ValueError("conv_kernel needs heads, the number of query heads")
+    positive_count("heads", heads)
+
+
+def nystrom_conv(
+    weight: Tensor,
+    query: Tensor,
+    structure: "SpatialStructure",
+    key_structure: "SpatialStructure",
+) -> None:
+    if key_structure is not structure:
+        raise ValueError("conv_kernel needs queries and keys on one structure")
+    if weight.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the convolution was made for {weight.shape[0]}"
+        )
+
+
+def as_many_blocks(
+    who: str, structure: "SpatialStructure", key_structure: "SpatialStructure"
+) -> None:
+    if structure.num_blocks != key_structure.num_blocks:
+        raise ValueError(
+            f"{who} pairs the blocks of queries and keys, but structure has "
+            f"{structure.num_blocks} and key_structure {key_structure.num_blocks}"
+        )
+
+
+def one_space(who: str, *structures: "SpatialStructure") -> None:
+    if any(structure.group is not None for structure in structures):
+        raise NotImplementedError(
+            f"{who} does not keep apart the spaces of a structure with groups; call it for each"
+        )
+
+
+def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
+    positive_count("features", features)
+    if redraw_every is not None:
+        positive_count("redraw_every", redraw_every)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale of a Performer must be above 0; got {scale}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+
+
+def performer_input(query: Tensor, projection: Tensor) -> None:
+    if query.shape[-1] != projection.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} features a head but the Performer was made for "
+            f"{projection.shape[1]}"
+        )
+    if query.device != projection.device:
+        raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")
+
+
+def block_size(block: Any) -> None:
+    if block is not None and min(_ints("block", block), default=0) < 1:
+        raise ValueError(f"block must be at least 1; got {block}")
+
+
+def halves(who: str, heads: int) -> None:
+    if heads % 2:
+        raise ValueError(f"{who} splits the query heads in two halves; got {heads}")
+
+
+def paired_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
+    as_many_blocks("MultiAxis", structure, key_structure)
+    if structure.sites_per_block != key_structure.sites_per_block:
+        raise ValueError(
+            f"MultiAxis pairs the places within blocks of queries and keys, but structure has "
+            f"{structure.sites_per_block} a block and key_structure {key_structure.sites_per_block}"
+        )
+
+
+def local_sparse(patterns: Any, known: Any) -> None:
+    if len(patterns) == 0:
+        raise ValueError("pattern is empty; name at least one")
+    for pattern in patterns:
+        one_of("pattern", pattern, known)
+
+
+def stride(value: int, n: int) -> None:
+    if value > n:
+        raise ValueError(f"stride {value} is larger than the {n} sites of key_structure")
+
+
+def heads_over_steps(who: str, heads: int, steps: int) -> None:
+    if heads == 0 or heads % steps:
+        raise ValueError(
+            f"{who} splits the query heads evenly over {steps} steps; {heads} heads do not split"
+        )
+
+
+# Information flow
+
+
+def flow_steps(steps: Any) -> None:
+    if len(steps) == 0:
+        raise ValueError("there is no step; information flow needs at least one")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.bool:
+            got = step.dtype if isinstance(step, Tensor) else type(step).__name__
+            raise TypeError(f"step {i} must be a bool tensor (queries, keys); got {got}")
+        if step.ndim != 2:
+            raise ValueError(f"step {i} must have two axes; got shape {tuple(step.shape)}")
+        if i and step.shape[1] != steps[i - 1].shape[0]:
+            raise ValueError(
+                f"step {i} has {step.shape[1]} keys but the step before has "
+                f"{steps[i - 1].shape[0]} queries"
+            )
+
+
+# Graphs
+
+
+def graph(
+    edge_index: Any,
+    num_nodes: Any,
+    downsample: Any,
+    cell: Any,
+    position: Any,
+    edge_weight: Any,
+    time: Any,
+) -> None:
+    _edge_index(edge_index)
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
+        raise TypeError(f"num_nodes must be an int; got {num_nodes!r}")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes is {num_nodes}; a structure needs at least one site")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index names node {low if low < 0 else high}; nodes are numbered from 0 to "
+                f"{num_nodes - 1}"
+            )
+    counts(num_nodes, downsample, cell)
+    if position is not None:
+        points(position, downsample, cell)
+        if len(position) != num_nodes:
+            raise ValueError(f"position has {len(position)} rows but there are {num_nodes} nodes")
+    if edge_weight is not None:
+        _edge_weight(edge_weight, edge_index.shape[1])
+    if time is not None:
+        _int_vector("time", time)
+        if len(time) != num_nodes:
+            raise ValueError(f"time has {len(time)} entries but there are {num_nodes} sites")
+
+
+def _edge_index(edge_index: Any) -> None:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index must be a tensor; got {type(edge_index).__name__}")
+    dtype = edge_index.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"edge_index must be of an integer dtype; got {dtype}")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape (2, edges); got {tuple(edge_index.shape)}")
+
+
+def _edge_weight(weight: Any, edges: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"edge_weight must be a tensor; got {type(weight).__name__}")
+    if weight.dtype.is_complex or weight.dtype == torch.bool:
+        raise TypeError(f"edge_weight must be of a real dtype; got {weight.dtype}")
+    if tuple(weight.shape) != (edges,):
+        raise ValueError(f"edge_weight must have shape ({edges},); got {tuple(weight.shape)}")
+    if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
+        raise ValueError("edge_weight must be finite and not negative")
+
+
+def graph_method(method: str, has_position: bool) -> None:
+    if method == "kd" and not has_position:
+        raise ValueError("method 'kd' splits by position, and none is given")
+    needed = {"metis": "pymetis", "landmark": "scipy"}.get(method)
+    if needed is not None and find_spec(needed) is None:
+        raise ImportError(
+            f"Graph needs {needed} for method {method!r}; pip install 'ndgpa[graph]', or give "
+            "positions"
+        )
+
+
+def disjoint(structures: Sequence[Any]) -> None:
+    if not structures:
+        raise ValueError("disjoint got no structures; it needs at least one")
+    for place, structure in enumerate(structures):
+        _structure(f"structure {place}", structure)
+    if len({structure.device for structure in structures}) > 1:
+        devices = _listed(structure.device for structure in structures)
+        raise ValueError(f"the structures are on different devices: {devices}")
+    timed = [structure.time is not None for structure in structures]
+    if any(timed) and not all(timed):
+        raise ValueError(
+            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has one"
+        )
+
+
+# PyTorch Geometric
+
+
+def coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; put it through GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    _int_vector("batch", batch)
+    _edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be ascending: the nodes of a graph stand together")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index joins nodes of two graphs of the batch")
 
 
 # Rules beyond TopK

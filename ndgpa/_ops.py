@@ -1,5 +1,6 @@
 """What the custom operators of the package share."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,11 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 def without_autocast(like: Tensor) -> torch.autocast:
     """A context in which the body of an operator computes in the dtypes it was written in."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def has_triton(like: Tensor) -> bool:
+    """Whether kernels run on the device of a tensor without being asked for by name."""
+    return like.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 def cast_for_autocast(*xs: Tensor) -> list[Tensor]:

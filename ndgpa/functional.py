@@ -42,7 +42,7 @@ def gpa(
             released code).
         causal: A site sees only sites of its own or an earlier time (of `structure.time`).
         key_mask: True where a key is seen; a key that is not seen does not exist.
-        backend: "reference" or "torch"; None picks the best one.
+        backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
         The output, in the dtype of `query`; 0 for a query that sees nothing. Under autocast the
@@ -141,10 +141,10 @@ def attend(
     _checks.key_mask(key_mask, key)
     _checks.scale(scale)
     _checks.selection_for(selection, query, key, structure)
-    run = pick(backend)
     structure, key_structure = structure.to(query.device), key_structure.to(query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = cast_for_autocast(query, key, value)
+    run = pick(backend, query, value)
     with without_autocast(query):
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]

@@ -18,6 +18,8 @@ class SpatialAttention(nn.Module):
         key_dim: Features of the context; None means `query_dim`.
         value_dim: Features of the values, all heads together; None means `query_dim`.
         out_dim: Features of the output; None means `query_dim`.
+        key_heads: How many heads of keys and values the heads share; divides `heads`. None means
+            one for each.
         operator: The attention, e.g. `GPA(12)`, `Full()`, `Nothing()`. An operator that is a module
             becomes a submodule.
 
@@ -33,17 +35,20 @@ class SpatialAttention(nn.Module):
         value_dim: int | None = None,
         out_dim: int | None = None,
         operator: Operator = GPA(12),  # noqa: B008 (frozen)
+        key_heads: int | None = None,
     ) -> None:
         super().__init__()
         key_dim = query_dim if key_dim is None else key_dim
         value_dim = query_dim if value_dim is None else value_dim
         out_dim = query_dim if out_dim is None else out_dim
+        key_heads = heads if key_heads is None else key_heads
         _checks.layer_widths(query_dim, heads, key_dim, value_dim, out_dim)
-        self.heads = heads
+        _checks.layer_key_heads(heads, key_heads)
+        self.heads, self.key_heads = heads, key_heads
         self.operator = operator
         self.to_query = nn.Linear(query_dim, query_dim, bias=False)
-        self.to_key = nn.Linear(key_dim, query_dim, bias=False)
-        self.to_value = nn.Linear(key_dim, value_dim, bias=False)
+        self.to_key = nn.Linear(key_dim, query_dim // heads * key_heads, bias=False)
+        self.to_value = nn.Linear(key_dim, value_dim // heads * key_heads, bias=False)
         self.to_out = nn.Linear(value_dim, out_dim)
 
     def forward(
@@ -66,8 +71,12 @@ class SpatialAttention(nn.Module):
         _checks.layer_input("x", x, self.to_query.in_features)
         _checks.layer_input("context", context, self.to_key.in_features)
         query, key, value = (
-            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
-            for y in (self.to_query(x), self.to_key(context), self.to_value(context))
+            rearrange(y, "b n (h d) -> b h n d", h=h)
+            for y, h in (
+                (self.to_query(x), self.heads),
+                (self.to_key(context), self.key_heads),
+                (self.to_value(context), self.key_heads),
+            )
         )
         out = self.operator(query, key, value, structure, context_structure, key_mask=key_mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))

@@ -1,18 +1,36 @@
-"""Looking at attention: what it costs, how much of it a selection keeps, and where it goes."""
+"""Looking at attention: what it costs, how much a selection keeps, and where it goes."""
 
 from ndgpa.analysis.cost import AffinityEntries, full_entries, gpa_entries, low_rank_entries
 from ndgpa.analysis.coverage import coverage
+from ndgpa.analysis.information_flow import (
+    fewest_steps,
+    has_full_information,
+    information_flow,
+    path_counts,
+    picture_of_flow,
+    picture_of_masks,
+)
 from ndgpa.analysis.key_lines import draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
+from ndgpa.analysis.maps import attention_map, over_the_grid, saliency
 from ndgpa.analysis.memory import peak_bytes
 
 __all__ = [
     "AffinityEntries",
+    "attention_map",
     "coverage",
     "draw_key_lines",
+    "fewest_steps",
     "full_entries",
     "gpa_entries",
+    "has_full_information",
+    "information_flow",
     "key_weights",
     "low_rank_entries",
+    "over_the_grid",
+    "path_counts",
     "peak_bytes",
+    "picture_of_flow",
+    "picture_of_masks",
+    "saliency",
 ]

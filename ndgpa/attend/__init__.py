@@ -10,15 +10,16 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa.attend.chunked import chunked
 from ndgpa.attend.reference import reference
+from ndgpa.attend.triton_ops import fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
 
-BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked}
+BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "triton": fused}
 
 
-def pick(name: str | None) -> Backend:
+def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     """The backend of that name; None means the best there is for the call."""
     if name is None:
-        return chunked
+        return fused if is_usable(query, value) else chunked
     _checks.one_of("backend", name, BACKENDS)
     return BACKENDS[name]

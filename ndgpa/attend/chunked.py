@@ -160,14 +160,14 @@ def attend_chunked_backward(
             if not problem.is_plain:
                 slope.masked_fill_(tile.weights == 0, 0)
             flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
-            _add_rows(grad_key, rows, tile.rows, _scaled_bmm(slope.mT, tile.query, scale))
-            _add_rows(grad_value, rows, tile.rows, torch.bmm(tile.weights.mT, g))
+            _add_rows(grad_key, rows, tile, _scaled_bmm(slope.mT, tile.query, scale))
+            _add_rows(grad_value, rows, tile, torch.bmm(tile.weights.mT, g))
             by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
             if by_key is not None and slot_bias is not None:
                 by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
                 grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
             if by_key is not None and key_bias is not None:
-                _add_rows(grad_bias, rows, tile.rows, by_key)
+                _add_rows(grad_bias, rows, tile, by_key)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
 
 
@@ -286,7 +286,8 @@ class _Tiles:
             dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
             logits = logits.masked_fill(dead, 0)
             weights = logits.softmax(dim=-1).masked_fill(dead, 0)
-        return _Tile(query, key, value, rows, logits, weights, dead)
+        unused = empty.flatten() if self.has_empty else None
+        return _Tile(query, key, value, rows, unused, logits, weights, dead)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
@@ -317,6 +318,7 @@ class _Tile:
     key: Tensor  # (c, Y, d)
     value: Tensor  # (c, Y, dv)
     rows: Tensor  # (c * K,): rows of the key table
+    empty: Tensor | None  # (c * K,): empty slots, whose row stands for nothing
     logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     dead: Tensor | None  # (c, X, 1): the queries that see nothing
@@ -332,13 +334,15 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
-def _add_rows(total: Tensor, count: int, rows: Tensor, part: Tensor) -> None:
-    """Add parts to the rows named, always in the same order."""
-    total, part = total.view(count, -1), part.reshape(len(rows), -1)
+def _add_rows(total: Tensor, count: int, tile: _Tile, part: Tensor) -> None:
+    """Add parts to the rows of a tile, always in the same order; nothing of empty slots."""
+    total, part = total.view(count, -1), part.reshape(len(tile.rows), -1)
+    if tile.empty is not None:
+        part = part.masked_fill(tile.empty[:, None], 0)
     if total.is_cuda:  # index_add_ is atomic there; this sorts
-        total.index_put_((rows,), part, accumulate=True)
+        total.index_put_((tile.rows,), part, accumulate=True)
     else:
-        total.index_add_(0, rows, part)
+        total.index_add_(0, tile.rows, part)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

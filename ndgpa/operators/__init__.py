@@ -1,8 +1,25 @@
 """Interchangeable attentions: anything called as operator(query, key, value, structure, ...)."""
 
-from ndgpa.operators.base import Operator
+from ndgpa.operators.base import Operator, SaysMask
 from ndgpa.operators.full import Full
 from ndgpa.operators.gpa import GPA
+from ndgpa.operators.local_sparse import LocalSparse
+from ndgpa.operators.multi_axis import MultiAxis
+from ndgpa.operators.neighborhood import Hydra, Neighborhood
 from ndgpa.operators.nothing import Nothing
+from ndgpa.operators.nystrom import Nystrom
+from ndgpa.operators.performer import Performer
 
-__all__ = ["GPA", "Full", "Nothing", "Operator"]
+__all__ = [
+    "GPA",
+    "Full",
+    "Hydra",
+    "LocalSparse",
+    "MultiAxis",
+    "Neighborhood",
+    "Nothing",
+    "Nystrom",
+    "Operator",
+    "Performer",
+    "SaysMask",
+]

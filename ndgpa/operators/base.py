@@ -33,3 +33,24 @@ class Operator(Protocol):
             key_mask: True where a key is seen.
         """
         ...
+
+
+class SaysMask(Operator, Protocol):
+    """An operator that can say which keys each query reads."""
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Float[Tensor, "b h n d"] | None = None,
+        key: Float[Tensor, "b hk n_k d"] | None = None,
+    ) -> Bool[Tensor, "groups n n_k"]:
+        """Which site reads which, True where the output depends on the key.
+
+        One mask for each group of heads that read alike, in the order of the heads. It has n * n_k
+        entries: for small spaces.
+
+        Args:
+            query, key: For an operator that chooses its keys by their features; others ignore them.
+        """
+        ...

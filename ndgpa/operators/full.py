@@ -60,6 +60,21 @@ class Full:
         with without_autocast(query):
             return _attend(query, key, value, _mask(query, bias, seen), scale).to(query.dtype)
 
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """Every key that is visible; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        seen = visible(structure, key_structure, self.causal)
+        if seen is None:
+            shape = (structure.num_sites, key_structure.num_sites)
+            seen = torch.ones(shape, dtype=torch.bool, device=structure.device)
+        return seen[None]
+
 
 def _attend(
     query: Float[Tensor, "b h n d"],

@@ -10,7 +10,7 @@ from ndgpa import _checks
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.selection import Problem, Rule
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import SpatialStructure, visible
 from ndgpa.structures.sampling import Sampling
 
 
@@ -95,3 +95,35 @@ class GPA:
 
     def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
         return key_structure if self.read is None else self.read(key_structure.to(device))
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "groups n n_k"]:
+        """The keys that the rule selects for these features; as `SaysMask.mask`.
+
+        There is a group for each batch and selection head.
+        """
+        query, key = _checks.features_for_mask("GPA", query, key)
+        key_structure = structure if key_structure is None else key_structure
+        selection = select(
+            query,
+            key,
+            structure,
+            self.rule,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+        )
+        ids = selection.blocks.flatten(0, 1).long()
+        reads = torch.zeros(
+            *ids.shape[:2], key_structure.num_blocks + 1, dtype=torch.bool, device=ids.device
+        )
+        reads = reads.scatter_(2, ids % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
+        mask = reads[:, structure.cell_of_site][:, :, key_structure.block_of_site]
+        seen = visible(structure, key_structure, self.causal)
+        return mask if seen is None else mask & seen

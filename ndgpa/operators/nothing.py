@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import cast_for_autocast
 from ndgpa.structures import SpatialStructure
 
 
@@ -30,4 +32,17 @@ class Nothing:
         _checks.query_and_key(query, key, structure, key_structure, "dot", causal=False)
         _checks.value_for(key, value)
         _checks.key_mask(key_mask, key)
+        (value,) = cast_for_autocast(value)
         return value.new_zeros(*query.shape[:3], value.shape[3])
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """No key; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        shape = (1, structure.num_sites, key_structure.num_sites)
+        return torch.zeros(shape, dtype=torch.bool, device=structure.device)

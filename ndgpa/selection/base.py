@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa.affinity import dot_form
+from ndgpa.selection.means import seen_sums
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -62,13 +63,12 @@ class Problem:
             first = self.structure.first_in_cell[:, None]
             query = query.masked_fill(~first, 0)
             weight = self.structure.block_sums(first.to(wide))[:, 0]
-        query = self.structure.block_sums(query) / weight.clamp(min=1)[:, None]
-        key, seen = self.key, self.key_structure.block_sizes.to(wide)[None]
+        query = seen_sums(self.structure, query) / weight.clamp(min=1)[:, None]
+        seen = self.key_structure.block_sizes.to(wide)[None]
         if self.key_mask is not None:
-            mask = self.key_mask[..., None]
-            key = key.masked_fill(~mask[:, None], 0)
-            seen = self.key_structure.block_sums(mask.to(wide))[..., 0]
-        key = self.key_structure.block_sums(key) / seen.clamp(min=1)[:, None, :, None]
+            seen = self.key_structure.block_sums(self.key_mask[..., None].to(wide))[..., 0]
+        key = seen_sums(self.key_structure, self.key, self.key_mask)
+        key = key / seen.clamp(min=1)[:, None, :, None]
         log_size = None
         if self.key_mask is not None or not self.key_structure.is_even:
             log_size = seen.log()

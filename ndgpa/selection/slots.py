@@ -1,7 +1,7 @@
 """Tables of block ids: order, repetition, empty slots, and what a cell may see."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa.selection.base import Problem
@@ -43,3 +43,11 @@ def seen_blocks(table: Int[Tensor, "*batch C F"], problem: Problem) -> Int[Tenso
         later = key_structure.block_span[0][blocks] > structure.cell_span[1][:, None]
         hidden = hidden | later
     return table.masked_fill(hidden, -1)
+
+
+def without_blocks(
+    scores: Float[Tensor, "*batch B_k"], always: Int[Tensor, "*batch F"]
+) -> Float[Tensor, "*batch B_k"]:
+    """Scores in which the blocks that are read anyway are no candidates."""
+    cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
+    return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")

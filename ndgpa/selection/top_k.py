@@ -7,14 +7,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch
+from ndgpa._ops import fold_into_batch, has_triton
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import overlapping
 from ndgpa.selection.relevance import RELEVANCE, cell_relevance
-from ndgpa.selection.slots import ascending, each_once, seen_blocks, without_empty_columns
+from ndgpa.selection.slots import (
+    ascending,
+    each_once,
+    seen_blocks,
+    without_blocks,
+    without_empty_columns,
+)
 from ndgpa.structures.base import SpatialStructure, lookup
 
 SHARE = ("head", "group", "all")
+# Features of a head that the kernels take.
+WIDEST = 256
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,7 @@ def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) ->
     return without_empty_columns(each_once(own, key_structure.num_blocks))
 
 
-@torch.library.custom_op("ndgpa::select_top_k", mutates_args=())
-def select_top_k(
+def select_in_torch(
     query: Tensor,  # (b, h, C, P, d)
     key: Tensor,  # (b, hk, B_k, d)
     bias: Tensor | None,  # (b, hk, B_k)
@@ -176,7 +183,6 @@ def select_top_k(
     p: float | None = None,
     at_least: int = 1,
 ) -> Tensor:  # (b, hs, C, min(k, B_k) + F) int32, ascending, empty slots last
-    """One opaque operator, so that a compiled graph does not unroll the tiles."""
     batch, heads, num_cells, _, _ = query.shape
     key_heads, num_blocks = key.shape[1:3]
     if share == "head":  # every head has its own key head beside it
@@ -204,7 +210,7 @@ def select_top_k(
         always = None
         if forced is not None:
             always = forced[cells].expand(scores.shape[0], -1, -1)
-            scores = _without(scores, always)
+            scores = without_blocks(scores, always)
         if counts is None and p is None:
             ids = top_k_lowest_id(scores, min(k, num_blocks))
             ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
@@ -215,6 +221,65 @@ def select_top_k(
             ids = torch.cat([ids, always], dim=-1)
         out[rows, cells] = ascending(ids, num_blocks).int()
     return out.unflatten(0, (batch, selection_heads))
+
+
+# One opaque operator, so that a compiled graph does not unroll the tiles.
+select_top_k = torch.library.custom_op("ndgpa::select_top_k", select_in_torch, mutates_args=())
+
+
+@select_top_k.register_kernel("cuda")
+def _(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+    cell_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    counts: Tensor | None = None,
+    p: float | None = None,
+    at_least: int = 1,
+) -> Tensor:
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    options = (k, relevance, share, scale)
+    plain = cell_time is None and counts is None and p is None
+    narrow = query.dtype == torch.float32 and query.shape[-1] <= WIDEST
+    if plain and narrow and has_triton(query):
+        return select_in_triton(*given, *options)
+    return select_in_torch(*given, *options, cell_time, key_time, counts, p, at_least)
+
+
+def select_in_triton(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    log_size: Tensor | None,
+    weight: Tensor,
+    cell_group: Tensor | None,
+    key_group: Tensor | None,
+    forced: Tensor | None,
+    k: int,
+    relevance: str,
+    share: str,
+    scale: float,
+) -> Tensor:
+    """As `select_in_torch`, in kernels, for float32 and fixed k."""
+    from ndgpa.selection.triton_top_k import select
+
+    heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
+    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
+    blocks = select(*given, k, relevance, heads, scale)
+    if forced is None:
+        return blocks
+    always = forced.expand(*blocks.shape[:2], -1, -1)
+    return ascending(torch.cat([blocks, always], dim=-1), key.shape[2]).int()
 
 
 @select_top_k.register_fake
@@ -255,6 +320,8 @@ def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, 
     num_blocks = scores.shape[-1]
     if k == num_blocks:
         return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
+    if scores.is_cuda:  # a host that looks for ties would wait
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
     tied = values[..., k - 1] == values[..., k]
     ids = ids[..., :k]
@@ -286,11 +353,3 @@ def ranked(
         reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
         drop = drop | (reached & (place >= at_least))
     return ids[..., :k].masked_fill(drop, -1)
-
-
-def _without(
-    scores: Float[Tensor, "l c B_k"], always: Int[Tensor, "l c F"]
-) -> Float[Tensor, "l c B_k"]:
-    """Scores in which the blocks that are read anyway are no candidates."""
-    cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
-    return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")

@@ -2,6 +2,8 @@
 
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.clusters import Clusters
+from ndgpa.structures.disjoint import disjoint
+from ndgpa.structures.graph import Graph
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
 from ndgpa.structures.sampling import Halo, Jittered, Strided
@@ -9,6 +11,7 @@ from ndgpa.structures.visible import visible
 
 __all__ = [
     "Clusters",
+    "Graph",
     "Grid",
     "Halo",
     "Image",
@@ -18,5 +21,6 @@ __all__ = [
     "SpatialStructure",
     "Strided",
     "Video",
+    "disjoint",
     "visible",
 ]

@@ -172,9 +172,14 @@ class SpatialStructure(abc.ABC):
         return _row_of_member(self.blocks, self.num_sites)
 
     @table
+    def cell_of_block(self) -> Int[Tensor, " B"]:
+        """The cell that each block is in."""
+        return _row_of_member(self.cells, self.num_blocks)
+
+    @table
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
-        return _row_of_member(self.cells, self.num_blocks)[self.block_of_site]
+        return self.cell_of_block[self.block_of_site]
 
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
@@ -277,7 +282,7 @@ class SpatialStructure(abc.ABC):
         Returns:
             The parts; zeros in the empty places.
         """
-        return _take_sites(x, self.cell_sites)
+        return take_sites(x, self.cell_sites)
 
     def compose(self, parts: Float[Tensor, "*batch C PR d"]) -> Float[Tensor, "*batch n d"]:
         """Put the cells together again; what stands in empty places is dropped.
@@ -288,7 +293,7 @@ class SpatialStructure(abc.ABC):
 
     def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
         """Lay the features out block by block, as the rows of `blocks`; zeros in empty places."""
-        return _take_sites(x, self.blocks)
+        return take_sites(x, self.blocks)
 
 
 def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
@@ -307,7 +312,7 @@ def _span(
     return earliest, last[members].masked_fill(empty, limits.min).amax(dim=1)
 
 
-def _take_sites(
+def take_sites(
     x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"]
 ) -> Float[Tensor, "*batch rows R d"]:
     """Features of the sites named, zeros where a site is -1."""

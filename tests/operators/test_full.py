@@ -16,12 +16,16 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestFull(OperatorContract):
-    def operator(self) -> Operator:
+    twice = False  # the fused attention of PyTorch has no second derivative
+
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.Full()
 
 
 class TestFullEuclidean(OperatorContract):
-    def operator(self) -> Operator:
+    twice = False
+
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.Full(affinity="euclidean")
 
 

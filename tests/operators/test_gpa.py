@@ -8,15 +8,22 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestGPA(OperatorContract):
-    def operator(self) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.GPA(3)
 
 
 class TestGPAOfARule(OperatorContract):
     structure = ndgpa.Grid((2, 4, 6), 2, cell=(1, 2, 2))
 
-    def operator(self) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.GPA(ndgpa.TopK(1, force="own"), scale=1.0, affinity="euclidean")
+
+
+class TestGPAOnTwoSpaces(OperatorContract):
+    key_structure = ndgpa.Sequence(30, 4)
+
+    def operator(self, heads: int, width: int) -> Operator:
+        return ndgpa.GPA(2)
 
 
 def test_options_are_passed_on() -> None:

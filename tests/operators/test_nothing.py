@@ -8,9 +8,9 @@ from tests.contracts.operator import OperatorContract
 
 
 class TestNothing(OperatorContract):
-    differentiable = False
+    twice = False
 
-    def operator(self) -> Operator:
+    def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.Nothing()
 
 

@@ -100,7 +100,7 @@ class TestNeighborhood:
         grid = data.draw(draw.grids())
         radius = tuple(data.draw(st.integers(0, 2)) for _ in grid.shape)
         x = torch.zeros(2, 1, grid.num_sites, 1)
-        kept = ndgpa.select(x, x, grid, ndgpa.Neighborhood(radius)).blocks
+        kept = ndgpa.select(x, x, grid, ndgpa.Window(radius)).blocks
         at = np.stack(np.unravel_index(range(grid.num_blocks), grid.grid_of_blocks), -1)
         for cell, members in enumerate(rows(grid.cells)):
             apart = np.abs(at[:, None] - at[members]).min(axis=1)

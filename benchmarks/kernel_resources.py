@@ -1,0 +1,182 @@
+"""What does each kernel use of a GPU, for the shapes of `gpu.py`?
+
+    python benchmarks/kernel_resources.py
+
+No GPU is needed: the kernels are compiled ahead of time, as the just-in-time compiler would for
+these arguments, and the binaries are read. Writes `results/kernel_resources.json` and `.md`.
+Columns: registers of a thread (of 255), bytes that a thread spills (its stack and local memory),
+shared memory of a program in KiB, the matrix instruction (wgmma on sm_90, mma elsewhere; float32
+products are exact by default and use none), and the tile.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
+from torch import Tensor
+
+from ndgpa.attend import triton_backward, triton_forward
+from ndgpa.selection import triton_means, triton_top_k
+
+RESULTS = Path(__file__).parent / "results"
+CAPABILITIES = (80, 90)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A problem as the kernels see it; one head stands for all."""
+
+    name: str
+    sites: int
+    width: int
+    cells: int
+    places: int  # sites of a cell
+    blocks: int
+    sites_per_block: int
+    kept: int
+    dtype: torch.dtype = torch.bfloat16
+
+
+SHAPES = (
+    Shape("pivot 64", 65536, 64, 1024, 64, 4096, 16, 12),
+    Shape("pivot 160", 65536, 160, 1024, 64, 4096, 16, 12),
+    Shape("pivot 64 float32", 65536, 64, 1024, 64, 4096, 16, 12, torch.float32),
+    Shape("ChaL 512x256", 131072, 64, 2048, 64, 2048, 64, 4),
+    Shape("video 16x96x96", 147456, 64, 9216, 16, 9216, 16, 32),
+    Shape("video 49,152", 49152, 128, 768, 64, 768, 64, 77),
+    Shape("sequence 262,144", 262144, 64, 4096, 64, 4096, 64, 32),
+    Shape("graph 100,000", 100000, 64, 3125, 32, 12500, 8, 16),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    shape: str
+    kernel: str
+    capability: int
+    registers: int
+    spilled_bytes: int
+    shared_kib: float
+    shared_limit_kib: float
+    matrix: str
+    tile: str
+
+
+def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> Iterator[Row]:
+    """What each kernel uses (of those named in `only`, where it is given)."""
+    for kernel, args, options in launches(shape, capability):
+        name = kernel.__name__.removesuffix("_kernel")
+        if only is not None and name not in only:
+            continue
+        used = compile_launch(kernel, args, options, capability)
+        tile = "x".join(str(options[k]) for k in ("ROWS", "CELLS", "KEYS") if k in options)
+        yield Row(
+            shape.name,
+            name,
+            capability,
+            used.registers,
+            used.spilled_bytes,
+            round(used.shared_bytes / 1024, 1),
+            SHARED_LIMIT[capability] / 1024,
+            used.matrix,
+            f"{tile or '-'}, {options['num_warps']} warps",
+        )
+
+
+def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
+    """Every kernel launch of selection, forward and backward."""
+    return record(lambda: (_selection(shape), _attention(shape)), capability)
+
+
+def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
+    """Kernel, arguments and options of the first launch of each kernel in a run without data."""
+    recorders: dict[str, Recorder] = {}
+    with ExitStack() as stack:
+        chip = (capability // 10, 0)
+        stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
+        for module in (triton_means, triton_top_k, triton_forward, triton_backward):
+            names = [name for name in vars(module) if name.endswith("_kernel")]
+            found = {name: Recorder(getattr(module, name)) for name in names}
+            stack.enter_context(mock.patch.multiple(module, **found))
+            recorders |= found
+        run()
+    return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _attention(shape: Shape) -> None:
+    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
+    by_row = meta(1, 64, shape.sites)
+    norm = meta(1, 2, 64, shape.sites)
+    tables = (
+        meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
+        None,
+        None,
+        meta(shape.cells, shape.places, dtype=torch.int64),
+        meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
+        None,
+        None,
+    )
+    triton_forward.forward(x, x, x, *tables, x, by_row, norm, 0.125)
+    triton_backward.backward_queries(
+        x, x, x, x, x, norm, by_row, *tables, grad_query=x, mean=by_row, scale=0.125
+    )
+    triton_backward.backward_keys(
+        x, x, x, x, norm, by_row, *tables, grad_key=x, grad_value=x, grad_bias=None, scale=0.125
+    )
+
+
+def _selection(shape: Shape) -> None:
+    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
+    blocks = meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
+    coarse = meta(1, 64, shape.blocks, shape.width)
+    triton_means.sum_blocks(x, None, blocks, coarse)
+    per_cell = shape.blocks // shape.cells
+    triton_top_k.select(
+        meta(1, 64, shape.cells, per_cell, shape.width),
+        coarse,
+        None,
+        None,
+        meta(shape.cells, per_cell),
+        None,
+        None,
+        None,
+        shape.kept,
+        "mass",
+        64,
+        0.125,
+    )
+
+
+def table(found: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    names = list(asdict(found[0]))
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    lines += [f"| {' | '.join(str(v) for v in asdict(row).values())} |" for row in found]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    found = [row for s in SHAPES for c in CAPABILITIES for row in rows(s, c)]
+    RESULTS.mkdir(exist_ok=True)
+    data = {"triton": triton.__version__, "rows": [asdict(row) for row in found]}
+    (RESULTS / "kernel_resources.json").write_text(json.dumps(data, indent=1) + "\n")
+    head = f"Compiled ahead of time by Triton {triton.__version__}; no GPU was used.\n\n"
+    (RESULTS / "kernel_resources.md").write_text(head + table(found) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

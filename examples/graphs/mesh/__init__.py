@@ -1,0 +1,1 @@
+"""How far is every vertex of a surface from a marked one?"""

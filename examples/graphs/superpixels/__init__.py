@@ -1,0 +1,1 @@
+"""Segment a collage of photographs from one marked region of each."""

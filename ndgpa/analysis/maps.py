@@ -1,0 +1,116 @@
+"""The attention of any operator as numbers: which weight each query gives to each key.
+
+An operator is linear in the values, so its weights are the derivative of its output by them. That
+holds for sparse, low-rank and random-feature attention alike and needs no access to their inside;
+memory stays that of the operator.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.operators import Operator
+from ndgpa.structures import SpatialStructure
+
+# Queries whose rows are made in one call of the operator.
+_ROWS = 64
+
+
+def attention_map(
+    operator: Operator,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    structure: SpatialStructure,
+    sites: Int[Tensor, " s"],
+    key_structure: SpatialStructure | None = None,
+    *,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+) -> Float[Tensor, "b h s n_k"]:
+    """The weights of the queries at some sites, over all keys.
+
+    They sum to 1 for an operator that is a softmax. An operator with state, a Performer in
+    training, counts this as calls; put it into evaluation mode first.
+
+    Args:
+        sites: Numbers of queries.
+
+    Raises:
+        ValueError, TypeError: A site does not exist, or as the operator says.
+    """
+    _checks.site_ids("sites", sites, structure.num_sites)
+    repeats = query.shape[1] // key.shape[1]
+    query, key = query.detach(), key.detach().repeat_interleave(repeats, dim=1)
+    parts = [
+        _rows(operator, query, key, structure, some, key_structure, key_mask)
+        for some in sites.to(query.device).split(_ROWS)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def saliency(
+    operator: Operator,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    structure: SpatialStructure,
+    key_structure: SpatialStructure | None = None,
+    *,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+) -> Float[Tensor, "b h n_k"]:
+    """How much each key is attended to: the mean weight over the queries that read it at all.
+
+    0 for a key that nobody reads. It calls the operator once for every 64 queries.
+
+    Source: Section 5.1 of Daras et al. 2020, "Your Local GAN" (inversion by attention).
+    """
+    repeats = query.shape[1] // key.shape[1]
+    query, key = query.detach(), key.detach().repeat_interleave(repeats, dim=1)
+    total = query.new_zeros(*key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    readers = torch.zeros_like(total)
+    for some in torch.arange(query.shape[2], device=query.device).split(_ROWS):
+        rows = _rows(operator, query, key, structure, some, key_structure, key_mask)
+        total += rows.sum(dim=2, dtype=total.dtype)
+        readers += (rows != 0).sum(dim=2)
+    return total / readers.clamp(min=1)
+
+
+def over_the_grid(
+    x: Float[Tensor, "*batch n"], structure: SpatialStructure, size: tuple[int, ...] | None = None
+) -> Float[Tensor, "..."]:
+    """Numbers of sites as an image (or sequence, or video) over their grid.
+
+    Args:
+        size: Enlarge it to this size, each number to a box of its own (nearest neighbour).
+
+    Returns:
+        The batch axes, then those of the grid.
+
+    Raises:
+        TypeError: The structure is not a Grid.
+    """
+    shape = _checks.grid_shape("over_the_grid", "structure", structure)
+    image = x.unflatten(-1, shape)
+    if size is None:
+        return image
+    _checks.same_rank(size, shape)
+    flat = image.reshape(1, -1, *shape)
+    return F.interpolate(flat, size=size, mode="nearest-exact").view(*x.shape[:-1], *size)
+
+
+def _rows(
+    operator: Operator,
+    query: Tensor,
+    key: Tensor,
+    structure: SpatialStructure,
+    sites: Tensor,
+    key_structure: SpatialStructure | None,
+    key_mask: Tensor | None,
+) -> Tensor:  # (b, h, s, n_k)
+    with torch.enable_grad():
+        value = key.new_zeros(*key.shape[:3], len(sites), requires_grad=True)
+        out = operator(query, key, value, structure, key_structure, key_mask=key_mask)
+        picked = out[:, :, sites].diagonal(dim1=2, dim2=3).sum()
+        if not picked.requires_grad:
+            return torch.zeros_like(value).mT
+        return torch.autograd.grad(picked, value)[0].mT

@@ -1,0 +1,216 @@
+"""Attention of each cell to the blocks of its selection: the forward kernel.
+
+One program holds the queries of one cell (all heads that share the selection and a key head), and
+walks over the cell's keys, whole blocks at a time, gathered row by row from where they are. Softmax
+is computed online in base 2 (Milakov and Gimelshein 2018; Dao et al. 2022). Letters and prefixes as
+in `triton_tiles`.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ndgpa.attend.triton_tiles import (
+    LOG2_E,
+    Tile,
+    forward_tile,
+    key_rows,
+    key_tiles,
+    load_rows,
+    masked_logits,
+    padded_width,
+    precision,
+    problem_of,
+    query_rows,
+    rows_strides,
+    store_rows,
+    tiles_per_slot,
+)
+
+_LOG2_E = tl.constexpr(LOG2_E)
+
+
+@triton.jit
+def forward_kernel(
+    p_query,  # (b, h, n, d)
+    p_key,  # (b, hk, n_k, d)
+    p_value,  # (b, hk, n_k, dv)
+    p_blocks,  # (b, hs, C, K) int32, contiguous
+    p_slot_bias,  # (b, hs, C, K) float32, contiguous, or None
+    p_key_bias,  # (b, hk, n_k) float32, contiguous, or None
+    p_cell_sites,  # (C, X) int64
+    p_key_sites,  # (B, R) int64
+    p_query_time,  # (n,) int64, or None
+    p_key_time,  # (n_k,) int64, or None
+    p_out,  # (b, h, n, dv)
+    p_lse,  # (b, h, n) float32, contiguous
+    p_norm,  # (b, 2, h, n) float32, contiguous: largest logit in base 2, and 1 / sum
+    s_query_b,
+    s_query_h,
+    s_query_n,
+    s_key_b,
+    s_key_h,
+    s_key_n,
+    s_value_b,
+    s_value_h,
+    s_value_n,
+    s_out_b,
+    s_out_h,
+    s_out_n,
+    n,
+    n_k,
+    C,
+    K,
+    T,
+    key_heads,
+    selection_heads,
+    num_key_tiles,
+    scale,  # in base 2
+    X: tl.constexpr,
+    R: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    PAD_D: tl.constexpr,
+    PAD_DV: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILES_PER_SLOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    ROW_TILES: tl.constexpr = (GROUP * X + ROWS - 1) // ROWS
+    program = tl.program_id(0).to(tl.int64)
+    row_tile = program % ROW_TILES
+    cell = program // ROW_TILES % C
+    t = program // (ROW_TILES * C) % T
+    b = program // (ROW_TILES * C) // T
+    key_head = t * key_heads // T
+    slots = ((b * selection_heads + t * selection_heads // T) * C + cell) * K
+
+    # (ROWS,)
+    o_row = row_tile * ROWS + tl.arange(0, ROWS)
+    o_head, o_site, m_row = query_rows(p_cell_sites, cell, o_row, o_row < GROUP * X, X)
+    o_head = t * GROUP + o_head
+    # (ROWS, PAD_D)
+    p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
+    b_query = load_rows(p_rows, m_row, D, PAD_D)
+    if p_query_time is not None:
+        b_now = tl.load(p_query_time + o_site)
+
+    b_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((ROWS,), tl.float32)
+    b_out = tl.zeros((ROWS, PAD_DV), tl.float32)
+    p_keys = p_key + b * s_key_b + key_head * s_key_h
+    p_values = p_value + b * s_value_b + key_head * s_value_h
+    for i in range(0, num_key_tiles):
+        # (KEYS,)
+        o_slot, o_key, m_key = key_rows(
+            p_blocks + slots, p_key_sites, i, K, R, KEYS, TILES_PER_SLOT
+        )
+        b_bias = tl.zeros((KEYS,), tl.float32)
+        if p_key_bias is not None:
+            p_bias = p_key_bias + (b * key_heads + key_head) * n_k + o_key
+            b_bias = tl.load(p_bias, mask=m_key, other=float("-inf")) * _LOG2_E
+            m_key = m_key & (b_bias != float("-inf"))
+        if p_slot_bias is not None:
+            b_bias += tl.load(p_slot_bias + slots + o_slot, mask=m_key, other=0.0) * _LOG2_E
+        m_seen = m_key[None, :]
+        if p_query_time is not None:
+            m_seen = m_seen & (tl.load(p_key_time + o_key)[None, :] <= b_now[:, None])
+        # (KEYS, PAD_D), (ROWS, KEYS)
+        b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
+        b_s = masked_logits(b_query, b_key, scale, b_bias[None, :], m_seen, PRECISION)
+        b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
+        b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
+        b_p = tl.exp2(b_s - b_base[:, None])
+        b_shrink = tl.exp2(b_max - b_base)
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        # (KEYS, PAD_DV)
+        b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
+        b_out = b_out * b_shrink[:, None]
+        b_out = tl.dot(b_p.to(b_value.dtype), b_value, b_out, input_precision=PRECISION)
+        b_max = b_new_max
+
+    m_blind = b_sum == 0
+    b_sum = tl.where(m_blind, 1.0, b_sum)
+    b_lse = tl.where(m_blind, float("-inf"), (b_max + tl.log2(b_sum)) / _LOG2_E)
+    b_max = tl.where(m_blind, 0.0, b_max)
+    b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
+    p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
+    store_rows(p_rows, b_out * b_norm[:, None], m_row, DV, PAD_DV)
+    o_query = (b * T * GROUP + o_head) * n + o_site
+    tl.store(p_lse + o_query, b_lse, mask=m_row)
+    p_norm += o_query + b * T * GROUP * n
+    tl.store(p_norm, b_max, mask=m_row)
+    tl.store(p_norm + T * GROUP * n, b_norm, mask=m_row)
+
+
+def forward(
+    query: Tensor,  # (b, h, n, d)
+    key: Tensor,  # (b, hk, n_k, d)
+    value: Tensor,  # (b, hk, n_k, dv)
+    blocks: Tensor,  # (b, hs, C, K) int32, contiguous
+    slot_bias: Tensor | None,  # (b, hs, C, K) float32, contiguous
+    key_bias: Tensor | None,  # (b, hk, n_k) float32, contiguous
+    cell_sites: Tensor,  # (C, X) int64
+    key_sites: Tensor,  # (B, R) int64
+    query_time: Tensor | None,  # (n,) int64
+    key_time: Tensor | None,  # (n_k,) int64
+    out: Tensor,  # (b, h, n, dv), written
+    lse: Tensor,  # (b, h, n) float32, contiguous, written
+    norm: Tensor,  # (b, 2, h, n) float32, contiguous, written: what the backward normalises by
+    scale: float,
+    tile: Tile | None = None,
+) -> None:
+    (batch, heads, n, d), (_, key_heads, n_k, dv) = query.shape, value.shape
+    selection_heads, cells, slots = blocks.shape[1:]
+    tiles = heads if selection_heads == heads else key_heads
+    places, sites = cell_sites.shape[1], key_sites.shape[1]
+    rows = heads // tiles * places
+    if tile is None:
+        tile = forward_tile(problem_of(query, value, rows, sites, slots))
+    programs = -(-rows // tile.rows) * cells * tiles * batch
+    if programs == 0:
+        return
+    forward_kernel[(programs,)](
+        query,
+        key,
+        value,
+        blocks,
+        slot_bias,
+        key_bias,
+        cell_sites,
+        key_sites,
+        query_time,
+        key_time,
+        out,
+        lse,
+        norm,
+        *rows_strides(query),
+        *rows_strides(key),
+        *rows_strides(value),
+        *rows_strides(out),
+        n,
+        n_k,
+        cells,
+        slots,
+        tiles,
+        key_heads,
+        selection_heads,
+        key_tiles(slots, sites, tile.keys),
+        scale * LOG2_E,
+        X=places,
+        R=sites,
+        GROUP=heads // tiles,
+        D=d,
+        DV=dv,
+        PAD_D=padded_width(d),
+        PAD_DV=padded_width(dv),
+        ROWS=tile.rows,
+        KEYS=tile.keys,
+        TILES_PER_SLOT=tiles_per_slot(sites, tile.keys),
+        PRECISION=precision(query.dtype),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        enable_fp_fusion=True,
+    )

@@ -1,0 +1,334 @@
+"""The `triton` backend: kernels as operators that autograd, compilation and vmap know.
+
+Triton itself is imported when the first kernel runs.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa._ops import fold_into_batch, has_triton, without_autocast
+from ndgpa.attend.chunked import attend_chunked_backward
+from ndgpa.selection.base import Selection
+from ndgpa.structures.base import SpatialStructure, take_sites
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST = 256
+
+
+def fused(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    *,
+    scale: float,
+    key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+    """As `reference`, in Triton kernels: nothing is gathered, laid out anew or held per pair.
+
+    float32 products follow `torch.backends.cuda.matmul.fp32_precision` ("tf32" or exact).
+
+    Raises:
+        TypeError: The dtype is not float16, bfloat16 or float32.
+        ValueError: Triton is missing, the tensors are not on a GPU (and `TRITON_INTERPRET=1` is not
+            set), or a head has more than 256 features.
+    """
+    _checks.no_tangents("triton", query, key, value)
+    _checks.triton_backend(query, value, DTYPES, WIDEST)
+    slot_bias = None if selection.bias is None else selection.bias.float()
+    out, lse, _ = attend_triton(
+        query,
+        key,
+        value,
+        slot_bias,
+        None if key_bias is None else key_bias.float(),
+        selection.blocks,
+        structure.cell_sites,
+        key_structure.blocks,
+        structure.time if causal else None,
+        key_structure.time if causal else None,
+        scale,
+    )
+    return out, lse
+
+
+def is_usable(query: Tensor, value: Tensor) -> bool:
+    """Whether `backend=None` means this one."""
+    return (
+        has_triton(query)
+        and query.dtype in DTYPES
+        and max(query.shape[3], value.shape[3]) <= WIDEST
+    )
+
+
+@torch.library.custom_op("ndgpa::attend_triton", mutates_args=())
+def attend_triton(
+    query: Tensor,  # (b, h, n, d)
+    key: Tensor,  # (b, hk, n_k, d)
+    value: Tensor,  # (b, hk, n_k, dv)
+    slot_bias: Tensor | None,  # (b, hs, C, K) float32
+    key_bias: Tensor | None,  # (b, hk, n_k) float32
+    blocks: Tensor,  # (b, hs, C, K) int, -1 for an empty slot
+    cell_sites: Tensor,  # (C, X) int64, -1 for an empty place
+    key_sites: Tensor,  # (B, R) int64, -1 for an empty place
+    query_time: Tensor | None,  # (n,) int64
+    key_time: Tensor | None,  # (n_k,) int64
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
+    """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
+    from ndgpa.attend.triton_forward import forward
+
+    out, lse, norm = _empty_out(query, value)
+    forward(
+        _side_by_side(query),
+        _side_by_side(key),
+        _side_by_side(value),
+        *_tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time),
+        out,
+        lse,
+        norm,
+        scale,
+    )
+    return out, lse, norm
+
+
+@attend_triton.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    blocks: Tensor,
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_out(query, value)
+
+
+@torch.library.custom_op("ndgpa::attend_triton_backward", mutates_args=())
+def attend_triton_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    blocks: Tensor,
+    grad_out: Tensor,  # (b, h, n, dv)
+    grad_lse: Tensor,  # (b, h, n)
+    out: Tensor,  # (b, h, n, dv)
+    norm: Tensor,  # (b, 2, h, n)
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
+    from ndgpa.attend.triton_backward import backward_keys, backward_queries
+
+    query, key, value, grad_out, out = map(_side_by_side, (query, key, value, grad_out, out))
+    grads = _empty_grads(query, key, value, slot_bias, key_bias)
+    given = _tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time)
+    norm, grad_lse = norm.contiguous(), grad_lse.contiguous()
+    mean = torch.empty_like(grad_lse)
+    grad_slot = backward_queries(
+        query,
+        key,
+        value,
+        grad_out,
+        out,
+        norm,
+        grad_lse,
+        *given,
+        grad_query=grads[0],
+        mean=mean,
+        scale=scale,
+    )
+    grad_bias = None if key_bias is None else grads[4]
+    backward_keys(
+        query,
+        key,
+        value,
+        grad_out,
+        norm,
+        mean,
+        *given,
+        grad_key=grads[1],
+        grad_value=grads[2],
+        grad_bias=grad_bias,
+        scale=scale,
+    )
+    return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
+
+
+@attend_triton_backward.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    blocks: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query, key, value = map(_side_by_side, (query, key, value))
+    return _empty_grads(query, key, value, slot_bias, key_bias)
+
+
+def _empty_grads(
+    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(query),
+        torch.empty_like(key),
+        torch.empty_like(value),
+        query.new_empty((0,) if slot_bias is None else slot_bias.shape, dtype=torch.float32),
+        query.new_empty((0,) if key_bias is None else key_bias.shape, dtype=torch.float32),
+    )
+
+
+def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output in the memory order of the query, so that joining the heads copies nothing."""
+    width = value.shape[3]
+    if query.stride(1) < query.stride(2):  # heads side by side
+        out = query.new_empty(*query.shape[:1], query.shape[2], query.shape[1], width)
+        out = out.transpose(1, 2)
+    else:
+        out = query.new_empty(*query.shape[:3], width)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return out, lse, lse.new_empty(lse.shape[0], 2, *lse.shape[1:])
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _tables(
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """All that the kernels read without strides."""
+    return (
+        blocks.int().contiguous(),
+        _contiguous(slot_bias),
+        _contiguous(key_bias),
+        cell_sites.contiguous(),
+        key_sites.contiguous(),
+        _contiguous(query_time),
+        _contiguous(key_time),
+    )
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    out, _, norm = output
+    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:-1])
+    ctx.scale = inputs[-1]
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    given, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, ctx.scale)
+    slot = grads[3] if given[3] is not None else None
+    bias = grads[4] if given[4] is not None else None
+    return *grads[:3], slot, bias, *[None] * 6
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:8], *inputs[10:14])
+    ctx.scale = inputs[14]
+
+
+def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient of the `torch` backend; out and lse are functions of the rest."""
+    query, key, value, slot, bias, blocks, grad_out, grad_lse, *tables = ctx.saved_tensors
+    wanted = [query, key, value, slot, bias, grad_out, grad_lse]
+    with torch.enable_grad(), without_autocast(query):
+        inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
+        grads, weights = _plain_gradient(inputs, blocks, tables, ctx.scale, cotangents)
+        given = [x for x in inputs if x is not None]
+        second = iter(torch.autograd.grad(grads, given, weights, allow_unused=True))
+    of_wanted = [None if x is None else next(second) for x in inputs]
+    return *of_wanted[:5], None, *of_wanted[5:], *[None] * 7
+
+
+def _plain_gradient(
+    inputs: list[Any],
+    blocks: Tensor,
+    tables: list[Any],
+    scale: float,
+    cotangents: tuple[Tensor, ...],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients cell by cell and block by block, and their cotangents laid out alike."""
+    query, key, value, slot, bias, grad_out, grad_lse = inputs
+    cell_sites, key_sites, query_time, key_time = tables
+    heads, key_heads = query.shape[1], key.shape[1]
+    count = heads if blocks.shape[1] == heads else key_heads
+
+    def by_cell(x: Tensor) -> Tensor:
+        return rearrange(take_sites(x, cell_sites), "b (t g) c x d -> b t c (g x) d", t=count)
+
+    if query_time is not None:
+        query_time = query_time[cell_sites.clamp(min=0)].repeat(1, heads // count)
+        key_time = key_time[key_sites.clamp(min=0)]
+    if bias is None:
+        bias = key.new_zeros(key.shape[:3], dtype=torch.float32)
+    bias = take_sites(bias[..., None], key_sites)[..., 0].masked_fill(key_sites < 0, -torch.inf)
+    grads = attend_chunked_backward(
+        by_cell(query),
+        take_sites(key, key_sites),
+        take_sites(value, key_sites),
+        by_cell(grad_out),
+        by_cell(grad_lse[..., None])[..., 0],
+        blocks.expand(-1, count, -1, -1),
+        None if slot is None else slot.expand(-1, count, -1, -1),
+        bias,
+        query_time,
+        key_time,
+        scale,
+    )
+    of_query, of_key, of_value, of_slot, of_bias = cotangents
+    weights = [
+        by_cell(of_query),
+        take_sites(of_key, key_sites),
+        take_sites(of_value, key_sites),
+        torch.zeros_like(grads[3]) if slot is None else of_slot.expand(-1, count, -1, -1),
+        torch.zeros_like(grads[4])
+        if inputs[4] is None
+        else take_sites(of_bias[..., None], key_sites)[..., 0],
+    ]
+    return list(grads), weights
+
+
+attend_triton.register_autograd(_backward, setup_context=_save)
+attend_triton_backward.register_autograd(_backward_twice, setup_context=_save_gradient)
+attend_triton.register_vmap(fold_into_batch(attend_triton, batched=6))
+attend_triton_backward.register_vmap(fold_into_batch(attend_triton_backward, batched=10))

@@ -1,0 +1,212 @@
+"""PyTorch Geometric: coarsen graphs once as a transform, batch them, attend over the batch.
+
+    dataset = MyDataset(root, pre_transform=GPACoarsening(downsample=16, cell=4))
+    for batch in DataLoader(dataset, batch_size=32):
+        structure = structure_of(batch)
+        x = layer(batch.x, batch.edge_index, batch.batch, structure=structure)
+
+`GPAConv` stands where `torch_geometric.nn.GPSConv` stands. Needs the extra `pyg`, and `graph` for
+graphs without positions.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from ndgpa import _checks
+from ndgpa.nn import SpatialAttention
+from ndgpa.operators import GPA, Operator
+from ndgpa.structures import Clusters, Graph, SpatialStructure, disjoint
+
+
+class GPACoarsening(BaseTransform):  # type: ignore[misc]
+    """Add to each graph the tables of its `ndgpa.Graph`, as a `pre_transform` or a `transform`.
+
+    The tables are numbered within their graph, so that any way of batching or storing graphs keeps
+    them valid: `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
+    `gpa_num_blocks` and `gpa_num_cells`.
+
+    Args:
+        downsample: Nodes in a block; all of them in a graph that has fewer.
+        cell: Blocks in a cell; all of them in a graph that has fewer.
+        method: As for `ndgpa.Graph`.
+        position: The attribute that holds positions, used where a graph has it.
+        edge_weight: The attribute that holds edge weights, or None for no weights.
+
+    Raises:
+        ValueError, TypeError: On construction a count is below 1; on a call as `ndgpa.Graph`.
+    """
+
+    def __init__(
+        self,
+        downsample: int,
+        cell: int = 1,
+        method: str = "auto",
+        position: str = "pos",
+        edge_weight: str | None = None,
+    ) -> None:
+        _checks.positive_count("downsample", downsample)
+        _checks.positive_count("cell", cell)
+        self.downsample, self.cell, self.method = downsample, cell, method
+        self.position, self.edge_weight = position, edge_weight
+
+    def forward(self, data: Data) -> Data:
+        structure = _graph(
+            data.edge_index,
+            data.num_nodes,
+            self.downsample,
+            self.cell,
+            position=data.get(self.position),
+            method=self.method,
+            edge_weight=None if self.edge_weight is None else data[self.edge_weight],
+        )
+        data.gpa_block_of_site = structure.block_of_site
+        data.gpa_cell_of_block = structure.cell_of_block
+        data.gpa_num_blocks = structure.num_blocks
+        data.gpa_num_cells = structure.num_cells
+        return data
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(downsample={self.downsample}, cell={self.cell}, "
+            f"method={self.method!r})"
+        )
+
+
+def structure_of(data: Data) -> Clusters:
+    """The structure of a graph, or of a batch of graphs that do not see each other.
+
+    Args:
+        data: A `Data` or `Batch` whose graphs went through `GPACoarsening`.
+
+    Raises:
+        ValueError: They did not.
+    """
+    _checks.coarsened(data)
+    block_of_site, cell_of_block = data.gpa_block_of_site, data.gpa_cell_of_block
+    graph_of_site = data.get("batch")
+    if graph_of_site is None:
+        return Clusters(block_of_site, cell_of_block)
+    blocks, cells = data.gpa_num_blocks, data.gpa_num_cells
+    graphs = torch.arange(len(blocks), device=blocks.device)
+    group = graphs.repeat_interleave(blocks)
+    block_of_site = block_of_site + (blocks.cumsum(0) - blocks)[graph_of_site]
+    cell_of_block = cell_of_block + (cells.cumsum(0) - cells)[group]
+    return Clusters(block_of_site, cell_of_block, group=group)
+
+
+class GPAConv(nn.Module):
+    """A layer of message passing and attention over the whole graph, side by side, then an MLP.
+
+    It has the form of `torch_geometric.nn.GPSConv`, with layer norm, so that a graph's output does
+    not depend on the batch that it is in.
+
+    Source: Rampasek et al. 2022, "Recipe for a General, Powerful, Scalable Graph Transformer", with
+    Grid Partitioned Attention as the attention.
+
+    Args:
+        channels: Features of a node, in and out.
+        heads: How many heads; divides `channels`.
+        conv: The message passing, called as `conv(x, edge_index, **kwargs)`; None for none.
+        operator: The attention, e.g. `ndgpa.GPA(12)` or `ndgpa.Full()`.
+        downsample, cell: As for `ndgpa.Graph`, for calls without a structure.
+        dropout: Probability, after message passing, attention and in the MLP.
+
+    Raises:
+        ValueError, TypeError: A count is below 1, or the heads do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        conv: nn.Module | None = None,
+        operator: Operator = GPA(12),  # noqa: B008 (frozen)
+        downsample: int = 16,
+        cell: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _checks.positive_count("downsample", downsample)
+        _checks.positive_count("cell", cell)
+        self.downsample, self.cell = downsample, cell
+        self.conv = conv
+        self.attention = SpatialAttention(channels, heads, operator=operator)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_conv = nn.LayerNorm(channels)
+        self.norm_attention = nn.LayerNorm(channels)
+        self.norm_out = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 2 * channels),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * channels, channels),
+            nn.Dropout(dropout),
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "n channels"],
+        edge_index: Int[Tensor, "2 E"],
+        batch: Int[Tensor, " n"] | None = None,
+        structure: SpatialStructure | None = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "n channels"]:
+        """One layer.
+
+        Args:
+            x: Features of all nodes of the batch.
+            edge_index: Edges of the batch; none between graphs.
+            batch: The graph of each node, ascending; None for one graph.
+            structure: From `structure_of`; None makes one from the edges, which takes longer than
+                the layer, so give one where graphs come again.
+            kwargs: For `conv`.
+        """
+        if structure is None:
+            structure = structure_of_edges(edge_index, len(x), self.downsample, self.cell, batch)
+        attended = self.attention(x[None], structure)[0]
+        out = self.norm_attention(x + self.dropout(attended))
+        if self.conv is not None:
+            passed = self.conv(x, edge_index, **kwargs)
+            out = out + self.norm_conv(x + self.dropout(passed))
+        return self.norm_out(out + self.mlp(out))
+
+
+def structure_of_edges(
+    edge_index: Int[Tensor, "2 E"],
+    num_nodes: int,
+    downsample: int,
+    cell: int = 1,
+    batch: Int[Tensor, " n"] | None = None,
+) -> Clusters:
+    """The structure of a batch that went through no `GPACoarsening`: its graphs one by one.
+
+    Args:
+        batch: The graph of each node, ascending; None for one graph.
+
+    Raises:
+        ValueError: `batch` descends, or an edge joins two graphs.
+    """
+    if batch is None:
+        return _graph(edge_index, num_nodes, downsample, cell)
+    _checks.node_batch(batch, edge_index, num_nodes)
+    sizes = batch.unique_consecutive(return_counts=True)[1].tolist()
+    graphs, first = [], 0
+    for size in sizes:
+        inside = (edge_index[0] >= first) & (edge_index[0] < first + size)
+        graphs.append(_graph(edge_index[:, inside] - first, size, downsample, cell))
+        first += size
+    return disjoint(graphs)
+
+
+def _graph(
+    edge_index: Tensor, num_nodes: int, downsample: int, cell: int, **options: Any
+) -> Clusters:
+    """A `Graph` whose counts give way to graphs that are smaller."""
+    downsample = min(downsample, max(num_nodes, 1))
+    cell = min(cell, max(-(-num_nodes // downsample), 1))
+    return Graph(edge_index, num_nodes, downsample, cell, **options)

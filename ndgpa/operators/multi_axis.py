@@ -1,0 +1,111 @@
+"""Multi-axis attention (HiT): half of the heads within blocks, half across them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndgpa import _checks
+from ndgpa.operators._heads import head_counts, heads_of_part
+from ndgpa.operators._tiles import Tiles, attend_in_tiles
+from ndgpa.structures import Grid, SpatialStructure
+from ndgpa.structures.grid import PerAxis
+
+# Queries of one tile: those of a larger group are cut.
+_QUERIES = 256
+
+
+@dataclass(frozen=True)
+class MultiAxis:
+    """Each query reads its block in one half of the heads, its place in all blocks in the other.
+
+    The first half of the heads is local: a site reads the sites of its own block. The second half
+    is dilated: it reads the sites that stand at its own place within their blocks, on a grid a
+    lattice over the whole of it. Together a site reaches every other in two layers. Keys of another
+    structure need as many blocks, of as many places: block i of the queries reads block i.
+
+    Keys and values with one head for all query heads are HiT's default ("multi-query"); give key
+    and value one head, or a layer `key_heads=1`.
+
+    Source: Zhao et al. 2021, "Improved Transformer for High-Resolution GANs", Section 3.2.
+
+    Args:
+        block: Sites of a block along each axis of a grid; None means the blocks of the structure,
+            which may be of any kind (within an irregular block, a site's place is its rank).
+        scale: Factor of the dot products; None means 1/sqrt(d).
+
+    Raises:
+        ValueError: The query heads are fewer than two or do not halve, or the blocks do not pair.
+        TypeError: `block` is given and a structure is not a Grid.
+        NotImplementedError: A structure batches several spaces as one.
+    """
+
+    block: PerAxis | None = None
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.block_size(self.block)
+        _checks.scale(self.scale)
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.halves("MultiAxis", query.shape[1])
+        counts = head_counts("MultiAxis", query.shape[1], 2)
+        outs = [
+            attend_in_tiles(
+                *heads_of_part(query, key, value, counts, half),
+                tiles,
+                scale=self.scale,
+                key_mask=key_mask,
+            )
+            for half, tiles in enumerate(self._tiles(structure, key_structure, query.device))
+        ]
+        return torch.cat(outs, dim=1)
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "2 n n_k"]:
+        """Within blocks, then across them; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        sites, keys = structure.num_sites, key_structure.num_sites
+        tiles = self._tiles(structure, key_structure, structure.device)
+        return torch.stack([half.mask(sites, keys) for half in tiles])
+
+    def _tiles(
+        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
+    ) -> tuple[Tiles, Tiles]:
+        _checks.one_space("MultiAxis", structure, key_structure)
+        if self.block is not None:
+            shapes = (
+                _checks.grid_shape("MultiAxis(block=...)", name, space)
+                for name, space in (("structure", structure), ("key_structure", key_structure))
+            )
+            structure, key_structure = (Grid(shape, self.block, device=device) for shape in shapes)
+        _checks.paired_blocks(structure, key_structure)
+        blocks, key_blocks = structure.to(device).blocks, key_structure.to(device).blocks
+        return _groups(blocks, key_blocks), _groups(blocks.mT, key_blocks.mT)
+
+
+def _groups(queries: Int[Tensor, "G x"], keys: Int[Tensor, "G y"]) -> Tiles:
+    """Every query of a group reads every key of it."""
+    size = min(_QUERIES, queries.shape[1])
+    padded = F.pad(queries, (0, -queries.shape[1] % size), value=-1)
+    cut = rearrange(padded, "g (c x) -> (g c) x", x=size)
+    return Tiles(cut, keys.repeat_interleave(padded.shape[1] // size, dim=0))

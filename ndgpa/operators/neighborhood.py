@@ -1,0 +1,331 @@
+"""Neighborhood attention (NAT, StyleNAT): each site reads a window around its own."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ndgpa import _checks
+from ndgpa.operators._heads import head_counts, heads_of_part
+from ndgpa.operators._tiles import Tiles, attend_in_tiles
+from ndgpa.operators.base import Operator, SaysMask
+from ndgpa.structures import SpatialStructure
+from ndgpa.structures.grid import PerAxis
+
+
+class Neighborhood(nn.Module):
+    """Each query reads exactly `kernel` keys along every axis, `dilation` apart.
+
+    Along an axis of L keys, with dilation D: a query at position p reads keys of the positions
+    congruent to p modulo D only. Among those, numbered 0 to m - 1, its own number is i = p // D and
+    it reads start to start + kernel - 1, where start is i - kernel // 2 clamped to 0 and
+    m - kernel: at a border the window shifts inwards and keeps its size. On a grid the window is
+    the product over the axes. Keys may lie on a grid of another size: query q of an axis of L_q
+    then stands at p = floor((q + 1/2) L / L_q), the key under its centre.
+
+    Source: Hassani et al. 2023, "Neighborhood Attention Transformer"; the same border rule as the
+    library NATTEN's; relative bias as in Walton et al. 2022, "StyleNAT".
+
+    Args:
+        kernel: Keys along each axis; one int serves all axes.
+        dilation: Steps from one key to the next along each axis.
+        rel_bias: Learn a bias for each head and relative position: (heads, 2 kernel - 1, ...), the
+            entry (key - query) / dilation + kernel - 1 along each axis. Needs `heads`, and `kernel`
+            as a tuple.
+        heads: Query heads, for `rel_bias`.
+        scale: Factor of the dot products; None means 1/sqrt(d).
+
+    Raises:
+        ValueError: kernel x dilation is larger than an axis of the keys; grids of different rank.
+        TypeError: A structure is not a Grid.
+    """
+
+    def __init__(
+        self,
+        kernel: PerAxis,
+        dilation: PerAxis = 1,
+        rel_bias: bool = False,
+        heads: int | None = None,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        _checks.neighborhood(kernel, dilation, rel_bias, heads)
+        _checks.scale(scale)
+        self.kernel, self.dilation, self.scale = kernel, dilation, scale
+        self.rel_bias: nn.Parameter | None = None
+        if rel_bias:
+            assert isinstance(kernel, tuple)
+            assert heads is not None
+            self.rel_bias = nn.Parameter(torch.empty(heads, *(2 * k - 1 for k in kernel)))
+            nn.init.trunc_normal_(self.rel_bias, std=0.02)
+
+    def forward(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        tiles = self._tiles(structure, key_structure, query.device)
+        if self.rel_bias is not None:
+            _checks.rel_bias_heads(self.rel_bias, query)
+        return attend_in_tiles(
+            query,
+            key,
+            value,
+            tiles,
+            scale=self.scale,
+            key_mask=key_mask,
+            bias=None if self.rel_bias is None else self.rel_bias.flatten(1),
+        )
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """Which site reads which; as `SaysMask.mask`."""
+        key_structure = structure if key_structure is None else key_structure
+        tiles = self._tiles(structure, key_structure, structure.device)
+        return tiles.mask(structure.num_sites, key_structure.num_sites)[None]
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel={self.kernel}, dilation={self.dilation}, rel_bias={self.rel_bias is not None}"
+        )
+
+    def _tiles(
+        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
+    ) -> Tiles:
+        shape = _checks.grid_shape("Neighborhood", "structure", structure)
+        key_shape = _checks.grid_shape("Neighborhood", "key_structure", key_structure)
+        kernel, dilation = _checks.windows(self.kernel, self.dilation, shape, key_shape)
+        biased = self.rel_bias is not None
+        queries, keys, pattern, seen, offset = neighborhood_tables(
+            list(shape), list(key_shape), list(kernel), list(dilation), biased, device
+        )
+        return Tiles(queries, keys, pattern, seen, offset if biased else None)
+
+
+class Hydra(nn.Module):
+    """Operators side by side, each with its share of the heads (StyleNAT's Hydra).
+
+    The heads are dealt in order: heads // parts to each part, and one more to each of the last
+    heads % parts.
+
+    Source: Walton et al. 2022, "StyleNAT: Giving Each Head a New Perspective".
+
+    Args:
+        parts: The operators, e.g. `[Neighborhood(7), Neighborhood(7, dilation=8)]`.
+
+    Raises:
+        ValueError: There are no parts, or fewer heads than parts.
+    """
+
+    def __init__(self, parts: list[Operator] | tuple[Operator, ...]) -> None:
+        super().__init__()
+        _checks.parts(parts)
+        self.parts = tuple(parts)
+        self.learned = nn.ModuleDict(
+            {str(i): part for i, part in enumerate(parts) if isinstance(part, nn.Module)}
+        )
+
+    @classmethod
+    def of(
+        cls,
+        kernels: list[PerAxis],
+        dilations: list[PerAxis],
+        rel_bias: bool = False,
+        heads: int | None = None,
+        scale: float | None = None,
+    ) -> "Hydra":
+        """Neighborhoods from a list of kernels and one of dilations; a list of one serves all."""
+        kernels, dilations = _checks.hydra_lists(kernels, dilations)
+        shares: tuple[int | None, ...] = (None,) * len(kernels)
+        if heads is not None:
+            shares = head_counts("Hydra", heads, len(kernels))
+        return cls(
+            [
+                Neighborhood(kernel, dilation, rel_bias, share, scale)
+                for kernel, dilation, share in zip(kernels, dilations, shares)
+            ]
+        )
+
+    def forward(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        counts = head_counts("Hydra", query.shape[1], len(self.parts))
+        outs = [
+            part(
+                *heads_of_part(query, key, value, counts, i),
+                structure,
+                key_structure,
+                key_mask=key_mask,
+            )
+            for i, part in enumerate(self.parts)
+        ]
+        return torch.cat(outs, dim=1)
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "groups n n_k"]:
+        """Which site reads which, part after part; as `SaysMask.mask`."""
+        masks = []
+        for i, part in enumerate(cast("tuple[SaysMask, ...]", self.parts)):
+            given: tuple[Tensor, ...] = ()
+            if query is not None and key is not None:
+                counts = head_counts("Hydra", query.shape[1], len(self.parts))
+                given = heads_of_part(query, key, key, counts, i)[:2]
+            masks.append(part.mask(structure, key_structure, *given))
+        return torch.cat(masks)
+
+
+@torch.library.custom_op(
+    "ndgpa::neighborhood_tables", mutates_args=(), device_types=("cpu", "cuda")
+)
+def neighborhood_tables(
+    shape: list[int],
+    key_shape: list[int],
+    kernel: list[int],
+    dilation: list[int],
+    biased: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tables of `Tiles`: queries, keys, pattern, seen, offset (no entries unless `biased`)."""
+    tables = _tables(*map(_ints, (shape, key_shape, kernel, dilation)), biased)
+    return tuple(torch.from_numpy(x.copy()).to(device) for x in tables)  # type: ignore[return-value]
+
+
+@neighborhood_tables.register_fake
+def _(
+    shape: list[int],
+    key_shape: list[int],
+    kernel: list[int],
+    dilation: list[int],
+    biased: bool,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    tables = _tables(*map(_ints, (shape, key_shape, kernel, dilation)), biased)
+    return tuple(
+        torch.empty(x.shape, dtype=getattr(torch, x.dtype.name), device=device) for x in tables
+    )
+
+
+def _ints(sizes: list[int]) -> tuple[int, ...]:
+    """Plain ints, also of sizes that a compiler traces as symbols: the tables are made for each."""
+    return tuple(int(size) for size in sizes)
+
+
+Array = NDArray[Any]
+
+# Queries along each axis of a tile, by the rank of the grid: about 64 in all.
+_TILE = {1: 64, 2: 8, 3: 4}
+
+
+@functools.lru_cache(maxsize=32)
+def _tables(
+    shape: tuple[int, ...],
+    key_shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    dilation: tuple[int, ...],
+    biased: bool,
+) -> tuple[Array, ...]:
+    """Tiles of a grid: every table is the product of those of the axes."""
+    width = _TILE.get(len(shape), 2)
+    axes = [_axis(*sizes, width) for sizes in zip(shape, key_shape, kernel, dilation)]
+    queries = _product([a.queries for a in axes], shape)
+    keys = _product([a.keys for a in axes], key_shape)
+    pattern = _product([a.pattern[:, None] for a in axes], tuple(len(a.offset) for a in axes))[:, 0]
+    pairs = [a.offset.reshape(len(a.offset), -1) for a in axes]
+    offset = _product(pairs, tuple(2 * k - 1 for k in kernel))
+    places = [size for a in axes for size in a.offset.shape[1:]]
+    rank = len(axes)
+    offset = offset.reshape(-1, *places).transpose(
+        0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2)
+    )
+    offset = offset.reshape(len(offset), queries.shape[1], keys.shape[1])
+    seen = offset >= 0
+    offset = np.maximum(offset, 0).astype(np.int32) if biased else np.empty((0, 0, 0), np.int32)
+    return queries, keys, pattern, seen, offset
+
+
+@dataclass(frozen=True)
+class _Axis:
+    queries: Array  # (T, X), -1 for an empty place
+    keys: Array  # (T, Y), -1 for an empty place
+    pattern: Array  # (T,)
+    offset: Array  # (P, X, Y): (key - query) / dilation + kernel - 1, -1 for a pair that is hidden
+
+
+def _axis(size: int, key_size: int, kernel: int, dilation: int, width: int) -> _Axis:
+    """Tiles of one axis: runs of about `width` queries that stand in one residue class."""
+    position = (2 * np.arange(size) + 1) * key_size // (2 * size)
+    residue, place = position % dilation, position // dilation
+    count = -(-(key_size - residue) // dilation)  # places of the residue class
+    start = np.clip(place - kernel // 2, 0, count - kernel)
+
+    order = np.argsort(residue, kind="stable")
+    members = np.bincount(residue, minlength=dilation)
+    width = _even_width(int(members.max()), width)
+    rank = np.arange(size) - (np.cumsum(members) - members)[residue[order]]
+    tile = np.cumsum(rank % width == 0) - 1
+    queries = np.full((tile[-1] + 1, width), -1)
+    queries[tile, rank % width] = order
+
+    empty = queries < 0
+    first = start[queries[:, 0]]  # starts never fall within a class
+    last = np.where(empty, 0, start[queries]).max(axis=1)
+    reach = np.arange(int((last - first).max()) + kernel)
+    key_place = first[:, None] + reach
+    keys = key_place * dilation + residue[queries[:, 0]][:, None]
+    keys = np.where(key_place < last[:, None] + kernel, keys, -1)
+
+    ahead = key_place[:, None] - start[queries][:, :, None]
+    seen = (ahead >= 0) & (ahead < kernel) & ~empty[:, :, None]
+    offset = np.where(seen, key_place[:, None] - place[queries][:, :, None] + kernel - 1, -1)
+    offset, pattern = np.unique(offset, axis=0, return_inverse=True)
+    return _Axis(queries, keys, pattern.reshape(-1), offset)
+
+
+def _even_width(members: int, width: int) -> int:
+    """The width, made smaller as far as the number of runs stays the same."""
+    return math.ceil(members / math.ceil(members / width))
+
+
+def _product(tables: list[Array], sizes: tuple[int, ...]) -> Array:
+    """Rows of every combination of rows, raster numbers of every combination of entries.
+
+    tables[a] is (rows, entries) of numbers below sizes[a]; -1 anywhere gives -1.
+    """
+    total, hidden = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=bool)
+    for table, size in zip(tables, sizes):
+        shape = (len(total) * len(table), -1)
+        total = (total[:, None, :, None] * size + table[None, :, None, :]).reshape(shape)
+        hidden = (hidden[:, None, :, None] | (table < 0)[None, :, None, :]).reshape(shape)
+    return np.where(hidden, -1, total)

@@ -1,0 +1,152 @@
+"""Performer: softmax attention as a dot product of random features, linear in the sites."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ndgpa import _checks
+from ndgpa._ops import cast_for_autocast
+from ndgpa.operators._features import KERNELS, attend_by_features
+from ndgpa.operators.full import Full
+from ndgpa.structures import SpatialStructure
+
+ROW_NORMS = ("gaussian", "constant")
+
+
+class Performer(nn.Module):
+    """Attention through positive orthogonal random features (FAVOR+).
+
+    out = phi(Q) (phi(K)^T V) / (phi(Q) sum phi(K)),    phi(x) = exp(W y - |y|^2 / 2 - c) + eps,
+
+    with y = sqrt(scale) x, rows of W orthogonal in groups of d, and c the largest exponent: of the
+    token for a query, of all seen tokens for the keys. It is computed in float32 or wider, under
+    autocast too, a chunk of sites at a time. The kernel "relu" is phi(x) = relu(W y) + 0.001.
+
+    Source: Choromanski et al. 2021, "Rethinking Attention with Performers". The released code
+    subtracts the largest W y instead of the largest exponent from the queries, so that eps swamps
+    the features of a query of large norm; here it does not.
+
+    The projection W is a buffer, saved in `state_dict` along with the number of calls.
+
+    Args:
+        head_dim: Features of a query head.
+        features: Rows of W; None means int(d log d).
+        redraw_every: A forward call in training mode draws W anew each time that many have been
+            made; None never does.
+        kernel: "softmax" approximates softmax attention; "relu" is a kernel of its own.
+        row_norm: "gaussian" gives the rows of W the norms of Gaussian vectors, "constant" sqrt(d).
+        seed: Of all draws of W.
+        scale: Factor of the dot products, above 0; None means 1/sqrt(d).
+        eps: Added to every feature, so that no sum is 0.
+
+    Raises:
+        ValueError: A count below 1, an unknown word, or queries of another width than `head_dim`.
+        NotImplementedError: A structure batches several spaces as one.
+    """
+
+    projection: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        features: int | None = None,
+        redraw_every: int | None = 1000,
+        kernel: str = "softmax",
+        row_norm: str = "gaussian",
+        seed: int = 0,
+        scale: float | None = None,
+        eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        _checks.positive_count("head_dim", head_dim)
+        features = max(1, int(head_dim * math.log(head_dim))) if features is None else features
+        _checks.performer(features, redraw_every, scale, eps)
+        _checks.one_of("kernel", kernel, KERNELS)
+        _checks.one_of("row_norm", row_norm, ROW_NORMS)
+        self.redraw_every, self.kernel, self.row_norm = redraw_every, kernel, row_norm
+        self.seed, self.scale, self.eps = seed, scale, eps
+        self.register_buffer("projection", draw_projection(features, head_dim, row_norm, seed))
+        self._calls = torch.zeros((), dtype=torch.int64)  # on the CPU, where reading it is free
+
+    def forward(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        *,
+        key_mask: Bool[Tensor, "b n_k"] | None = None,
+    ) -> Float[Tensor, "b h n dv"]:
+        key_structure = structure if key_structure is None else key_structure
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.one_space("Performer", structure, key_structure)
+        _checks.performer_input(query, self.projection)
+        projection = self.projection
+        if self.training and self.redraw_every is not None:
+            redraw(projection, self._calls, self.redraw_every, self.row_norm, self.seed)
+            projection = projection.clone()  # a later draw must not change what backward reads
+        if key_mask is not None:
+            unseen = ~key_mask[:, None, :, None]
+            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        out = attend_by_features(
+            query, key, value, key_mask, projection, scale, self.eps, self.kernel
+        )
+        return out.to(cast_for_autocast(value)[0].dtype)
+
+    def mask(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Bool[Tensor, "1 n n_k"]:
+        """Every key, through the features; as `SaysMask.mask`."""
+        return Full().mask(structure, key_structure)
+
+    def get_extra_state(self) -> int:
+        return int(self._calls)
+
+    def set_extra_state(self, state: int) -> None:
+        self._calls.fill_(state)
+
+    def extra_repr(self) -> str:
+        features, head_dim = self.projection.shape
+        return f"head_dim={head_dim}, features={features}, kernel={self.kernel!r}"
+
+
+def draw_projection(
+    features: int, head_dim: int, row_norm: str = "gaussian", seed: int = 0
+) -> Float[Tensor, "{features} {head_dim}"]:
+    """Rows orthogonal in groups of `head_dim`, each of a direction and norm of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    groups = math.ceil(features / head_dim)
+    rows, triangle = torch.linalg.qr(normal(groups, head_dim, head_dim))
+    rows = rows * triangle.diagonal(dim1=1, dim2=2).sign()[:, None]  # uniform over rotations
+    rows = rows.mT.flatten(0, 1)[:features]
+    norms = normal(features, head_dim).norm(dim=1)
+    if row_norm == "constant":
+        norms = torch.full_like(norms, head_dim**0.5)
+    return (norms[:, None] * rows).float()
+
+
+@torch.library.custom_op("ndgpa::performer_redraw", mutates_args=("projection", "calls"))
+def redraw(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: int) -> None:
+    """Count a call; after `every` of them, draw anew. A seed gives one sequence of draws."""
+    calls += 1
+    if int(calls) % every == 0:
+        seed = seed + 1_000_003 * (int(calls) // every)
+        features, head_dim = projection.shape
+        projection.copy_(draw_projection(features, head_dim, row_norm, seed))
+
+
+@redraw.register_fake
+def _(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: int) -> None:
+    return None

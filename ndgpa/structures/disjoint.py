@@ -1,0 +1,51 @@
+"""Many spaces as one: ragged batches."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ndgpa import _checks
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.clusters import Clusters
+
+
+def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
+    """One structure of many spaces that do not see each other.
+
+    The sites of the first space come first, then those of the second, and so on: concatenate the
+    features in the same order. Attention over the whole equals attention over each on its own, and
+    a rule that keeps k blocks keeps k in each space (all of a space that has fewer).
+
+    Args:
+        structures: At least one, on one device; of any kind, and of different kinds. All have a
+            time or none has. A structure that has groups already keeps them apart.
+
+    Raises:
+        ValueError: There is none, they are on different devices, or only some have a time.
+        TypeError: An entry is no structure.
+    """
+    structures = list(structures)
+    _checks.disjoint(structures)
+    block_of_site, cell_of_block, group, time = [], [], [], []
+    blocks = cells = groups = 0
+    for structure in structures:
+        block_of_site.append(structure.block_of_site + blocks)
+        cell_of_block.append(structure.cell_of_block + cells)
+        own = structure.group
+        own = (
+            torch.zeros_like(cell_of_block[-1])
+            if own is None
+            else own.unique(return_inverse=True)[1]
+        )
+        group.append(own + groups)
+        blocks += structure.num_blocks
+        cells += structure.num_cells
+        groups += int(own.max()) + 1
+        if structure.time is not None:
+            time.append(structure.time)
+    return Clusters(
+        torch.cat(block_of_site),
+        torch.cat(cell_of_block),
+        torch.cat(time) if time else None,
+        torch.cat(group),
+    )

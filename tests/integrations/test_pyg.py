@@ -1,0 +1,227 @@
+"""PyTorch Geometric: tables survive batching, loading and storing; the layer beside GPSConv."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ndgpa
+from tests.draw import seeded
+from tests.oracle import rows
+
+pytest.importorskip("torch_geometric")
+
+from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GCNConv, GPSConv
+
+from ndgpa.integrations.pyg import GPACoarsening, GPAConv, structure_of, structure_of_edges
+
+SIZES = (30, 50, 17, 1, 4)
+
+
+def graph(nodes: int, seed: int = 0, channels: int = 8) -> Data:
+    generator = seeded(seed)
+    edges = torch.randint(0, nodes, (2, 3 * nodes), generator=generator)
+    return Data(torch.randn(nodes, channels, generator=generator), edges)
+
+
+def graphs() -> list[Data]:
+    return [graph(size, seed) for seed, size in enumerate(SIZES)]
+
+
+def same(one: ndgpa.SpatialStructure, other: ndgpa.SpatialStructure) -> None:
+    for name in ("blocks", "cells", "group"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert (mine is None and theirs is None) or torch.equal(mine, theirs), name
+
+
+def one_by_one(data: list[Data]) -> list[ndgpa.Clusters]:
+    """The structures that the tables should amount to, without this module."""
+    structures = []
+    for d in data:
+        downsample = min(4, d.num_nodes)
+        cell = min(3, -(-d.num_nodes // downsample))
+        structures.append(ndgpa.Graph(d.edge_index, d.num_nodes, downsample, cell))
+    return structures
+
+
+def test_one_graph_has_the_structure_of_its_edges() -> None:
+    data = GPACoarsening(4, 3)(graph(30))
+    same(structure_of(data), ndgpa.Graph(data.edge_index, 30, 4, 3))
+
+
+def test_a_transform_leaves_the_graph_that_it_is_given_alone() -> None:
+    data = graph(30)
+    GPACoarsening(4)(data)
+    assert "gpa_block_of_site" not in data
+
+
+def test_a_batch_has_the_disjoint_structure_of_its_graphs() -> None:
+    transform = GPACoarsening(4, 3)
+    batch = Batch.from_data_list([transform(d) for d in graphs()])
+    same(structure_of(batch), ndgpa.disjoint(one_by_one(graphs())))
+
+
+def test_a_batch_can_be_taken_apart_and_batched_again() -> None:
+    transform = GPACoarsening(4, 3)
+    batch = Batch.from_data_list([transform(d) for d in graphs()])
+    parts = batch.to_data_list()
+    for part, structure in zip(parts, one_by_one(graphs())):
+        same(structure_of(part), structure)
+    again = Batch.from_data_list([parts[2], parts[0]])
+    same(structure_of(again), ndgpa.disjoint([one_by_one(graphs())[i] for i in (2, 0)]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_collates_the_tables(workers: int) -> None:
+    transform = GPACoarsening(4, 3)
+    loader = DataLoader([transform(d) for d in graphs()], batch_size=2, num_workers=workers)
+    structures = one_by_one(graphs())
+    for number, batch in enumerate(loader):
+        same(structure_of(batch), ndgpa.disjoint(structures[2 * number : 2 * number + 2]))
+
+
+def test_a_data_set_stores_the_tables(tmp_path: Any) -> None:
+    class Stored(InMemoryDataset):
+        @property
+        def processed_file_names(self) -> str:
+            return "data.pt"
+
+        def process(self) -> None:
+            self.save([self.pre_transform(d) for d in graphs()], self.processed_paths[0])
+
+    for _ in range(2):  # the second time it is read from the disk
+        stored = Stored(str(tmp_path), pre_transform=GPACoarsening(4, 3), log=False)
+        stored.load(stored.processed_paths[0])
+        for data, structure in zip(stored, one_by_one(graphs())):
+            same(structure_of(data), structure)
+
+
+def test_positions_and_weights_are_used() -> None:
+    data = graph(40)
+    data.pos = torch.rand(40, 2, generator=seeded(1))
+    data.edge_weight = torch.rand(120, generator=seeded(2))
+    same(structure_of(GPACoarsening(4, 2)(data)), ndgpa.PointCloud(data.pos, 4, 2))
+    weighted = GPACoarsening(4, 2, method="metis", edge_weight="edge_weight")(data)
+    expected = ndgpa.Graph(data.edge_index, 40, 4, 2, edge_weight=data.edge_weight)
+    same(structure_of(weighted), expected)
+
+
+def test_a_batch_without_tables_gets_the_same_structure_from_its_edges() -> None:
+    batch = Batch.from_data_list(graphs())
+    structure = structure_of_edges(batch.edge_index, batch.num_nodes, 4, 3, batch.batch)
+    same(structure, ndgpa.disjoint(one_by_one(graphs())))
+
+
+# The layer
+
+
+def layer(**options: Any) -> GPAConv:
+    torch.manual_seed(0)
+    return GPAConv(8, heads=2, conv=GCNConv(8, 8), downsample=4, cell=3, **options).double()
+
+
+def coarsened_batch() -> Batch:
+    return Batch.from_data_list([GPACoarsening(4, 3)(d) for d in graphs()])
+
+
+def test_a_graph_does_not_see_the_batch_that_it_is_in() -> None:
+    conv, batch = layer(operator=ndgpa.GPA(2)), coarsened_batch()
+    x = batch.x.double()
+    out = conv(x, batch.edge_index, batch.batch, structure_of(batch))
+    first = 0
+    for data in graphs():
+        alone = conv(x[first : first + data.num_nodes], data.edge_index)
+        torch.testing.assert_close(
+            out[first : first + data.num_nodes], alone, rtol=1e-12, atol=1e-12
+        )
+        first += data.num_nodes
+
+
+def test_without_a_structure_it_makes_the_same_one() -> None:
+    conv, batch = layer(), coarsened_batch()
+    x = batch.x.double()
+    given = conv(x, batch.edge_index, batch.batch, structure_of(batch))
+    assert torch.equal(conv(x, batch.edge_index, batch.batch), given)
+
+
+def test_every_block_kept_is_the_layer_with_full_attention() -> None:
+    batch = coarsened_batch()
+    x, structure = batch.x.double(), structure_of(batch)
+    outs = [
+        layer(operator=operator)(x, batch.edge_index, batch.batch, structure)
+        for operator in (ndgpa.GPA(99), ndgpa.Full())
+    ]
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+
+
+def test_information_crosses_a_graph_in_one_layer_but_not_to_another() -> None:
+    batch = coarsened_batch()
+    x = batch.x.double().requires_grad_()
+    conv = layer(operator=ndgpa.GPA(99))
+    conv(x, batch.edge_index, batch.batch, structure_of(batch))[:30, 0].sum().backward()
+    assert (x.grad[:30] != 0).any(dim=1).all()
+    assert (x.grad[30:] == 0).all()
+
+
+def test_it_stands_where_gps_conv_stands() -> None:
+    """The same call, on the same batch; every parameter learns."""
+    batch = coarsened_batch()
+    for conv in (GPSConv(8, GCNConv(8, 8), heads=2), GPAConv(8, 2, GCNConv(8, 8), dropout=0.1)):
+        out = conv(batch.x, batch.edge_index, batch.batch)
+        assert out.shape == batch.x.shape
+        out.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in conv.parameters())
+
+
+def test_message_passing_gets_the_other_arguments() -> None:
+    class Weighted(nn.Module):
+        def forward(self, x: Any, edge_index: Any, edge_weight: Any) -> Any:
+            return x + edge_weight.mean() * x.roll(1, dims=0)
+
+    conv = GPAConv(8, 2, Weighted(), downsample=4)
+    data = graph(12)
+    outs = [
+        conv(data.x, data.edge_index, edge_weight=torch.full((36,), weight))
+        for weight in (1.0, 2.0)
+    ]
+    assert not torch.allclose(*outs)
+
+
+def test_the_package_does_not_import_what_only_graphs_need() -> None:
+    code = (
+        "import sys, ndgpa, torch; ndgpa.PointCloud(torch.rand(9, 2), 2); "
+        "print([m for m in ('torch_geometric', 'scipy', 'pymetis') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_tables_by_hand() -> None:
+    path = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    data = [GPACoarsening(2, 1)(Data(torch.zeros(4, 1), path)) for _ in range(2)]
+    structure = structure_of(Batch.from_data_list(data))
+    assert sorted(rows(structure.blocks)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert structure.group.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.bad_input
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="this graph has no GPA tables; put it through"):
+        structure_of(graph(4))
+    with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
+        GPACoarsening(0)
+    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+        GPAConv(8, 3)
+    edges = torch.tensor([[0, 1], [1, 2]])
+    for batch, words in (
+        (torch.tensor([0, 1, 0]), "batch must be ascending: the nodes of a graph stand together"),
+        (torch.tensor([0, 0, 1]), "edge_index joins nodes of two graphs of the batch"),
+        (torch.tensor([0, 0]), "batch has 2 entries but there are 3 nodes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            structure_of_edges(edges, 3, 2, batch=batch)

@@ -1,0 +1,55 @@
+"""Kernels in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/kernels`, a process of its own.
+
+Triton reads the variable when it is imported, and kernels made for the interpreter compile nothing,
+so these tests cannot share a process with those that compile; without the variable they are left
+out. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not survive, so
+it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
+takes seconds in the interpreter, and shrinking one would take hours.
+"""
+
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETED:
+    hypothesis.settings.register_profile(
+        "interpreter",
+        hypothesis.settings.get_profile("default"),
+        max_examples=60 if os.environ.get("HYPOTHESIS_PROFILE") == "sweep" else 3,
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("interpreter")
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")  # a GPU does not warn of an infinity either
+
+
+def pytest_ignore_collect() -> bool | None:
+    return None if INTERPRETED else True
+
+
+def _in_order(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """A product as a GPU sums it: feature after feature, in the dtype of the total.
+
+    numpy's own order depends on the shapes, and logits would differ between kernels by what they
+    never differ by on a GPU.
+    """
+    a, b = a.astype(total.dtype), b.astype(total.dtype)
+    for feature in range(a.shape[-1]):
+        total = total + a[..., :, feature, None] * b[..., None, feature, :]
+    return total
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _order_of_sums() -> None:
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self, a, b, d, *options):
+        return TensorHandle(_in_order(a.data, b.data, d.data), d.dtype.scalar)
+
+    InterpreterBuilder.create_dot = create_dot

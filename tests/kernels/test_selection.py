@@ -1,0 +1,189 @@
+"""The selection kernels against the torch formulas."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ndgpa import Clusters, Grid
+from ndgpa.selection import top_k
+from ndgpa.selection.means import block_sums
+from tests.kernels.kernel_problems import structures
+
+MORE = settings(max_examples=5 * settings().max_examples)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@MORE
+@given(data=st.data())
+def test_sums_over_blocks_are_those_of_the_structure(dtype, data):
+    structure = data.draw(structures())
+    width, masked = data.draw(st.integers(1, 40)), data.draw(st.booleans())
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    x = torch.randn(2, structure.num_sites, 2, width, generator=g).to(dtype).transpose(1, 2)
+    seen = torch.rand(2, structure.num_sites, generator=g) < 0.7 if masked else None
+    clean = x if seen is None else x.masked_fill(~seen[:, None, :, None], 0)
+    if masked:
+        x = x.masked_fill(~seen[:, None, :, None], torch.nan)
+    x.requires_grad_()
+    sums = block_sums(x, seen, structure.blocks, structure.block_of_site)
+    exact = structure.block_sums(clean.double())
+    assert torch.allclose(sums.double(), exact, rtol=1e-6, atol=1e-6)
+    cotangent = torch.randn(sums.shape, generator=g)
+    (grad,) = torch.autograd.grad(sums, x, cotangent)
+    wanted = cotangent[:, :, structure.block_of_site].to(dtype)
+    if masked:
+        wanted = wanted.masked_fill(~seen[:, None, :, None], 0)
+    assert torch.equal(grad, wanted)
+
+
+@st.composite
+def coarse_problems(draw):
+    key_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
+    cells, places, blocks, width = (draw(st.integers(1, m)) for m in (9, 5, 70, 20))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    biased, ragged, grouped = (draw(st.booleans()) for _ in range(3))
+    weight = torch.randint(0, 4, (cells, places), generator=g).float()
+    weight[:, 0] += 1
+    query = torch.randn(2, key_heads * group, cells, places, width, generator=g)
+    log_size = torch.randint(0, 3, (2, blocks), generator=g).float().log()
+    forced = None
+    if draw(st.booleans()):
+        rows = torch.rand((cells, blocks), generator=g).argsort(dim=1)[:, : min(3, blocks)]
+        forced = rows.clone()
+        forced[:, 1:].masked_fill_(torch.rand(forced[:, 1:].shape, generator=g) < 0.3, -1)
+    return {
+        "query": query * draw(st.sampled_from([1.0, 4.0])),
+        "key": torch.randn(2, key_heads, blocks, width, generator=g),
+        "bias": torch.randn(2, key_heads, blocks, generator=g) if biased else None,
+        "log_size": log_size if ragged else None,
+        "weight": weight,
+        "cell_group": torch.randint(0, 2, (cells,), generator=g) if grouped else None,
+        "key_group": torch.randint(0, 2, (blocks,), generator=g) if grouped else None,
+        "forced": forced,
+        "k": draw(st.integers(1, 80)),
+        "relevance": draw(st.sampled_from(["mass", "logit"])),
+        "share": draw(st.sampled_from(["head", "group", "all"])),
+        "scale": 0.4,
+    }
+
+
+@MORE
+@given(problem=coarse_problems())
+def test_the_blocks_are_those_of_the_torch_formula(problem):
+    assert torch.equal(
+        top_k.select_in_triton(**problem).sort().values,
+        top_k.select_top_k(**problem).sort().values,
+    )
+    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+
+
+def coarse(query, key, weight, k):
+    nothing = ("bias", "log_size", "cell_group", "key_group", "forced")
+    options = {"k": k, "relevance": "mass", "share": "head", "scale": 1.0}
+    return {"query": query, "key": key, "weight": weight, **dict.fromkeys(nothing), **options}
+
+
+def _top_k(scores, k):
+    from ndgpa.selection import triton_top_k
+
+    out = torch.empty(*scores.shape[:1], k, dtype=torch.int32)
+    triton_top_k.top_k(scores, out)
+    return out
+
+
+@pytest.mark.parametrize("longest", [1 << 14, 4])
+def test_of_equals_the_lowest_ids_are_taken(longest, monkeypatch):
+    from ndgpa.selection import triton_top_k
+
+    monkeypatch.setattr(triton_top_k, "LONGEST_ROW", longest)
+    inf = torch.inf
+    scores = torch.tensor(
+        [
+            [1.0, 3.0, 3.0, 1.0, 3.0, 0.0],
+            [0.0, -0.0, 0.0, -0.0, -1.0, 2.0],
+            [-inf, -1.0, -inf, -2.0, -inf, -inf],
+            [1e-40, 1e-39, -1e-40, -3.0, inf, 2e38],
+        ]
+    )
+    wanted = [[1, 2, 4], [0, 1, 5], [1, 3, -1], [1, 4, 5]]
+    assert _top_k(scores, 3).tolist() == wanted
+    assert _top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
+
+
+@MORE
+@given(st.data())
+def test_top_k_is_the_front_of_a_stable_sort(data):
+    rows, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 200))
+    k = data.draw(st.integers(1, blocks))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    scores = torch.randn(rows, blocks, generator=g)
+    if data.draw(st.booleans()):
+        scores = scores.round()
+    wanted = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    assert torch.equal(_top_k(scores, k), wanted.int())
+
+
+def test_relevance_is_made_for_a_few_cells_at_a_time(monkeypatch):
+    from ndgpa.selection import triton_top_k
+
+    g = torch.Generator().manual_seed(3)
+    problem = coarse(
+        torch.randn(1, 2, 7, 2, 8, generator=g),
+        torch.randn(1, 2, 9, 8, generator=g),
+        torch.ones(7, 2),
+        k=3,
+    )
+    whole = top_k.select_in_triton(**problem)
+    for held in (1, 20, 63, 100):
+        monkeypatch.setattr(triton_top_k, "_HELD", held)
+        assert torch.equal(top_k.select_in_triton(**problem), whole)
+
+
+def test_a_cell_of_more_blocks_than_a_tile_has_rows():
+    g = torch.Generator().manual_seed(5)
+    problem = coarse(
+        torch.randn(1, 1, 2, 150, 8, generator=g),
+        torch.randn(1, 1, 20, 8, generator=g),
+        torch.ones(2, 150),
+        k=4,
+    )
+    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+
+
+def test_a_nan_query_takes_no_part():
+    g = torch.Generator().manual_seed(4)
+    query, key = torch.randn(1, 1, 2, 2, 8, generator=g), torch.randn(1, 1, 9, 8, generator=g)
+    query[0, 0, 0, 1, 3] = torch.nan
+    problem = coarse(query, key, torch.ones(2, 2), k=3)
+    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+
+
+def test_groups_and_grids_through_the_public_rule(monkeypatch):
+    """The public call with the kernels put in place of the torch formula."""
+    import ndgpa
+    from ndgpa.selection import base
+
+    structures = [
+        Grid((5, 7), 2, (2, 1)),
+        Clusters(
+            torch.tensor([0, 0, 1, 2, 2, 3, 3, 3]),
+            torch.tensor([0, 0, 1, 1]),
+            group=torch.tensor([0, 0, 1, 1]),
+        ),
+    ]
+    for structure in structures:
+        g = torch.Generator().manual_seed(1)
+        q, k = (torch.randn(2, 2, structure.num_sites, 12, generator=g) for _ in range(2))
+        mask = torch.rand(2, structure.num_sites, generator=g) < 0.8
+        rule = ndgpa.TopK(2, force="own")
+        wanted = ndgpa.select(q, k, structure, rule, affinity="euclidean", key_mask=mask)
+        with monkeypatch.context() as patch:
+            patch.setattr(top_k, "select_top_k", top_k.select_in_triton)
+            patch.setattr(
+                base,
+                "seen_sums",
+                lambda s, x, seen=None: block_sums(x, seen, s.blocks, s.block_of_site),
+            )
+            found = ndgpa.select(q, k, structure, rule, affinity="euclidean", key_mask=mask)
+        assert torch.equal(found.blocks, wanted.blocks)
