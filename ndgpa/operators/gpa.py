@@ -75,7 +75,7 @@ class GPA:
             value,
             selection,
             structure,
-            key_structure=key_structure if self.read is None else self.read(key_structure),
+            key_structure=self._read(key_structure, query.device),
             scale=self.scale,
             affinity=self.affinity,
             causal=self.causal,
@@ -92,6 +92,9 @@ class GPA:
         with torch.autocast(query.device.type, enabled=False):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
         return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
+
+    def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
+        return key_structure if self.read is None else self.read(key_structure.to(device))
 
     def mask(
         self,
