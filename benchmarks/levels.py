@@ -21,6 +21,7 @@ itself has slope 1.08 over this range.
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -48,8 +49,8 @@ class Options:
 
     out: Path = Path("out/levels.json")
     sides: tuple[int, ...] = (256, 512, 1024, 2048)
-    keep: int = 48
-    """Nodes kept at each level above the last."""
+    keep: int = 96
+    """Nodes kept at the coarsest level; half as many at each finer one, but at least 24."""
     repeats: int = 2
     threads: int = 2
 
@@ -116,18 +117,22 @@ def space_of(name: str, side: int, x: Tensor) -> tuple[Tensor, ndgpa.SpatialStru
     return x, ndgpa.PointCloud(shaken, 16, 4), 4
 
 
+def rule_for(side: int, factor: int, options: Options) -> ndgpa.MultiLevel:
+    levels = 1 + round(math.log2(side / 4 / TOP))
+    keep = (max(24, options.keep >> level) for level in range(levels - 1))
+    return ndgpa.MultiLevel((*keep, KEPT), factor)
+
+
 def row(name: str, side: int, options: Options) -> dict[str, float]:
     x, structure, factor = space_of(name, side, features(side))
-    levels = 1 + round(math.log2(side / 4 / TOP))
-    keep = (options.keep,) * (levels - 1) + (KEPT,)
-    rule = ndgpa.MultiLevel(keep, factor)
+    rule = rule_for(side, factor, options)
     ndgpa.select(x, x, structure, rule)  # makes the tables
     select_s, selection = best(options.repeats, lambda: ndgpa.select(x, x, structure, rule))
     attend_s, _ = best(1, lambda: ndgpa.attend(x, x, x, selection, structure))
     found = coverage(x, structure, selection)
     line = {
         "sites": side * side,
-        "levels": levels,
+        "levels": len(rule.keep),
         "select_s": select_s,
         "attend_s": attend_s,
         "gpa_s": select_s + attend_s,
@@ -140,24 +145,23 @@ def row(name: str, side: int, options: Options) -> dict[str, float]:
 
 
 def sampled_ratio(side: int, options: Options) -> float:
-    """Coverage over that of one-level TopK for 64 cells of a grid too large for all of them."""
+    """Coverage over that of one-level TopK for 128 cells of a grid too large for all of them."""
     x = features(side)
     structure = ndgpa.Image((side, side), 4, 2)
-    levels = 1 + round(math.log2(side / 4 / TOP))
-    chosen = torch.randperm(structure.num_cells, generator=torch.Generator().manual_seed(2))[:64]
+    chosen = torch.randperm(structure.num_cells, generator=torch.Generator().manual_seed(2))[:128]
     sites = structure.cell_sites[chosen].flatten()
     few = ndgpa.Clusters(
         torch.arange(len(sites)) // structure.sites_per_block,
-        torch.arange(64).repeat_interleave(structure.blocks_per_cell),
+        torch.arange(128).repeat_interleave(structure.blocks_per_cell),
     )
     query, masses = x[:, :, sites], []
     for rule in (
-        ndgpa.MultiLevel((options.keep,) * (levels - 1) + (KEPT,), 2),
+        rule_for(side, 2, options),
         ndgpa.TopK(KEPT),
     ):
         blocks = ndgpa.select(query, x, few, rule, key_structure=structure).blocks[0, 0]
         total = 0.0
-        for cell in range(64):
+        for cell in range(128):
             some = query[0, 0, few.cell_sites[cell, ::16]]
             mass = (some @ x[0, 0].mT * FEATURES**-0.5).softmax(dim=-1)
             total += mass[:, structure.upsample(blocks[cell]).flatten()].sum().item()
@@ -179,6 +183,7 @@ def main(options: Options) -> None:
         "machine": platform.processor() or platform.machine(),
         "threads": options.threads,
         "torch": torch.__version__,
+        "machine_cores": os.cpu_count(),
         "keep": options.keep,
         "kept_blocks": KEPT,
     }

@@ -138,13 +138,13 @@ RULES: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: ndgpa.select(
             features(),
-            features(),
+            features(1, 2, 10, 4),
             SEQUENCE,
             ndgpa.TopK(2, force="own"),
-            key_structure=ndgpa.Sequence(12, 2),
+            key_structure=ndgpa.Sequence(10, 2),
         ),
         ValueError,
-        "force='own' needs queries and keys on one structure",
+        "force='own' needs queries and keys on one structure, or on two of the same sites",
     ),
     (
         lambda: ndgpa.Selection(torch.zeros(1, 1, 4, 2)),

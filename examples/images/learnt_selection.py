@@ -15,6 +15,7 @@ others) and `result.json`, where errors are mean squared colour errors in [0, 1]
 """
 
 import json
+import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -198,7 +199,9 @@ def main(options: Options) -> None:
         }
         for name, curves in runs.items()
     }
-    (options.out / "result.json").write_text(json.dumps(result, indent=1))
+    about = {"torch": torch.__version__, "machine": platform.machine(), **vars(options)}
+    about.pop("out")
+    (options.out / "result.json").write_text(json.dumps(about | {"rules": result}, indent=1) + "\n")
     for name, values in result.items():
         error, found = np.mean(values["error"]), np.mean(values["found"])
         print(f"{name:17} error {error:.4f}   right block selected {found:.3f}")

@@ -297,7 +297,8 @@ def key_major_kernel(
         b_slope = tl.dot(b_value, tl.trans(b_grad_out), input_precision=PRECISION)
         b_g = b_p * (b_slope - b_mean[None, :])
         b_grad_key = tl.dot(b_g.to(b_query.dtype), b_query, b_grad_key, input_precision=PRECISION)
-        b_grad_bias += tl.sum(b_g, 1)
+        if p_grad_bias is not None:
+            b_grad_bias += tl.sum(b_g, 1)
 
     b_grad_key *= scale
     if part < 0:
@@ -311,7 +312,8 @@ def key_major_kernel(
         p_part = p_parts + (((b * key_heads + key_head) * parts + part) * R + o_place) * PART
         store_rows(p_part, b_grad_key, m_exists, D, PAD_D)
         store_rows(p_part + D, b_grad_value, m_exists, DV, PAD_DV)
-        tl.store(p_part + D + DV, b_grad_bias, mask=m_exists)
+        if p_grad_bias is not None:
+            tl.store(p_part + D + DV, b_grad_bias, mask=m_exists)
 
 
 @triton.jit
@@ -364,7 +366,8 @@ def add_parts_kernel(
         p_part = p_parts + o_part * PART
         b_grad_key += load_rows(p_part, m_key, D, PAD_D)
         b_grad_value += load_rows(p_part + D, m_key, DV, PAD_DV)
-        b_grad_bias += tl.load(p_part + D + DV, mask=m_key, other=0.0)
+        if p_grad_bias is not None:
+            b_grad_bias += tl.load(p_part + D + DV, mask=m_key, other=0.0)
     p_rows = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
     store_rows(p_rows + o_key * s_grad_key_n, b_grad_key, m_key, D, PAD_D)
     p_rows = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h

@@ -75,7 +75,7 @@ class GPA:
             value,
             selection,
             structure,
-            key_structure=key_structure if self.read is None else self.read(key_structure),
+            key_structure=self._read(key_structure, query.device),
             scale=self.scale,
             affinity=self.affinity,
             causal=self.causal,
@@ -93,6 +93,9 @@ class GPA:
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
         return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
 
+    def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
+        return key_structure if self.read is None else self.read(key_structure.to(device))
+
     def mask(
         self,
         structure: SpatialStructure,
@@ -100,9 +103,9 @@ class GPA:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "groups n n_k"]:
-        """The keys that the rule selects for these features; as `SaysMask.mask`.
+        """The keys that these features make a query read; as `SaysMask.mask`.
 
-        There is a group for each batch and selection head.
+        There is a group for each batch and selection head. A coarse branch reads every key.
         """
         query, key = _checks.features_for_mask("GPA", query, key)
         key_structure = structure if key_structure is None else key_structure
@@ -116,11 +119,12 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        ids = selection.blocks.flatten(0, 1).long()
+        sites = self._read(key_structure, query.device).upsample(selection.blocks)
+        sites = sites.flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
-            *ids.shape[:2], key_structure.num_blocks + 1, dtype=torch.bool, device=ids.device
+            *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device
         )
-        reads = reads.scatter_(2, ids % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
-        mask = reads[:, structure.cell_of_site][:, :, key_structure.block_of_site]
+        reads = reads.scatter_(2, sites % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
+        mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
         seen = visible(structure, key_structure, self.causal)
         return mask if seen is None else mask & seen

@@ -171,7 +171,7 @@ def local_sparse_tables(
     """The tables of `Tiles`: queries, keys, seen. `numbers` are step, stride and mend."""
     sizes = (tuple(x) for x in (shape, key_shape, numbers))
     tables = _tables(*sizes, pattern, order, resize)
-    return tuple(torch.from_numpy(x).to(device, copy=True) for x in tables)  # type: ignore[return-value]
+    return tuple(torch.from_numpy(x.copy()).to(device) for x in tables)  # type: ignore[return-value]
 
 
 @local_sparse_tables.register_fake

@@ -219,7 +219,7 @@ def neighborhood_tables(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tables of `Tiles`: queries, keys, pattern, seen, offset (no entries unless `biased`)."""
     tables = _tables(*map(_ints, (shape, key_shape, kernel, dilation)), biased)
-    return tuple(torch.from_numpy(x).to(device, copy=True) for x in tables)  # type: ignore[return-value]
+    return tuple(torch.from_numpy(x.copy()).to(device) for x in tables)  # type: ignore[return-value]
 
 
 @neighborhood_tables.register_fake

@@ -319,11 +319,15 @@ def _best(scores: Tensor, names: Tensor, k: int, always: Tensor | None) -> Tenso
         for column in always.unbind(dim=1):
             anyway |= (names == column[:, None]) & (names >= 0)
         scores = scores.masked_fill(anyway, -torch.inf)
-    # In the order of their numbers the first of equals is the lowest.
-    names, order = names.sort(dim=1)
-    scores = scores.gather(1, order)
-    places = top_k_lowest_id(scores, k)
-    return names.gather(1, places).masked_fill(scores.gather(1, places) == -torch.inf, -1)
+    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    chosen = names.gather(1, places[:, :k]).masked_fill(values[:, :k] == -torch.inf, -1)
+    if k < scores.shape[1]:
+        tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
+        if bool(tied.any()):  # in the order of their numbers the first of equals is the lowest
+            ordered, order = names[tied].sort(dim=1)
+            places = top_k_lowest_id(scores[tied].gather(1, order), k)
+            chosen[tied] = ordered.gather(1, places)
+    return chosen
 
 
 @select_children.register_fake

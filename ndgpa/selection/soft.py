@@ -45,6 +45,7 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
                 weight[cells].log(),
                 _hidden(problem, cells),
                 use_reentrant=False,
+                preserve_rng_state=False,  # nothing is random in it
             )
         )
     by_head = torch.cat(parts, dim=2)

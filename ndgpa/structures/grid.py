@@ -169,7 +169,7 @@ class Grid(SpatialStructure):
             return None
         steps = torch.arange(self.shape[self.time_axis], device=self.on)
         across = [-1 if axis == self.time_axis else 1 for axis in range(len(self.shape))]
-        return steps.view(across).expand(self.shape).reshape(-1)
+        return steps.view(across).expand(self.shape).reshape(-1).contiguous()
 
     @table
     def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:

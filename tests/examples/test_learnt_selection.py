@@ -26,7 +26,7 @@ def task() -> Any:
 def test_it_runs_from_start_to_end(task: Any, tmp_path: Path) -> None:
     task.main(task.Options(out=tmp_path, steps=2, batch=1, seeds=1))
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result) == set(task.RULES)
+    assert set(result["rules"]) == set(task.RULES)
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 

@@ -17,10 +17,11 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
+    SWEEP = os.environ.get("HYPOTHESIS_PROFILE") == "sweep"
     hypothesis.settings.register_profile(
         "interpreter",
-        hypothesis.settings.get_profile("default"),
-        max_examples=60 if os.environ.get("HYPOTHESIS_PROFILE") == "sweep" else 3,
+        hypothesis.settings.get_profile("sweep" if SWEEP else "default"),
+        max_examples=60 if SWEEP else 3,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )

@@ -35,3 +35,20 @@ def test_options_are_passed_on() -> None:
         x, x, x, structure, 2, scale=0.7, affinity="euclidean", key_mask=mask, backend="reference"
     )
     assert torch.equal(operator(x, x, x, structure, key_mask=mask), expected)
+
+
+def test_the_mask_knows_of_sampled_sites_and_of_the_coarse_branch() -> None:
+    x = torch.randn(1, 1, 16, 4)
+    structure = ndgpa.Sequence(16, 4)
+    dense, sampled, coarse = (
+        operator.mask(structure, structure, x, x)
+        for operator in (
+            ndgpa.GPA(2),
+            ndgpa.GPA(2, read=ndgpa.Strided(2)),
+            ndgpa.GPA(2, coarse="add"),
+        )
+    )
+    assert bool((dense.sum(-1) == 8).all())
+    assert bool((sampled.sum(-1) == 4).all())
+    assert bool((dense | ~sampled).all())
+    assert bool(coarse.all())

@@ -43,8 +43,13 @@ def test_they_pass_the_checks_of_torch(operator: Any, arguments: Any) -> None:
 def test_tables_are_made_alike_inside_a_trace() -> None:
     options = [3, 5], [6, 4], [2, 3], [1, 1], True, torch.device("cpu")
     torch.library.opcheck(neighborhood_tables, options)
-    sparse = [3, 5], [6, 4], [1, 4, 1], "ltr", "esa", "geometric", torch.device("cpu")
-    torch.library.opcheck(local_sparse_tables, sparse)
+    for pattern in ("ltr", "rtl", "strided", "fixed"):
+        for step in (1, 2):
+            numbers = [step, 4, 1]
+            arguments = numbers, pattern, "esa", "geometric", torch.device("cpu")
+            torch.library.opcheck(local_sparse_tables, ([4, 6], [4, 6], *arguments))
+            tables = local_sparse_tables([4, 6], [4, 6], *arguments)
+            assert all(table.is_contiguous() for table in tables)
 
 
 @pytest.mark.parametrize(

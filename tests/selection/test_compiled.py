@@ -37,3 +37,21 @@ def test_a_coarse_branch_compiles() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, x, x, space), operator(x, x, x, space))
+
+
+@pytest.mark.compiled
+def test_the_operators_of_selection_are_well_formed() -> None:
+    """Schema, fake tensors and tracing, by torch's own check."""
+    query, key = torch.randn(1, 2, 3, 2, 4), torch.randn(1, 1, 5, 2, 4)
+    kept = torch.tensor([[0, 2, -1], [1, 3, 4], [4, -1, -1]]).int().expand(1, 2, 3, 3)
+    children = torch.arange(10).view(5, 2)
+    always = torch.tensor([[9], [-1], [0]])
+    times = (torch.tensor([2, 5, 9]), torch.arange(10))
+    options = (torch.zeros(1, 5, 2), torch.ones(3, 2), kept.contiguous(), children)
+    call = torch.ops.ndgpa.select_children.default
+    torch.library.opcheck(call, (query, key, *options, always, 2, "head", *times))
+    torch.library.opcheck(call, (query, key, *options, None, 99, "head", None, None))
+    coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(3, 2), None, None)
+    more = (always.clamp(max=4), 2, "mass", "head", 0.5, times[0], torch.arange(5))
+    call = torch.ops.ndgpa.select_top_k.default
+    torch.library.opcheck(call, (*coarse, *more, torch.tensor([1, 2, 1]), 0.5, 1))
