@@ -129,8 +129,8 @@ def cost(operator: Any, image: ndgpa.Grid) -> dict[str, float]:
             out.backward(torch.ones_like(out))
 
     with torch.no_grad():
-        forward_s, least = median_seconds(forward), peak_bytes(forward)
-    both_s, most = median_seconds(both), peak_bytes(both)
+        forward_s, least = median_seconds(forward, enough_s=6), peak_bytes(forward)
+    both_s, most = median_seconds(both, enough_s=6), peak_bytes(both)
     return {
         "forward_ms": 1000 * forward_s,
         "fb_ms": 1000 * both_s,
