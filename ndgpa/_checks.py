@@ -315,12 +315,16 @@ def layer_input(name: str, x: Tensor, width: int) -> None:
 
 def no_tangents(backend: str, *xs: Tensor) -> None:
     """A custom operator drops the tangents of forward-mode derivatives without a word."""
-    if torch.compiler.is_compiling():
-        return
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in xs):
+    if _has_tangents(*xs):
         raise NotImplementedError(
             f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
         )
+
+
+def _has_tangents(*xs: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in xs)
 
 
 def _features(name: str, x: Any) -> None:
@@ -444,9 +448,7 @@ def operator_call(
     query_and_key(query, key, structure, key_structure, "dot", causal=False)
     value_for(key, value)
     key_mask(mask, key)
-    if torch.compiler.is_compiling():
-        return
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in (query, key, value)):
+    if _has_tangents(query, key, value):
         raise NotImplementedError(
             "this operator has no forward-mode derivative; use reverse mode, or Full"
         )

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import without_autocast
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.selection import Problem, Rule
@@ -89,7 +90,7 @@ class GPA:
         problem = Problem(
             query, key, structure, key_structure, scale, self.affinity, self.causal, key_mask
         )
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
         return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
 
