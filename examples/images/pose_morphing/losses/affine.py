@@ -64,7 +64,7 @@ def warp_points(
     linear, shift = theta.to(points.dtype).split([2, 1], dim=2)
     moved = torch.linalg.solve(linear, place.mT - shift).mT
     moved = ((moved + 1) * sides - 1) / 2
-    inside = ((moved > -0.5) & (moved < sides - 0.5)).all(dim=-1, keepdim=True)
+    inside = ((moved >= -0.5) & (moved < sides - 0.5)).all(dim=-1, keepdim=True)
     kept = inside & (points[..., 2:] > 0)
     return torch.where(kept, torch.cat([moved, points[..., 2:]], dim=-1), missing(points))
 
