@@ -208,5 +208,5 @@ def test_attention_to_all_takes_more_memory_than_to_few() -> None:
         attention_bytes(matching_level(operator, size=(64, 64)), value_channels=4)
         for operator in OPERATORS
     )
-    assert all_ > 4096 * 8 * 4  # at least what goes in and comes out
-    assert few > 4096 * 8 * 4
+    assert all_ > 2 * 4096**2 * 4  # the affinity and its gradient
+    assert 4096 * 8 * 4 < few < all_ / 5
