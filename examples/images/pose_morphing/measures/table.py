@@ -1,6 +1,9 @@
 """Means with standard errors, as JSON and as a table."""
 
 import math
+import os
+import platform
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -59,3 +62,18 @@ def cell(found: dict[str, float] | None, form: str) -> str:
     if found is None or not found["count"]:
         return "-"
     return f"{found['mean']:{form}} ± {found['standard_error']:{form}}"
+
+
+def machine(device: str) -> str:
+    """What the numbers were measured on."""
+    said = f"{os.cpu_count()} cores ({processor()}), torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name()}, {said}" if "cuda" in device else said
+
+
+def processor() -> str:
+    """As the system names it."""
+    about = Path("/proc/cpuinfo")
+    for line in about.read_text().splitlines() if about.is_file() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
