@@ -59,7 +59,7 @@ class Options:
     """Of that draw."""
 
 
-def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) -> Files:  # noqa: B008
+def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) -> Files:
     """Every frame with a person in it, cut to `size`, and random pairs of frames of one clip.
 
     Clips with a fault are left out; the log says how many, `check` says why.
