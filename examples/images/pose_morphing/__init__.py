@@ -1,0 +1,1 @@
+"""Re-rendering a person in another pose by copying from a picture."""
