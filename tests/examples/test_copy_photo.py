@@ -20,10 +20,10 @@ from examples.images.copy_photo.data import (
     read_photo,
 )
 from examples.images.copy_photo.demo import Options, main
-from examples.images.copy_photo.files import replacing
 from examples.images.copy_photo.matching import affine_fit, compose, identity, positions, transform
 from examples.images.copy_photo.metrics import psnr, ssim
 from examples.images.copy_photo.train import Training, load_stages, save_stages, trained
+from examples.training.files import replacing
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.images.copy_photo.data import Task
-from examples.images.copy_photo.files import replacing
 from examples.images.copy_photo.restore import Result
+from examples.training.files import replacing
 from ndgpa.analysis import draw_key_lines
 
 ERROR_GAIN = 3  # absolute errors are drawn so many times brighter

@@ -22,10 +22,10 @@ from examples.images.copy_photo.data import (
     random_theta,
     random_views,
 )
-from examples.images.copy_photo.files import replacing
 from examples.images.copy_photo.losses import copy_loss, match_loss
 from examples.images.copy_photo.matching import Matcher
 from examples.images.copy_photo.model import CopyNet
+from examples.training.files import replacing
 from ndgpa import GPA, Full, Grid, Image, Nothing
 from ndgpa.operators import Operator
 

@@ -1,1 +1,1 @@
-"""Re-rendering a person in another pose by copying from a picture."""
+"""Pose morphing by attention copying: a person re-rendered in another pose, texture and all."""

@@ -1,0 +1,1 @@
+"""How good a morph is, what it copied, and what it cost."""

@@ -1,0 +1,315 @@
+"""Train pose morphing: `python -m examples.images.pose_morphing.train --data FOLDER --out FOLDER`.
+
+A run that was killed goes on where it stopped, with the same bits. Several GPUs:
+`torchrun --nproc-per-node N -m examples.images.pose_morphing.train ...`.
+"""
+
+import copy
+import math
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from examples.images.pose_morphing.data import open_pictures
+from examples.images.pose_morphing.data.batches import (
+    Batch,
+    draw_distorted,
+    draw_pairs,
+    draw_poses,
+    join,
+)
+from examples.images.pose_morphing.data.pictures import Pictures
+from examples.images.pose_morphing.losses import adversarial
+from examples.images.pose_morphing.losses.copying import copy_loss
+from examples.images.pose_morphing.losses.correspondence import correspondence_loss
+from examples.images.pose_morphing.losses.perceptual import Perceptual
+from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_scale_l1
+from examples.images.pose_morphing.losses.texture import TextureEnergy
+from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
+from examples.images.pose_morphing.model.generator import Morph
+from examples.training.loop import run
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each loss counts; 0 leaves it out. The paper has perceptual = gan = 1 alone."""
+
+    pixels: float = 1.0
+    edges: float = 1.0
+    copying: float = 1.0
+    texture: float = 2.0
+    perceptual: float = 0.0
+    gan: float = 0.0
+    correspondence: float = 0.0  # where the source of a pixel is known: after tau
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a training run."""
+
+    data: Path  # a folder that `data.open_pictures` knows
+    out: Path  # checkpoints and curves; a run that is there goes on
+    preset: str = "small128"  # of the model
+    attention: str | None = None  # instead of the preset's, e.g. NO_16
+    setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
+    steps: int = 6400
+    batch: int = 8  # samples a step, in each process
+    accumulate: int = 1  # parts that a batch is computed in
+    learning_rate: float = 2e-3
+    warm_up_steps: int = 50
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0  # largest norm of the generator's gradient
+    coarse_first: float = 0.25  # share of the steps before the attentions that select are used
+    distortion_first: float = 0.25  # share of the steps that see tau alone, in the mixed setting
+    gan_from: float = 0.67  # share of the steps before the discriminator is used
+    ema: float = 0.995  # of the weights that are kept for use
+    weights: Weights = field(default_factory=Weights)
+    vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss
+    bfloat16: bool = True  # autocast
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    threads: int = 0  # of torch on the CPU; 0: as it chooses
+    seed: int = 0
+    save_every_s: float = 60.0
+
+    @property
+    def model(self) -> ModelConfig:
+        config = PRESETS[self.preset]
+        return replace(config, attention=self.attention) if self.attention else config
+
+
+class Trainer:
+    """Networks, optimisers and one step of training.
+
+    Args:
+        config: The options.
+        pictures: The training split.
+    """
+
+    def __init__(self, config: TrainConfig, pictures: Pictures) -> None:
+        self.config, self.pictures = config, pictures
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.generator = Generator(config.model).to(self.device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(groups(self.generator), betas=config.betas)
+        self.parts = {
+            "generator": self.generator,
+            "average": self.average,
+            "optimizer": self.optimizer,
+        }
+        self.texture = TextureEnergy().to(self.device)
+        self.perceptual = Perceptual(config.vgg).to(self.device) if self.uses_perceptual else None
+        self.discriminator: Discriminator | None = None
+        if config.weights.gan:
+            self.discriminator = Discriminator(config.model).to(self.device)
+            kept = adversarial.EVERY / (adversarial.EVERY + 1)
+            self.judge = torch.optim.Adam(
+                self.discriminator.parameters(), lr=kept * 2e-3, betas=(0.0, 0.99**kept)
+            )
+            self.parts |= {"discriminator": self.discriminator, "judge": self.judge}
+
+    @property
+    def uses_perceptual(self) -> bool:
+        return self.config.weights.perceptual > 0
+
+    def advance(self, step: int) -> dict[str, float]:
+        """One step: batches, losses, gradients, new weights, their average."""
+        done = step / self.config.steps
+        set_rate(self.optimizer, self.rate(step))
+        self.optimizer.zero_grad()
+        figures: dict[str, float] = {}
+        for _ in range(self.config.accumulate):
+            batch = self.draw(done)
+            with self.autocast():
+                morph = self.render(batch, done)
+                terms = self.losses(morph, batch, done)
+            loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
+            loss.backward()
+            for name, x in {**terms, "loss": loss.detach() * self.config.accumulate}.items():
+                figures[name] = figures.get(name, 0.0) + x.item() / self.config.accumulate
+        average_gradients(self.generator)
+        figures["gradient"] = clipped(self.generator, self.config.clip)
+        self.optimizer.step()
+        self.follow()
+        if self.judges(done):
+            figures |= self.advance_discriminator(batch, morph.image.detach().float(), step)
+        return figures
+
+    def draw(self, done: float) -> Batch:
+        """A part of a batch; in the mixed setting half of it are pairs."""
+        config, size = self.config, self.config.batch // self.config.accumulate
+        if config.setting == "paired":
+            return draw_pairs(self.pictures, size, self.device)
+        if config.setting == "mixed" and done >= config.distortion_first:
+            pairs = draw_pairs(self.pictures, size // 2, self.device)
+            return join([draw_distorted(self.pictures, size - size // 2, self.device), pairs])
+        return draw_distorted(self.pictures, size, self.device)
+
+    def render(self, batch: Batch, done: float) -> Morph:
+        coarse_only = done < self.config.coarse_first
+        return self.generator(batch.source, batch.source_maps, batch.target_maps, coarse_only)
+
+    def losses(self, morph: Morph, batch: Batch, done: float) -> dict[str, Tensor]:
+        """The weighted terms of the generator's loss."""
+        weights, image = self.config.weights, morph.image.float()
+        terms = {
+            "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
+            "edges": weights.edges * edge_l1(image, batch.truth),
+            "copying": weights.copying * copy_loss(morph.levels, batch.truth),
+            "texture": weights.texture * self.texture(image, batch.truth),
+        }
+        if weights.correspondence:
+            loss = correspondence_loss(morph.levels, batch.origin, batch.known)
+            terms["correspondence"] = weights.correspondence * loss
+        if self.perceptual is not None:
+            terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
+        if self.judges(done):
+            assert self.discriminator is not None
+            terms["gan"] = weights.gan * adversarial.generator_loss(self.verdict(batch, image))
+        return terms
+
+    def verdict(self, batch: Batch, image: Tensor) -> Tensor:
+        """The discriminator's logits of made pictures; of people in random poses if unpaired."""
+        assert self.discriminator is not None
+        maps = batch.target_maps
+        if self.config.setting == "unpaired":
+            maps = draw_poses(self.pictures, len(batch), self.device)
+            image = self.generator(batch.source, batch.source_maps, maps).image.float()
+        return self.discriminator(image, maps)
+
+    def judges(self, done: float) -> bool:
+        return self.discriminator is not None and done >= self.config.gan_from
+
+    def advance_discriminator(self, batch: Batch, fake: Tensor, step: int) -> dict[str, float]:
+        assert self.discriminator is not None
+        self.judge.zero_grad()
+        real = self.discriminator(batch.source, batch.source_maps)
+        loss = adversarial.discriminator_loss(real, self.discriminator(fake, batch.target_maps))
+        figures = {"discriminator": loss.item()}
+        if step % adversarial.EVERY == 0:
+            penalty = adversarial.gradient_penalty(
+                self.discriminator, batch.source, batch.source_maps
+            )
+            loss = loss + adversarial.EVERY * penalty
+            figures["penalty"] = penalty.item()
+        loss.backward()
+        average_gradients(self.discriminator)
+        self.judge.step()
+        return figures
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the averaged weights towards the new ones; faster while there are few."""
+        for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(now, 1 - self.config.ema)
+
+    def rate(self, step: int) -> float:
+        """Warm-up, then constant for half of the steps, then a cosine down to a twentieth."""
+        late = max(0.0, 2 * step / self.config.steps - 1)
+        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * late)) / 2
+        return self.config.learning_rate * min(1, (step + 1) / self.config.warm_up_steps) * cosine
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+
+    @torch.no_grad()
+    def pictures_of(self, step: int) -> dict[str, Tensor]:
+        """Source, truth and result of a few, side by side."""
+        batch = self.draw(step / self.config.steps)
+        with self.autocast():
+            image = self.average(batch.source, batch.source_maps, batch.target_maps).image.float()
+        rows = torch.cat([batch.source, batch.truth, image], dim=3)[:4]
+        return {"source, truth, result": (torch.cat(list(rows), dim=1) + 1) / 2}
+
+
+def groups(generator: Generator) -> list[dict[str, object]]:
+    """Temperatures learn five times as fast as the rest."""
+    hot = [p for name, p in generator.named_parameters() if name.endswith("log_temperature")]
+    rest = [p for name, p in generator.named_parameters() if not name.endswith("log_temperature")]
+    return [{"params": rest, "factor": 1.0}, {"params": hot, "factor": 5.0}]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def clipped(module: nn.Module, largest: float) -> float:
+    """Clip the gradient and return the norm that it had."""
+    return torch.nn.utils.clip_grad_norm_(module.parameters(), largest).item()
+
+
+def average_gradients(module: nn.Module) -> None:
+    """The mean over all processes, where there are several."""
+    if not torch.distributed.is_initialized():
+        return
+    for p in module.parameters():
+        if p.grad is not None:
+            torch.distributed.all_reduce(p.grad, torch.distributed.ReduceOp.AVG)
+
+
+def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
+    """Train, or go on training, and return the networks.
+
+    Args:
+        config: The options.
+        pictures: Instead of the training split of `config.data`.
+    """
+    rank, count = start_processes(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)
+    pictures = open_pictures(config.data, "train") if pictures is None else pictures
+    check_fit(config, pictures)
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if count > 1 and "cuda" in config.device else None
+    trainer = Trainer(replace(config, device=device or config.device), pictures)
+    if trainer.uses_perceptual and config.vgg is None:
+        print("no --vgg given: the perceptual loss has random weights, seeded")
+    run(
+        config.out,
+        trainer.parts,
+        trainer.advance,
+        config.steps,
+        seed=config.seed * count + rank,
+        facts=facts(config),
+        save_every_s=config.save_every_s,
+        pictures=trainer.pictures_of,
+        writes=rank == 0,
+    )
+    return trainer
+
+
+def start_processes(device: str) -> tuple[int, int]:
+    """The rank of this process and how many there are; `torchrun` says so in the environment."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    backend = "nccl" if "cuda" in device else "gloo"
+    torch.distributed.init_process_group(backend)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def check_fit(config: TrainConfig, pictures: Pictures) -> None:
+    if pictures.size != config.model.size:
+        raise ValueError(
+            f"the pictures have {pictures.size} pixels, preset {config.preset} wants "
+            f"{config.model.size}"
+        )
+    if config.setting in ("paired", "mixed") and not len(pictures.pairs):
+        raise ValueError(f"setting {config.setting!r} needs pairs, and {config.data} has none")
+
+
+def facts(config: TrainConfig) -> dict[str, object]:
+    """What a checkpoint must have been made with to go on: all but places and machines."""
+    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
+    said = {name: x for name, x in asdict(config).items() if name not in left_out}
+    said["betas"] = list(config.betas)
+    return said | {"model": {**asdict(config.model), "size": list(config.model.size)}}
+
+
+if __name__ == "__main__":
+    train(tyro.cli(TrainConfig))

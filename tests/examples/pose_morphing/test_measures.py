@@ -1,0 +1,212 @@
+"""The measures, against independent computations."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from einops import rearrange
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import ndgpa
+from examples.images.pose_morphing.measures.copy_accuracy import copy_accuracy, key_distances
+from examples.images.pose_morphing.measures.frechet import RandomFeatures, frechet_distance
+from examples.images.pose_morphing.measures.keys import keys_and_weights, places_of, sites_of
+from examples.images.pose_morphing.measures.memory import attention_bytes
+from examples.images.pose_morphing.measures.perceptual import perceptual
+from examples.images.pose_morphing.measures.pixels import l1, psnr
+from examples.images.pose_morphing.measures.ssim import ssim, ssim_map
+from ndgpa.operators import Operator
+
+
+def pictures(h: int = 40, w: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(h * w)
+    truths = torch.rand(2, 3, h, w, generator=generator, dtype=torch.float64)
+    noise = torch.rand(2, 3, h, w, generator=generator, dtype=torch.float64)
+    return 0.8 * truths + 0.15 * noise, truths
+
+
+def as_numpy(x: torch.Tensor) -> np.ndarray:
+    return rearrange(x, "c h w -> h w c").numpy()
+
+
+OPTIONS = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5}
+OPTIONS |= {"use_sample_covariance": False}
+
+
+def test_ssim_is_that_of_scikit_image_map_and_mean() -> None:
+    images, truths = pictures()
+    maps = ssim_map(images, truths, torch.ones(2))
+    for place, value in enumerate(ssim(images, truths)):
+        pair = as_numpy(truths[place]), as_numpy(images[place])
+        mean, full = structural_similarity(*pair, data_range=1.0, full=True, **OPTIONS)
+        assert float(value) == pytest.approx(mean, abs=1e-6)
+        assert np.abs(full.mean(axis=2) - maps[place].numpy()).max() < 1e-6
+
+
+def test_the_protocol_of_patn_pads_with_white_and_takes_the_range_of_the_image() -> None:
+    images, truths = pictures(256, 176)
+    for place, value in enumerate(ssim(images, truths, "patn")):
+        pair = [
+            np.pad(as_numpy(x[place]), ((0, 0), (40, 40), (0, 0)), constant_values=1.0)
+            for x in (truths, images)
+        ]
+        data_range = pair[1].max() - pair[1].min()
+        expected = structural_similarity(*pair, data_range=data_range, **OPTIONS)
+        assert float(value) == pytest.approx(expected, abs=1e-6)
+    assert (ssim(images, truths, "patn") > ssim(images, truths)).all()
+
+
+def test_masked_ssim_is_the_mean_of_the_map_there() -> None:
+    images, truths = pictures()
+    where = torch.rand(2, 40, 24) < 0.3
+    maps = ssim_map(images, truths, torch.ones(2))
+    expected = torch.stack([values[chosen].mean() for values, chosen in zip(maps, where)])
+    torch.testing.assert_close(ssim(images, truths, where=where), expected)
+
+
+def test_unusable_pictures_and_unknown_protocols_are_refused() -> None:
+    small = torch.zeros(1, 3, 10, 40)
+    with pytest.raises(ValueError, match="SSIM needs sides of 11 pixels or more, got 10x40"):
+        ssim(small, small)
+    with pytest.raises(ValueError, match="unknown SSIM protocol 'pose'; expected one of 'plain'"):
+        ssim(small, small, "pose")
+
+
+def test_errors_of_pixels() -> None:
+    images, truths = pictures()
+    for place in range(2):
+        pair = truths[place].numpy(), images[place].numpy()
+        expected = peak_signal_noise_ratio(*pair, data_range=1.0)
+        assert psnr(images, truths)[place].item() == pytest.approx(expected)
+        assert l1(images, truths)[place].item() == pytest.approx(np.abs(pair[0] - pair[1]).mean())
+
+
+def test_only_the_chosen_pixels_count() -> None:
+    images, truths = pictures()
+    where = torch.zeros(2, 40, 24, dtype=torch.bool)
+    where[0, 3, 4] = True
+    expected = (images - truths)[0, :, 3, 4].square().mean().log10() * -10
+    values = psnr(images, truths, where)
+    assert values[0] == pytest.approx(expected.item())
+    assert math.isnan(values[1])
+
+
+def test_a_frechet_distance_by_hand() -> None:
+    """Two points a mean apart on each axis: covariances are diagonal and known."""
+    corners = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]])
+    other = corners * torch.tensor([2.0, 3.0]) + torch.tensor([5.0, 0.0])
+    # variances 2/3 against 4 * 2/3 and 9 * 2/3: (s - s')^2 on each axis, and the shift
+    expected = 25 + (2 / 3) * (1 + 4)
+    assert frechet_distance(corners, other) == pytest.approx(expected)
+
+
+def test_the_frechet_distance_is_that_of_scipys_square_root() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 8, generator=generator, dtype=torch.float64)
+    b = a[:50] @ torch.randn(8, 8, generator=generator, dtype=torch.float64) + 0.3
+    cov_a, cov_b = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    shift = ((a.mean(dim=0) - b.mean(dim=0)) ** 2).sum().item()
+    expected = shift + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_too_few_samples_for_a_covariance_are_warned_of() -> None:
+    a = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="of 8 features needs more samples than that .* got 8;"):
+        frechet_distance(a, a)
+
+
+def test_random_features_are_the_same_each_time_and_see_blur() -> None:
+    images = torch.rand(80, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    blurred = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
+    features = RandomFeatures()
+    assert torch.equal(features(images), RandomFeatures()(images))
+    near = frechet_distance(features(images), features(images.flip(3)))
+    far = frechet_distance(features(images), features(blurred))
+    assert far > 10 * near
+
+
+def test_the_perceptual_distance_forgets_the_norm_of_features() -> None:
+    images, truths = pictures()
+    assert perceptual(images, 3 * images, lambda x: [x]).abs().max() < 1e-12
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in (images, truths))
+    expected = (a - b).square().sum(dim=1).mean(dim=(1, 2))
+    torch.testing.assert_close(perceptual(images, truths, lambda x: [x, x]), 2 * expected)
+
+
+@dataclass
+class Level:
+    size: tuple[int, int]
+    query: torch.Tensor
+    key: torch.Tensor
+    structure: ndgpa.Image
+    operator: Operator
+
+
+OPERATORS = [ndgpa.GPA(2, scale=1.0, affinity="euclidean"), ndgpa.Full(1.0, "euclidean")]
+
+
+def matching_level(operator: Operator, shift: int = 2, size: tuple[int, int] = (16, 8)) -> Level:
+    """A level whose pixels look for those `shift` rows above; the first rows find the last."""
+    rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij")
+    key = 4 * torch.stack([rows, columns], dim=-1).reshape(1, 1, -1, 2)
+    wanted = (torch.arange(size[0] * size[1]) - shift * size[1]) % (size[0] * size[1])
+    return Level(size, key[:, :, wanted], key, ndgpa.Image(size, downsample=2), operator)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_keys_and_their_weights_are_those_of_the_attention(operator: Operator) -> None:
+    level = matching_level(operator)
+    level.query = level.query / 20
+    level.key = level.key / 20
+    sites = torch.tensor([3, 77, 127])
+    keys, weights = keys_and_weights(level, 0, sites)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+    value = torch.randn(1, 1, 128, 5, generator=torch.Generator().manual_seed(0))
+    expected = operator(level.query, level.key, value, level.structure)[0, 0, sites]
+    read = value[0, 0][keys] * weights[..., None]
+    torch.testing.assert_close(read.sum(dim=1), expected)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_true_key_is_at_distance_zero_and_a_shifted_one_at_its_shift(
+    operator: Operator,
+) -> None:
+    level = matching_level(operator)
+    copyable = torch.zeros(16, 8, dtype=torch.bool)
+    copyable[2:, 1:7] = True
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(8.0), indexing="ij")
+    truth = torch.stack([rows - 2, columns], dim=-1)
+    distances = key_distances(level, 0, truth, copyable)
+    assert len(distances) == 14 * 6
+    assert distances.abs().max() == 0
+    truth[..., 1] += 0.5  # half a pixel of 16 rows: 4 of 128
+    distances = key_distances(level, 0, truth, copyable)
+    assert copy_accuracy(distances) == {"key_px": 4.0, "acc3": 0.0, "acc6": 1.0}
+
+
+def test_a_coarse_level_reads_the_middles_of_its_sites() -> None:
+    sites = sites_of(torch.tensor([[0.0, 0.0], [31.0, 15.0], [4.0, 3.0]]), (32, 16), (8, 4))
+    assert sites.tolist() == [0, 31, 4]
+    assert places_of(torch.tensor([4]), (32, 16), (8, 4)).tolist() == [[5.5, 1.5]]
+
+
+def test_no_copyable_pixel_has_no_accuracy() -> None:
+    level = matching_level(OPERATORS[0])
+    none = torch.zeros(16, 8, dtype=torch.bool)
+    accuracy = copy_accuracy(key_distances(level, 0, torch.zeros(16, 8, 2), none))
+    assert all(math.isnan(value) for value in accuracy.values())
+
+
+def test_attention_to_all_takes_more_memory_than_to_few() -> None:
+    few, all_ = (
+        attention_bytes(matching_level(operator, size=(64, 64)), value_channels=4)
+        for operator in OPERATORS
+    )
+    assert all_ > 4096 * 8 * 4  # at least what goes in and comes out
+    assert few > 4096 * 8 * 4

@@ -1,0 +1,146 @@
+"""The loop that every example trains with: it survives kills, damage and NaN."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.training import checkpoints
+from examples.training.loop import DivergedError, run
+
+PROGRAM = """
+import sys, time, torch
+from pathlib import Path
+from examples.training.loop import run
+
+net = torch.nn.Linear(8, 8)
+torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
+adam = torch.optim.Adam(net.parameters(), 1e-2)
+
+def advance(step):
+    x = torch.randn(4, 8)
+    loss = (net(x) - x.flip(1)).square().mean()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    time.sleep(0.003)
+    return {"loss": loss.item()}
+
+run(Path(sys.argv[1]), {"net": net, "adam": adam}, advance, 400, seed=3, save_every_s=0.02)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], stderr=subprocess.DEVNULL)
+
+
+def steps_of(folder: Path) -> int:
+    found = checkpoints.records(folder)
+    return int(found[0].stem.split("-")[1]) if found else 0
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> None:
+    assert start(tmp_path / "whole").wait() == 0
+    draw = torch.Generator().manual_seed(int.from_bytes(os.urandom(4)))
+    kills = 0
+    for _ in range(3):
+        process = start(tmp_path / "killed")
+        target = min(steps_of(tmp_path / "killed") + 60, 390)
+        while steps_of(tmp_path / "killed") < target and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(float(torch.rand((), generator=draw)) * 0.1)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills > 0
+    assert start(tmp_path / "killed").wait() == 0
+    whole, killed = (checkpoints.latest(tmp_path / name) for name in ("whole", "killed"))
+    assert whole is not None
+    assert killed is not None
+    assert whole.step == killed.step == 400
+    assert whole.tensors.keys() == killed.tensors.keys()
+    assert all(torch.equal(x, killed.tensors[name]) for name, x in whole.tensors.items())
+
+
+def test_a_truncated_checkpoint_is_seen_and_the_one_before_it_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, {"x": torch.full((100,), float(step))}, {})
+    newest = tmp_path / "step-00000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:200])
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert torch.equal(found.tensors["x"], torch.ones(100))
+    assert "step-00000002" in capsys.readouterr().out
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in range(5):
+        checkpoints.save(tmp_path, step, {"x": torch.zeros(1)}, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step-{step:08d}.{kind}" for step in (3, 4) for kind in ("json", "safetensors")
+    ]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    tmp_path: Path,
+) -> None:
+    net = torch.nn.Linear(1, 1)
+
+    def advance(step: int) -> dict[str, float]:
+        return {"loss": float("nan") if step == 5 else 1.0}
+
+    with pytest.raises(DivergedError, match="step 5: loss is not finite"):
+        run(tmp_path, {"net": net}, advance, 10, save_every_s=0)
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.step == 5
+
+
+def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+
+    def advance(step: int) -> dict[str, float]:
+        if step == 3:
+            torch.nn.init.constant_(net.weight, float("inf"))
+        return {"loss": 1.0}
+
+    with pytest.raises(DivergedError, match="net/weight"):
+        run(tmp_path, {"net": net}, advance, 10, save_every_s=0)
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    run(tmp_path, {"net": net}, lambda step: {"loss": 1.0}, 2, facts={"width": 1, "seed": 0})
+    with pytest.raises(ValueError, match=r"other options \(width\)"):
+        run(tmp_path, {"net": net}, lambda step: {"loss": 1.0}, 4, facts={"width": 2, "seed": 0})
+
+
+def test_a_network_of_another_shape_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, {"net": torch.nn.Linear(1, 1)}, lambda step: {"loss": 1.0}, 2)
+    with pytest.raises(ValueError, match="another network"):
+        run(tmp_path, {"net": torch.nn.Linear(2, 1)}, lambda step: {"loss": 1.0}, 4)
+
+
+def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    net, calls = torch.nn.Linear(1, 1), itertools.count()
+
+    def advance(step: int) -> dict[str, float]:
+        next(calls)
+        return {"loss": 1.0}
+
+    run(tmp_path, {"net": net}, advance, 3)
+    run(tmp_path, {"net": net}, advance, 3)
+    assert next(calls) == 3
