@@ -1,0 +1,1 @@
+"""What it trains on: figures, photographs, videos."""

@@ -1,0 +1,124 @@
+"""What clothes are made of: patterns that close around a limb, colours that differ, photographs.
+
+A texture is (rows, columns, 3) of uint8: up the part and once around it, from its back over its
+left... see render.py for how a part is wrapped.
+"""
+
+import colorsys
+from functools import cache
+
+import numpy as np
+import PIL.Image
+import skimage.data
+
+PATTERNS = (
+    *("horizontal stripes", "vertical stripes", "diagonal stripes", "checks", "gingham"),
+    *("dots", "plaid", "waves", "zigzag", "plain", "photo"),
+)
+PHOTOS = (
+    *("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry"),
+    *("retina", "brick", "grass", "gravel"),
+)  # all of them come inside scikit-image's wheel
+CROP = (60, 180)  # pixels of a photograph on a quarter of a body height
+CONTRAST = 60  # of two colours that must be told apart, in levels of grey
+
+Colour = tuple[int, int, int]
+
+
+def pattern(name: str, shape: tuple[int, int], half: float) -> np.ndarray:
+    """(rows, columns) from 0 to 1: how much of the second colour each texel has.
+
+    Args:
+        name: One of PATTERNS, without "photo".
+        shape: Texels.
+        half: Half of a period in texels; around the part it gives way so that the ends meet.
+    """
+    rows, columns = shape
+    y = (np.arange(rows)[:, None] + 0.5) / half
+    x = np.broadcast_to(np.arange(columns) + 0.5, shape)
+    x = x / columns * 2 * max(1, round(columns / (2 * half)))  # an even number of half periods
+    third = x / x.max() * 3 * max(1, round(columns / (3 * half)))
+    match name:
+        case "plain":
+            return np.zeros(shape)
+        case "horizontal stripes":
+            return _odd(y + 0 * x)
+        case "vertical stripes":
+            return _odd(x)
+        case "diagonal stripes":
+            return _odd(x + y)
+        case "checks":
+            return _odd(np.floor(x) + np.floor(y))
+        case "gingham":
+            return (_odd(x) + _odd(y + 0 * x)) / 2
+        case "plaid":
+            return ((np.floor(third) % 3 == 0) * 0.5) + (np.floor(y) % 3 == 0) * 0.5
+        case "dots":
+            return ((x % 2 - 1) ** 2 + (y % 2 - 1) ** 2 < 0.65**2) * 1.0
+        case "waves":
+            return _odd(y + 0.5 * np.sin(np.pi * x))
+        case "zigzag":
+            return _odd(y + np.abs(x % 2 - 1))
+    raise ValueError(f"unknown pattern {name!r}; expected one of {', '.join(map(repr, PATTERNS))}")
+
+
+def _odd(cells: np.ndarray) -> np.ndarray:
+    return np.floor(cells) % 2
+
+
+def photo(generator: np.random.Generator, shape: tuple[int, int], density: float) -> np.ndarray:
+    """A texture from a crop of a photograph: itself on the front half, mirrored on the back.
+
+    Args:
+        density: Texels of a body height.
+    """
+    rows, columns = shape
+    pixels = load_photo(str(generator.choice(PHOTOS)))
+    zoom = 4 * generator.uniform(*CROP) / density  # pixels of a texel
+    height, width = (int(min(zoom * n, have)) for n, have in zip((rows, columns / 2), pixels.shape))
+    top, left = (generator.integers(n - m + 1) for n, m in zip(pixels.shape, (height, width)))
+    crop = PIL.Image.fromarray(pixels[top : top + height, left : left + width])
+    front = np.asarray(crop.resize((columns // 2, rows), PIL.Image.Resampling.BOX))
+    back = np.asarray(crop.resize((columns - columns // 2, rows), PIL.Image.Resampling.BOX))[
+        :, ::-1
+    ]
+    return np.roll(np.concatenate([front, back], axis=1), columns // 4, axis=1)
+
+
+@cache
+def load_photo(name: str) -> np.ndarray:
+    """(height, width, 3) of uint8."""
+    pixels = np.asarray(getattr(skimage.data, name)())
+    return np.ascontiguousarray(np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)))
+
+
+def dye(mask: np.ndarray, first: Colour, second: Colour) -> np.ndarray:
+    """A mask from 0 to 1 in two colours, as a texture."""
+    ends = np.array(first, np.float64), np.array(second, np.float64)
+    return (ends[0] + mask[..., None] * (ends[1] - ends[0])).astype(np.uint8)
+
+
+def draw_colour(generator: np.random.Generator) -> Colour:
+    hue, saturation, value = generator.uniform((0, 0.15, 0.15), (1, 0.95, 1))
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def draw_contrast(generator: np.random.Generator, *others: Colour) -> Colour:
+    """A colour that is lighter or darker than each of the others; black or white if need be."""
+    for _ in range(20):
+        colour = draw_colour(generator)
+        if all(abs(grey(colour) - grey(other)) >= CONTRAST for other in others):
+            return colour
+    return max(((0, 0, 0), (255, 255, 255)), key=lambda c: abs(grey(c) - grey(others[0])))
+
+
+def grey(colour: Colour) -> float:
+    """Rec. 601 luma."""
+    return float(np.dot(colour, (0.299, 0.587, 0.114)))
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    """Darker below 1, lighter above."""
+    red, green, blue = (min(255, int(part * factor)) for part in colour)
+    return red, green, blue

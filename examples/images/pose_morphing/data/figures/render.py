@@ -1,0 +1,138 @@
+"""Pictures of figures: two numbers in; picture, key points and ground truth out.
+
+A part is wrapped in its texture: the row says how far up it is, the column the angle around it,
+from the back (0) over its own left... the front is in the middle (1/2).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from einops import reduce
+
+from examples.images.pose_morphing.data.figures.backdrop import paint
+from examples.images.pose_morphing.data.figures.body import PARTS, Capsule, capsules
+from examples.images.pose_morphing.data.figures.camera import Camera
+from examples.images.pose_morphing.data.figures.cast import Surface, cast, normals
+from examples.images.pose_morphing.data.figures.clothes import Looks, draw_looks
+from examples.images.pose_morphing.data.figures.skeleton import (
+    KEY_POINTS,
+    SIDES,
+    Skeleton,
+    draw_skeleton,
+)
+
+LIGHT = np.array([0.35, 0.5, 0.79])  # the direction it comes from
+AMBIENT, DIFFUSE = 0.55, 0.5
+FINER = 2  # rays along each side of a pixel
+
+BEARERS = {
+    **{"nose": ("head",), "eye": ("head",), "ear": ("head", "hair")},
+    **{"neck": ("neck", "trunk", "hair"), "shoulder": ("upper arm", "trunk")},
+    **{"elbow": ("upper arm", "forearm"), "wrist": ("forearm", "hand")},
+    **{"hip": ("thigh", "pelvis", "trunk"), "knee": ("thigh", "shin"), "ankle": ("shin", "shoe")},
+}  # the parts on which a key point can be seen
+FACE = ("nose", "eye", "ear")
+DEEPEST = {True: 0.035, False: 0.1}  # below the surface: key points of the face, and others
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture and what is known about it.
+
+    Args:
+        image: (h, w, 3) of uint8.
+        points: (18, 3) of float32: x and y in pixels (0, 0 is the centre of the first pixel) and
+            whether it is seen, 1 or 0; outside the picture -1, -1, 0.
+        part: (h, w) of uint8, 0 for the background, else 1 + the index in PARTS.
+        local: (h, w, 3) of float32: the surface point in the part's own axes, in body heights.
+        yaw: Turn of the body in radians.
+    """
+
+    image: np.ndarray
+    points: np.ndarray
+    part: np.ndarray
+    local: np.ndarray
+    yaw: float
+
+
+def draw_figure(identity: int, pose: int, shape: tuple[int, int], seed: int = 0) -> Figure:
+    """Pose number `pose` of somebody; the same on every run."""
+    return render(looks_of(identity, shape, seed), identity, pose, shape, seed)
+
+
+def looks_of(identity: int, shape: tuple[int, int], seed: int = 0) -> Looks:
+    return draw_looks(np.random.default_rng([7, seed, identity]), shape[0])
+
+
+def render(looks: Looks, identity: int, pose: int, shape: tuple[int, int], seed: int = 0) -> Figure:
+    """Pose number `pose` of somebody whose looks are known already."""
+    camera = Camera(*shape)
+    generator = np.random.default_rng([11, seed, identity, pose])
+    posed, skeleton = draw_skeleton(generator, looks.body, camera)
+    shapes = capsules(skeleton, looks.long_hair)
+    surface = cast(shapes, camera, FINER)
+    feet = np.stack(
+        [skeleton.joints[f"{side} {end}"] for side in SIDES for end in ("ankle", "toe")]
+    )
+    return Figure(
+        image=colour(surface, shapes, looks, paint(looks.backdrop, camera, feet)),
+        points=locate(skeleton, surface, camera),
+        part=surface.part[FINER // 2 :: FINER, FINER // 2 :: FINER],
+        local=unsqueezed(surface, shapes)[FINER // 2 :: FINER, FINER // 2 :: FINER],
+        yaw=float(posed.yaw),
+    )
+
+
+def colour(
+    surface: Surface, shapes: list[Capsule], looks: Looks, background: np.ndarray
+) -> np.ndarray:
+    """(h, w, 3) of uint8: textures times light, then the mean over each pixel's rays."""
+    fine = background.repeat(FINER, axis=0).repeat(FINER, axis=1)
+    for number, (name, shape) in enumerate(zip(PARTS, shapes), start=1):
+        seen = surface.part == number
+        point = surface.point[seen]
+        light = AMBIENT + DIFFUSE * np.maximum(normals(shape, point) @ LIGHT, 0)
+        texture = looks.textures[name.removeprefix("right ").removeprefix("left ")]
+        fine[seen] = wrapped(texture, shape, point) * light[:, None]
+    mean = reduce(fine, "(h a) (w b) c -> h w c", "mean", a=FINER, b=FINER)
+    return mean.clip(0, 255).round().astype(np.uint8)
+
+
+def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarray:
+    """(n, 3) texels at points (n, 3) of the surface."""
+    rows, columns, _ = texture.shape
+    low, high = shape.radii
+    up = (point[:, 1] + low) / (low + shape.length + high)
+    around = np.arctan2(point[:, 0], point[:, 2]) / (2 * np.pi) + 0.5
+    row = ((1 - up) * rows).astype(int).clip(0, rows - 1)
+    return texture[row, (around * columns).astype(int) % columns]
+
+
+def unsqueezed(surface: Surface, shapes: list[Capsule]) -> np.ndarray:
+    """(h, w, 3) points in the parts' axes, in body heights; 0 for the background."""
+    squeeze = [(0.0, 0.0, 0.0), *((shape.squeeze[0], 1, shape.squeeze[1]) for shape in shapes)]
+    return surface.point * np.array(squeeze, np.float32)[surface.part]
+
+
+def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> np.ndarray:
+    """(18, 3) key points: x, y, seen."""
+    world = skeleton.key_points
+    pixels = camera.project(world)
+    inside = camera.contains(world)
+    points = np.full((len(world), 3), (-1, -1, 0), np.float32)
+    for number, (name, (x, y)) in enumerate(zip(KEY_POINTS, pixels)):
+        if inside[number]:
+            ray = int((y + 0.5) * FINER), int((x + 0.5) * FINER)
+            seen = is_seen(name, world[number, 2], surface.part[ray], surface.depth[ray])
+            points[number] = x, y, seen
+    return points
+
+
+def is_seen(name: str, z: float, part: int, depth: float) -> bool:
+    """Whether the surface before a key point is its own, or there is none (at the very edge)."""
+    if part == 0:
+        return True
+    *side, joint = name.split()
+    sides = (f"{side[0]} {bearer}" for bearer in BEARERS[joint]) if side else ()
+    own = PARTS[part - 1] in (*sides, *BEARERS[joint])
+    return own and bool(z > depth - DEEPEST[joint in FACE])
