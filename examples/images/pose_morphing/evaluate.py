@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 import tyro
 from tqdm import tqdm
 
 from examples.images.pose_morphing.data import open_pictures
-from examples.images.pose_morphing.data.keypoints import draw_skeleton
 from examples.images.pose_morphing.data.pictures import Pictures
 from examples.images.pose_morphing.losses.perceptual import Perceptual
 from examples.images.pose_morphing.measures.frechet import RandomFeatures, frechet_distance
 from examples.images.pose_morphing.measures.inception import load_inception
+from examples.images.pose_morphing.measures.report import as_markdown, contact_sheet
 from examples.images.pose_morphing.measures.scores import (
     BATCH,
     Rendered,
@@ -34,10 +32,8 @@ from examples.images.pose_morphing.measures.scores import (
     scores,
 )
 from examples.images.pose_morphing.measures.table import (
-    Scores,
     differences,
     machine,
-    markdown,
     summary,
 )
 from examples.images.pose_morphing.measures.tasks import (
@@ -47,7 +43,7 @@ from examples.images.pose_morphing.measures.tasks import (
     pair_task,
 )
 from examples.images.pose_morphing.measures.truth import open_truth
-from examples.images.pose_morphing.sheet import Picture, as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.sheet import save_picture
 from examples.images.pose_morphing.trained import Trained, load_trained
 from examples.training.files import replacing
 
@@ -115,9 +111,7 @@ class Judge:
     frechet: str  # name of the Frechet distance
     features: torch.nn.Module  # that it is over
 
-    def render(
-        self, contestants: list[Contestant], task: Task, name: str
-    ) -> dict[str, Rendered]:
+    def render(self, contestants: list[Contestant], task: Task, name: str) -> dict[str, Rendered]:
         """What each contestant makes of a task."""
         return {
             each.name: render(each.trained.generator, task, self.device)

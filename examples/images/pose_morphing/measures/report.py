@@ -12,8 +12,8 @@ from examples.images.pose_morphing.measures.tasks import Task
 from examples.images.pose_morphing.sheet import Picture, as_pictures, draw_sheet
 
 BLANK = 245  # grey of what a skeleton is drawn on
-ABOUT = """Pictures are in 0 to 1 for PSNR, SSIM and L1. PSNR ranks blur above sharp copies that are a
-pixel off: look at the others too, and at the pictures. Copyable pixels are those that the source
+ABOUT = """Pictures are in 0 to 1 for PSNR, SSIM and L1. PSNR ranks blur above sharp copies that are
+a pixel off: look at the others too, and at the pictures. Copyable pixels are those that the source
 shows too. SSIM (PATN) pads with white to squares and takes the range of the picture. Texture
 distance is the loss of that name, perceptual distance compares features of VGG-16; both see values
 from -1 to 1. Key distance is how far the strongest key of the finest attention lies from the true
