@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from examples.images.pose_morphing.data.deepfashion import open_deepfashion
-from examples.images.pose_morphing.data.pictures import Pictures
+from examples.images.pose_morphing.data.figures.cache import Figures
+from examples.images.pose_morphing.data.pictures import Arrays, Pictures
 from examples.images.pose_morphing.data.singles import open_singles
 from examples.images.pose_morphing.data.stored import open_stored
 
-Kind = Literal["deepfashion", "clips", "singles", "stored"]
+Kind = Literal["figures", "deepfashion", "clips", "singles", "stored"]
 
 
 def open_pictures(kind: Kind, root: Path, size: tuple[int, int], split: str = "train") -> Pictures:
@@ -18,11 +19,13 @@ def open_pictures(kind: Kind, root: Path, size: tuple[int, int], split: str = "t
         kind: What `root` holds; see the file of that name.
         root: A folder. Of clips and singles a split is a folder of its own.
         size: Height and width.
-        split: Of DeepFashion, "train" or "test".
+        split: "train" or "test"; of figures "validation" too.
 
     Raises:
         ValueError: Nothing in the folder can be used.
     """
+    if kind == "figures":
+        return fitting(root, size, open_figures(root, split))
     if kind == "deepfashion":
         return open_deepfashion(root, split, size)
     if kind == "clips":
@@ -31,7 +34,17 @@ def open_pictures(kind: Kind, root: Path, size: tuple[int, int], split: str = "t
         return open_clips(root, size)
     if kind == "singles":
         return open_singles(root, size)
-    stored = open_stored(root)
-    if stored.size != size:
-        raise ValueError(f"{root} holds pictures of {stored.size}; expected {size}")
-    return stored
+    return fitting(root, size, open_stored(root))
+
+
+def open_figures(root: Path, split: str) -> Arrays:
+    """One split of a folder of rendered figures, without their truth."""
+    figures = Figures(root, split)
+    return Arrays(figures.images, figures.points, figures.pairs)
+
+
+def fitting(root: Path, size: tuple[int, int], pictures: Arrays) -> Arrays:
+    """The pictures, which have a size already; it has to be the one that is wanted."""
+    if pictures.size != size:
+        raise ValueError(f"{root} holds pictures of {pictures.size} pixels; expected {size}")
+    return pictures
