@@ -129,7 +129,7 @@ def place(pose: Pose, body: Body) -> Skeleton:
         _limb(joints, frames, f"{side} shoulder elbow wrist", shoulder, trunk, sign, arm, bones)
         bones = 0.235 * size, 0.225 * size
         _limb(joints, frames, f"{side} hip knee ankle", hip, root, sign, leg * (1, 1, -1), bones)
-        foot = frames[f"{side} knee"] @ rotation("x", -0.2)
+        foot = frames[f"{side} knee"] @ rotation("x", 0.06)
         frames[f"{side} ankle"] = foot
         joints[f"{side} toe"] = joints[f"{side} ankle"] + foot @ (0, -0.01, TOE)
     lowest = min(joints[f"{side} {end}"][1] for side in SIDES for end in ("ankle", "toe"))
