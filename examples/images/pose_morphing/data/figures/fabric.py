@@ -1,7 +1,7 @@
 """What clothes are made of: patterns that close around a limb, colours that differ, photographs.
 
-A texture is (rows, columns, 3) of uint8: up the part and once around it, from its back over its
-left... see render.py for how a part is wrapped.
+A texture is (rows, columns, 3) of uint8: down a part of the body, and once around it. Its first
+column is at the back, its middle one in front, and what a viewer reads from left to right is so.
 """
 
 import colorsys
