@@ -99,7 +99,7 @@ def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
 
 
 def draw_pairs(frames: int, count: int, seed: list[int]) -> np.ndarray:
-    """That many different ordered pairs of different frames, or all that there are; (P, 2) int64."""
+    """So many ordered pairs of different frames, or all that there are; (P, 2) int64."""
     possible = frames * (frames - 1)
     drawn = np.random.default_rng(seed).choice(possible, min(count, possible), replace=False)
     source, target = np.divmod(drawn, max(frames - 1, 1))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Annotation:
-    """Key points of a picture, in pixels of its 256 rows and 176 columns, and the line they are on."""
+    """Key points of a picture, in its own pixels, and the line that they stand on."""
 
     line: int
     points: np.ndarray

@@ -21,9 +21,9 @@ from examples.images.pose_morphing.data.frames import ImageFile, image_size
 from examples.images.pose_morphing.data.geometry import cut_points, moved_inside, person_box
 from examples.images.pose_morphing.data.pointfiles import (
     NOBODY,
-    SUFFIXES,
     PointFile,
     find_points,
+    has_points,
     read_points,
 )
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
@@ -130,7 +130,7 @@ def _oddities(path: Path, file: PointFile, singles: dict[int, Single]) -> list[P
 
 def read_bank(root: Path, least: float) -> tuple[Float[np.ndarray, "M 18 3"], list[Problem]]:
     """The poses of the file `poses`, those with enough points; none if there is no such file."""
-    if not any((root / f"poses{suffix}").exists() for suffix in SUFFIXES):
+    if not has_points(root, "poses"):
         return NOBODY[None][:0], []
     try:
         path = find_points(root, "poses")
