@@ -90,7 +90,7 @@ def survey(root: Path, split: str) -> Survey:
         if fault is None:
             people[name] = annotation
         else:
-            what = f"names {split}/{name}, which {fault}"
+            what = f"{split}/{name} {fault}"
             problems.append(Problem(annotation_list(root, split), annotation.line, what))
     pairs = [pair for pair in pairs if pair[0] in people and pair[1] in people]
     return Survey(people, pairs, problems + more)
