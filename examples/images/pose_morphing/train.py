@@ -46,7 +46,7 @@ class Weights:
     texture: float = 2.0
     perceptual: float = 0.0
     gan: float = 0.0
-    correspondence: float = 0.0  # where the source of a pixel is known: after tau
+    correspondence: float = 0.1  # where the source of a pixel is known: after tau
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class TrainConfig:
     preset: str = "small128"  # of the model
     attention: str | None = None  # instead of the preset's, e.g. NO_16
     setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
-    steps: int = 6400
-    batch: int = 8  # samples a step, in each process
+    steps: int = 13000
+    batch: int = 4  # samples a step, in each process
     accumulate: int = 1  # parts that a batch is computed in
     learning_rate: float = 2e-3
     warm_up_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
-    coarse_first: float = 0.25  # share of the steps before the attentions that select are used
-    distortion_first: float = 0.25  # share of the steps that see tau alone, in the mixed setting
+    coarse_first: float = 0.1  # share of the steps before the attentions that select are used
+    distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
     gan_from: float = 0.67  # share of the steps before the discriminator is used
     ema: float = 0.995  # of the weights that are kept for use
     weights: Weights = field(default_factory=Weights)
@@ -96,7 +96,7 @@ class Trainer:
         self.config, self.pictures = config, pictures
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        self.generator = Generator(config.model).to(self.device)
+        self.generator = Generator(config.model).to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizer = torch.optim.Adam(groups(self.generator), betas=config.betas)
         self.parts = {
