@@ -24,7 +24,7 @@ from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import find_points, read_points
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
 from examples.images.pose_morphing.data.problems import Problem
-from examples.images.pose_morphing.data.videos import VIDEOS, video_frames
+from examples.images.pose_morphing.data.videos import VIDEOS, decoded, video_frames
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
 
 
 def draw_pairs(frames: int, count: int, seed: list[int]) -> np.ndarray:
-    """That many different ordered pairs of different frames, or all that there are; (P, 2) int64."""
+    """So many ordered pairs of different frames, or all that there are; (P, 2) int64."""
     possible = frames * (frames - 1)
     drawn = np.random.default_rng(seed).choice(possible, min(count, possible), replace=False)
     source, target = np.divmod(drawn, max(frames - 1, 1))
@@ -161,3 +161,31 @@ def find_frames(folder: Path) -> list[Frame]:
         names = ", ".join([path.name for path in videos] + ["frames"] * bool(images)) or "neither"
         raise ValueError(f"expected one video or images in a folder frames; found {names}")
     return list(map(ImageFile, images)) or list(video_frames(videos[0]))
+
+
+def frame_faults(clip: Clip) -> list[Problem]:
+    """What is wrong with any frame, each of them decoded."""
+    faults = []
+    for path in dict.fromkeys(frame.path for frame in clip.frames):
+        fault = (
+            _video_fault(path, clip) if path.suffix.lower() in VIDEOS else _image_fault(path, clip)
+        )
+        faults += [Problem(path, None, fault)] if fault else []
+    return faults
+
+
+def _image_fault(path: Path, clip: Clip) -> str | None:
+    try:
+        h, w, _ = ImageFile(path).read().shape
+    except Unreadable as error:
+        return str(error).removeprefix(f"{path} ")
+    first = clip.image_size
+    return None if (h, w) == first else f"is {w}x{h}; the first frame is {first[1]}x{first[0]}"
+
+
+def _video_fault(path: Path, clip: Clip) -> str | None:
+    try:
+        count = sum(1 for _ in decoded(path))
+    except Unreadable as error:
+        return str(error).removeprefix(f"{path} ")
+    return None if count == len(clip.frames) else f"has {len(clip.frames)} frames, {count} decode"

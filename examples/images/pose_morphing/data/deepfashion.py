@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Annotation:
-    """Key points of a picture, in pixels of its 256 rows and 176 columns, and the line they are on."""
+    """Key points of a picture, in its own pixels, and the line that they stand on."""
 
     line: int
     points: np.ndarray
@@ -90,7 +90,7 @@ def survey(root: Path, split: str) -> Survey:
         if fault is None:
             people[name] = annotation
         else:
-            what = f"names {split}/{name}, which {fault}"
+            what = f"{split}/{name} {fault}"
             problems.append(Problem(annotation_list(root, split), annotation.line, what))
     pairs = [pair for pair in pairs if pair[0] in people and pair[1] in people]
     return Survey(people, pairs, problems + more)

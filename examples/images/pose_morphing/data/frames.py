@@ -18,6 +18,10 @@ _DAMAGE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 class Frame(Protocol):
     """Anything that can be read as a picture."""
 
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+
     def read(self) -> UInt8[np.ndarray, "h w 3"]:
         """The picture; raises Unreadable."""
 

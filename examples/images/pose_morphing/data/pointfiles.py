@@ -47,6 +47,11 @@ class PointFile:
         return None if self.lines is None else self.lines[frame]
 
 
+def has_points(folder: Path, stem: str = "keypoints") -> bool:
+    """Whether there is a file of key points in a folder."""
+    return any((folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES)
+
+
 def find_points(folder: Path, stem: str = "keypoints") -> Path:
     """The one file of key points in a folder.
 

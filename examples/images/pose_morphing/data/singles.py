@@ -21,9 +21,8 @@ from examples.images.pose_morphing.data.frames import ImageFile, image_size
 from examples.images.pose_morphing.data.geometry import cut_points, moved_inside, person_box
 from examples.images.pose_morphing.data.pointfiles import (
     NOBODY,
-    SUFFIXES,
-    PointFile,
     find_points,
+    has_points,
     read_points,
 )
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
@@ -34,11 +33,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Single:
-    """A picture that can be used: its height and width, and the points of the person in it."""
+    """A picture that can be used.
+
+    Attributes:
+        image_size: Height and width.
+        points: Of the person in it.
+        line: Of the file of key points, if it has lines.
+    """
 
     path: Path
     image_size: tuple[int, int]
     points: Float[np.ndarray, "18 3"]
+    line: int | None
 
 
 @dataclass(frozen=True)
@@ -97,40 +103,39 @@ def survey(root: Path, least: float) -> Survey:
         file, problems = read_points(path, named=True, least=least)
     except ValueError as error:
         return Survey([], NOBODY[None][:0], [Problem(root, None, str(error))])
-    singles = {}
+    singles: list[Single] = []
     for i, name in enumerate(tqdm(file.names or [], "sizes", delay=2, disable=None)):
         try:
-            singles[i] = _single(root / name, file.points[i])
+            singles.append(_single(root / name, file.points[i], file.line(i)))
         except ValueError as error:
             problems.append(Problem(path, file.line(i), str(error)))
-    problems += _oddities(path, file, singles)
+    problems += _oddities(path, singles)
     bank, more = read_bank(root, least)
-    return Survey(list(singles.values()), bank, problems + more)
+    return Survey(singles, bank, problems + more)
 
 
-def _single(path: Path, points: np.ndarray) -> Single:
+def _single(path: Path, points: np.ndarray, line: int | None) -> Single:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
     if not peopled(points):
         raise ValueError(f"{path.name} has fewer than {LEAST_POINTS} key points")
-    return Single(path, image_size(path), points)
+    return Single(path, image_size(path), points, line)
 
 
-def _oddities(path: Path, file: PointFile, singles: dict[int, Single]) -> list[Problem]:
+def _oddities(path: Path, singles: list[Single]) -> list[Problem]:
     if not singles:
         return []
-    points = np.stack([each.points for each in singles.values()])
-    far = far_points(points, np.array([each.image_size for each in singles.values()]))
-    rows = list(singles)
+    points = np.stack([each.points for each in singles])
+    far = far_points(points, np.array([each.image_size for each in singles]))
     return [
-        *(Problem(path, file.line(rows[i]), f"{file.names[rows[i]]}: {far[i]}") for i in far),
+        *(Problem(path, singles[i].line, f"{singles[i].path.name}: {far[i]}") for i in far),
         *(Problem(path, None, what) for what in oddities(points)),
     ]
 
 
 def read_bank(root: Path, least: float) -> tuple[Float[np.ndarray, "M 18 3"], list[Problem]]:
     """The poses of the file `poses`, those with enough points; none if there is no such file."""
-    if not any((root / f"poses{suffix}").exists() for suffix in SUFFIXES):
+    if not has_points(root, "poses"):
         return NOBODY[None][:0], []
     try:
         path = find_points(root, "poses")

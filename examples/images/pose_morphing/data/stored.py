@@ -16,11 +16,13 @@ from tqdm import trange
 from examples.images.pose_morphing.data.pictures import Arrays, Pictures, Unreadable
 from examples.training.files import replacing
 
+ABOUT = "about.json"
+
 
 def store(pictures: Pictures, folder: Path) -> list[str]:
     """Read every picture into a folder; gives the reasons of those that could not be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "about.json").unlink(missing_ok=True)
+    (folder / ABOUT).unlink(missing_ok=True)
     with replacing(folder / "images.u8") as part:
         broken = _write_images(pictures, part)
     kept = np.setdiff1d(np.arange(len(pictures)), list(broken))
@@ -28,7 +30,7 @@ def store(pictures: Pictures, folder: Path) -> list[str]:
     _save(folder / "pairs.npy", renumbered(pictures.pairs, kept))
     if pictures.bank is not None:
         _save(folder / "bank.npy", pictures.bank)
-    with replacing(folder / "about.json") as part:
+    with replacing(folder / ABOUT) as part:
         part.write_text(json.dumps({"shape": [len(kept), *pictures.size, 3]}))
     return list(broken.values())
 
@@ -61,9 +63,9 @@ def open_stored(folder: Path) -> Arrays:
     Raises:
         ValueError: The folder is not complete.
     """
-    if not (folder / "about.json").is_file():
+    if not (folder / ABOUT).is_file():
         raise ValueError(f"{folder} is not a finished folder of stored pictures")
-    shape = json.loads((folder / "about.json").read_text())["shape"]
+    shape = json.loads((folder / ABOUT).read_text())["shape"]
     bank = folder / "bank.npy"
     return Arrays(
         np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(shape)),

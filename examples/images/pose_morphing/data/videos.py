@@ -1,5 +1,6 @@
 """Frames of videos, read one at a time through PyAV."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from examples.images.pose_morphing.data.frames import reason
 from examples.images.pose_morphing.data.pictures import Unreadable
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+
+
+def decoded(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """All frames in the order they are shown.
+
+    Raises:
+        Unreadable: The file is missing, no video, or breaks off.
+    """
+    try:
+        with av.open(str(path)) as container:
+            yield from map(upright, container.decode(video=0))
+    except (av.error.FFmpegError, IndexError) as error:
+        raise Unreadable(f"{path} cannot be read as a video: {reason(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
