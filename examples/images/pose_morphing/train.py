@@ -24,7 +24,7 @@ from examples.images.pose_morphing.data.batches import (
     join,
 )
 from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.data.sources import Kind, open_pictures
+from examples.images.pose_morphing.data.sources import open_pictures
 from examples.images.pose_morphing.losses import adversarial
 from examples.images.pose_morphing.losses.copying import copy_loss
 from examples.images.pose_morphing.losses.correspondence import correspondence_loss
@@ -55,7 +55,6 @@ class TrainConfig:
 
     data: Path  # a folder of pictures, see README
     out: Path  # checkpoints and curves; a run that is there goes on
-    kind: Kind = "figures"  # of data
     preset: str = "small128"  # of the model
     attention: str | None = None  # instead of the preset's, e.g. NO_16
     setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
@@ -267,7 +266,7 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     if pictures is None:
-        pictures = open_pictures(config.kind, config.data, config.model.size)
+        pictures = open_pictures(config.data, "train", config.model.size)
     check_fit(config, pictures)
     device = f"cuda:{os.environ['LOCAL_RANK']}" if count > 1 and "cuda" in config.device else None
     trainer = Trainer(replace(config, device=device or config.device), pictures)
