@@ -1,10 +1,11 @@
 """Generators from checkpoints, ready to use."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from examples.images.pose_morphing.model import Generator, ModelConfig
+from examples.images.pose_morphing.model.generator import set_kappa
 from examples.training import checkpoints
 from ndgpa import GPA
 
@@ -54,8 +55,6 @@ def read(generator: Generator, kappa: int) -> None:
     Raises:
         ValueError: The generator has no GPA.
     """
-    levels = [level for level in generator.attentions if isinstance(level.operator, GPA)]
-    if not levels:
+    if not any(isinstance(level.operator, GPA) for level in generator.attentions):
         raise ValueError(f"{generator.config.attention} has no kappa to change")
-    for level in levels:
-        level.operator = replace(level.operator, rule=kappa)
+    set_kappa(generator, kappa)
