@@ -1,0 +1,98 @@
+"""What is wrong with a folder of pictures of people, and where.
+
+    python -m examples.images.pose_morphing.data.check deepfashion ROOT
+    python -m examples.images.pose_morphing.data.check clips ROOT
+    python -m examples.images.pose_morphing.data.check singles ROOT
+
+One line for each problem, with the file and, where it has lines, the line; then a summary. Every
+picture is decoded. The exit code is 1 if there is any problem. Training leaves out what is broken.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from examples.images.pose_morphing.data import deepfashion, singles
+from examples.images.pose_morphing.data.frames import ImageFile
+from examples.images.pose_morphing.data.pictures import Unreadable
+from examples.images.pose_morphing.data.problems import Problem
+
+Report = tuple[list[Problem], str]  # what is wrong, and a summary
+
+
+Kind = Literal["deepfashion", "clips", "singles"]
+
+
+def main(
+    kind: tyro.conf.Positional[Kind], root: tyro.conf.Positional[Path], least: float = 0.3
+) -> int:
+    """Say what is wrong with a folder of pictures of people, and where.
+
+    Args:
+        kind: What the folder holds.
+        root: The folder.
+        least: Confidence that a key point of clips or singles must exceed.
+    """
+    if kind == "deepfashion":
+        problems, summary = check_deepfashion(root)
+    else:
+        problems, summary = (check_clips if kind == "clips" else check_singles)(root, least)
+    for problem in problems:
+        print(problem)
+    print(f"{root}: {summary}; {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+    return min(len(problems), 1)
+
+
+def check_deepfashion(root: Path) -> Report:
+    """The splits that have a list of annotations, or else all."""
+    splits = [s for s in deepfashion.SPLITS if deepfashion.annotation_list(root, s).exists()]
+    problems, summaries = [], []
+    for split in splits or deepfashion.SPLITS:
+        found, path = deepfashion.survey(root, split), deepfashion.annotation_list(root, split)
+        lines = {root / split / name: each.line for name, each in found.people.items()}
+        broken = [Problem(path, lines[file], what) for file, what in unreadable(list(lines))]
+        problems += found.problems + broken
+        good = len(found.people) - len(broken)
+        summaries.append(f"{split}: {good} pictures and {len(found.pairs)} pairs can be used")
+    return problems, ", ".join(summaries)
+
+
+def check_singles(root: Path, least: float) -> Report:
+    """Pictures, and the bank of poses if there is one."""
+    found = singles.survey(root, least)
+    lines = {each.path: each.line for each in found.singles}
+    broken = [
+        Problem(singles.find_points(root), lines[file], what)
+        for file, what in unreadable(list(lines))
+    ]
+    good = len(found.singles) - len(broken)
+    summary = f"{good} pictures and {len(found.bank)} poses of a bank can be used"
+    return found.problems + broken, summary
+
+
+def unreadable(files: list[Path]) -> Iterator[tuple[Path, str]]:
+    """The images that cannot be decoded, and why."""
+    for file in tqdm(files, "decoding", disable=None):
+        try:
+            ImageFile(file).read()
+        except Unreadable as error:
+            yield file, str(error)
+
+
+def check_clips(root: Path, least: float) -> Report:
+    """Every frame of every clip."""
+    from examples.images.pose_morphing.data import clips  # needs PyAV
+
+    found, problems = clips.survey(root, least)
+    for clip in tqdm(found, "decoding", disable=None):
+        problems += [Problem(clip.path, None, fault) for fault in clips.frame_faults(clip)]
+    frames = sum(len(clip.frames) for clip in found)
+    return problems, f"{len(found)} clips with {frames} frames can be used"
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,56 @@
+"""What is wrong with a file, and where."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: a file, the line of it, counted from 1 (None for the whole file), a sentence."""
+
+    path: Path
+    line: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.line is None else f':{self.line}'}: {self.what}"
+
+
+def parse_lines(
+    path: Path, lines: Iterable[tuple[int, str]], parse: Callable[[str], Record]
+) -> tuple[dict[int, Record], list[Problem]]:
+    """What each numbered line says; a line that `parse` refuses with ValueError is a problem."""
+    records, problems = {}, []
+    for number, line in lines:
+        try:
+            records[number] = parse(line)
+        except ValueError as error:
+            problems.append(Problem(path, number, str(error)))
+    return records, problems
+
+
+def read_table(
+    path: Path, separator: str, columns: set[str]
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """The header's columns and the numbered lines under it, blank ones left out.
+
+    Raises:
+        ValueError: The file cannot be read, or the header has other columns or another separator.
+    """
+    if not path.is_file():
+        raise ValueError("is missing")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot be read as text: {error}") from error
+    header = [name.strip() for name in lines[0].split(separator)] if lines else []
+    if set(header) != columns:
+        wanted = separator.join(sorted(columns))
+        raise ValueError(
+            f"the first line is {lines[0] if lines else ''!r}; expected the columns {wanted}"
+        )
+    return header, [(i, line) for i, line in enumerate(lines[1:], start=2) if line.strip()]
