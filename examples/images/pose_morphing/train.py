@@ -5,17 +5,17 @@ A run that was killed goes on where it stopped, with the same bits. Several GPUs
 """
 
 import copy
+import json
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.data import open_pictures
 from examples.images.pose_morphing.data.batches import (
     Batch,
     draw_distorted,
@@ -24,6 +24,7 @@ from examples.images.pose_morphing.data.batches import (
     join,
 )
 from examples.images.pose_morphing.data.pictures import Pictures
+from examples.images.pose_morphing.data.sources import open_pictures
 from examples.images.pose_morphing.losses import adversarial
 from examples.images.pose_morphing.losses.copying import copy_loss
 from examples.images.pose_morphing.losses.correspondence import correspondence_loss
@@ -45,27 +46,27 @@ class Weights:
     texture: float = 2.0
     perceptual: float = 0.0
     gan: float = 0.0
-    correspondence: float = 0.0  # where the source of a pixel is known: after tau
+    correspondence: float = 0.1  # where the source of a pixel is known: after tau
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of a training run."""
 
-    data: Path  # a folder that `data.open_pictures` knows
+    data: Path  # a folder of pictures, see README
     out: Path  # checkpoints and curves; a run that is there goes on
     preset: str = "small128"  # of the model
     attention: str | None = None  # instead of the preset's, e.g. NO_16
     setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
-    steps: int = 6400
-    batch: int = 8  # samples a step, in each process
+    steps: int = 13000
+    batch: int = 4  # samples a step, in each process
     accumulate: int = 1  # parts that a batch is computed in
     learning_rate: float = 2e-3
     warm_up_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
-    coarse_first: float = 0.25  # share of the steps before the attentions that select are used
-    distortion_first: float = 0.25  # share of the steps that see tau alone, in the mixed setting
+    coarse_first: float = 0.1  # share of the steps before the attentions that select are used
+    distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
     gan_from: float = 0.67  # share of the steps before the discriminator is used
     ema: float = 0.995  # of the weights that are kept for use
     weights: Weights = field(default_factory=Weights)
@@ -94,7 +95,7 @@ class Trainer:
         self.config, self.pictures = config, pictures
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        self.generator = Generator(config.model).to(self.device)
+        self.generator = Generator(config.model).to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizer = torch.optim.Adam(groups(self.generator), betas=config.betas)
         self.parts = {
@@ -264,7 +265,8 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
-    pictures = open_pictures(config.data, "train") if pictures is None else pictures
+    if pictures is None:
+        pictures = open_pictures(config.data, "train", config.model.size)
     check_fit(config, pictures)
     device = f"cuda:{os.environ['LOCAL_RANK']}" if count > 1 and "cuda" in config.device else None
     trainer = Trainer(replace(config, device=device or config.device), pictures)
@@ -295,20 +297,16 @@ def start_processes(device: str) -> tuple[int, int]:
 
 def check_fit(config: TrainConfig, pictures: Pictures) -> None:
     if pictures.size != config.model.size:
-        raise ValueError(
-            f"the pictures have {pictures.size} pixels, preset {config.preset} wants "
-            f"{config.model.size}"
-        )
+        raise ValueError(f"pictures have {pictures.size} pixels, the model {config.model.size}")
     if config.setting in ("paired", "mixed") and not len(pictures.pairs):
         raise ValueError(f"setting {config.setting!r} needs pairs, and {config.data} has none")
 
 
-def facts(config: TrainConfig) -> dict[str, object]:
+def facts(config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must have been made with to go on: all but places and machines."""
     left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
-    said["betas"] = list(config.betas)
-    return said | {"model": {**asdict(config.model), "size": list(config.model.size)}}
+    return json.loads(json.dumps(said | {"model": asdict(config.model)}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from examples.images.pose_morphing.measures.keys import Level, best_keys, places_of, sites_of
+from examples.images.pose_morphing.measures.keys import best_keys, places_of, sites_of
+from examples.images.pose_morphing.model import Level
 
 ROWS = 128  # distances are given as in a picture of so many rows
 NEAR_PX = (3, 6)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-WIDTHS = (16, 24, 24)
+WIDTHS = (12, 12, 16)
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
@@ -64,7 +64,7 @@ class RandomFeatures(nn.Module):
             nn.init.zeros_(conv.bias)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 64"]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 40"]:
         """Features of pictures in 0 to 1, of at least 32 pixels a side."""
         x, means = 2 * images - 1, []
         for conv in self.convs:

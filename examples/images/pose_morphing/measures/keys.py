@@ -1,26 +1,14 @@
 """Which pixels of the source a level reads for chosen pixels of the output."""
 
-from typing import Protocol
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 import ndgpa
+from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import key_weights
-from ndgpa.operators import Operator
 
 CHUNK = 1024  # queries at a time
-
-
-class Level(Protocol):
-    """What a morph tells of one of its attentions; temperature is in the features already."""
-
-    size: tuple[int, int]
-    query: Float[Tensor, "b 1 n c"]
-    key: Float[Tensor, "b 1 n c"]
-    structure: ndgpa.Image
-    operator: Operator
 
 
 def keys_and_weights(
@@ -39,9 +27,11 @@ def keys_and_weights(
     query, key = (x[picture : picture + 1].detach().float() for x in (level.query, level.key))
     operator, structure = level.operator, level.structure
     rule = operator.rule if isinstance(operator, ndgpa.GPA) else structure.num_blocks
-    form = {"scale": 1.0, "affinity": "euclidean"}
-    selection = ndgpa.select(query, key, structure, rule, **form)
-    keys, weights = key_weights(query, key, selection, structure, sites, **form)
+    affinity = operator.affinity if isinstance(operator, (ndgpa.GPA, ndgpa.Full)) else "dot"
+    selection = ndgpa.select(query, key, structure, rule, scale=1.0, affinity=affinity)
+    keys, weights = key_weights(
+        query, key, selection, structure, sites, scale=1.0, affinity=affinity
+    )
     return keys[0, 0], weights[0, 0]
 
 

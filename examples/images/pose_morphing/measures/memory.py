@@ -2,7 +2,7 @@
 
 import torch
 
-from examples.images.pose_morphing.measures.keys import Level
+from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import peak_bytes
 
 

@@ -38,13 +38,15 @@ class CopyAttention(nn.Module):
         self.structure = name.structure(size)
         self.query_width = config.query_width or width
         self.operator = name.operator(size, config.affinity, self.query_width)
-        begins_small = config.pyramid and not isinstance(self.operator, Full)
-        gain = START if begins_small else 1.0
         seen = width + 2 * config.coordinates
         lr = config.weight_lr
-        self.to_query = Conv(seen, self.query_width, 1, lr=lr, gain=gain)
-        self.to_key = Conv(seen, self.query_width, 1, lr=lr, gain=gain)
+        self.to_query = Conv(seen, self.query_width, 1, lr=lr)
+        self.to_key = Conv(seen, self.query_width, 1, lr=lr)
         self.to_value = Conv(width, width, 1, lr=lr)
+        if config.pyramid and not isinstance(self.operator, Full):
+            with torch.no_grad():
+                self.to_query.weight.mul_(START)
+                self.to_key.weight.mul_(START)
         if config.fusion == "concat":
             self.fuse = Conv(2 * width, width, config.fusion_kernel, lr=lr)
         else:

@@ -1,6 +1,6 @@
 """The generator: a source UNet, a target UNet, and a copy attention at every level."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -84,12 +84,14 @@ class Generator(nn.Module):
         pixels = pyramid(source, len(from_source))
         s = t = projected = image = None
         levels = []
+        active = [attends(attention.operator, coarse_only) for attention in self.attentions]
         for i in reversed(range(len(self.attentions))):
-            s = self.source_decoder[i](s, from_source[i], styles[0])
-            t = self.target_decoder[i](t, from_target[i], styles[1])
             attention = self.attentions[i]
             copied = mask = None
-            if attends(attention.operator, coarse_only):
+            t = self.target_decoder[i](t, from_target[i], styles[1])
+            if any(active[: i + 1]):  # nobody reads the source at finer levels
+                s = self.source_decoder[i](s, from_source[i], styles[0])
+            if active[i]:
                 projected = attention.project(t, s, projected)
                 features, copied, query, key = attention.attend(*projected, s, pixels[i])
                 t = attention.fused(t, features)
@@ -112,6 +114,13 @@ class Generator(nn.Module):
         if copied is not None and mask is not None:
             image = image + mask * (copied - image)
         return image + rgb
+
+
+def set_kappa(generator: Generator, kappa: int) -> None:
+    """Read another number of key blocks from now on; a trained generator takes any."""
+    for attention in generator.attentions:
+        if isinstance(attention.operator, GPA):
+            attention.operator = replace(attention.operator, rule=kappa)
 
 
 def attends(operator: Operator, coarse_only: bool) -> bool:

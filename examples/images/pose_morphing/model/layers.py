@@ -25,7 +25,6 @@ class Conv(nn.Module):
         lr: Learning-rate multiplier of the weights: they are stored that many times smaller, so a
             step of Adam changes them relatively that many times more. 1 in StyleGAN2; about 12 is
             what convolutions with ordinary initialisation have.
-        gain: Scale of the result beside 1/sqrt(fan-in).
     """
 
     def __init__(
@@ -35,12 +34,11 @@ class Conv(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         lr: float = 1.0,
-        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, kernel, kernel) / lr)
         self.bias = nn.Parameter(torch.zeros(channels_out))
-        self.scale = gain * lr / math.sqrt(channels_in * kernel**2)
+        self.scale = lr / math.sqrt(channels_in * kernel**2)
         self.stride = stride
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o k l"]:

@@ -94,6 +94,5 @@ def up_blocks(config: ModelConfig) -> nn.ModuleList:
 
 
 def style_of(levels: list[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c"]:
-    """The mean over the last encoder layer, scaled to unit variance as a normalised latent is."""
-    mean = levels[-1].mean((2, 3))
-    return mean * (mean.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    """The mean over the last encoder layer, as in the paper."""
+    return levels[-1].mean((2, 3))

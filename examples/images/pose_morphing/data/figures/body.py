@@ -47,11 +47,11 @@ def capsules(skeleton: Skeleton, long_hair: bool) -> list[Capsule]:
 def _trunk(skeleton: Skeleton) -> list[Capsule]:
     girth, frame = skeleton.body.girth, skeleton.frames["trunk"]
     pelvis, neck = skeleton.joints["pelvis"], skeleton.joints["neck"]
-    low, high = (pelvis + skeleton.frames["pelvis"] @ (0, y, 0) for y in (-0.022, 0.04))
+    low, high = (pelvis + skeleton.frames["pelvis"] @ (0, y, 0) for y in (-0.008, 0.04))
     shirt = pelvis + frame @ (0, -0.005, 0), neck - frame @ (0, 0.072, 0)
     throat = neck - frame @ (0, 0.05, 0), neck + frame @ (0, 0.05, 0)
     return [
-        _capsule(low, high, (0.047 * girth, 0.07 * girth), skeleton.frames["pelvis"], (1.35, 0.85)),
+        _capsule(low, high, (0.045 * girth, 0.07 * girth), skeleton.frames["pelvis"], (1.35, 0.85)),
         _capsule(*shirt, (0.08 * girth, 0.084 * girth), frame, (1.3, 0.84), open_below=True),
         _capsule(*throat, (0.036, 0.031), frame),
     ]

@@ -5,14 +5,14 @@ period is never under 4 pixels and letters can be read: a small picture has broa
 fewer, larger letters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from examples.images.pose_morphing.data.figures import fabric, prints
 from examples.images.pose_morphing.data.figures.backdrop import Backdrop, draw_backdrop
 from examples.images.pose_morphing.data.figures.camera import FIGURE
-from examples.images.pose_morphing.data.figures.fabric import Colour
+from examples.images.pose_morphing.data.figures.fabric import Cloth, Colour
 from examples.images.pose_morphing.data.figures.skeleton import Body
 
 EXTENT = {
@@ -25,6 +25,7 @@ HEM = 0.26  # of the trunk's texture, from below: where the shirt begins
 
 HALF_PERIOD = 4.5  # pixels, the least
 LETTER = 8.0  # pixels, the least width
+LONGEST = 5  # letters
 CHEST = 0.38, 0.5  # the middle of the breast on the trunk's texture
 BACK = 0.36, 0.0
 
@@ -63,28 +64,22 @@ class Tailor:
         length, girth = EXTENT[part]
         return round(length * self.density), round(girth * self.density)
 
-    def cloth(
-        self, part: str, name: str, half: float, colours: tuple[Colour, Colour]
-    ) -> np.ndarray:
-        """A patterned texture; `half` is half a period in body heights."""
-        if name == "photo":
-            return fabric.photo(self.generator, self.shape(part), self.density)
-        mask = fabric.pattern(name, self.shape(part), half * self.density)
-        return fabric.dye(mask, *colours)
+    def cloth(self, part: str, cloth: Cloth) -> np.ndarray:
+        """The texture of a part of a garment."""
+        return fabric.weave(cloth, self.shape(part), self.density)
 
     def plain(self, part: str, colour: Colour) -> np.ndarray:
         return fabric.dye(np.zeros(self.shape(part)), colour, colour)
 
-    def half_period(self) -> float:
-        """In body heights."""
-        least = HALF_PERIOD * self.pixel
-        return self.generator.uniform(least, max(2.1 * least, 0.08))
+    def draw_cloth(self) -> Cloth:
+        return fabric.draw_cloth(self.generator, HALF_PERIOD * self.pixel)
 
-    def letters(self, most: int, width: float) -> str:
-        """A word that fits `width` body heights."""
-        most = min(most, max(1, int(width / (LETTER * self.pixel))))
-        count = self.generator.integers(min(2, most), most + 1)
-        return "".join(self.generator.choice(list(prints.GLYPHS), count))
+    def draw_word(self, width: float) -> str:
+        """Letters and digits that fit `width` body heights."""
+        letters = self.generator.choice(list(prints.GLYPHS), LONGEST)
+        most = int(np.clip(width / (LETTER * self.pixel), 1, LONGEST))
+        least = min(2, most)
+        return "".join(letters[: least + int(self.generator.random() * (most + 1 - least))])
 
 
 def draw_looks(generator: np.random.Generator, rows: int) -> Looks:
@@ -97,37 +92,30 @@ def draw_looks(generator: np.random.Generator, rows: int) -> Looks:
 
 
 def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
-    """Trunk and arms: a pattern, a print on the breast, a number on the back."""
-    generator, half = tailor.generator, tailor.half_period()
-    first = fabric.draw_colour(generator)
-    colours = first, fabric.draw_contrast(generator, first)
-    name = generator.choice(fabric.PATTERNS)
-    trunk = print_back(tailor, print_chest(tailor, tailor.cloth("trunk", name, half, colours)))
-    trim = colours[1] if generator.random() < 0.5 else fabric.draw_colour(generator)
+    """Trunk and arms, a print on the breast, a number on the back."""
+    generator, cloth = tailor.generator, tailor.draw_cloth()
+    trim = cloth.colours[1] if generator.random() < 0.5 else fabric.draw_colour(generator)
+    trunk = tailor.cloth("trunk", cloth)
     if generator.random() < 0.4:
         trunk = band(trunk, 1 - HEM, 0.05, trim)
-    sleeves = name if generator.random() < 0.6 else "plain"
+    sleeves = cloth if generator.random() < 0.6 else replace(cloth, pattern="plain")
     length = generator.choice((0.5, 1.0, 2.0), p=(0.3, 0.2, 0.5))  # in parts of the arm
-    upper, lower = (tailor.cloth(part, sleeves, half, colours) for part in ("upper arm", "forearm"))
     return {
-        "trunk": trunk,
-        "upper arm": cut(upper, min(length, 1), skin, trim),
-        "forearm": cut(lower, max(length - 1, 0), skin, trim),
+        "trunk": print_back(tailor, print_chest(tailor, trunk)),
+        "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1), skin, trim),
+        "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0), skin, trim),
     }
 
 
 def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     """Pelvis, legs and shoes."""
-    generator, half = tailor.generator, tailor.half_period()
-    first = fabric.draw_colour(generator)
-    colours = first, fabric.draw_contrast(generator, first)
-    name = generator.choice(fabric.PATTERNS)
-    thigh, shin = (tailor.cloth(part, name, half, colours) for part in ("thigh", "shin"))
-    length = generator.choice((0.7, 1.0, 1.5, 2.0), p=(0.15, 0.1, 0.1, 0.65))  # in parts of the leg
+    cloth = tailor.draw_cloth()
+    length = tailor.generator.choice((0.7, 1.0, 1.5, 2.0), p=(0.15, 0.1, 0.1, 0.65))  # of legs
+    trim = cloth.colours[1]
     return {
-        "pelvis": tailor.cloth("pelvis", name, half, colours),
-        "thigh": cut(thigh, min(length, 1), skin, colours[1]),
-        "shin": cut(shin, max(length - 1, 0), skin, colours[1]),
+        "pelvis": tailor.cloth("pelvis", cloth),
+        "thigh": cut(tailor.cloth("thigh", cloth), min(length, 1), skin, trim),
+        "shin": cut(tailor.cloth("shin", cloth), max(length - 1, 0), skin, trim),
         "shoe": draw_shoe(tailor),
     }
 
@@ -169,7 +157,7 @@ def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
     kind = generator.choice(("text", "logo", "none"), p=(0.45, 0.45, 0.1))
     if kind == "text":
         height, width = max(0.11, 9 * tailor.pixel), 0.17
-        words = tailor.letters(5, width)
+        words = tailor.draw_word(width)
         return prints.stamp(
             trunk, CHEST, (height * density, width * density), prints.panel(words, ink, panel)
         )
@@ -184,7 +172,8 @@ def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
 
 def print_back(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
     """A number, whole across the texture's seam."""
-    number = str(tailor.generator.integers(1, 100 if tailor.rows >= 128 else 10))
+    number = str(tailor.generator.integers(1, 100))
+    number = number if tailor.rows >= 128 else number[-1]
     edge = fabric.draw_colour(tailor.generator)
     ink = fabric.draw_contrast(tailor.generator, edge)
     size = max(0.13, 10 * tailor.pixel) * tailor.density, 0.17 * tailor.density

@@ -1,10 +1,11 @@
 """What clothes are made of: patterns that close around a limb, colours that differ, photographs.
 
-A texture is (rows, columns, 3) of uint8: up the part and once around it, from its back over its
-left... see render.py for how a part is wrapped.
+A texture is (rows, columns, 3) of uint8: down a part of the body, and once around it. Its first
+column is at the back, its middle one in front, and what a viewer reads from left to right is so.
 """
 
 import colorsys
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -66,23 +67,61 @@ def _odd(cells: np.ndarray) -> np.ndarray:
     return np.floor(cells) % 2
 
 
-def photo(generator: np.random.Generator, shape: tuple[int, int], density: float) -> np.ndarray:
-    """A texture from a crop of a photograph: itself on the front half, mirrored on the back.
+@dataclass(frozen=True)
+class Cloth:
+    """What one garment is made of, for all its parts.
 
     Args:
-        density: Texels of a body height.
+        pattern: One of PATTERNS.
+        half: Half of a period in body heights.
+        colours: Two that can be told apart.
+        photo: One of PHOTOS, for the pattern "photo".
+        zoom: Its pixels on a body height.
+        at: Where in it, (down, across), in shares.
     """
+
+    pattern: str
+    half: float
+    colours: tuple[Colour, Colour]
+    photo: str
+    zoom: float
+    at: tuple[float, float]
+
+
+def draw_cloth(generator: np.random.Generator, least_half: float) -> Cloth:
+    """A cloth at random; `least_half` bounds `half` from below."""
+    first = draw_colour(generator)
+    return Cloth(
+        pattern=str(generator.choice(PATTERNS)),
+        half=generator.uniform(least_half, max(2.1 * least_half, 0.08)),
+        colours=(first, draw_contrast(generator, first)),
+        photo=str(generator.choice(PHOTOS)),
+        zoom=4 * generator.uniform(*CROP),
+        at=(generator.random(), generator.random()),
+    )
+
+
+def weave(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
+    """A texture of a shape, with `density` texels on a body height."""
+    if cloth.pattern == "photo":
+        return photo(cloth, shape, density)
+    return dye(pattern(cloth.pattern, shape, cloth.half * density), *cloth.colours)
+
+
+def photo(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
+    """A crop of a photograph: itself on the front half, mirrored on the back."""
     rows, columns = shape
-    pixels = load_photo(str(generator.choice(PHOTOS)))
-    zoom = 4 * generator.uniform(*CROP) / density  # pixels of a texel
-    height, width = (int(min(zoom * n, have)) for n, have in zip((rows, columns / 2), pixels.shape))
-    top, left = (generator.integers(n - m + 1) for n, m in zip(pixels.shape, (height, width)))
-    crop = PIL.Image.fromarray(pixels[top : top + height, left : left + width])
-    front = np.asarray(crop.resize((columns // 2, rows), PIL.Image.Resampling.BOX))
-    back = np.asarray(crop.resize((columns - columns // 2, rows), PIL.Image.Resampling.BOX))[
-        :, ::-1
-    ]
-    return np.roll(np.concatenate([front, back], axis=1), columns // 4, axis=1)
+    pixels = load_photo(cloth.photo)
+    texels = np.array([rows, columns / 2])
+    size = np.minimum(texels * cloth.zoom / density, pixels.shape[:2]).astype(int)
+    top, left = (np.array(cloth.at) * (pixels.shape[:2] - size)).astype(int)
+    crop = PIL.Image.fromarray(pixels[top : top + size[0], left : left + size[1]])
+    half = columns // 2
+    front, back = (
+        np.asarray(crop.resize((wide, rows), PIL.Image.Resampling.BOX))
+        for wide in (half, columns - half)
+    )
+    return np.roll(np.concatenate([front, back[:, ::-1]], axis=1), half // 2, axis=1)
 
 
 @cache

@@ -1,8 +1,4 @@
-"""Pictures of figures: two numbers in; picture, key points and ground truth out.
-
-A part is wrapped in its texture: the row says how far up it is, the column the angle around it,
-from the back (0) over its own left... the front is in the middle (1/2).
-"""
+"""Pictures of figures: two numbers in; picture, key points and ground truth out."""
 
 from dataclasses import dataclass
 
@@ -99,7 +95,7 @@ def colour(
 
 
 def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarray:
-    """(n, 3) texels at points (n, 3) of the surface."""
+    """(n, 3) texels at points (n, 3) of the surface: rows along the bone, columns by the angle."""
     rows, columns, _ = texture.shape
     low, high = shape.radii
     up = (point[:, 1] + low) / (low + shape.length + high)

@@ -1,38 +1,38 @@
-"""One picture of many figures: a row for each identity, with its key points and true matches."""
+"""One picture of many figures.
+
+    python -m examples.images.pose_morphing.data.figures.sheet --out sheet.png --size 512 256
+
+A row for each identity: the poses, the first again with its key points, and the second put together
+from pixels of the first wherever that shows the same point of the surface (elsewhere pale).
+"""
 
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
 import tyro
 
-from examples.images.pose_morphing.data.figures.render import draw_figure
-from examples.images.pose_morphing.data.figures.skeleton import LIMBS
+from examples.images.pose_morphing.data.figures.correspondence import correspondence
+from examples.images.pose_morphing.data.figures.render import Figure, draw_figure
+from examples.images.pose_morphing.data.keypoints import draw_skeleton
+from examples.training.files import replacing
 
 
-def draw_limbs(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The picture with its skeleton; key points that are not seen are grey."""
-    picture = PIL.Image.fromarray(image)
-    canvas = PIL.ImageDraw.Draw(picture)
-    size = max(1, len(image) // 128)
-    for first, second in LIMBS:
-        if (points[[first, second], 0] >= 0).all():
-            canvas.line((*points[first, :2], *points[second, :2]), (40, 90, 220), size)
-    for x, y, seen in points.tolist():
-        if x >= 0:
-            box = x - size, y - size, x + size, y + size
-            canvas.ellipse(box, (220, 30, 30) if seen else (120, 120, 120))
-    return np.asarray(picture)
+def row(identity: int, poses: int, size: tuple[int, int], seed: int) -> np.ndarray:
+    """(h, w (poses + 2), 3) of uint8."""
+    figures = [draw_figure(identity, pose, size, seed) for pose in range(poses)]
+    first, second = figures[:2]
+    skeleton = draw_skeleton(first.image, first.points)
+    pictures = [*(figure.image for figure in figures), skeleton, copied(first, second)]
+    return np.concatenate(pictures, axis=1)
 
 
-def sheet(identities: range, poses: int, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    rows = []
-    for identity in identities:
-        figures = [draw_figure(identity, pose, shape, seed) for pose in range(poses)]
-        first = draw_limbs(figures[0].image, figures[0].points)
-        rows.append(np.concatenate([*(figure.image for figure in figures), first], axis=1))
-    return np.concatenate(rows)
+def copied(source: Figure, target: Figure) -> np.ndarray:
+    """The target in pixels of the source; pale where those do not show it."""
+    match = correspondence(source.part, source.local, target.part, target.local)
+    picture = 255 - (255 - target.image) // 4
+    picture[match.copyable] = source.image[match.row, match.column][match.copyable]
+    return picture
 
 
 def main(
@@ -43,8 +43,22 @@ def main(
     first: int = 0,
     seed: int = 0,
 ) -> None:
-    """Write a sheet."""
-    PIL.Image.fromarray(sheet(range(first, first + identities), poses, size, seed)).save(out)
+    """Write a sheet.
+
+    Args:
+        out: Where to.
+        size: Rows and columns of each picture.
+        identities: How many.
+        poses: Of each, at least 2.
+        first: The number of the first identity.
+        seed: Other seeds are other people.
+    """
+    people = range(first, first + identities)
+    pixels = np.concatenate([row(identity, poses, size, seed) for identity in people])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as part:
+        PIL.Image.fromarray(pixels).save(part, format=out.suffix.lstrip(".") or "png")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bodies, their poses, and where the joints then are.
 
-Letters: rotations turn a body's resting frame (x to its left hand, y up, z forwards) into the
-world's (x right, y up, z to the viewer), so somebody with yaw 0 faces the viewer.
+A frame is a rotation from a part's own axes (x to the body's left, y up, z forwards) to the
+world's (x right, y up, z to the viewer), so somebody whose yaw is 0 faces the viewer.
 """
 
 from dataclasses import dataclass, replace
@@ -15,16 +15,13 @@ KEY_POINTS = (
     *("left shoulder", "left elbow", "left wrist", "right hip", "right knee", "right ankle"),
     *("left hip", "left knee", "left ankle", "right eye", "left eye", "right ear", "left ear"),
 )  # OpenPose's order
-LIMBS = (
-    *((1, 2), (2, 3), (3, 4), (1, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10)),
-    *((1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
-)  # pairs of key points that are joined by a line
 
 SIDES = {"right": -1, "left": 1}  # the sign of x
 YAWS = (0, 0, 0.5, -0.5, 1, -1, np.pi, 2.6, -2.6)  # front, three quarters, sides, back
 SOLE = 0.03  # from the foot's bone to the ground
 TOE = 0.07  # before the ankle
 SKULL = 0.11  # how far the head reaches from the skull's centre
+CALMER = 0.97  # every further try
 REACH = {"elbow": 0.045, "wrist": 0.06, "hip": 0.08, "knee": 0.05, "ankle": 0.03, "toe": 0.03}
 
 
@@ -81,10 +78,14 @@ def draw_skeleton(
     """
     pose, calm = draw_pose(generator), 1.0
     while not fits(skeleton := place(pose, body), camera):
-        calm *= 0.97
+        calm *= CALMER
         limbs = draw_pose(generator)
         pose = replace(
-            pose, arms=calm * limbs.arms, legs=calm * limbs.legs, shift=calm * pose.shift
+            pose,
+            arms=calm * limbs.arms,
+            legs=calm * limbs.legs,
+            spine=CALMER * pose.spine,
+            shift=CALMER * pose.shift,
         )
     return pose, skeleton
 
@@ -129,7 +130,7 @@ def place(pose: Pose, body: Body) -> Skeleton:
         _limb(joints, frames, f"{side} shoulder elbow wrist", shoulder, trunk, sign, arm, bones)
         bones = 0.235 * size, 0.225 * size
         _limb(joints, frames, f"{side} hip knee ankle", hip, root, sign, leg * (1, 1, -1), bones)
-        foot = frames[f"{side} knee"] @ rotation("x", -0.2)
+        foot = frames[f"{side} knee"] @ rotation("x", 0.06)
         frames[f"{side} ankle"] = foot
         joints[f"{side} toe"] = joints[f"{side} ankle"] + foot @ (0, -0.01, TOE)
     lowest = min(joints[f"{side} {end}"][1] for side in SIDES for end in ("ankle", "toe"))

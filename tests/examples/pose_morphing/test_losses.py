@@ -1,0 +1,125 @@
+"""The losses of pose morphing: what is 0 for the truth, what is counted by hand, what learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ndgpa
+from examples.images.pose_morphing.losses.adversarial import discriminator_loss, generator_loss
+from examples.images.pose_morphing.losses.copying import copy_loss
+from examples.images.pose_morphing.losses.correspondence import correspondence_loss
+from examples.images.pose_morphing.losses.perceptual import Perceptual
+from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_scale_l1
+from examples.images.pose_morphing.model import Level
+
+DATA = torch.Generator().manual_seed(2)
+
+
+def picture(h: int = 16, w: int = 16, b: int = 2) -> torch.Tensor:
+    return 2 * torch.rand(b, 3, h, w, generator=DATA) - 1
+
+
+def full_level(query: torch.Tensor, key: torch.Tensor, size: tuple[int, int]) -> Level:
+    copied = torch.zeros(len(query), 3, *size)
+    structure = ndgpa.Image(size, downsample=1)
+    return Level(size, copied, query, key, structure, ndgpa.Full(scale=1.0, affinity="euclidean"))
+
+
+def test_the_truth_costs_nothing() -> None:
+    x = picture(64, 64)
+    assert multi_scale_l1(x, x) == 0
+    assert edge_l1(x, x) == 0
+    assert Perceptual(stages=2)(x, x) == 0
+
+
+def test_a_shift_in_brightness_counts_at_every_scale_and_not_along_edges() -> None:
+    x = picture()
+    assert multi_scale_l1(x + 0.25, x).item() == pytest.approx(0.25 * (1 + 0.5 + 0.5), rel=1e-5)
+    assert edge_l1(x + 0.25, x).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_detail_that_is_blurred_away_counts_more_at_the_finest_scale() -> None:
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
+    board = board.expand(1, 3, 16, 16)
+    assert multi_scale_l1(torch.zeros_like(board), board) == 1  # pools to nothing
+    assert edge_l1(torch.zeros_like(board), board) == 4
+
+
+def test_copies_are_compared_with_the_target_at_their_size() -> None:
+    truth = picture(b=1)
+    small = F.avg_pool2d(truth, 4)
+    exact = full_level(torch.zeros(1, 1, 16, 2), torch.zeros(1, 1, 16, 2), (4, 4))
+    exact = Level(**{**vars(exact), "copied": small + 0.5})
+    assert copy_loss([exact], truth).item() == pytest.approx(0.5)
+    assert copy_loss([exact, exact], truth).item() == pytest.approx(1.0)
+    assert copy_loss([], truth) == 0
+
+
+def test_correspondence_is_the_cross_entropy_of_the_true_key() -> None:
+    """By hand: every query looks at its own place, whose key is at distance 0, others at 3."""
+    n, size = 64, (8, 8)
+    code = 1.5**0.5 * torch.eye(n)[None, None]  # square distances of 3
+    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 3, 16, 16], align_corners=False)
+    known = torch.ones(1, 16, 16, dtype=torch.bool)
+    loss = correspondence_loss([full_level(code, code, size)], identity, known)
+    want = torch.log(1 + (n - 1) * torch.exp(torch.tensor(-3.0)))
+    torch.testing.assert_close(loss, want)
+
+
+def test_correspondence_moves_queries_to_where_the_truth_is() -> None:
+    torch.manual_seed(0)
+    size, n = (8, 8), 64
+    query = torch.randn(1, 1, n, 8).requires_grad_()
+    key = torch.randn(1, 1, n, 8)
+    shift = torch.tensor([[[1.0, 0, 0.25], [0, 1, 0]]])  # one site of eight to the right
+    origin = F.affine_grid(shift, [1, 3, 16, 16], align_corners=False)
+    known = (origin.abs() < 1).all(-1)
+    adam = torch.optim.Adam([query], 0.1)
+    for _ in range(100):
+        adam.zero_grad()
+        correspondence_loss([full_level(query, key, size)], origin, known).backward()
+        adam.step()
+    found = torch.cdist(query[0, 0], key[0, 0]).argmin(1).reshape(size)
+    inside = torch.arange(n).reshape(size)[:, 1:]
+    assert torch.equal(found[:, :-1], inside)
+
+
+def test_unknown_places_do_not_count() -> None:
+    code = torch.randn(1, 1, 64, 4, generator=DATA)
+    origin = torch.zeros(1, 16, 16, 2)
+    known = torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert correspondence_loss([full_level(code, code, (8, 8))], origin, known) == 0
+
+
+def test_gan_losses_are_those_of_a_logistic_judge() -> None:
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+    wrong = -torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()
+    torch.testing.assert_close(discriminator_loss(real, fake), wrong)
+    torch.testing.assert_close(generator_loss(fake), -torch.log(torch.sigmoid(fake)).mean())
+
+
+def test_perceptual_layers_are_those_that_torchvision_saves() -> None:
+    names = [name for name, _ in Perceptual().features.named_parameters()]
+    convolutions = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    assert names == [f"{i}.{kind}" for i in convolutions for kind in ("weight", "bias")]
+
+
+def test_perceptual_weights_come_from_a_file(tmp_path: Path) -> None:
+    saved = Perceptual().state_dict()
+    saved = {name: torch.full_like(x, 0.01) for name, x in saved.items()}
+    torch.save({**saved, "classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
+    loaded = Perceptual(tmp_path / "vgg16.pth")
+    assert all(bool((p == 0.01).all()) for p in loaded.parameters())
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("other.pth", "missing.pth"):
+        with pytest.raises(ValueError, match="does not hold torchvision's vgg16 weights"):
+            Perceptual(tmp_path / name)
+
+
+def test_perceptual_random_weights_are_the_same_every_time() -> None:
+    torch.manual_seed(5)
+    x, y = picture(32, 32), picture(32, 32)
+    assert torch.equal(Perceptual(stages=2)(x, y), Perceptual(stages=2)(x, y))
+    assert Perceptual(stages=2)(x, y) > Perceptual(stages=2)(x, x + 0.01 * (y - x)) > 0

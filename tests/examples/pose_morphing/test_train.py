@@ -1,0 +1,240 @@
+"""Training of pose morphing: settings, resume to the bit, and that it learns to copy."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.images.pose_morphing.data.figures.cache import Figures, Options, build
+from examples.images.pose_morphing.data.pictures import Arrays
+from examples.images.pose_morphing.model import PRESETS, ModelConfig
+from examples.images.pose_morphing.train import TrainConfig, Trainer, Weights, train
+from examples.training import checkpoints
+
+TINY = ModelConfig(
+    (64, 32),
+    (4, 6, 8),
+    "GPA128_2_8",
+    affinity="euclidean",
+    query_width=4,
+    style=False,
+    noise=True,
+    smooth=False,
+    pyramid=True,
+    copy_rgb=True,
+)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    build(folder, Options((64, 32), identities=30, poses=2, truth=False), workers=0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "test", TINY)
+
+
+def config_for(figures: Path, out: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(figures, out, preset="test", steps=4, batch=2, threads=1, device="cpu")
+    return dataclasses.replace(base, **changes)
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    found = checkpoints.latest(out)
+    assert found is not None
+    return found.tensors
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "weights", "terms"),
+    [
+        ("distortion", Weights(), {"pixels", "edges", "copying", "texture", "correspondence"}),
+        ("paired", Weights(gan=1.0, perceptual=1.0), {"pixels", "gan", "perceptual", "penalty"}),
+        ("unpaired", Weights(gan=1.0), {"pixels", "copying", "gan", "discriminator"}),
+        ("mixed", Weights(texture=0.0, correspondence=0.0), {"pixels", "edges", "copying"}),
+    ],
+)
+def test_every_setting_takes_a_step_with_its_losses(
+    figures: Path, tmp_path: Path, setting: str, weights: Weights, terms: set[str]
+) -> None:
+    config = config_for(figures, tmp_path, setting=setting, weights=weights, gan_from=0.0)
+    trainer = Trainer(config, arrays(figures))
+    before = [p.clone() for p in trainer.generator.parameters()]
+    figures_of_step = trainer.advance(0)
+    trainer.advance(3)
+    assert terms <= figures_of_step.keys()
+    assert ("gan" in figures_of_step) == bool(weights.gan)
+    moved = [
+        not torch.equal(p, old)
+        for p, old in zip(trainer.generator.parameters(), before, strict=True)
+    ]
+    assert all(moved)
+
+
+def arrays(figures: Path) -> Arrays:
+    split = Figures(figures, "train")
+    return Arrays(split.images, split.points, split.pairs)
+
+
+def test_a_run_in_two_parts_has_the_bits_of_one(figures: Path, tmp_path: Path) -> None:
+    config = config_for(figures, tmp_path / "whole", weights=Weights(gan=1.0), gan_from=0.4)
+    train(config)
+
+    class Killed(Exception):
+        pass
+
+    original = Trainer.advance
+
+    def dying(self: Trainer, step: int) -> dict[str, float]:
+        if step == 3:
+            raise Killed
+        return original(self, step)
+
+    parts = dataclasses.replace(config, out=tmp_path / "parts", save_every_s=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", dying)
+        with pytest.raises(Killed):
+            train(parts)
+    train(parts)
+    assert same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_has_the_bits_of_one(
+    figures: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, in other processes, through the command line, of a preset."""
+    command = [sys.executable, "-m", "examples.images.pose_morphing.train", "--data", str(figures)]
+    command += ["--preset", "tiny64", "--steps", "60", "--batch", "2", "--threads", "1"]
+    command += ["--device", "cpu", "--save-every-s", "0.2", "--weights.gan", "1", "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([*command, str(whole)], env=environment, check=False).returncode == 0
+    draw = np.random.default_rng()
+    kills = 0
+    while kills < 10:
+        process = subprocess.Popen([*command, str(killed)], env=environment)
+        steps = len(checkpoints.records(killed)) and int(checkpoints.records(killed)[0].stem[5:])
+        while process.poll() is None and not saved_after(killed, steps + 3):
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.4))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert subprocess.run([*command, str(killed)], env=environment, check=False).returncode == 0
+    assert kills == 10
+    assert same(final(whole), final(killed))
+
+
+def saved_after(folder: Path, steps: int) -> bool:
+    found = checkpoints.records(folder)
+    return bool(found) and int(found[0].stem[5:]) >= steps
+
+
+def test_parts_of_a_batch_add_up(
+    figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of one batch in two parts are those of the parts' mean loss."""
+    monkeypatch.setitem(PRESETS, "test", dataclasses.replace(TINY, noise=False))
+    config = config_for(figures, tmp_path, batch=4, accumulate=2, setting="paired")
+    trainer = Trainer(dataclasses.replace(config, bfloat16=False), arrays(figures))
+    drawn = []
+    draw = trainer.draw
+    trainer.draw = lambda done: drawn.append(draw(done)) or drawn[-1]  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    trainer.optimizer.step = lambda: None  # type: ignore[method-assign]
+    trainer.advance(3)
+    assert [len(batch) for batch in drawn] == [2, 2]
+    got = {n: p.grad.clone() for n, p in trainer.generator.named_parameters()}
+    trainer.optimizer.zero_grad()
+    losses = [
+        torch.stack(list(trainer.losses(trainer.render(b, 0.75), b, 0.75).values())).sum()
+        for b in drawn
+    ]
+    (sum(losses) / 2).backward()
+    torch.nn.utils.clip_grad_norm_(trainer.generator.parameters(), trainer.config.clip)
+    for name, p in trainer.generator.named_parameters():
+        torch.testing.assert_close(p.grad, got[name], atol=1e-5, rtol=1e-3)
+
+
+def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config_for(figures, tmp_path, distortion_first=0.5), arrays(figures))
+    assert bool(trainer.draw(0.4).known.any((1, 2)).all())
+    assert trainer.draw(0.6).known.any((1, 2)).tolist() == [True, False]
+
+
+def test_rates_warm_up_stay_and_fall(figures: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config_for(figures, tmp_path, steps=1000), arrays(figures))
+    rates = [trainer.rate(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(2e-3 / 50)
+    assert rates[49] == rates[500] == 2e-3
+    assert rates[999] == pytest.approx(1e-4, rel=1e-2)
+    assert all(a >= b for a, b in pairwise(rates[49:]))
+
+
+def test_what_does_not_fit_is_refused_before_any_work(figures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pictures have"):
+        train(config_for(figures, tmp_path / "out", preset="small128"))
+    unpaired = dataclasses.replace(arrays(figures), pairs=np.zeros((0, 2), np.int64))
+    with pytest.raises(ValueError, match="'paired' needs pairs"):
+        train(config_for(figures, tmp_path / "out", setting="paired"), unpaired)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_gpa_copies_what_no_attention_cannot(figures: Path, tmp_path: Path) -> None:
+    """C28: after the same steps of the distortion task, on pictures that were trained on."""
+    errors = {}
+    for name in ("GPA128_4_8", "NO_8"):
+        config = config_for(
+            figures, tmp_path / name, preset="tiny64", attention=name, steps=400, batch=8
+        )
+        trainer = train(dataclasses.replace(config, setting="distortion"))
+        torch.manual_seed(1)
+        batch = trainer.draw(1.0)
+        with torch.no_grad():
+            image = trainer.average(batch.source, batch.source_maps, batch.target_maps).image
+        errors[name] = (image - batch.truth).abs().mean().item()
+    assert errors["GPA128_4_8"] < 0.8 * errors["NO_8"]
+
+
+@pytest.mark.slow
+def test_the_discriminator_learns_which_pose_a_picture_has(figures: Path, tmp_path: Path) -> None:
+    """C31: right pairs get higher logits than pictures with another's pose."""
+    pictures = arrays(figures)
+    config = config_for(figures, tmp_path, weights=Weights(gan=1.0), preset="tiny64")
+    trainer = Trainer(config, pictures)
+    judge = trainer.discriminator
+    assert judge is not None
+    for step in range(150):
+        torch.manual_seed(step)
+        batch = trainer.draw(0.0)
+        trainer.judge.zero_grad()
+        real = judge(batch.source, batch.source_maps)
+        wrong = judge(batch.source, batch.target_maps)
+        (
+            torch.nn.functional.softplus(-real) + torch.nn.functional.softplus(wrong)
+        ).mean().backward()
+        trainer.judge.step()
+    torch.manual_seed(1000)
+    batches = [trainer.draw(0.0) for _ in range(16)]
+    with torch.no_grad():
+        gaps = [judge(b.source, b.source_maps) - judge(b.source, b.target_maps) for b in batches]
+    assert (torch.cat(gaps) > 0).float().mean() > 0.8
