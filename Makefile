@@ -8,7 +8,7 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 .PHONY: demo test test-slow lint bench gpu clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m examples.images.copy_photo
+	$(RUN) -m examples.images.pose_morphing
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
