@@ -20,7 +20,7 @@ from examples.images.pose_morphing.data.geometry import (
     whole_box,
 )
 from examples.images.pose_morphing.data.keypoints import NAMES
-from examples.images.pose_morphing.data.pictures import Arrays, Unreadable
+from examples.images.pose_morphing.data.pictures import Arrays
 from examples.images.pose_morphing.data.prepare import cut_deepfashion, mangled, store_splits
 from examples.images.pose_morphing.data.singles import open_singles
 from examples.images.pose_morphing.data.stored import open_stored, store
@@ -275,7 +275,7 @@ def test_a_folder_without_a_good_picture_says_so_instead_of_searching_for_ever(
     pictures = open_deepfashion(root, "train")
     for path in (root / "train").iterdir():
         path.unlink()
-    with pytest.raises(Unreadable, match=r"none of the 2 can be read; .*No such file"):
+    with pytest.raises(ValueError, match=r"no picture can be read; .*No such file"):
         pictures.at(np.array([0]))
 
 

@@ -20,6 +20,11 @@ class Problem:
         return f"{self.path}{'' if self.line is None else f':{self.line}'}: {self.what}"
 
 
+def counted(count: int, noun: str) -> str:
+    """As in "1 picture" and "2 pictures"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def parse_lines(
     path: Path, lines: Iterable[tuple[int, str]], parse: Callable[[str], Record]
 ) -> tuple[dict[int, Record], list[Problem]]:
@@ -34,7 +39,7 @@ def parse_lines(
 
 
 def read_table(
-    path: Path, separator: str, columns: set[str]
+    path: Path, separator: str, columns: tuple[str, ...]
 ) -> tuple[list[str], list[tuple[int, str]]]:
     """The header's columns and the numbered lines under it, blank ones left out.
 
@@ -48,9 +53,7 @@ def read_table(
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot be read as text: {error}") from error
     header = [name.strip() for name in lines[0].split(separator)] if lines else []
-    if set(header) != columns:
-        wanted = separator.join(sorted(columns))
-        raise ValueError(
-            f"the first line is {lines[0] if lines else ''!r}; expected the columns {wanted}"
-        )
+    if sorted(header) != sorted(columns):
+        first, wanted = lines[0] if lines else "", separator.join(columns)
+        raise ValueError(f"the first line is {first!r}; expected {wanted}")
     return header, [(i, line) for i, line in enumerate(lines[1:], start=2) if line.strip()]

@@ -36,9 +36,9 @@ def pattern(name: str, shape: tuple[int, int], half: float) -> np.ndarray:
     """
     rows, columns = shape
     y = (np.arange(rows)[:, None] + 0.5) / half
-    x = np.broadcast_to(np.arange(columns) + 0.5, shape)
-    x = x / columns * 2 * max(1, round(columns / (2 * half)))  # an even number of half periods
-    third = x / x.max() * 3 * max(1, round(columns / (3 * half)))
+    turn = np.broadcast_to((np.arange(columns) + 0.5) / columns, shape)
+    x = turn * 2 * max(1, round(columns / (2 * half)))  # an even number of half periods
+    third = turn * 3 * max(1, round(columns / (3 * half)))
     match name:
         case "plain":
             return np.zeros(shape)
