@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from einops import reduce
 
 from examples.images.pose_morphing.data.figures.backdrop import paint
 from examples.images.pose_morphing.data.figures.body import PARTS, Capsule, capsules
@@ -20,6 +19,7 @@ from examples.images.pose_morphing.data.figures.skeleton import (
 LIGHT = np.array([0.35, 0.5, 0.79])  # the direction it comes from
 AMBIENT, DIFFUSE = 0.55, 0.5
 FINER = 2  # rays along each side of a pixel
+MIDDLE = slice(FINER // 2, None, FINER)  # the ray of each pixel that its ground truth is of
 
 BEARERS = {
     **{"nose": ("head",), "eye": ("head",), "ear": ("head", "hair")},
@@ -39,7 +39,8 @@ class Figure:
         image: (h, w, 3) of uint8.
         points: (18, 3) of float32: x and y in pixels (0, 0 is the centre of the first pixel) and
             whether it is seen, 1 or 0; outside the picture -1, -1, 0.
-        part: (h, w) of uint8, 0 for the background, else 1 + the index in PARTS.
+        part: (h, w) of uint8, 0 for the background, else 1 + the index in PARTS. This and `local`
+            are of one ray, 1/4 of a pixel right of the centre and below it.
         local: (h, w, 3) of float32: the surface point in the part's own axes, in body heights.
         yaw: Turn of the body in radians.
     """
@@ -70,11 +71,12 @@ def render(looks: Looks, identity: int, pose: int, shape: tuple[int, int], seed:
     feet = np.stack(
         [skeleton.joints[f"{side} {end}"] for side in SIDES for end in ("ankle", "toe")]
     )
+    part, point = (array[MIDDLE, MIDDLE] for array in (surface.part, surface.point))
     return Figure(
         image=colour(surface, shapes, looks, paint(looks.backdrop, camera, feet)),
         points=locate(skeleton, surface, camera),
-        part=surface.part[FINER // 2 :: FINER, FINER // 2 :: FINER],
-        local=unsqueezed(surface, shapes)[FINER // 2 :: FINER, FINER // 2 :: FINER],
+        part=part,
+        local=unsqueezed(part, point, shapes),
         yaw=float(posed.yaw),
     )
 
@@ -84,14 +86,21 @@ def colour(
 ) -> np.ndarray:
     """(h, w, 3) of uint8: textures times light, then the mean over each pixel's rays."""
     fine = background.repeat(FINER, axis=0).repeat(FINER, axis=1)
+    rays = np.nonzero(surface.part)
+    fine[rays] = shaded(surface.part[rays], surface.point[rays], shapes, looks)
+    mean = sum(fine[i::FINER, j::FINER] for i in range(FINER) for j in range(FINER)) / FINER**2
+    return np.clip(mean, 0, 255).round().astype(np.uint8)
+
+
+def shaded(part: np.ndarray, point: np.ndarray, shapes: list[Capsule], looks: Looks) -> np.ndarray:
+    """(n, 3) colours of n points on parts."""
+    colours = np.empty((len(part), 3), np.float32)
     for number, (name, shape) in enumerate(zip(PARTS, shapes), start=1):
-        seen = surface.part == number
-        point = surface.point[seen]
-        light = AMBIENT + DIFFUSE * np.maximum(normals(shape, point) @ LIGHT, 0)
+        here = np.flatnonzero(part == number)
+        light = AMBIENT + DIFFUSE * np.maximum(normals(shape, point[here]) @ LIGHT, 0)
         texture = looks.textures[name.removeprefix("right ").removeprefix("left ")]
-        fine[seen] = wrapped(texture, shape, point) * light[:, None]
-    mean = reduce(fine, "(h a) (w b) c -> h w c", "mean", a=FINER, b=FINER)
-    return mean.clip(0, 255).round().astype(np.uint8)
+        colours[here] = wrapped(texture, shape, point[here]) * light[:, None]
+    return colours
 
 
 def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarray:
@@ -104,10 +113,10 @@ def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarra
     return texture[row, (around * columns).astype(int) % columns]
 
 
-def unsqueezed(surface: Surface, shapes: list[Capsule]) -> np.ndarray:
+def unsqueezed(part: np.ndarray, point: np.ndarray, shapes: list[Capsule]) -> np.ndarray:
     """(h, w, 3) points in the parts' axes, in body heights; 0 for the background."""
-    squeeze = [(0.0, 0.0, 0.0), *((shape.squeeze[0], 1, shape.squeeze[1]) for shape in shapes)]
-    return surface.point * np.array(squeeze, np.float32)[surface.part]
+    squeeze = [(0.0, 0.0, 0.0), *((shape.squeeze[0], 1.0, shape.squeeze[1]) for shape in shapes)]
+    return point * np.array(squeeze, np.float32)[part]
 
 
 def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> np.ndarray:
