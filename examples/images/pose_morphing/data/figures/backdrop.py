@@ -19,14 +19,14 @@ class Backdrop:
     floor: np.ndarray
     stripe: np.ndarray
     horizon: float
-    stripes: float
+    stripes: int
 
 
 def draw_backdrop(generator: np.random.Generator) -> Backdrop:
     """Pale, so that it does not hide the figure."""
     tone = generator.uniform(165, 245)
     wall, floor = (tone * generator.uniform(0.85, 1.0, 3) for _ in range(2))
-    stripes = generator.integers(2, 6) if generator.random() < 0.3 else 0
+    stripes = int(generator.integers(2, 6)) if generator.random() < 0.3 else 0
     return Backdrop(
         wall,
         floor * 0.82,
