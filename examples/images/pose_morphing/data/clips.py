@@ -19,7 +19,13 @@ from tqdm import tqdm
 
 from examples.images.pose_morphing.data.files import Files
 from examples.images.pose_morphing.data.frames import IMAGES, Frame, ImageFile
-from examples.images.pose_morphing.data.geometry import Box, cut_points, moved_inside, person_box
+from examples.images.pose_morphing.data.geometry import (
+    Box,
+    box_around,
+    cut_points,
+    moved_inside,
+    person_box,
+)
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import find_points, read_points
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
@@ -49,7 +55,7 @@ class Clip:
 class Options:
     """How clips become pictures and pairs."""
 
-    margin: float = 0.2
+    margin: float = 0.12
     """Room around the person, as a part of what the key points span."""
     least: float = 0.3
     """Confidence that a key point must exceed."""
@@ -83,9 +89,10 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
 
 
 def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
-    box = clip.box
-    if box is None:
+    if clip.box is None:
         box = moved_inside(person_box(clip.points, size, options.margin), clip.image_size)
+    else:
+        box = box_around(clip.box, size)
     points = cut_points(clip.points, box, size)
     kept = np.flatnonzero(peopled(points))
     seed = [options.seed, zlib.crc32(clip.path.name.encode())]

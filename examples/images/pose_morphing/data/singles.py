@@ -63,7 +63,7 @@ class Survey:
 
 
 def open_singles(
-    root: Path, size: tuple[int, int], margin: float = 0.2, least: float = 0.3
+    root: Path, size: tuple[int, int], margin: float = 0.12, least: float = 0.3
 ) -> Files:
     """The pictures with a person in them, cut to `size`, without pairs.
 
