@@ -103,8 +103,8 @@ def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     length = generator.choice((0.5, 1.0, 2.0), p=(0.3, 0.2, 0.5))  # in parts of the arm
     return {
         "trunk": print_back(tailor, print_chest(tailor, trunk)),
-        "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1), skin, trim),
-        "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0), skin, trim),
+        "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1.0), skin, trim),
+        "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0.0), skin, trim),
     }
 
 
@@ -115,8 +115,8 @@ def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     trim = cloth.colours[1]
     return {
         "pelvis": tailor.cloth("pelvis", cloth),
-        "thigh": cut(tailor.cloth("thigh", cloth), min(length, 1), skin, trim),
-        "shin": cut(tailor.cloth("shin", cloth), max(length - 1, 0), skin, trim),
+        "thigh": cut(tailor.cloth("thigh", cloth), min(length, 1.0), skin, trim),
+        "shin": cut(tailor.cloth("shin", cloth), max(length - 1, 0.0), skin, trim),
         "shoe": draw_shoe(tailor),
     }
 

@@ -136,7 +136,8 @@ def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> Float[np.nda
     for number, (name, (x, y)) in enumerate(zip(KEY_POINTS, pixels)):
         if inside[number]:
             ray = int((y + 0.5) * FINER), int((x + 0.5) * FINER)
-            seen = is_seen(name, world[number, 2], surface.part[ray], surface.depth[ray])
+            part, depth = int(surface.part[ray]), float(surface.depth[ray])
+            seen = is_seen(name, float(world[number, 2]), part, depth)
             points[number] = x, y, seen
     return points
 
@@ -148,4 +149,4 @@ def is_seen(name: str, z: float, part: int, depth: float) -> bool:
     *side, joint = name.split()
     sides = (f"{side[0]} {bearer}" for bearer in BEARERS[joint]) if side else ()
     own = PARTS[part - 1] in (*sides, *BEARERS[joint])
-    return own and bool(z > depth - DEEPEST[joint in FACE])
+    return own and z > depth - DEEPEST[joint in FACE]
