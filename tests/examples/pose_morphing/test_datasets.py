@@ -1,7 +1,6 @@
 """What the folders of data become: cut pictures, moved points, pairs."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -304,7 +303,6 @@ def test_a_folder_without_a_good_picture_says_so_instead_of_searching_for_ever(
 def test_what_the_lists_and_sizes_give_away_is_left_out_at_opening_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
     root = people.deepfashion(tmp_path, count=5)
     names = sorted(path.name for path in (root / "train").iterdir())
     (root / "train" / names[0]).unlink()

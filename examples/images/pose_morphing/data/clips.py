@@ -8,7 +8,6 @@ A clip is cut by one box around everything that the person does in it, with a ma
 that its file of key points gives. Any two frames of a clip are a pair.
 """
 
-import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,8 @@ from examples.images.pose_morphing.data.geometry import (
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import find_points, read_points
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
-from examples.images.pose_morphing.data.problems import Problem
+from examples.images.pose_morphing.data.problems import Problem, counted, log_opened
 from examples.images.pose_morphing.data.videos import VIDEOS, decoded, video_frames
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
         raise ValueError(f"no clip of {root} can be used: {problems[0]}")
     opened = [_pictures(clip, size, options) for clip in clips]
     starts = np.cumsum([0] + [len(each) for each in opened])
-    log.info("%s: %d clips, %d frames, %d problems", root, len(clips), starts[-1], len(problems))
+    contents = f"{counted(len(clips), 'clip')}, {counted(starts[-1], 'frame')}"
+    log_opened(root, contents, len(problems))
     return Files(
         size,
         [frame for each in opened for frame in each.frames],
