@@ -23,6 +23,7 @@ from examples.images.pose_morphing.data.figures.correspondence import (
     Correspondence,
     correspondence,
 )
+from examples.images.pose_morphing.data.figures.poses import draw_skeleton
 from examples.images.pose_morphing.data.figures.render import (
     FINER,
     Figure,
@@ -36,7 +37,6 @@ from examples.images.pose_morphing.data.figures.skeleton import (
     KEY_POINTS,
     Body,
     Pose,
-    draw_skeleton,
     place,
     rotation,
 )
@@ -393,6 +393,8 @@ def test_a_finished_folder_is_left_alone(folder: Path) -> None:
 def test_what_does_not_fit_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds figures of .* name another"):
         build(folder, replace(SMALL, seed=6))
+    with pytest.raises(ValueError, match="workers is -1; expected 0 or more"):
+        build(tmp_path / "new", SMALL, workers=-1)
     with pytest.raises(ValueError, match="a figure does not fit 128x40 pixels"):
         Camera(128, 40)
     with pytest.raises(ValueError, match="29 identities in 2 poses do not make three splits"):
@@ -401,6 +403,9 @@ def test_what_does_not_fit_is_said_in_a_sentence(folder: Path, tmp_path: Path) -
         Figures(folder, "all")
     with pytest.raises(ValueError, match="unknown pattern 'tartan'"):
         fabric.pattern("tartan", (8, 8), 2.0)
+    build(tmp_path / "bare", Options(size=(32, 32), identities=30, poses=2, truth=False), workers=0)
+    with pytest.raises(ValueError, match="holds no 'local'; render it with --truth"):
+        _ = Figures(tmp_path / "bare", "test").local
     written = SMALL.written() | {"version": cache.VERSION + 1}
     (tmp_path / "figures.json").write_text(json.dumps(written))
     with pytest.raises(ValueError, match="holds figures of version"):
