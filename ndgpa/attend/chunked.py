@@ -157,17 +157,16 @@ def attend_chunked_backward(
             slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
             mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
             slope.sub_(mean - flat_lse[chunk][..., None]).mul_(tile.weights)
-            if not problem.is_plain:
+            if not tile.is_plain:
                 slope.masked_fill_(tile.weights == 0, 0)
             flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
             _add_rows(grad_key, rows, tile, _scaled_bmm(slope.mT, tile.query, scale))
             _add_rows(grad_value, rows, tile, torch.bmm(tile.weights.mT, g))
-            by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
-            if by_key is not None and slot_bias is not None:
-                by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
+            if slot_bias is not None:
+                by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
-            if by_key is not None and key_bias is not None:
-                _add_rows(grad_bias, rows, tile, by_key)
+            if key_bias is not None:
+                _add_rows(grad_bias, rows, tile, slope.sum(dim=1))
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
 
 
@@ -232,8 +231,19 @@ class _Tiles:
         self.first_row = (heads * num_blocks).repeat_interleave(cells)  # (tiles,)
         self.blocks = blocks.flatten(0, 2)
         self.has_empty = blocks.is_cuda or bool((blocks < 0).any())
-        biases = key_bias is None and slot_bias is None and query_time is None
-        self.is_plain = biases and not self.has_empty
+        # The blocks of which a key has a bias; all of them, where the bias shall get a gradient.
+        self.biased = None
+        if self.key_bias is not None:
+            self.biased = ((self.key_bias != 0) | self.key_bias.requires_grad).any(dim=1)
+
+    def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
+        """Whether a softmax of bare logits is all there is to do, so that a short last block costs
+        only those that read it. A GPU is not asked; it would be waited for."""
+        if self.query_time is not None or self.slot_bias is not None or rows.is_cuda:
+            return False
+        if self.has_empty and bool(empty.any()):
+            return False
+        return self.biased is None or not bool(self.biased.index_select(0, rows).any())
 
     def chunks(self) -> Iterator[tuple[Rows, int]]:
         """Tiles that keep to the budget together, and how many of their slots to look at.
@@ -275,7 +285,8 @@ class _Tiles:
         key = self._gather(self.key, rows, empty).unflatten(1, (-1, self.widths[0])).to(wide)
         value = self._gather(self.value, rows, empty).unflatten(1, (-1, self.widths[1])).to(wide)
         logits = _scaled_bmm(query, key.mT, self.scale)
-        if self.is_plain:
+        is_plain = self._is_plain(rows, empty)
+        if is_plain:
             weights, dead = logits.softmax(dim=-1), None
         else:
             logits = logits + self._bias(chunk, rows, empty, wide)
@@ -287,7 +298,7 @@ class _Tiles:
             logits = logits.masked_fill(dead, 0)
             weights = logits.softmax(dim=-1).masked_fill(dead, 0)
         unused = empty.flatten() if self.has_empty else None
-        return _Tile(query, key, value, rows, unused, logits, weights, dead)
+        return _Tile(query, key, value, rows, unused, logits, weights, dead, is_plain)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
@@ -322,6 +333,7 @@ class _Tile:
     logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     dead: Tensor | None  # (c, X, 1): the queries that see nothing
+    is_plain: bool  # no key is hidden from any query, and none has a bias
 
     @property
     def lse(self) -> Tensor:  # (c, X)

@@ -61,6 +61,28 @@ def test_backward_holds_no_gathered_keys() -> None:
     assert sum(saved) < 1.3 * sum(x.numel() for x in inputs)
 
 
+def test_a_short_last_block_is_masked_only_where_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chunked = import_module("ndgpa.attend.chunked")
+    monkeypatch.setitem(chunked._CHUNK, "cpu", 1)  # one cell a chunk
+    plain: list[bool] = []
+    inner = chunked._Tiles._is_plain
+    monkeypatch.setattr(
+        chunked._Tiles, "_is_plain", lambda *xs: plain.append(inner(*xs)) or plain[-1]
+    )
+    space = ndgpa.Sequence(14, 4)  # blocks of 4, 4, 4 and 2
+    inputs = [torch.randn(1, 1, 14, 3, requires_grad=True) for _ in range(3)]
+    selection = ndgpa.Selection(torch.tensor([[[[0, 1], [2, 3], [1, -1], [0, 2]]]]).int())
+    out = ndgpa.attend(*inputs, selection, space, backend="torch")
+    grads = torch.autograd.grad(out.square().sum(), inputs)
+    assert plain == 2 * [True, False, False, True]
+    expected = ndgpa.attend(*inputs, selection, space, backend="reference")
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected.square().sum(), inputs)):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.bad_input
 def test_forward_mode_derivatives_are_refused_and_not_dropped() -> None:
     x = torch.randn(1, 1, 12, 4)
