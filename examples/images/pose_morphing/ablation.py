@@ -52,7 +52,7 @@ class Options:
     attentions: tuple[str, ...] = ATTENTIONS
     preset: str = "tiny64"
     batch: int = 4
-    tests: int = 200  # held-out pictures
+    tests: int = 100  # held-out pictures
     smoke: bool = False  # two steps: shows that the program runs, not what it finds
 
 

@@ -60,7 +60,8 @@ class Options:
     seed: int = 77
     shown: int = 8  # rows of a contact sheet
     split: str = "test"
-    vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual distance
+    perceptual: bool = True  # measure the perceptual distance, which takes the most time
+    vgg: Path | None = None  # torchvision's vgg16 weights for it, instead of random ones
     inception: Path | None = None  # Inception-v3 weights, for the Frechet distance
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -108,7 +109,7 @@ class Judge:
     """The networks that measure, and where everything runs."""
 
     device: torch.device
-    perceptual: Perceptual
+    perceptual: Perceptual | None  # None: is not measured
     frechet: str  # name of the Frechet distance
     features: torch.nn.Module  # that it is over
 
@@ -159,7 +160,8 @@ def judge_of(options: Options) -> Judge:
     name, features = "frechet_random_conv", RandomFeatures()
     if options.inception is not None:
         name, features = load_inception(options.inception)
-    return Judge(torch.device(options.device), Perceptual(options.vgg), name, features)
+    perceptual = Perceptual(options.vgg) if options.perceptual else None
+    return Judge(torch.device(options.device), perceptual, name, features)
 
 
 def contestant(text: str, device: str) -> Contestant:
