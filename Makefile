@@ -5,10 +5,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 
-.PHONY: demo test test-slow lint bench gpu clean
+.PHONY: demo test test-slow lint bench gpu gpu-train clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m examples.images.copy_photo
+	$(RUN) -m examples.images.pose_morphing
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
@@ -36,6 +36,17 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m pytest -W default tests/gpu
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
+
+# The flagship on a GPU, at 256x128 (`pip install tyro` where it is missing). STEPS are to fit the time.
+FIGURES ?= runs/figures256
+STEPS ?= 12000
+gpu-train:
+	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.data.figures --folder $(FIGURES) \
+		--size 256 128 --identities 4000 --poses 8 --workers 16
+	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.train --data $(FIGURES) --preset figures256 \
+		--out runs/figures256_gpa --steps $(STEPS) --batch 32 --save-every-s 120
+	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.export --run runs/figures256_gpa \
+		--out runs/figures256_small
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -243,17 +243,17 @@ def _choose(
     if kept is None:
         every = Sequence(space.num_sites, 1)
         return select(query, key, every, TopK(topk)).blocks
-    scaled = (query * query.shape[-1] ** -0.5)[:, :, :, None].detach()
     return select_children(
-        scaled,
+        query[:, :, :, None].detach(),
         space.by_block(key).detach(),
-        scaled.new_zeros(1, *space.blocks.shape),
-        scaled.new_ones(space.num_sites, 1),
+        query.new_zeros(len(query), *space.blocks.shape),
         kept[:, :, space.block_of_site],
+        query.new_ones(space.num_sites, 1),
         space.blocks,
         None,
         topk,
         "head",
+        query.shape[-1] ** -0.5,
         None,
         None,
     )

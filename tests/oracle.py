@@ -1,5 +1,6 @@
 """Algorithm 1 of Jetchev et al. 2021 as literal loops in float64: slow, obvious, independent.
 
+Selection is loops over numbers; attention is torch, so that the result has its gradients.
 A space is given as plain lists: the sites of each block, the blocks of each cell.
 """
 
@@ -81,10 +82,11 @@ def most_relevant(scores: np.ndarray, k: int, forced: Sequence[int] = ()) -> lis
 
 
 def attend_site(
-    q: np.ndarray, key: np.ndarray, value: np.ndarray, sites: list[int], scale: float, affinity: str
-) -> np.ndarray:
-    weights = softmax([logit(q, key[y], scale, affinity) for y in sites])
-    return sum((w * value[y] for w, y in zip(weights, sites)), np.zeros(value.shape[1]))
+    q: Tensor, key: Tensor, value: Tensor, sites: list[int], scale: float, affinity: str
+) -> Tensor:
+    keys = key[sites]
+    logits = keys @ q if affinity == "dot" else -(keys - q).square().sum(dim=1)
+    return torch.softmax(scale * logits, dim=0) @ value[sites]
 
 
 def algorithm_1(
@@ -101,8 +103,9 @@ def algorithm_1(
     """Both phases, for every batch and head on its own."""
     blocks, cells = rows(structure.blocks), rows(structure.cells)
     key_blocks = rows(key_structure.blocks)
-    q, ks, vs = (x.double().numpy() for x in (query, key, value))
-    out = np.zeros((*query.shape[:3], value.shape[3]))
+    query, key, value = (x.double() for x in (query, key, value))
+    q, ks = (x.detach().numpy() for x in (query, key))
+    out = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.float64)
     for b in range(query.shape[0]):
         seen = [True] * key.shape[2] if key_mask is None else key_mask[b].tolist()
         for h in range(query.shape[1]):
@@ -113,9 +116,9 @@ def algorithm_1(
                 sites = [y for j in kept for y in key_blocks[j] if seen[y]]
                 for x in (site for i in members for site in blocks[i]):
                     out[b, h, x] = attend_site(
-                        q[b, h, x], ks[b, g], vs[b, g], sites, scale, affinity
+                        query[b, h, x], key[b, g], value[b, g], sites, scale, affinity
                     )
-    return torch.from_numpy(out)
+    return out
 
 
 def full_attention(

@@ -49,13 +49,15 @@ class Antidiagonal(Rule):
         key = self._runs(key_structure.by_block(problem.key.detach())).to(wide)
         heads, blocks = query.shape[1], key.shape[2]
         key = key.repeat_interleave(heads // key.shape[1], dim=1).flatten(2, 3)
-        query = query[:, :, structure.cells].flatten(3, 4) * (problem.scale / self.stride)
+        query = query[:, :, structure.cells].flatten(3, 4)
+        scale = problem.scale / self.stride
         runs = query.shape[0] * heads * query.shape[3] * key.shape[2]
         step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // runs)
         parts = []
         for begin in range(0, structure.num_cells, step):
             cells = slice(begin, begin + step)
-            mass = torch.einsum("bhcrf,bhkf->bhcrk", query[:, :, cells], key).softmax(dim=-1)
+            logits = torch.einsum("bhcrf,bhkf->bhcrk", query[:, :, cells], key)
+            mass = logits.mul_(scale).softmax(dim=-1)
             relevance = mass.unflatten(-1, (blocks, -1)).sum(dim=(3, 5))
             parts.append(ranked(relevance, blocks, p=self.p))
         return Selection(ascending(torch.cat(parts, dim=2), blocks).int())

@@ -1,13 +1,16 @@
 """Down a pyramid of blocks of blocks: near n log n instead of all pairs of cells and blocks."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import fold_into_batch
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import blocks_between
 from ndgpa.selection.slots import ascending
@@ -18,7 +21,6 @@ from ndgpa.selection.top_k import (
     by_cell,
     most_relevant,
     select_top_k,
-    top_k_lowest_id,
 )
 from ndgpa.structures.base import SpatialStructure
 
@@ -73,7 +75,7 @@ class MultiLevel(Rule):
         coarse = problem.coarse()
         nodes = list(_pyramid(problem, coarse, len(self.keep), self.factor))
         query, weight = by_cell(coarse, problem.structure)
-        query = _with_one(query.detach() * coarse.scale, coarse)
+        query, scale = _scaled_last(query.detach(), coarse)
         now = problem.structure.cell_span[0] if problem.causal else None
         top = nodes[-1]
         kept = select_top_k(
@@ -88,7 +90,7 @@ class MultiLevel(Rule):
             self.keep[0],
             "mass",
             self.share,
-            1.0,
+            scale,
             now,
             top.last,
         )
@@ -98,13 +100,14 @@ class MultiLevel(Rule):
             kept = select_children(
                 _signed(query) if box else query,
                 parent.structure.by_block(node.features(box)),
-                parent.structure.by_block(node.seen.log()[..., None])[..., 0],
-                weight,
+                _sizes_by_parent(node, parent).expand(query.shape[0], -1, -1),
                 _besides(kept, parent, problem),
+                weight,
                 parent.structure.blocks,
                 always_read(self.force, problem) if level == 0 else None,
                 count,
                 self.share,
+                scale,
                 now,
                 node.last,
             )
@@ -208,11 +211,20 @@ def _besides(
     return torch.cat([kept, table], dim=-1)
 
 
-def _with_one(query: Tensor, coarse: Coarse) -> Tensor:
-    """Queries that meet the bias of a key as one more feature."""
+def _sizes_by_parent(node: _Nodes, parent: _Nodes) -> Float[Tensor, "#b N R"]:
+    """The logarithm of the seen sites of each child."""
+    return parent.structure.by_block(node.seen.log()[..., None])[..., 0]
+
+
+def _scaled_last(query: Tensor, coarse: Coarse) -> tuple[Tensor, float]:
+    """Queries, and the positive factor of their products, by which equals stay equal.
+
+    The bias of a key is one more feature, which is not scaled.
+    """
     if coarse.bias is None:
-        return query
-    return torch.cat([query, query.new_ones(*query.shape[:-1], 1)], dim=-1)
+        return query * math.copysign(1.0, coarse.scale), abs(coarse.scale)
+    query = query * coarse.scale
+    return torch.cat([query, query.new_ones(*query.shape[:-1], 1)], dim=-1), 1.0
 
 
 def _signed(query: Tensor) -> Tensor:
@@ -222,112 +234,120 @@ def _signed(query: Tensor) -> Tensor:
 
 # Elements of one tile: keys gathered and scores.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
+# More than the number of any child.
+_NOBODY = (1 << 31) - 1
 
 
 @torch.library.custom_op("ndgpa::select_children", mutates_args=())
 def select_children(
     query: Tensor,  # (b, h, C, P, f)
     key: Tensor,  # (b, hk, N, R, f): the children of each node
-    log_size: Tensor,  # (b or 1, N, R), -inf for a child that does not exist; 0 in empty places
-    weight: Tensor,  # (C, P)
+    log_size: Tensor,  # (b, N, R), -inf for a child that does not exist; 0 in empty places
     kept: Tensor,  # (b, hs, C, K) int32 nodes, -1 for an empty slot
+    weight: Tensor,  # (C, P)
     children: Tensor,  # (N, R) int64, -1 for an empty place
     always: Tensor | None,  # (C, F) children that are read anyway
     k: int,
     share: str,
+    scale: float,  # not negative
     cell_time: Tensor | None,  # (C,)
     child_time: Tensor | None,  # (number of children,)
 ) -> Tensor:  # (b, hs, C, min(k, K R) + F) int32, ascending, empty slots last
     """The most relevant children of the nodes that each cell kept."""
-    batch, heads, num_cells, places, _ = query.shape
-    key_heads, nodes, per_node, width = key.shape[1:]
+    batch, heads, num_cells, places, width = query.shape
+    key_heads, nodes, per_node = key.shape[1:4]
     if share == "head":
         key = key.repeat_interleave(heads // key_heads, dim=1)
     sharers = kept.shape[1]
     split = (batch * sharers, key.shape[1] // sharers)
     query = query.reshape(*split, -1, num_cells, places, width)
-    rows_of_keys = key.reshape(*split, nodes, per_node * width)
-    log_size = log_size.masked_fill(children < 0, -torch.inf).expand(batch, -1, -1)
-    count, wide = children.max() + 1, kept.shape[-1] * per_node
+    log_size = log_size.masked_fill(children < 0, -torch.inf)
+    rank = (_NOBODY - children).masked_fill(log_size == -torch.inf, -1)
+    # One more node, without children, is what an empty slot kept.
+    rows_of_keys = F.pad(key.reshape(*split, nodes, per_node * width), (0, 0, 0, 1))
+    log_size = F.pad(log_size, (0, 0, 0, 1), value=-torch.inf)
+    rank = F.pad(rank, (0, 0, 0, 1), value=-1)
+    wide = kept.shape[-1] * per_node
     forced = 0 if always is None else always.shape[1]
     out = kept.new_empty(*kept.shape[:3], min(k, wide) + forced)
     size = (width + 2 * query.shape[2] * places) * split[1] * wide
     step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // size)
     for row in range(split[0]):
-        b = row // sharers
-        flat_kept = kept.view(split[0], num_cells, -1)[row]
+        b, head = divmod(row, sharers)
         for begin in range(0, num_cells, step):
             cells = slice(begin, begin + step)
-            ids, names = _children_of(flat_kept[cells], children)
+            own = kept[b, head, cells]
+            ids = own.where(own >= 0, nodes).flatten()
+            sizes, ranks = (x[b].index_select(0, ids).view(-1, wide) for x in (log_size, rank))
+            if cell_time is not None and child_time is not None:
+                later = _time_of(ranks, child_time) > cell_time[cells, None]
+                sizes, ranks = sizes.masked_fill(later, -torch.inf), ranks.masked_fill(later, -1)
             scores = _mass_of_children(
-                query[row, :, :, cells],
-                rows_of_keys[row],
-                _hidden(log_size[b], ids, names, cells, cell_time, child_time),
-                weight[cells],
-                ids,
+                query[row, :, :, cells], rows_of_keys[row], sizes, weight[cells], scale, ids
             )
-            chosen = _best(scores, names, min(k, wide), None if always is None else always[cells])
+            if always is not None:
+                ranks = _without(ranks, always[cells])
+            chosen = _best(scores, ranks, min(k, wide))
             if always is not None:
                 chosen = torch.cat([chosen, always[cells]], dim=1)
-            out[b, row % sharers, cells] = ascending(chosen, int(count)).int()
+            out[b, head, cells] = ascending(chosen, _NOBODY).int()
     return out
 
 
-def _children_of(kept: Tensor, children: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes (c, K), 0 for none, and the numbers of their children (c, K R), -1 for none."""
-    ids = kept.long().clamp(min=0)
-    names = children[ids].masked_fill((kept < 0)[..., None], -1)
-    return ids, names.flatten(1)
-
-
-def _hidden(
-    log_size: Tensor,  # (N, R)
-    ids: Tensor,  # (c, K)
-    names: Tensor,  # (c, K R)
-    cells: slice,
-    cell_time: Tensor | None,
-    child_time: Tensor | None,
-) -> Tensor:  # (c, K R)
-    """The logarithm of the weight of each child, -inf where the cell must not choose it."""
-    size = log_size[ids].flatten(1).masked_fill(names < 0, -torch.inf)
-    if cell_time is None or child_time is None:
-        return size
-    later = child_time[names.clamp(min=0)] > cell_time[cells, None]
-    return size.masked_fill(later, -torch.inf)
+def _time_of(ranks: Tensor, child_time: Tensor) -> Tensor:
+    """The time of each child; any time where there is none."""
+    return child_time[(_NOBODY - ranks).clamp(max=len(child_time) - 1)]
 
 
 def _mass_of_children(
     query: Tensor,  # (gk, g, c, P, f)
     keys: Tensor,  # (gk, N, R f)
-    log_size: Tensor,  # (c, K R)
+    log_size: Tensor,  # (c, K R), -inf where there is nothing
     weight: Tensor,  # (c, P)
-    ids: Tensor,  # (c, K)
-) -> Tensor:  # (c, K R), -inf where there is nothing to choose
+    scale: float,
+    ids: Tensor,  # (c K,)
+) -> Tensor:  # (c, K R)
     total = torch.zeros_like(log_size)
     for own, table in zip(query, keys):
-        gathered = table.index_select(0, ids.flatten()).view(len(ids), -1, query.shape[-1])
+        gathered = table.index_select(0, ids).view(*log_size.shape, query.shape[-1])
         tall = own.transpose(0, 1).flatten(1, 2)  # (c, g P, f)
-        mass = (torch.bmm(tall, gathered.mT) + log_size[:, None]).softmax(dim=-1).nan_to_num_(0.0)
+        logits = torch.bmm(tall, gathered.mT)
+        torch.add(log_size[:, None], logits, alpha=scale, out=logits)
+        mass = logits.softmax(dim=-1).nan_to_num_(0.0)
         total += torch.bmm(weight.repeat(1, len(own))[:, None], mass)[:, 0]
-    return total.masked_fill_(log_size == -torch.inf, -torch.inf)
+    return total
 
 
-def _best(scores: Tensor, names: Tensor, k: int, always: Tensor | None) -> Tensor:  # (c, k)
-    """The numbers of the k best children, -1 for none; of equals the lowest number."""
-    if always is not None:
-        anyway = torch.zeros_like(names, dtype=torch.bool)
-        for column in always.unbind(dim=1):
-            anyway |= (names == column[:, None]) & (names >= 0)
-        scores = scores.masked_fill(anyway, -torch.inf)
-    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    chosen = names.gather(1, places[:, :k]).masked_fill(values[:, :k] == -torch.inf, -1)
-    if k < scores.shape[1]:
-        tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
-        if bool(tied.any()):  # in the order of their numbers the first of equals is the lowest
-            ordered, order = names[tied].sort(dim=1)
-            places = top_k_lowest_id(scores[tied].gather(1, order), k)
-            chosen[tied] = ordered.gather(1, places)
-    return chosen
+def _without(ranks: Tensor, always: Tensor) -> Tensor:
+    """Ranks less those of the children that are read anyway."""
+    for column in always.unbind(dim=1):
+        ranks = ranks.masked_fill(ranks == _NOBODY - column[:, None], -1)
+    return ranks
+
+
+def _best(scores: Tensor, ranks: Tensor, k: int) -> Tensor:  # (c, k)
+    """The numbers of the k best children, -1 for none; of equals the lowest number.
+
+    Nothing is asked of the device, so a GPU is not waited for.
+
+    Args:
+        scores: (c, w), at least 0.
+        ranks: (c, w), `_NOBODY` less the number of each child, -1 for one that is no candidate.
+    """
+    if scores.dtype == torch.float64:
+        ranks = _best_of_two_sorts(scores, ranks, k)
+    else:  # the bits of a float that is not negative are in its order: one integer says both
+        bits = scores.float().view(torch.int32).long()
+        both = bits.mul_(1 << 32).add_(ranks).masked_fill_(ranks < 0, -1)
+        both = both.topk(k, dim=1, sorted=False).values
+        ranks = both.bitwise_and(_NOBODY).masked_fill_(both < 0, -1)
+    return (_NOBODY - ranks).masked_fill_(ranks < 0, -1)
+
+
+def _best_of_two_sorts(scores: Tensor, ranks: Tensor, k: int) -> Tensor:
+    ranks, order = ranks.sort(dim=1, descending=True)
+    scores = scores.gather(1, order).masked_fill(ranks < 0, -torch.inf)
+    return ranks.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
 
 
 @select_children.register_fake
@@ -335,15 +355,19 @@ def _(
     query: Tensor,
     key: Tensor,
     log_size: Tensor,
-    weight: Tensor,
     kept: Tensor,
+    weight: Tensor,
     children: Tensor,
     always: Tensor | None,
     k: int,
     share: str,
+    scale: float,
     cell_time: Tensor | None,
     child_time: Tensor | None,
 ) -> Tensor:
     width = min(k, kept.shape[-1] * children.shape[1])
     forced = 0 if always is None else always.shape[1]
     return kept.new_empty(*kept.shape[:3], width + forced)
+
+
+select_children.register_vmap(fold_into_batch(select_children, batched=4))

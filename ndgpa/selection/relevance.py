@@ -122,10 +122,7 @@ def _logit(
     scale: float,
     may_be_nan: bool,
 ) -> Tensor:
-    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first.
-
-    The scale comes last, so that what is equal before it is equal after it.
-    """
+    """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
     summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
     logits = summed @ key.transpose(-1, -2)
     if bias is not None:
@@ -138,7 +135,10 @@ def _logit(
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    logits = (query * scale) @ key.transpose(-1, -2)
+    """The scale comes last, so that what is equal before it is equal after it."""
+    logits = query @ key.transpose(-1, -2)
+    if scale != 1:
+        logits *= scale
     return logits if bias is None else logits.add_(bias[:, :, None])
 
 

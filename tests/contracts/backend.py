@@ -34,12 +34,12 @@ class BackendContract:
                 seen = problem.key_mask[b].tolist()
             for h in range(heads):
                 g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
-                key, value = (x[b, g].double().numpy() for x in (problem.key, problem.value))
+                key, value = (x[b, g].double() for x in (problem.key, problem.value))
                 kept = rows(selection.blocks[b, s])
                 for x in range(problem.structure.num_sites):
                     sites = [y for j in kept[cell_of_site[x]] for y in blocks[j] if seen[y]]
                     expected = attend_site(
-                        problem.query[b, h, x].double().numpy(),
+                        problem.query[b, h, x].double(),
                         key,
                         value,
                         sites,
@@ -48,7 +48,7 @@ class BackendContract:
                     )
                     torch.testing.assert_close(
                         out[b, h, x].double(),
-                        torch.from_numpy(expected),
+                        expected,
                         rtol=self.tolerance,
                         atol=self.tolerance,
                     )

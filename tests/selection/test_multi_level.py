@@ -167,6 +167,33 @@ def test_a_peak_that_the_mean_hides_is_found_by_the_bound() -> None:
         assert ndgpa.select(query, key, one, rule, **options).blocks.item() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_children_the_lowest_number_is_kept(dtype: torch.dtype) -> None:
+    """On a grid, where children that are looked at do not come in the order of their numbers."""
+    key = torch.zeros(1, 1, 64, 1, dtype=dtype)
+    key[0, 0, [9, 18, 20, 27, 45]] = 1.0  # rows 1, 2, 2, 3, 5
+    options = {"key_structure": ndgpa.Image((8, 8), 1), "scale": 0.3}
+    query, one = torch.ones(1, 1, 1, 1, dtype=dtype), ndgpa.Sequence(1, 1)
+    blocks = [
+        ndgpa.select(query, key, one, ndgpa.MultiLevel((99, k)), **options).blocks.flatten()
+        for k in (3, 7)
+    ]
+    assert [x.tolist() for x in blocks] == [[9, 18, 20], [0, 1, 9, 18, 20, 27, 45]]
+
+
+def test_vmap_adds_a_batch() -> None:
+    space, rule = ndgpa.Image((8, 8), 1, 2), ndgpa.MultiLevel((3, 4), force="own")
+    query, key = (torch.randn(3, 2, h, 64, 4, generator=draw.seeded(h)) for h in (2, 1))
+
+    def blocks(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return ndgpa.select(query, key, space, rule).blocks
+
+    expected = torch.stack([blocks(q, k) for q, k in zip(query, key)])
+    assert torch.equal(torch.vmap(blocks)(query, key), expected)
+    only_keys = torch.vmap(blocks, in_dims=(None, 0))(query[0], key)
+    assert torch.equal(only_keys, torch.stack([blocks(query[0], k) for k in key]))
+
+
 @given(draw.clusters(group=True))
 def test_groups_stay_apart(clusters: ndgpa.Clusters) -> None:
     assume(levels_of(clusters, 2) > 1)

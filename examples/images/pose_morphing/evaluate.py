@@ -80,7 +80,8 @@ def main(options: Options) -> dict[str, Any]:
         ValueError: A model or the data cannot be read, or they do not fit; nothing was written.
     """
     contestants = [contestant(text, options.device) for text in options.models]
-    pictures = open_pictures(options.data, options.split)
+    size = contestants[0].trained.generator.config.size
+    pictures = open_pictures(options.data, options.split, size)
     for each in contestants:
         check_fit(each, pictures)
     judge = judge_of(options)

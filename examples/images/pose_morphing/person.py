@@ -9,9 +9,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from examples.images.pose_morphing.data.batches import to_maps
 from examples.images.pose_morphing.data.frames import ImageFile
-from examples.images.pose_morphing.data.geometry import cut, cut_points, person_box, whole_box
+from examples.images.pose_morphing.data.geometry import cut, cut_points, person_box
 from examples.images.pose_morphing.data.pictures import Pictures
 from examples.images.pose_morphing.data.pointfiles import read_points
 
@@ -29,11 +28,6 @@ class Person:
     def pixels(self) -> Float[Tensor, "1 3 h w"]:
         """From -1 to 1."""
         return rearrange(torch.from_numpy(self.image), "h w c -> 1 c h w").float() / 127.5 - 1
-
-    @property
-    def maps(self) -> Float[Tensor, "1 18 h w"]:
-        """The heat maps."""
-        return to_maps(self.points[None], self.image.shape[:2], torch.device("cpu"))
 
 
 def find_person(text: str, pictures: Pictures | None, size: tuple[int, int]) -> Person:

@@ -249,9 +249,11 @@ def average_gradients(module: nn.Module) -> None:
     """The mean over all processes, where there are several."""
     if not torch.distributed.is_initialized():
         return
+    count = torch.distributed.get_world_size()
     for p in module.parameters():
         if p.grad is not None:
-            torch.distributed.all_reduce(p.grad, torch.distributed.ReduceOp.AVG)
+            torch.distributed.all_reduce(p.grad)
+            p.grad /= count
 
 
 def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
@@ -283,6 +285,8 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
         pictures=trainer.pictures_of,
         writes=rank == 0,
     )
+    if count > 1:
+        torch.distributed.destroy_process_group()
     return trainer
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +19,7 @@ from examples.images.pose_morphing.measures.truth import open_truth
 from examples.images.pose_morphing.model import PRESETS, Generator
 from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
 from examples.images.pose_morphing.trained import load_trained
-from examples.training import checkpoints
-
-SIZE = (64, 32)
-
-
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of which only the last identity, the test's, is rendered."""
-    folder = tmp_path_factory.mktemp("figures")
-    options = cache.Options(SIZE, identities=30, poses=6)
-    for name, (shape, dtype) in options.shapes.items():
-        np.save(folder / f"{name}.npy", np.zeros(shape, dtype))
-    cache.fill(folder, options, [29])
-    (folder / "figures.json").write_text(json.dumps(options.written()))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training run of no steps."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    generator = Generator(PRESETS["tiny64"])
-    tensors = checkpoints.tensors_of({"average": generator})
-    facts = {"setting": "mixed", "model": json.loads(json.dumps(asdict(generator.config)))}
-    checkpoints.save(folder, 5, tensors, facts)
-    return folder
+from tests.examples.pose_morphing.conftest import SIZE
 
 
 @pytest.mark.filterwarnings("ignore:a Frechet distance of 40 features needs more:RuntimeWarning")

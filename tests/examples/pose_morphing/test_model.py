@@ -103,6 +103,21 @@ def test_any_attention_by_its_name_trains(name: str, base: ModelConfig) -> None:
     assert len(morph.levels) == (1 if name == "NO_4" else 3)
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [ndgpa.Neighborhood(3), ndgpa.GPA(ndgpa.StraightThrough(ndgpa.TopK(2))), ndgpa.Nystrom(4)],
+    ids=lambda operator: type(operator).__name__,
+)
+def test_any_operator_can_stand_at_a_level(operator: ndgpa.operators.Operator) -> None:
+    generator = built(LEARNABLE)
+    generator.attentions[1].operator = operator
+    source, *maps = question(1, 16, 16)
+    morph = generator(source, *maps)
+    morph.image.sum().backward()
+    assert morph.levels[1].operator is operator
+    assert generator.attentions[1].to_query.weight.grad is not None
+
+
 def test_names_say_what_the_paper_says() -> None:
     pivot = parse("GPA1024_12_64")
     assert [pivot.factor((n, n)) for n in (256, 128, 64, 32)] == [4, 2, 1, 1]

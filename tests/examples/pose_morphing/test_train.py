@@ -174,6 +174,50 @@ def test_parts_of_a_batch_add_up(
         torch.testing.assert_close(p.grad, got[name], atol=1e-5, rtol=1e-3)
 
 
+PARALLEL = """
+import os, sys
+from pathlib import Path
+import torch
+from examples.images.pose_morphing import train as program
+from examples.training import checkpoints
+
+before = program.Trainer.advance
+def advance(self, step):
+    figures = before(self, step)
+    name = f"{os.environ['RANK']}-{step}.pt"
+    torch.save([p.grad for p in self.generator.parameters()], Path(sys.argv[2]) / name)
+    return figures
+program.Trainer.advance = advance
+config = program.TrainConfig(
+    Path(sys.argv[1]), Path(sys.argv[2]) / "run", preset="tiny64", setting="paired", steps=2,
+    batch=1, threads=1, device="cpu", clip=1e9,
+)
+trainer = program.train(config)
+name = f"weights-{os.environ['RANK']}.pt"
+torch.save(trainer.generator.state_dict(), Path(sys.argv[2]) / name)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps(figures: Path, tmp_path: Path) -> None:
+    (tmp_path / "parallel.py").write_text(PARALLEL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [
+        "--master-port",
+        "29555",
+        str(tmp_path / "parallel.py"),
+        str(figures),
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    first, second = (torch.load(tmp_path / f"{rank}-0.pt") for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None)
+    one, two = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
+    assert same(one, two)
+    assert len(checkpoints.records(tmp_path / "run")) == 1
+
+
 def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
     trainer = Trainer(config_for(figures, tmp_path, distortion_first=0.5), arrays(figures))
     assert bool(trainer.draw(0.4).known.any((1, 2)).all())

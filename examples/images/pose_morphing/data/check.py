@@ -19,7 +19,7 @@ from tqdm import tqdm
 from examples.images.pose_morphing.data import deepfashion, singles
 from examples.images.pose_morphing.data.frames import ImageFile
 from examples.images.pose_morphing.data.pictures import Unreadable
-from examples.images.pose_morphing.data.problems import Problem
+from examples.images.pose_morphing.data.problems import Problem, counted
 
 Report = tuple[list[Problem], str]  # what is wrong, and a summary
 
@@ -41,9 +41,9 @@ def main(
         problems, summary = check_deepfashion(root)
     else:
         problems, summary = (check_clips if kind == "clips" else check_singles)(root, least)
-    for problem in problems:
+    for problem in sorted(problems, key=lambda each: (each.path, each.line or 0)):
         print(problem)
-    print(f"{root}: {summary}; {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+    print(f"{root}: {summary}; {counted(len(problems), 'problem')}")
     return min(len(problems), 1)
 
 
@@ -54,10 +54,12 @@ def check_deepfashion(root: Path) -> Report:
     for split in splits or deepfashion.SPLITS:
         found, path = deepfashion.survey(root, split), deepfashion.annotation_list(root, split)
         lines = {root / split / name: each.line for name, each in found.people.items()}
-        broken = [Problem(path, lines[file], what) for file, what in unreadable(list(lines))]
+        bad = list(unreadable(list(lines)))
+        broken = [Problem(path, lines[file], f"{split}/{file.name} {why}") for file, why in bad]
         problems += found.problems + broken
-        good = len(found.people) - len(broken)
-        summaries.append(f"{split}: {good} pictures and {len(found.pairs)} pairs can be used")
+        good = set(found.people) - {file.name for file, _ in bad}
+        pairs = counted(sum(a in good and b in good for a, b in found.pairs), "pair")
+        summaries.append(f"{split}: {counted(len(good), 'picture')} and {pairs} can be used")
     return problems, ", ".join(summaries)
 
 
@@ -66,12 +68,12 @@ def check_singles(root: Path, least: float) -> Report:
     found = singles.survey(root, least)
     lines = {each.path: each.line for each in found.singles}
     broken = [
-        Problem(singles.find_points(root), lines[file], what)
-        for file, what in unreadable(list(lines))
+        Problem(singles.find_points(root), lines[file], f"{file.relative_to(root)} {why}")
+        for file, why in unreadable(list(lines))
     ]
     good = len(found.singles) - len(broken)
-    summary = f"{good} pictures and {len(found.bank)} poses of a bank can be used"
-    return found.problems + broken, summary
+    poses = counted(len(found.bank), "pose")
+    return found.problems + broken, f"{counted(good, 'picture')} and {poses} of a bank can be used"
 
 
 def unreadable(files: list[Path]) -> Iterator[tuple[Path, str]]:
@@ -80,7 +82,7 @@ def unreadable(files: list[Path]) -> Iterator[tuple[Path, str]]:
         try:
             ImageFile(file).read()
         except Unreadable as error:
-            yield file, str(error)
+            yield file, error.why
 
 
 def check_clips(root: Path, least: float) -> Report:
@@ -89,9 +91,9 @@ def check_clips(root: Path, least: float) -> Report:
 
     found, problems = clips.survey(root, least)
     for clip in tqdm(found, "decoding", disable=None):
-        problems += [Problem(clip.path, None, fault) for fault in clips.frame_faults(clip)]
+        problems += clips.frame_faults(clip)
     frames = sum(len(clip.frames) for clip in found)
-    return problems, f"{len(found)} clips with {frames} frames can be used"
+    return problems, f"{counted(len(found), 'clip')} with {counted(frames, 'frame')}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A clip is cut by one box around everything that the person does in it, with a ma
 that its file of key points gives. Any two frames of a clip are a pair.
 """
 
-import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,18 @@ from tqdm import tqdm
 
 from examples.images.pose_morphing.data.files import Files
 from examples.images.pose_morphing.data.frames import IMAGES, Frame, ImageFile
-from examples.images.pose_morphing.data.geometry import Box, cut_points, moved_inside, person_box
+from examples.images.pose_morphing.data.geometry import (
+    Box,
+    box_around,
+    cut_points,
+    moved_inside,
+    person_box,
+)
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import find_points, read_points
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
-from examples.images.pose_morphing.data.problems import Problem
+from examples.images.pose_morphing.data.problems import Problem, counted, log_opened
 from examples.images.pose_morphing.data.videos import VIDEOS, decoded, video_frames
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Clip:
 class Options:
     """How clips become pictures and pairs."""
 
-    margin: float = 0.2
+    margin: float = 0.12
     """Room around the person, as a part of what the key points span."""
     least: float = 0.3
     """Confidence that a key point must exceed."""
@@ -72,7 +75,8 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
         raise ValueError(f"no clip of {root} can be used: {problems[0]}")
     opened = [_pictures(clip, size, options) for clip in clips]
     starts = np.cumsum([0] + [len(each) for each in opened])
-    log.info("%s: %d clips, %d frames, %d problems", root, len(clips), starts[-1], len(problems))
+    contents = f"{counted(len(clips), 'clip')}, {counted(starts[-1], 'frame')}"
+    log_opened(root, contents, len(problems))
     return Files(
         size,
         [frame for each in opened for frame in each.frames],
@@ -83,9 +87,10 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
 
 
 def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
-    box = clip.box
-    if box is None:
+    if clip.box is None:
         box = moved_inside(person_box(clip.points, size, options.margin), clip.image_size)
+    else:
+        box = box_around(clip.box, size)
     points = cut_points(clip.points, box, size)
     kept = np.flatnonzero(peopled(points))
     seed = [options.seed, zlib.crc32(clip.path.name.encode())]
@@ -115,36 +120,38 @@ def survey(root: Path, least: float) -> tuple[list[Clip], list[Problem]]:
         return [], [Problem(root, None, "has no folder of a clip")]
     clips, problems = [], []
     for folder in tqdm(folders, "clips", delay=2, disable=None):
-        try:
-            clip, faults = read_clip(folder, least)
-            clips.append(clip)
-            problems += faults
-        except (ValueError, Unreadable) as error:
-            problems.append(Problem(folder, None, str(error)))
+        clip, faults = read_clip(folder, least)
+        clips += [] if clip is None else [clip]
+        problems += faults
     return clips, problems
 
 
-def read_clip(folder: Path, least: float) -> tuple[Clip, list[Problem]]:
-    """A clip that can be used, with its smaller faults.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    path = find_points(folder)
+def read_clip(folder: Path, least: float) -> tuple[Clip | None, list[Problem]]:
+    """A clip with its smaller faults; or no clip, and why not."""
     try:
+        path = find_points(folder)
         file, problems = read_points(path, named=False, least=least)
+        if file is None:
+            return None, problems
+        frames = find_frames(folder)
+        check_match(frames, file.points)
+        h, w, _ = frames[0].read().shape
+    except Unreadable as error:
+        return None, [Problem(error.path, None, error.why)]
     except ValueError as error:
-        raise ValueError(f"{path.name} {error}") from error
-    frames = find_frames(folder)
-    if len(frames) != len(file.points):
-        raise ValueError(f"has {len(frames)} frames, but key points of {len(file.points)}")
-    if not peopled(file.points).any():
-        raise ValueError(f"has nobody with {LEAST_POINTS} of the key points in any frame")
-    h, w, _ = frames[0].read().shape
-    problems += [Problem(path, None, what) for what in oddities(file.points)]
+        return None, [Problem(folder, None, str(error))]
     far = far_points(file.points, np.tile((h, w), (len(frames), 1)))
     problems += [Problem(path, file.line(i), f"frame {i}: {what}") for i, what in far.items()]
+    problems += [Problem(path, None, what) for what in oddities(file.points)]
     return Clip(folder, frames, (h, w), file.points, file.box), problems
+
+
+def check_match(frames: list[Frame], points: Float[np.ndarray, "frames 18 3"]) -> None:
+    """Raises ValueError if the points are not those of the frames, or are nobody's."""
+    if len(frames) != len(points):
+        raise ValueError(f"has {len(frames)} frames, but key points of {len(points)}")
+    if not peopled(points).any():
+        raise ValueError(f"has nobody with {LEAST_POINTS} of the key points in any frame")
 
 
 def find_frames(folder: Path) -> list[Frame]:
@@ -178,7 +185,7 @@ def _image_fault(path: Path, clip: Clip) -> str | None:
     try:
         h, w, _ = ImageFile(path).read().shape
     except Unreadable as error:
-        return str(error).removeprefix(f"{path} ")
+        return error.why
     first = clip.image_size
     return None if (h, w) == first else f"is {w}x{h}; the first frame is {first[1]}x{first[0]}"
 
@@ -187,5 +194,5 @@ def _video_fault(path: Path, clip: Clip) -> str | None:
     try:
         count = sum(1 for _ in decoded(path))
     except Unreadable as error:
-        return str(error).removeprefix(f"{path} ")
+        return error.why
     return None if count == len(clip.frames) else f"has {len(clip.frames)} frames, {count} decode"

@@ -10,7 +10,7 @@ Source: Zhu et al. 2019 and its repository.
 """
 
 import json
-import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,17 @@ from examples.images.pose_morphing.data.geometry import cut_points, whole_box
 from examples.images.pose_morphing.data.keypoints import NAMES, on_picture, tidy
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.posture import lies, oddities
-from examples.images.pose_morphing.data.problems import Problem, parse_lines, read_table
+from examples.images.pose_morphing.data.problems import (
+    Problem,
+    counted,
+    log_opened,
+    parse_lines,
+    read_table,
+)
 
 SPLITS = ("train", "test")
 CROP = (256, 176)  # height and width
 SWAPPED = "has x and y swapped, it seems"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ def open_deepfashion(root: Path, split: str, size: tuple[int, int] = (256, 256))
     found = survey(root, split)
     if not found.people:
         raise ValueError(f"no picture of {root / split} can be used: {found.problems[0]}")
-    counts = (len(found.people), len(found.pairs), len(found.problems))
-    log.info("%s: %d pictures, %d pairs, %d problems", root / split, *counts)
+    contents = f"{counted(len(found.people), 'picture')}, {counted(len(found.pairs), 'pair')}"
+    log_opened(root / split, contents, len(found.problems))
     ids = {name: i for i, name in enumerate(found.people)}
     box = whole_box(CROP, size)
     return Files(
@@ -83,7 +88,7 @@ def survey(root: Path, split: str) -> Survey:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     annotated, problems = read_annotations(root, split)
-    pairs, more = read_pairs(root, split, set(annotated))
+    pairs, more = read_pairs(root, split, mentioned(root, split))
     people = {}
     for name, annotation in tqdm(annotated.items(), f"{split}: sizes", delay=2, disable=None):
         fault = _picture_fault(root / split / name)
@@ -108,7 +113,7 @@ def read_annotations(root: Path, split: str) -> tuple[dict[str, Annotation], lis
     """The points by name; a point off the picture is missing, and a problem."""
     path = annotation_list(root, split)
     try:
-        header, lines = read_table(path, ":", {"name", "keypoints_y", "keypoints_x"})
+        header, lines = read_table(path, ":", ("name", "keypoints_y", "keypoints_x"))
     except ValueError as error:
         return {}, [Problem(path, 1, str(error))]
     records, problems = parse_lines(path, lines, lambda line: _annotation(line, header))
@@ -124,6 +129,13 @@ def read_annotations(root: Path, split: str) -> tuple[dict[str, Annotation], lis
     return people, problems
 
 
+def mentioned(root: Path, split: str) -> set[str]:
+    """Every name in the list of annotations, in lines with a fault too."""
+    path = annotation_list(root, split)
+    lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
+    return {with_suffix(re.split("[:,;\t]", line)[0].strip()) for line in lines}
+
+
 def _points(people: dict[str, Annotation]) -> np.ndarray:
     return np.array([each.points for each in people.values()], np.float32).reshape(-1, 18, 3)
 
@@ -131,7 +143,7 @@ def _points(people: dict[str, Annotation]) -> np.ndarray:
 def _annotation(line: str, header: list[str]) -> tuple[str, np.ndarray]:
     fields = line.split(":")
     if len(fields) != 3:
-        raise ValueError(f"has {len(fields)} columns separated by ':'; expected {':'.join(header)}")
+        raise ValueError(_wrong_count(fields, header, ":"))
     column = dict(zip(header, fields))
     x, y = (_coordinates(column[name], name) for name in ("keypoints_x", "keypoints_y"))
     return with_suffix(column["name"].strip()), tidy(np.stack([x, y], axis=1))
@@ -141,10 +153,17 @@ def _coordinates(text: str, column: str) -> np.ndarray:
     try:
         numbers = np.array(json.loads(text), np.float64)
     except (ValueError, TypeError):
-        raise ValueError(f"{column} is {text.strip()[:40]!r}; expected a JSON list") from None
+        raise ValueError(
+            f"{column} is {text.strip()[:40]!r}; expected a JSON list of 18 numbers"
+        ) from None
     if numbers.shape != (len(NAMES),):
-        raise ValueError(f"{column} has the shape {numbers.shape}; expected 18 numbers")
+        raise ValueError(f"{column} has {numbers.size} entries; expected {len(NAMES)}")
     return numbers
+
+
+def _wrong_count(fields: list[str], header: list[str], separator: str) -> str:
+    wanted = f"{len(header)} separated by {separator!r}, {separator.join(header)}"
+    return f"has {counted(len(fields), 'column')}; expected {wanted}"
 
 
 def with_suffix(name: str) -> str:
@@ -170,7 +189,7 @@ def _picture_fault(path: Path) -> str | None:
     try:
         h, w = image_size(path)
     except Unreadable as error:
-        return str(error).removeprefix(f"{path} ")
+        return error.why
     if (h, w) == CROP:
         return None
     hint = "; `prepare` cuts such pictures" if (h, w) == (256, 256) else ""
@@ -180,10 +199,10 @@ def _picture_fault(path: Path) -> str | None:
 def read_pairs(
     root: Path, split: str, known: set[str]
 ) -> tuple[list[tuple[str, str]], list[Problem]]:
-    """Names of source and target; a name that has no annotation is a problem."""
+    """Names of source and target; one that is not known is a problem, unless none is known."""
     path = pair_list(root, split)
     try:
-        header, lines = read_table(path, ",", {"from", "to"})
+        header, lines = read_table(path, ",", ("from", "to"))
     except ValueError as error:
         return [], [Problem(path, 1, str(error))]
     records, problems = parse_lines(path, lines, lambda line: _pair(line, header, known))
@@ -193,10 +212,10 @@ def read_pairs(
 def _pair(line: str, header: list[str], known: set[str]) -> tuple[str, str]:
     fields = line.split(",")
     if len(fields) != 2:
-        raise ValueError(f"has {len(fields)} columns separated by ','; expected {','.join(header)}")
+        raise ValueError(_wrong_count(fields, header, ","))
     column = {key: with_suffix(name.strip()) for key, name in zip(header, fields)}
     for name in column.values():
-        if name not in known:
+        if known and name not in known:
             raise ValueError(f"{name} has no annotation")
     if column["from"] == column["to"]:
         raise ValueError(f"{column['from']} is paired with itself")

@@ -37,7 +37,7 @@ class ImageFile:
             with PIL.Image.open(self.path) as file:
                 picture = PIL.ImageOps.exif_transpose(file).convert("RGBA")
         except _DAMAGE as error:
-            raise Unreadable(f"{self.path} cannot be read as an image: {reason(error)}") from error
+            raise Unreadable(self.path, f"cannot be read as an image: {reason(error)}") from error
         white = PIL.Image.new("RGBA", picture.size, "white")
         return np.array(PIL.Image.alpha_composite(white, picture).convert("RGB"))
 
@@ -53,7 +53,7 @@ def image_size(path: Path) -> tuple[int, int]:
             turned = file.getexif().get(0x0112, 1) >= 5  # orientations with the sides swapped
             return file.size if turned else file.size[::-1]
     except _DAMAGE as error:
-        raise Unreadable(f"{path} cannot be read as an image: {reason(error)}") from error
+        raise Unreadable(path, f"cannot be read as an image: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

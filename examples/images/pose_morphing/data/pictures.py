@@ -3,16 +3,28 @@
 import abc
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from examples.images.pose_morphing.data.keypoints import flip
+
 log = logging.getLogger(__name__)
 
 
 class Unreadable(ValueError):
-    """A picture that is missing or broken; the text says which and why."""
+    """A picture that is missing or broken.
+
+    Attributes:
+        path: Its file.
+        why: What is wrong with that.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path, self.why = path, why
 
 
 class People(NamedTuple):
@@ -20,6 +32,11 @@ class People(NamedTuple):
 
     images: UInt8[np.ndarray, "b h w 3"]
     points: Float[np.ndarray, "b 18 3"]
+
+
+def mirrored(people: People) -> People:
+    """As in a mirror; the points' left is right."""
+    return People(people.images[:, :, ::-1].copy(), flip(people.points, people.images.shape[2]))
 
 
 class Pictures(abc.ABC):
@@ -82,23 +99,20 @@ class Pictures(abc.ABC):
     def _next_good(self, table: np.ndarray, row: int) -> tuple[np.ndarray, list[np.ndarray]]:
         for step in range(len(table)):
             ids = table[(row + step) % len(table)]
-            try:
-                return ids, [self._image_or_known(int(i)) for i in ids]
-            except Unreadable:
-                continue
-        raise Unreadable(
-            f"none of the {len(table)} can be read; {next(iter(self.broken.values()))}"
-        )
+            images = [image for i in ids if (image := self._image_if_good(int(i))) is not None]
+            if len(images) == len(ids):
+                return ids, images
+        raise ValueError(f"no picture can be read; {next(iter(self.broken.values()))}")
 
-    def _image_or_known(self, i: int) -> np.ndarray:
+    def _image_if_good(self, i: int) -> np.ndarray | None:
         if i in self.broken:
-            raise Unreadable(self.broken[i])
+            return None
         try:
             return self.image(i)
         except Unreadable as error:
             self.broken[i] = str(error)
             log.warning("%s; the next good one stands in (%d so far)", error, len(self.broken))
-            raise
+            return None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from examples.images.pose_morphing.data.geometry import Box
 from examples.images.pose_morphing.data.keypoints import COCO_NAMES, NAMES, from_coco, tidy
-from examples.images.pose_morphing.data.problems import Problem, parse_lines
+from examples.images.pose_morphing.data.problems import Problem, counted, parse_lines
 
 SUFFIXES = (".json", ".csv", ".npz")
 NOBODY = np.tile(np.float32([-1, -1, 0]), (len(NAMES), 1))
@@ -66,36 +66,36 @@ def find_points(folder: Path, stem: str = "keypoints") -> Path:
     return found[0]
 
 
-def read_points(path: Path, named: bool, least: float) -> tuple[PointFile, list[Problem]]:
+def read_points(path: Path, named: bool, least: float) -> tuple[PointFile | None, list[Problem]]:
     """Everything in the file that makes sense; frames that do not have nobody in them.
 
     Args:
         named: Whether it is one of single pictures, with names.
         least: Confidence that a point must exceed.
 
-    Raises:
-        ValueError: Nothing in it makes sense.
+    Returns:
+        The key points, or None if nothing makes sense, and what is wrong.
     """
     read = {".csv": _read_csv, ".json": _read_json, ".npz": _read_npz}[path.suffix]
     try:
         file, problems = read(path, named, least)
-    except (OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot be read as key points: {error}") from error
-    if file.points.ndim != 3:
-        raise ValueError(f"key points have the shape {file.points.shape}; expected those of frames")
+    except json.JSONDecodeError as error:
+        return None, [Problem(path, error.lineno, f"is not JSON: {error.msg}")]
+    except KeyError as error:
+        return None, [Problem(path, None, f"has no array {error}")]
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        return None, [Problem(path, None, f"cannot be read as key points: {error}")]
     if file.names is not None and len(file.names) != len(file.points):
-        raise ValueError(f"{len(file.names)} names have {len(file.points)} sets of key points")
-    return file, problems
+        counts = f"{len(file.names)} names have {len(file.points)} sets of key points"
+        return None, [*problems, Problem(path, None, counts)]
+    return (file if len(file.points) else None), problems
 
 
-def in_order(raw: np.ndarray, least: float) -> Float[np.ndarray, "*frames 18 3"]:
+def in_order(raw: np.ndarray, least: float) -> Float[np.ndarray, "frames 18 3"]:
     """Points of COCO or OpenPose, whichever the shape says."""
-    if raw.ndim < 2 or raw.shape[-2] not in (17, 18) or raw.shape[-1] not in (2, 3):
-        raise ValueError(
-            f"key points have the shape {raw.shape}; expected (17 or 18, 2 or 3) a frame"
-        )
-    coco = raw.shape[-2] == len(COCO_NAMES)
-    return from_coco(raw, least) if coco else tidy(raw, least)
+    if raw.ndim != 3 or raw.shape[1] not in (17, 18) or raw.shape[2] not in (2, 3):
+        raise ValueError(f"the shape is {raw.shape}; expected (frames, 17 or 18, 2 or 3)")
+    return from_coco(raw, least) if raw.shape[1] == len(COCO_NAMES) else tidy(raw, least)
 
 
 def _read_npz(path: Path, named: bool, least: float) -> tuple[PointFile, list[Problem]]:
@@ -125,7 +125,7 @@ def _read_json(path: Path, named: bool, least: float) -> tuple[PointFile, list[P
 
 
 def _frame(raw: list[list[float]] | None, least: float) -> np.ndarray:
-    return NOBODY if raw is None else in_order(np.array(raw, np.float64), least)
+    return NOBODY if raw is None else in_order(np.array(raw, np.float64)[None], least)[0]
 
 
 def _box(numbers: list[float]) -> Box:
@@ -138,20 +138,20 @@ def _box(numbers: list[float]) -> Box:
 def _read_csv(path: Path, named: bool, least: float) -> tuple[PointFile, list[Problem]]:
     lines = list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
     lines = [(number, line) for number, line in lines[1:] if line.strip()]
+    if not lines:
+        raise ValueError("there is no row of them")
     records, problems = parse_lines(path, lines, lambda line: _row(line, named, least))
-    nobody = ("", NOBODY)
-    rows = [records.get(number, nobody) for number, _ in lines]
-    if not records:
-        raise ValueError(f"has no row of key points{f': {problems[0].what}' if problems else ''}")
-    names = [name for name, _ in rows] if named else None
-    points = np.array([points for _, points in rows])
-    return PointFile(points, names, lines=[number for number, _ in lines]), problems
+    kept = [number for number, _ in lines if number in records or (records and not named)]
+    rows = [records.get(number, ("", NOBODY)) for number in kept]
+    points = np.array([points for _, points in rows]).reshape(-1, *NOBODY.shape)
+    return PointFile(points, [name for name, _ in rows] if named else None, lines=kept), problems
 
 
 def _row(line: str, named: bool, least: float) -> tuple[str, np.ndarray]:
     name, *rest = line.split(",") if named else ["", *line.split(",")]
     if len(rest) not in _WIDTHS:
         wanted = ", ".join(map(str, sorted(_WIDTHS)))
-        raise ValueError(f"has {len(rest)} numbers separated by ','; expected one of {wanted}")
+        found = counted(len(rest), "number")
+        raise ValueError(f"has {found} separated by ','; expected one of {wanted}")
     numbers = np.array([float(number) for number in rest])
-    return name.strip(), in_order(numbers.reshape(_WIDTHS[len(rest)]), least)
+    return name.strip(), in_order(numbers.reshape(1, *_WIDTHS[len(rest)]), least)[0]

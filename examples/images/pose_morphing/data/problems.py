@@ -1,10 +1,12 @@
 """What is wrong with a file, and where."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+log = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 
@@ -18,6 +20,17 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}{'' if self.line is None else f':{self.line}'}: {self.what}"
+
+
+def counted(count: int, noun: str) -> str:
+    """As in "1 picture" and "2 pictures"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def log_opened(root: Path, contents: str, problems: int) -> None:
+    """What a folder holds: by the way, or as a warning if something was left out."""
+    level = logging.WARNING if problems else logging.INFO
+    log.log(level, "%s: %s, %s", root, contents, counted(problems, "problem"))
 
 
 def parse_lines(
@@ -34,7 +47,7 @@ def parse_lines(
 
 
 def read_table(
-    path: Path, separator: str, columns: set[str]
+    path: Path, separator: str, columns: tuple[str, ...]
 ) -> tuple[list[str], list[tuple[int, str]]]:
     """The header's columns and the numbered lines under it, blank ones left out.
 
@@ -48,9 +61,7 @@ def read_table(
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot be read as text: {error}") from error
     header = [name.strip() for name in lines[0].split(separator)] if lines else []
-    if set(header) != columns:
-        wanted = separator.join(sorted(columns))
-        raise ValueError(
-            f"the first line is {lines[0] if lines else ''!r}; expected the columns {wanted}"
-        )
+    if sorted(header) != sorted(columns):
+        first, wanted = lines[0] if lines else "", separator.join(columns)
+        raise ValueError(f"the first line is {first!r}; expected {wanted}")
     return header, [(i, line) for i, line in enumerate(lines[1:], start=2) if line.strip()]

@@ -8,7 +8,6 @@ Every picture, and every pose, is cut by a box around its person. Without a bank
 of the pictures. See pointfiles.py for the files.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from examples.images.pose_morphing.data.files import Files
 from examples.images.pose_morphing.data.frames import ImageFile, image_size
 from examples.images.pose_morphing.data.geometry import cut_points, moved_inside, person_box
+from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import (
     NOBODY,
     find_points,
@@ -26,9 +26,7 @@ from examples.images.pose_morphing.data.pointfiles import (
     read_points,
 )
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
-from examples.images.pose_morphing.data.problems import Problem
-
-log = logging.getLogger(__name__)
+from examples.images.pose_morphing.data.problems import Problem, counted, log_opened
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Survey:
 
 
 def open_singles(
-    root: Path, size: tuple[int, int], margin: float = 0.2, least: float = 0.3
+    root: Path, size: tuple[int, int], margin: float = 0.12, least: float = 0.3
 ) -> Files:
     """The pictures with a person in them, cut to `size`, without pairs.
 
@@ -79,7 +77,7 @@ def open_singles(
     found = survey(root, least)
     if not found.singles:
         raise ValueError(f"no picture of {root} can be used: {found.problems[0]}")
-    log.info("%s: %d pictures, %d problems", root, len(found.singles), len(found.problems))
+    log_opened(root, counted(len(found.singles), "picture"), len(found.problems))
     boxes = [
         moved_inside(person_box(each.points, size, margin), each.image_size)
         for each in found.singles
@@ -103,12 +101,14 @@ def survey(root: Path, least: float) -> Survey:
         file, problems = read_points(path, named=True, least=least)
     except ValueError as error:
         return Survey([], NOBODY[None][:0], [Problem(root, None, str(error))])
+    if file is None:
+        return Survey([], NOBODY[None][:0], problems)
     singles: list[Single] = []
     for i, name in enumerate(tqdm(file.names or [], "sizes", delay=2, disable=None)):
         try:
             singles.append(_single(root / name, file.points[i], file.line(i)))
-        except ValueError as error:
-            problems.append(Problem(path, file.line(i), str(error)))
+        except Unreadable as error:
+            problems.append(Problem(path, file.line(i), f"{name} {error.why}"))
     problems += _oddities(path, singles)
     bank, more = read_bank(root, least)
     return Survey(singles, bank, problems + more)
@@ -116,9 +116,9 @@ def survey(root: Path, least: float) -> Survey:
 
 def _single(path: Path, points: np.ndarray, line: int | None) -> Single:
     if not path.is_file():
-        raise ValueError(f"{path.name} is missing")
+        raise Unreadable(path, "is missing")
     if not peopled(points):
-        raise ValueError(f"{path.name} has fewer than {LEAST_POINTS} key points")
+        raise Unreadable(path, f"has fewer than {LEAST_POINTS} key points")
     return Single(path, image_size(path), points, line)
 
 
@@ -142,7 +142,9 @@ def read_bank(root: Path, least: float) -> tuple[Float[np.ndarray, "M 18 3"], li
         file, problems = read_points(path, named=False, least=least)
     except ValueError as error:
         return NOBODY[None][:0], [Problem(root, None, str(error))]
+    if file is None:
+        return NOBODY[None][:0], problems
     kept = peopled(file.points)
-    few = f"a pose has fewer than {LEAST_POINTS} key points"
-    problems += [Problem(path, file.line(i), f"pose {i}: {few}") for i in np.flatnonzero(~kept)]
+    few = f"has fewer than {LEAST_POINTS} key points"
+    problems += [Problem(path, file.line(i), f"pose {i} {few}") for i in np.flatnonzero(~kept)]
     return file.points[kept], problems

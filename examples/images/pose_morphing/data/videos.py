@@ -24,7 +24,7 @@ def decoded(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         with av.open(str(path)) as container:
             yield from map(upright, container.decode(video=0))
     except (av.error.FFmpegError, IndexError) as error:
-        raise Unreadable(f"{path} cannot be read as a video: {reason(error)}") from error
+        raise Unreadable(path, f"cannot be read as a video: {reason(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class VideoFrame:
             with av.open(str(self.path)) as container:
                 return self._seek(container)
         except (av.error.FFmpegError, ValueError) as error:
-            raise Unreadable(f"{self.path} cannot be read as a video: {reason(error)}") from error
+            raise Unreadable(self.path, f"cannot be read as a video: {reason(error)}") from error
 
     def _seek(self, container: av.container.InputContainer) -> np.ndarray:
         stream = container.streams.video[0]
@@ -68,5 +68,5 @@ def video_frames(path: Path) -> list[VideoFrame]:
             packets = container.demux(container.streams.video[0])
             stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
     except (av.error.FFmpegError, IndexError) as error:
-        raise Unreadable(f"{path} cannot be read as a video: {reason(error)}") from error
+        raise Unreadable(path, f"cannot be read as a video: {reason(error)}") from error
     return [VideoFrame(path, stamp) for stamp in stamps]

@@ -77,5 +77,6 @@ PRESETS = {
     "chal512": ModelConfig((512, 256), (128, 256, 512, 768, 768, 768), "GPA2048_4_32"),
     "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
     "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
-    "figures256": learnable((256, 128), (32, 64, 128, 192, 256, 256), "GPA2048_4_32"),
+    # for a GPU; small enough to ship in half precision
+    "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
 }

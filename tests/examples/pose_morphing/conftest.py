@@ -1,0 +1,39 @@
+"""A few small figures and a generator of random weights, for the commands that need both."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.images.pose_morphing.data.figures import cache
+from examples.images.pose_morphing.model import PRESETS, Generator
+from examples.training import checkpoints
+
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of which only the last identity, the test's, is rendered."""
+    folder = tmp_path_factory.mktemp("figures")
+    options = cache.Options(SIZE, identities=30, poses=6)
+    for name, (shape, dtype) in options.shapes.items():
+        np.save(folder / f"{name}.npy", np.zeros(shape, dtype))
+    cache.fill(folder, options, [29])
+    (folder / "figures.json").write_text(json.dumps(options.written()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run of no steps."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    generator = Generator(PRESETS["tiny64"])
+    tensors = checkpoints.tensors_of({"average": generator})
+    facts = {"setting": "mixed", "model": json.loads(json.dumps(asdict(generator.config)))}
+    checkpoints.save(folder, 5, tensors, facts)
+    return folder
