@@ -107,7 +107,7 @@ def attend_chunked(
     with without_autocast(query):
         for chunk, width in problem.chunks():
             tile = problem.tile(chunk, width)
-            flat_out[chunk] = torch.bmm(tile.weights, tile.value)
+            flat_out[chunk] = tile.out
             flat_lse[chunk] = tile.lse
     return out, lse
 
@@ -236,6 +236,9 @@ class _Tiles:
         if self.key_bias is not None:
             self.biased = ((self.key_bias != 0) | self.key_bias.requires_grad).any(dim=1)
 
+        # Where the future is not finite, a weight of zero does not hide it: 0 NaN is NaN.
+        self.unsafe = query_time is not None and not (key.is_cuda or _all_finite(key, value))
+
     def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
         only those that read it. A GPU is not asked; it would be waited for."""
@@ -297,14 +300,17 @@ class _Tiles:
             dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
             logits = logits.masked_fill(dead, 0)
             weights = logits.softmax(dim=-1).masked_fill(dead, 0)
-        unused = empty.flatten() if self.has_empty else None
-        return _Tile(query, key, value, rows, unused, logits, weights, dead, is_plain)
+        unused, bad = empty.flatten() if self.has_empty else None, None
+        if self.unsafe:
+            bad = ~value.isfinite()
+            key, value = (x.nan_to_num(0.0, 0.0, 0.0) for x in (key, value))
+        return _Tile(query, key, value, rows, unused, logits, weights, dead, is_plain, bad)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
         taken = table.index_select(0, rows).view(*empty.shape, -1)
         if self.has_empty:
-            taken = taken.masked_fill(empty[..., None], 0)
+            taken.masked_fill_(empty[..., None], 0)
         return taken.flatten(1)
 
     def _bias(self, chunk: Rows, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
@@ -334,12 +340,26 @@ class _Tile:
     weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     dead: Tensor | None  # (c, X, 1): the queries that see nothing
     is_plain: bool  # no key is hidden from any query, and none has a bias
+    bad: Tensor | None  # (c, Y, dv): values that are not finite, here 0; None where all are
+
+    @property
+    def out(self) -> Tensor:  # (c, X, dv)
+        """The weighted values; NaN where one that is not finite has a weight."""
+        out = torch.bmm(self.weights, self.value)
+        if self.bad is None:
+            return out
+        counts = torch.bmm((self.weights > 0).to(out.dtype), self.bad.to(out.dtype))
+        return out.masked_fill(counts > 0, torch.nan)
 
     @property
     def lse(self) -> Tensor:  # (c, X)
         """Log-sum-exp of the logits, from the largest logit and the largest weight."""
         lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
         return lse if self.dead is None else lse.masked_fill(self.dead[..., 0], -torch.inf)
+
+
+def _all_finite(*xs: Tensor) -> bool:
+    return all(bool(x.isfinite().all()) for x in xs)
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
