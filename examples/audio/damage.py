@@ -1,4 +1,4 @@
-"""Damage: gaps, clipping and noise.
+"""Damage that is put in: gaps, clipping and noise.
 
 Shapes: b recordings, n samples.
 """
@@ -38,9 +38,7 @@ class Damaged:
     known: Bool[Tensor, "b n"]  # False in the gaps
 
 
-def put_damage(
-    true: Float[Tensor, "b n"], damage: Damage, generator: torch.Generator
-) -> Damaged:
+def put_damage(true: Float[Tensor, "b n"], damage: Damage, generator: torch.Generator) -> Damaged:
     """Clip, add noise, then cut gaps; the same gaps in all recordings of the batch."""
     peak = true.abs().amax(dim=1, keepdim=True) * damage.clip
     wave = true.clamp(-peak, peak)
@@ -55,9 +53,7 @@ def put_damage(
     return Damaged(true, wave * known, known)
 
 
-def draw_gaps(
-    samples: int, damage: Damage, generator: torch.Generator
-) -> list[tuple[int, int]]:
+def draw_gaps(samples: int, damage: Damage, generator: torch.Generator) -> list[tuple[int, int]]:
     """Starts and ends, in order, none at the borders; at least one."""
     shortest, longest = damage.gap_s
     gaps, at = [], 0
@@ -75,19 +71,3 @@ def draw_gaps(
         length = min(round(RATE * shortest), samples // 4)
         gaps.append((samples // 2, samples // 2 + length))
     return gaps
-
-
-def gaps_in(known: Bool[Tensor, " n"]) -> list[tuple[int, int]]:
-    """Starts and ends of the runs of unknown samples."""
-    edges = torch.nn.functional.pad((~known).int(), (1, 1)).diff()
-    starts, ends = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
-    return list(zip(starts.tolist(), ends.tolist()))
-
-
-def find_dropouts(wave: Float[Tensor, "b n"], shortest_s: float = 0.005) -> Bool[Tensor, "b n"]:
-    """Known samples of a recording whose gaps are silent: runs of exact zeros in all channels."""
-    known = (wave != 0).any(dim=0)
-    for start, end in gaps_in(known):
-        if end - start < shortest_s * RATE:
-            known[start:end] = True
-    return known.expand(wave.shape)

@@ -3,16 +3,17 @@
 A step's excerpt follows from torch's state alone, which the training loop sets for each step.
 """
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from examples.audio.damage import Damage, Damaged, put_damage
+from examples.audio.files import at_rate, mono
 from examples.audio.recordings import (
     levelled,
-    mono,
     music_to_train_on,
-    resampled,
     speech_to_train_on,
 )
 from examples.audio.spectrum import RATE
@@ -26,17 +27,14 @@ def recordings_to_train_on(more: list[Float[Tensor, " _"]]) -> Recordings:
     return speech_to_train_on() + music_to_train_on() + more
 
 
-def own_recordings(paths: list) -> Recordings:
+def own_recordings(paths: list[Path]) -> Recordings:
     return [levelled(mono(path)) for path in paths]
 
 
 def excerpt(recordings: Recordings, samples: int, generator: torch.Generator) -> Damaged:
     """One damaged excerpt; in half of them noise, in half of them clipping."""
     kind, clip, noise, gain, missing = torch.rand(5, generator=generator).tolist()
-    if kind < 0.25:
-        wave = band(samples, generator)
-    else:
-        wave = collage(recordings, samples, generator)
+    wave = band(samples, generator) if kind < 0.25 else collage(recordings, samples, generator)
     wave = levelled(wave) * 10 ** ((20 * gain - 10) / 20)
     damage = Damage(
         missing=0.1 + 0.1 * missing,
@@ -58,7 +56,7 @@ def collage(recordings: Recordings, samples: int, generator: torch.Generator) ->
         which, gain, speed, pause = torch.rand(4, generator=generator).tolist()
         piece = cuttings[int(which * len(cuttings))] * 10 ** ((6 * gain - 3) / 20)
         if speed < 0.2:
-            piece = torch.from_numpy(resampled(piece.numpy(), 100, 96 + int(speed * 40)))
+            piece = at_rate(piece[None], 100, 96 + int(speed * 40))[0]
         mix(wave, piece, at)
         at += round(len(piece) * (0.7 + 0.3 * busy) + RATE * 0.3 * pause)
     return levelled(wave) + 0.1 * loud * background(recordings, samples, generator)

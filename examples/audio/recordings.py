@@ -3,19 +3,17 @@
 A recording is (channels, samples) float32 at 16 kHz, about -1 to 1. Here b is the channels.
 """
 
-import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from jaxtyping import Float
-from scipy.signal import resample_poly
 from torch import Tensor
 
-from examples.audio.spectrum import RATE
+from examples.audio.files import at_rate, mono
+from examples.audio.spectrum import RATE, delayed
 
 OWN = Path(__file__).parent / "recordings"
 PROMPTS = Path("/usr/share/sounds/alsa")  # where Debian's alsa-utils puts them
@@ -29,48 +27,10 @@ PROMPT_NAMES = (
     "Side_Left",
     "Side_Right",
 )
-SHORTEST_S = 0.25
 
 
 class MissingRecordingError(RuntimeError):
     """The package that a recording comes from is not installed."""
-
-
-def read_recording(path: Path) -> tuple[Float[Tensor, "b n"], int]:
-    """A file of any kind that soundfile reads, at its own rate; and the rate in hertz.
-
-    Raises:
-        ValueError: The file is missing, is no recording, is too short or holds no finite numbers.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a recording: {error}") from error
-    if len(wave) < SHORTEST_S * rate:
-        raise ValueError(f"{path} lasts {len(wave) / rate:.3f} s; {SHORTEST_S} s are needed")
-    if not np.isfinite(wave).all():
-        raise ValueError(f"{path} holds samples that are not finite numbers")
-    return torch.from_numpy(wave.T.copy()), rate
-
-
-def resampled(wave: np.ndarray, rate: int, to_rate: int) -> np.ndarray:
-    """By a polyphase filter, along the last axis."""
-    if rate == to_rate:
-        return wave
-    shared = math.gcd(rate, to_rate)
-    return resample_poly(wave, to_rate // shared, rate // shared, axis=-1).astype(np.float32)
-
-
-def at_rate(wave: Float[Tensor, "b n"], rate: int, to_rate: int) -> Float[Tensor, "b m"]:
-    return torch.from_numpy(resampled(wave.numpy(), rate, to_rate))
-
-
-def mono(path: Path) -> Float[Tensor, " n"]:
-    """A file as one channel at 16 kHz."""
-    wave, rate = read_recording(path)
-    return at_rate(wave.mean(dim=0, keepdim=True), rate, RATE)[0]
 
 
 def film_music() -> Float[Tensor, " n"]:
@@ -88,7 +48,7 @@ def film_music() -> Float[Tensor, " n"]:
         parts = [frame.to_ndarray() for frame in clip.decode(audio=0)]
         rate = clip.streams.audio[0].rate
     wave = np.concatenate(parts, axis=1).mean(axis=0, keepdims=True)
-    return levelled(torch.from_numpy(resampled(wave, rate, RATE))[0])
+    return levelled(at_rate(torch.from_numpy(wave), rate, RATE)[0])
 
 
 def prompts() -> list[Float[Tensor, " n"]]:
@@ -125,13 +85,6 @@ def played(
         pieces.append(torch.zeros(round(RATE * pause)))
     wave = levelled(torch.cat(pieces))
     return wave + 0.05 * 10**-2.5 * torch.randn(len(wave), generator=generator)
-
-
-def delayed(wave: Float[Tensor, " n"], by: float) -> Float[Tensor, " n"]:
-    """By a part of a sample."""
-    spectrum = torch.fft.rfft(wave)
-    turn = torch.arange(len(spectrum)) * (-2 * math.pi * by / len(wave))
-    return torch.fft.irfft(spectrum * torch.polar(torch.ones_like(turn), turn), len(wave))
 
 
 def announcements() -> Float[Tensor, " n"]:
@@ -172,5 +125,3 @@ def music_to_train_on() -> list[Float[Tensor, " n"]]:
     """The first half of the film music."""
     wave = film_music()
     return [wave[: len(wave) // 2]]
-
-

@@ -3,6 +3,8 @@
 Shapes: b recordings, n samples, t frames, f bins of the spectrum, c bands.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float
@@ -53,3 +55,10 @@ def confidence(known: Bool[Tensor, "b n"]) -> Float[Tensor, "b t"]:
 def known_frames(share: Float[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
     """Frames that can be copied from."""
     return share > 0.98
+
+
+def delayed(wave: Float[Tensor, " n"], by: float) -> Float[Tensor, " n"]:
+    """By a part of a sample."""
+    spectrum = torch.fft.rfft(wave)
+    turn = torch.arange(len(spectrum)) * (-2 * math.pi * by / len(wave))
+    return torch.fft.irfft(spectrum * torch.polar(torch.ones_like(turn), turn), len(wave))

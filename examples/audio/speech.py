@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 import soundfile
+import torch
 
-from examples.audio.recordings import OWN, resampled
+from examples.audio.files import at_rate, write_recording
+from examples.audio.recordings import OWN
 from examples.audio.spectrum import RATE
-from examples.training.files import replacing
 
 TRAINING = {
     "training-1": (
@@ -58,8 +59,7 @@ def say(path: Path, voice: str, text: str) -> None:
     command = ["espeak-ng", "-v", voice, "-s", "150", "--stdout", text]
     spoken = subprocess.run(command, capture_output=True, check=True).stdout
     wave, rate = soundfile.read(io.BytesIO(spoken), dtype="float32", always_2d=True)
-    with replacing(path) as part:
-        soundfile.write(part, resampled(wave.T, rate, RATE)[0], RATE, format="OGG")
+    write_recording(path, at_rate(torch.from_numpy(wave.T), rate, RATE), RATE)
 
 
 if __name__ == "__main__":

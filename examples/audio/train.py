@@ -17,9 +17,10 @@ import tyro
 from examples.audio.data import Recordings, excerpt, own_recordings, recordings_to_train_on
 from examples.audio.losses import copy_loss, repair_loss
 from examples.audio.model import Restorer
-from examples.audio.operators import operator, space
+from examples.audio.operators import operator
 from examples.audio.recordings import MissingRecordingError
 from examples.audio.spectrum import HOP, RATE, log_bands, spectrum
+from examples.audio.weights import run_name, ship
 from examples.training.checkpoints import Part
 from examples.training.files import replacing
 from examples.training.loop import run, seed_everything
@@ -37,15 +38,17 @@ class Options:
     """Recordings of your own, trained on besides."""
     out: Path = Path("runs/audio")
     """The run goes into a folder in here, named after the attention."""
-    cpu_minutes: float = 3.5
+    cpu_minutes: float = 2.5
     """Processor time; the number of steps follows from how long the first ones take."""
     steps: int | None = None
     """Steps, in place of a time."""
-    excerpt_s: float = 24.0
+    excerpt_s: float = 16.0
     """Seconds of sound in a step."""
     rate: float = 2e-3
     """Learning rate after the warm-up."""
     seed: int = 0
+    ship: bool = False
+    """Put the network among those that come with the example."""
     smoke: bool = False
     """A few steps on seconds of sound: shows that the program runs, not that it works."""
 
@@ -71,11 +74,9 @@ def train(options: Options) -> Restorer:
     facts = {"operator": options.operator, "causal": options.causal, "steps": steps}
     facts |= {"excerpt_s": excerpt_s, "rate": options.rate, "seed": options.seed}
     run(folder, parts, advance, steps, seed=options.seed, facts=facts)
+    if options.ship:
+        print(ship(options.operator, options.causal, options.out))
     return net
-
-
-def run_name(operator: str, causal: bool) -> str:
-    return f"{operator}-causal" if causal else operator
 
 
 def prepare(
@@ -86,8 +87,7 @@ def prepare(
     net = Restorer(causal=options.causal)
     optimizer = torch.optim.Adam(net.parameters(), options.rate, betas=(0.9, 0.98))
     samples = round(RATE * excerpt_s)
-    space_frames = space(1 + samples // HOP).num_sites
-    attend = operator(options.operator, space_frames, options.causal)
+    attend = operator(options.operator, 1 + samples // HOP, options.causal)
 
     def advance(step: int) -> dict[str, float]:
         for group in optimizer.param_groups:
@@ -114,7 +114,7 @@ def rate_at(step: int, steps: int, rate: float, warm_up: int = 30) -> float:
 def steps_in(options: Options, recordings: Recordings, folder: Path, trial: int = 12) -> int:
     """How many steps fit into the time, measured once for a folder and kept in steps.json."""
     path = folder / "steps.json"
-    wanted = {k: str(v) for k, v in asdict(options).items() if k != "out"}
+    wanted = {k: str(v) for k, v in asdict(options).items() if k not in ("out", "ship")}
     if path.is_file():
         kept = json.loads(path.read_text())
         if kept["options"] == wanted:

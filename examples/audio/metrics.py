@@ -1,0 +1,35 @@
+"""How near a restored recording is to the true one, in the gaps.
+
+Shapes: b recordings, n samples.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from examples.audio.spectrum import confidence, known_frames, spectrum
+
+
+def sdr_db(
+    restored: Float[Tensor, "b n"], true: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]
+) -> float:
+    """Signal-to-distortion ratio: power of the truth over power of the error, where marked."""
+    error = ((restored - true) * where).square().sum()
+    return 10 * torch.log10((true * where).square().sum() / error.clamp(min=1e-12)).item()
+
+
+def log_spectral_distance_db(
+    restored: Float[Tensor, "b n"],
+    true: Float[Tensor, "b n"],
+    known: Bool[Tensor, "b n"],
+    range_db: float = 60.0,
+) -> float:
+    """Root mean square over the bins of the difference of levels, mean over frames with gaps.
+
+    Levels more than `range_db` below the loudest of the true recording count as that low.
+    """
+    levels = [spectrum(wave).abs() for wave in (restored, true)]
+    floor = levels[1].max() * 10 ** (-range_db / 20)
+    ours, theirs = (20 * level.clamp(min=floor).log10() for level in levels)
+    distance = (ours - theirs).square().mean(dim=1).sqrt()
+    return distance[~known_frames(confidence(known))].mean().item()
