@@ -53,10 +53,16 @@ class Stack(nn.Module):
     """Residual convolutions of growing reach."""
 
     def __init__(
-        self, into: int, width: int, kernel: int, dilations: tuple[int, ...], causal: bool
+        self,
+        into: int,
+        width: int,
+        kernel: int,
+        dilations: tuple[int, ...],
+        causal: bool,
+        first: int = 3,
     ) -> None:
         super().__init__()
-        self.first = Conv(into, width, 3, 1, causal)
+        self.first = Conv(into, width, first, 1, causal)
         self.blocks = nn.ModuleList(Conv(width, width, kernel, d, causal) for d in dilations)
 
     def forward(self, x: Float[Tensor, "b w t"]) -> Float[Tensor, "b v t"]:
@@ -86,9 +92,9 @@ class Restorer(nn.Module):
         self.to_query = nn.Conv1d(width, heads * features, 1, bias=False)
         self.to_key = nn.Conv1d(width, heads * features, 1, bias=False)
         self.to_key.load_state_dict(self.to_query.state_dict())
-        self.log_sharpness = nn.Parameter(torch.full((heads,), 2.5))
+        self.log_sharpness = nn.Parameter(torch.full((heads,), 2.7))
         into = 2 * BANDS + 1 + width + heads * (BANDS + 2)
-        self.repair = Stack(into, 96, 3, (1, 2, 4, 8), causal)
+        self.repair = Stack(into, 96, 3, (1, 2, 4, 8), causal, first=1)
         self.to_bands = nn.Conv1d(96, 2 * BANDS, 1)
 
     def forward(
