@@ -40,7 +40,7 @@ def likeliest_lags(
         return []
     lowest = int(lags.min()) - 2
     votes = torch.zeros(int(lags.max()) - lowest + 3).index_add_(0, lags - lowest, weights)
-    votes = F.avg_pool1d(votes[None], 3, 1, 1)[0]
+    votes[1:-1] += 0.5 * (votes[:-2] + votes[2:])  # neighbours support each other
     chosen: list[int] = []
     while len(chosen) < PLACES and votes.max() > 0:
         best = int(votes.argmax())
@@ -78,12 +78,13 @@ def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bo
     )
     sums = [_slide(wave, known, max(0, low), min(high, len(wave)), lag) for low, high in sides]
     product, own, other = (sum(parts) for parts in zip(*sums))
-    likeness = product / (own * other).clamp(min=1e-9).sqrt()
-    best = int(likeness.argmax())
-    gain = float((product[best] / other[best].clamp(min=1e-9)).clamp(0.25, 4))
-    shift = best - SEARCH + _vertex(likeness, best)
+    scale = (own * other).clamp(min=1e-9).sqrt()
+    best = int((product / scale).argmax())
+    part, top = _between(product, best)
+    gain = min(4.0, max(0.25, top / max(1e-9, float(other[best]))))
+    shift = best - SEARCH + part
     source = _cut(wave, start - lag + shift, gap[1] - start)
-    return Copy(start, gap[1], lag - shift, float(likeness[best]), gain * source)
+    return Copy(start, gap[1], lag - shift, min(1.0, top / float(scale[best])), gain * source)
 
 
 def _slide(
@@ -105,12 +106,19 @@ def _sharpened(wave: Tensor, known: Tensor, low: int, high: int) -> Tensor:
     return whole * seen[: high - low]
 
 
-def _vertex(likeness: Tensor, best: int) -> float:
-    """The top of the parabola through a maximum and its neighbours, in samples from it."""
-    if not 0 < best < len(likeness) - 1:
-        return 0.0
-    left, top, right = likeness[best - 1 : best + 2].tolist()
-    return 0.5 * (left - right) / min(left - 2 * top + right, -1e-9)
+def _between(product: Tensor, best: int, reach: int = 16) -> tuple[float, float]:
+    """Where between samples the products are largest, to a twentieth, and how large they are.
+
+    By a windowed sinc; at the ends of the search, the sample itself.
+    """
+    if not reach <= best < len(product) - reach:
+        return 0.0, float(product[best])
+    offset = torch.arange(-reach, reach + 1)
+    part = torch.linspace(-0.5, 0.5, 21)
+    taper = 0.5 + 0.5 * (torch.pi * offset / (reach + 1)).cos()
+    values = torch.sinc(part[:, None] - offset) @ (taper * product[best + offset])
+    top = int(values.argmax())
+    return float(part[top]), float(values[top])
 
 
 def _cut(wave: Tensor, at: float, length: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from examples.audio.files import at_rate, mono
 from examples.audio.spectrum import RATE, delayed
+from examples.audio.synthesis import band
 
 OWN = Path(__file__).parent / "recordings"
 PROMPTS = Path("/usr/share/sounds/alsa")  # where Debian's alsa-utils puts them
@@ -108,11 +109,17 @@ def refrain() -> Float[Tensor, " n"]:
     return levelled(mono(OWN / "refrain.ogg"))
 
 
+def new_song() -> Float[Tensor, " n"]:
+    """The band of synthesis.py plays what it played to no network."""
+    return levelled(band(40 * RATE, torch.Generator().manual_seed(2**40)))
+
+
 HELD_OUT: dict[str, Callable[[], Tensor]] = {
     "announcements": announcements,
     "announcements once": announcements_once,
     "film music loop": music_loop,
     "refrain": refrain,
+    "new song": new_song,
 }
 REAL = ("announcements", "announcements once", "film music loop")
 

@@ -1,0 +1,137 @@
+"""Compare the attentions on held-out recordings.
+
+    python -m examples.audio.evaluate
+
+Needs the networks of all attentions in `runs/audio`. Writes held_out.md (gaps only), damaged.md
+(gaps, noise and clipping), cost.md, ten_minutes.md and the same as JSON into results/.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from examples.audio.cost import attention_costs, ten_minutes
+from examples.audio.damage import Damage, Damaged, put_damage
+from examples.audio.methods import Method, all_methods
+from examples.audio.metrics import log_spectral_distance_db, sdr_db
+from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
+from examples.audio.report import write
+from examples.audio.spectrum import RATE
+from examples.audio.weights import trained
+
+RESULTS = Path(__file__).parent / "results"
+
+Recordings = dict[str, Float[Tensor, " _"]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare the attentions on held-out recordings."""
+
+    runs: Path = Path("runs/audio")
+    """Folder of the trained networks."""
+    out: Path = RESULTS
+    """Folder of the tables."""
+    seeds: int = 3
+    """How often each recording is damaged anew."""
+    smoke: bool = False
+    """Seconds of sound, damaged once: shows that the program runs."""
+
+
+def main(options: Options) -> None:
+    torch.set_flush_denormal(True)
+    try:
+        methods = all_methods(options.runs)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    recordings, about = held_out(2.0 if options.smoke else None)
+    seeds = range(1 if options.smoke else options.seeds)
+    rows = [judged(method, recordings, Damage(), seeds) for method in tqdm(methods)]
+    print(write(options.out, "held_out", [GAPS, *about], rows))
+    heavy = Damage(clip=0.5, noise_db=20.0)
+    rows = [judged(method, recordings, heavy, seeds, clean=True) for method in tqdm(methods[1:])]
+    print(write(options.out, "damaged", [HEAVY, *about], rows))
+    lengths = (1.0, 2.0) if options.smoke else (24.0, 120.0, 600.0)
+    rows = attention_costs(trained("gpa", False, options.runs), lengths)
+    print(write(options.out, "cost", [COST], rows))
+    rows = [ten_minutes(options.runs, 2.0 if options.smoke else 600.0)]
+    print(write(options.out, "ten_minutes", [LONG], rows))
+
+
+GAPS = (
+    "Held-out recordings with gaps of 20 to 500 ms, 12 % of the time. In each cell: "
+    "signal-to-distortion ratio in the gaps, dB, higher is better / log-spectral distance in the "
+    "gaps, dB, lower is better; means over the damages drawn."
+)
+HEAVY = (
+    "The same with white noise 20 dB below the recording and peaks cut off at half their height; "
+    "noise and clipping are taken away, too. `everywhere` is the signal-to-distortion ratio of the "
+    "whole recording, mean over the recordings; before restoring it is in the column `damaged`."
+)
+COST = (
+    "One call of the attention inside the network, two heads, without gradients. `affinities` are "
+    "what it would hold if it kept them all; `full` is torch's fused kernel, which does not, and "
+    "whose time grows with the square; - where that is minutes."
+)
+LONG = "A recording of ten minutes, restored with GPA in a process of its own."
+
+
+def held_out(seconds: float | None) -> tuple[Recordings, list[str]]:
+    """The recordings that are at hand, or their first seconds; and what is to be said of them."""
+    recordings, missing = {}, []
+    for name, make in HELD_OUT.items():
+        try:
+            recordings[name] = make()
+        except MissingRecordingError as error:
+            missing.append(f"{name} left out: {error}")
+    if seconds is not None:
+        recordings = {
+            k: x[round(RATE) : round(RATE * (1 + seconds))] for k, x in recordings.items()
+        }
+    lengths = ", ".join(f"{name} {len(x) / RATE:.0f} s" for name, x in recordings.items())
+    return recordings, [f"Recordings: {lengths}. Real ones: {', '.join(REAL)}.", *missing]
+
+
+def judged(
+    method: Method, recordings: Recordings, damage: Damage, seeds: range, clean: bool = False
+) -> dict[str, Any]:
+    """A row of the table."""
+    row: dict[str, Any] = {"attention": method.label}
+    real, whole, before = [], [], []
+    for name, wave in recordings.items():
+        figures = []
+        for seed in seeds:
+            damaged = put_damage(wave[None], damage, torch.Generator().manual_seed(100 + seed))
+            restored = method.restore(damaged.wave, damaged.known, clean)
+            figures.append(in_gaps(restored, damaged))
+            everywhere = torch.ones_like(damaged.known)
+            whole.append(sdr_db(restored, damaged.true, everywhere))
+            before.append(sdr_db(damaged.wave, damaged.true, everywhere))
+        row[name] = [statistics.mean(column) for column in zip(*figures)]
+        real += [figures] if name in REAL else []
+    if real:
+        by_seed = [[statistics.mean(x) for x in zip(*(f[i] for f in real))] for i in seeds]
+        row["real ones"] = [statistics.mean(column) for column in zip(*by_seed)]
+        row["spread"] = [max(column) - min(column) for column in zip(*by_seed)]
+    if clean:
+        row |= {"everywhere": statistics.mean(whole), "damaged": statistics.mean(before)}
+    return row
+
+
+def in_gaps(restored: Float[Tensor, "1 n"], damaged: Damaged) -> tuple[float, float]:
+    return (
+        sdr_db(restored, damaged.true, ~damaged.known),
+        log_spectral_distance_db(restored, damaged.true, damaged.known),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
