@@ -14,28 +14,42 @@ from torch import Tensor
 from examples.audio.spectrum import HOP, RATE, delayed
 
 CONTEXT = RATE // 10  # samples before and after a gap that are compared
-SEARCH = 2 * HOP  # samples around a lag of whole frames
+SEARCH = 3 * HOP  # samples around a lag of whole frames
 LONGEST = RATE // 2  # what a gap may last when its end is not known yet
 MARGIN = 64  # samples around a source that is delayed by a part of a sample
-PLACES = 6  # tried for each gap
+REACH = SEARCH + MARGIN
+PLACES = 16  # tried for each gap
 
 
 @dataclass(frozen=True)
 class Copy:
-    """What a gap is filled with."""
+    """What a gap can be filled with."""
 
     start: int  # of the gap, in samples
     end: int
     lag: float  # samples from the source to the gap; negative where the source comes later
     likeness: float  # correlation of what is beside the gap with what is beside the source
     wave: Float[Tensor, " m"]
+    whole: Bool[Tensor, " m"]  # False where the source is not known either
 
 
 def likeliest_lags(
-    frames: Int[Tensor, " s"], keys: Int[Tensor, "h s k"], weights: Float[Tensor, "h s k"]
+    frames: Int[Tensor, " s"],
+    keys: Int[Tensor, "h s k"],
+    weights: Float[Tensor, "h s k"],
+    shortest: int,
+    causal: bool,
 ) -> list[int]:
-    """The lags, in frames, that most frames agree on; none within 2 frames of a better one."""
-    lags, weights = (frames[:, None] - keys)[keys >= 0], weights[keys >= 0]
+    """The lags, in frames, that most frames agree on; none within 3 frames of a better one.
+
+    Args:
+        shortest: Sources nearer than this are left out; each frame has one vote for the others.
+    """
+    lags = frames[:, None] - keys
+    apart = lags >= shortest if causal else lags.abs() >= shortest
+    weights = torch.where(apart & (keys >= 0), weights, 0)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-6)
+    lags, weights = lags[weights > 0], weights[weights > 0]
     if len(lags) == 0:
         return []
     lowest = int(lags.min()) - 2
@@ -45,37 +59,38 @@ def likeliest_lags(
     while len(chosen) < PLACES and votes.max() > 0:
         best = int(votes.argmax())
         chosen.append(best + lowest)
-        votes[max(0, best - 2) : best + 3] = 0
+        votes[max(0, best - 3) : best + 4] = 0
     return chosen
 
 
-def find_copy(
+def shortest_lag(gap: tuple[int, int], causal: bool) -> int:
+    """In frames: a source overlaps its gap no more; causal, however long the gap will last."""
+    length = LONGEST if causal else gap[1] - gap[0]
+    return -(-(length + REACH) // HOP)
+
+
+def find_copies(
     wave: Float[Tensor, " n"],
     known: Bool[Tensor, " n"],
     gap: tuple[int, int],
     lags: list[int],
     causal: bool,
-) -> Copy | None:
-    """The best fit among places, given as lags in frames; None where no place is whole.
+) -> list[Copy]:
+    """What lies at each of the places, given as lags in frames; the best fit first.
 
-    Causal, only what precedes the gap is compared, and a source ends before the gap begins,
-    however long that lasts, up to half a second.
+    Causal, only what precedes the gap is compared, and places are judged without regard to how long
+    the gap lasts.
     """
     copies = [_fit(wave, known, gap, lag * HOP, causal) for lag in lags]
-    return max((copy for copy in copies if copy), key=lambda copy: copy.likeness, default=None)
+    return sorted((copy for copy in copies if copy), key=lambda copy: -copy.likeness)
 
 
 def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bool) -> Copy | None:
     start, end = gap
-    reach = SEARCH + MARGIN
-    if causal:
-        end, lag = start + LONGEST, max(lag, LONGEST + reach)
-    first, last = start - lag - reach, end - lag + reach
-    if first < 0 or last > len(wave) or not bool(known[first:last].all()):
+    if start - lag < REACH or end - lag > len(wave) - REACH:
         return None
-    sides = (
-        [(start - CONTEXT, start)] if causal else [(start - CONTEXT, start), (end, end + CONTEXT)]
-    )
+    sides = [(start - CONTEXT, start)]
+    sides += [] if causal else [(end, end + CONTEXT)]
     sums = [_slide(wave, known, max(0, low), min(high, len(wave)), lag) for low, high in sides]
     product, own, other = (sum(parts) for parts in zip(*sums))
     scale = (own * other).clamp(min=1e-9).sqrt()
@@ -83,8 +98,11 @@ def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bo
     part, top = _between(product, best)
     gain = min(4.0, max(0.25, top / max(1e-9, float(other[best]))))
     shift = best - SEARCH + part
-    source = _cut(wave, start - lag + shift, gap[1] - start)
-    return Copy(start, gap[1], lag - shift, min(1.0, top / float(scale[best])), gain * source)
+    source = _cut(wave, start - lag + shift, end - start)
+    first = round(start - lag + shift)
+    whole = known[first : first + end - start]
+    likeness = min(1.0, top / float(scale[best]))
+    return Copy(start, end, lag - shift, likeness, gain * source, whole)
 
 
 def _slide(
@@ -93,9 +111,14 @@ def _slide(
     """Products and powers of samples [low, high) and those `lag` before, at every shift."""
     own = _sharpened(wave, known, low, high)
     other = _sharpened(wave, known, low - lag - SEARCH, high - lag + SEARCH)
-    shifted = other.unfold(0, len(own), 1)
-    heard = (own != 0).float()
-    return shifted @ own, own.square().sum(), shifted.square() @ heard
+    power = _correlation(other.square(), (own != 0).float()).clamp(min=0)
+    return _correlation(other, own), own.square().sum(), power
+
+
+def _correlation(long: Tensor, short: Tensor) -> Tensor:
+    """Sums of products at every place of the short one within the long one."""
+    spectrum = torch.fft.rfft(long) * torch.fft.rfft(short, len(long)).conj()
+    return torch.fft.irfft(spectrum, len(long))[: len(long) - len(short) + 1]
 
 
 def _sharpened(wave: Tensor, known: Tensor, low: int, high: int) -> Tensor:

@@ -67,5 +67,5 @@ def interpolated(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Floa
     out = wave.clone()
     for channel in range(len(wave)):
         for gap in gaps_in(known[channel]):
-            fill(out[channel], gap, None, bands[channel], causal=False)
+            fill(out[channel], gap, [], bands[channel], causal=False)
     return out

@@ -26,9 +26,9 @@ def draw(
     path: Path,
     waves: dict[str, Float[Tensor, " n"]],
     known: Bool[Tensor, " n"],
-    copies: list[Copy | None],
+    copies: list[list[Copy]],
 ) -> None:
-    """Spectrograms by name, and below them an arc from each gap to its source.
+    """Spectrograms by name, and below them an arc from each gap to its best source.
 
     Of a long recording the half minute with the most missing is shown; an arc to a place outside
     leaves the picture.
@@ -66,14 +66,13 @@ def show(axis: Axes, wave: Float[Tensor, " n"], start_s: float, loudest: float) 
     )
 
 
-def arcs(axis: Axes, known: Bool[Tensor, " n"], copies: list[Copy | None]) -> None:
+def arcs(axis: Axes, known: Bool[Tensor, " n"], copies: list[list[Copy]]) -> None:
     """Gaps as bars on a line of time; the surer a copy, the darker its arc."""
-    longest = max((abs(copy.lag) for copy in copies if copy), default=RATE) / RATE
+    best = [some[0] for some in copies if some]
+    longest = max((abs(copy.lag) for copy in best), default=RATE) / RATE
     for start, end in gaps_in(known):
         axis.plot([start / RATE, end / RATE], [0, 0], color="black", linewidth=4)
-    for copy in copies:
-        if copy is None:
-            continue
+    for copy in best:
         to = (copy.start + copy.end) / 2 / RATE
         width, shade = copy.lag / RATE, max(0.15, copy.likeness)
         middle = (to - width / 2, 0)

@@ -89,8 +89,8 @@ def played(
 
 
 def announcements() -> Float[Tensor, " n"]:
-    """The prompts played for a minute: six rounds."""
-    return played(prompts(), 6, (0.05, 0.4), seed=1)
+    """The prompts played in four rounds: 50 s."""
+    return played(prompts(), 4, (0.05, 0.4), seed=1)
 
 
 def announcements_once() -> Float[Tensor, " n"]:
@@ -111,7 +111,7 @@ def refrain() -> Float[Tensor, " n"]:
 
 def new_song() -> Float[Tensor, " n"]:
     """The band of synthesis.py plays what it played to no network."""
-    return levelled(band(40 * RATE, torch.Generator().manual_seed(2**40)))
+    return levelled(band(30 * RATE, torch.Generator().manual_seed(2**40)))
 
 
 HELD_OUT: dict[str, Callable[[], Tensor]] = {

@@ -122,7 +122,7 @@ def timed(
     seconds, copies = time.perf_counter() - start, restored.copies[0]
     print(
         f"{len(copies)} gaps in {wave.shape[1] / RATE:.1f} s of sound, "
-        f"{sum(copy is not None for copy in copies)} filled by copies, in {seconds:.1f} s"
+        f"{sum(len(some) > 0 for some in copies)} filled by copies, in {seconds:.1f} s"
     )
     return restored
 

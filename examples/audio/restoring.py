@@ -6,10 +6,10 @@ Shapes: b channels, n samples, t frames, c bands, f bins.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from examples.audio.align import Copy, find_copy, likeliest_lags
+from examples.audio.align import Copy, find_copies, likeliest_lags, shortest_lag
 from examples.audio.candidates import strongest_keys
 from examples.audio.gaps import gaps_in
 from examples.audio.model import Question, Repair, Restorer
@@ -26,7 +26,8 @@ from examples.audio.spectrum import (
 )
 from ndgpa.operators import Operator
 
-KEYS = 3  # asked of each head for each frame of a gap
+KEYS = 48  # of each head that are asked for each frame
+BESIDE = 16  # frames beside a gap that are asked, too
 ROUNDS = 10  # in which phases come to agree with their neighbours
 AROUND = 8 * HOP  # samples on both sides of a gap that are looked at
 
@@ -36,7 +37,7 @@ class Restored:
     """The recording, and where its gaps were copied from."""
 
     wave: Float[Tensor, "b n"]
-    copies: list[list[Copy | None]]  # of each channel, of each gap
+    copies: list[list[list[Copy]]]  # of each channel, of each gap, the best first
     repair: Repair
 
 
@@ -61,12 +62,12 @@ def restore(
         lags = places(of_channel(repair.question, channel), operator, gaps, net.causal)
         copies.append(
             [
-                find_copy(base[channel], known[channel], gap, some, net.causal)
+                find_copies(base[channel], known[channel], gap, some, net.causal)
                 for gap, some in zip(gaps, lags)
             ]
         )
-        for gap, copy in zip(gaps, copies[-1]):
-            fill(out[channel], gap, copy, repair.bands[channel], net.causal)
+        for gap, some in zip(gaps, copies[-1]):
+            fill(out[channel], gap, some, repair.bands[channel], net.causal)
     return Restored(out, copies, repair)
 
 
@@ -82,31 +83,34 @@ def places(
 ) -> list[list[int]]:
     """For each gap the lags, in frames, that the attention proposes, the likeliest first.
 
-    Causal, the first three frames of a gap are asked, else all.
+    The frames of the gap and those beside it are asked; causal, none after its first three.
     """
     total = question.known.shape[1]
-    frames = [
-        torch.arange(start // HOP + 1, max(start // HOP + 2, end // HOP)) for start, end in gaps
-    ]
-    frames = [x[: 3 if causal else None].clamp(max=total - 1) for x in frames]
+    frames = [frames_about(gap, total, causal) for gap in gaps]
     if not frames:
         return []
     sizes = [len(x) for x in frames]
     keys, weights = strongest_keys(question, operator, space(total), torch.cat(frames), KEYS)
-    split = zip(frames, keys.split(sizes, dim=1), weights.split(sizes, dim=1))
-    return [likeliest_lags(*of_gap) for of_gap in split]
+    split = zip(frames, keys.split(sizes, dim=1), weights.split(sizes, dim=1), gaps)
+    return [likeliest_lags(*asked, shortest_lag(gap, causal), causal) for *asked, gap in split]
+
+
+def frames_about(gap: tuple[int, int], total: int, causal: bool) -> Int[Tensor, " s"]:
+    first, last = gap[0] // HOP - BESIDE, gap[1] // HOP + BESIDE
+    last = gap[0] // HOP + 4 if causal else last
+    return torch.arange(max(0, first), min(last, total))
 
 
 def fill(
     out: Float[Tensor, " n"],
     gap: tuple[int, int],
-    copy: Copy | None,
+    copies: list[Copy],
     bands: Float[Tensor, "c t"],
     causal: bool,
 ) -> None:
-    """Write into the gap: the copy, its spectrum moved to the one wanted as far as it is unsure.
+    """Write into the gap: copies, their spectrum moved to the one wanted as far as they are unsure.
 
-    Phases are the copy's (of noise where there is none). Unless causal, they are brought to agree
+    Phases are theirs (of noise where there is none). Unless causal, they are brought to agree
     with those beside the gap. Source: Griffin and Lim 1984, "Signal estimation from modified
     short-time Fourier transform".
     """
@@ -114,13 +118,13 @@ def fill(
     low = max(0, start - AROUND) // HOP * HOP
     high = min(len(out), end + AROUND)
     piece, inside = out[low:high].clone(), slice(start - low, end - low)
-    piece[inside] = noise(start, end) if copy is None else copy.wave
+    piece[inside], likeness = joined(copies, gap)
     touched = torch.arange(start // HOP - 1, end // HOP + 3)
     touched = touched[(touched * HOP > start - WINDOW // 2) & (touched * HOP < end + WINDOW // 2)]
     touched = touched[(touched >= 0) & (touched < bands.shape[1])]
     wanted = to_bins(bands[None, :, touched])
     first = spectrum(piece[None])[:, :, touched - low // HOP].abs()
-    sure = 0.0 if copy is None else max(0.0, copy.likeness) ** 2
+    sure = likeness.clamp(min=0) ** 2
     size = ((1 - sure) * wanted + sure * (first + FLOOR).log()).exp() - FLOOR
     for _ in range(1 if causal else ROUNDS):
         whole = spectrum(piece[None])
@@ -128,6 +132,24 @@ def fill(
         whole[:, :, touched - low // HOP] = torch.polar(size.clamp(min=0), part.angle())
         piece[inside] = waveform(whole, len(piece))[0, inside]
     out[start:end] = piece[inside]
+
+
+def joined(
+    copies: list[Copy], gap: tuple[int, int]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
+    """The best copy, its own gaps filled from the next best, noise for what is left.
+
+    Returns:
+        The sound, and how like its sources are, on average.
+    """
+    wave, empty = noise(*gap), torch.ones(gap[1] - gap[0], dtype=torch.bool)
+    likeness = torch.zeros(gap[1] - gap[0])
+    for copy in copies:
+        here = empty & copy.whole
+        wave = torch.where(here, copy.wave, wave)
+        likeness[here] = copy.likeness
+        empty = empty & ~here
+    return wave, likeness.mean()
 
 
 def noise(start: int, end: int) -> Float[Tensor, " m"]:
