@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from examples.audio.damage import Damage, Damaged, put_damage
-from examples.audio.metrics import sdr_db
+from examples.audio.metrics import sdr_of_gaps_db
 from examples.audio.model import Question, Restorer
 from examples.audio.operators import KAPPA, operator, space
 from examples.audio.recordings import refrain
@@ -86,7 +86,7 @@ def restore_long(runs: Path, length_s: float) -> dict[str, Any]:
         "sound s": length_s,
         "samples": damaged.wave.shape[1],
         "gaps": len(restored.copies[0]),
-        "SDR in the gaps dB": sdr_db(restored.wave, damaged.true, ~damaged.known),
+        "SDR in the gaps dB": sdr_of_gaps_db(restored.wave, damaged.true, damaged.known),
         "processor s": time.process_time() - start,
         "process at most GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }

@@ -71,8 +71,8 @@ def test_evaluation_without_networks_says_what_to_train(tmp_path: Path):
 def test_the_first_command_shows_a_result(tmp_path: Path, capsys):
     restore.main(restore.Options(out=tmp_path / "x.wav", runs=tmp_path))
     said = capsys.readouterr().out
-    figures = [float(x) for x in re.findall(r"SDR in the gaps (-?[\d.]+) dB", said)]
-    assert figures[1] > figures[0] + 3
+    figures = [float(x) for x in re.findall(r"in the gaps, SDR (-?[\d.]+) dB", said)]
+    assert figures[1] > figures[0] + 10
     assert {path.name for path in tmp_path.iterdir()} == {"x.wav", "x-damaged.wav", "x.png"}
 
 
@@ -84,7 +84,7 @@ def test_a_stereo_file_at_an_odd_rate_is_restored_at_its_own(tmp_path: Path, tol
     given[20_000:22_000] = 0
     soundfile.write(tmp_path / "in.wav", given, 11_025 * 2, subtype="PCM_16")
     options = restore.Options(
-        tmp_path / "in.wav",
+        str(tmp_path / "in.wav"),
         tmp_path / "out.wav",
         gaps=(f"{20_000 / 22_050}-{22_000 / 22_050}",) if told else (),
         runs=tmp_path,
@@ -102,11 +102,11 @@ def test_a_stereo_file_at_an_odd_rate_is_restored_at_its_own(tmp_path: Path, tol
 
 def test_bad_input_is_told_in_one_sentence(tmp_path: Path):
     with pytest.raises(SystemExit, match="is not a file"):
-        restore.main(restore.Options(tmp_path / "none.wav", tmp_path / "out.wav"))
+        restore.main(restore.Options("none.wav", tmp_path / "out.wav"))
     with pytest.raises(SystemExit, match="no gap of exact silence"):
-        restore.main(restore.Options(OWN / "training-1.ogg", tmp_path / "out.wav"))
+        restore.main(restore.Options(str(OWN / "training-1.ogg"), tmp_path / "out.wav"))
     with pytest.raises(SystemExit, match="must end in"):
-        restore.main(restore.Options(OWN / "refrain.ogg", tmp_path / "out.doc"))
+        restore.main(restore.Options(str(OWN / "refrain.ogg"), tmp_path / "out.doc"))
     with pytest.raises(SystemExit, match="unknown attention"):
         train.main(train.Options(operator="dense", out=tmp_path))
     assert not (tmp_path / "out.wav").exists()
