@@ -23,7 +23,7 @@ from examples.audio.damage import Damage, Damaged, put_damage
 from examples.audio.methods import Method, all_methods
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
-from examples.audio.report import write
+from examples.audio.report import quote, write
 from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
 
@@ -54,16 +54,19 @@ def main(options: Options) -> None:
         sys.exit(f"error: {error}")
     recordings, about = held_out(2.0 if options.smoke else None)
     seeds = range(1 if options.smoke else options.seeds)
-    rows = [judged(method, recordings, Damage(), seeds) for method in tqdm(methods)]
-    print(write(options.out, "held_out", [GAPS, *about], rows))
+    compared = [judged(method, recordings, Damage(), seeds) for method in tqdm(methods)]
+    print(write(options.out, "held_out", [GAPS, *about], compared))
     heavy = Damage(clip=0.5, noise_db=20.0)
     rows = [judged(method, recordings, heavy, seeds, clean=True) for method in tqdm(methods[1:])]
     print(write(options.out, "damaged", [HEAVY, *about], rows))
     lengths = (1.0, 2.0) if options.smoke else (24.0, 120.0, 600.0)
     rows = attention_costs(trained("gpa", False, options.runs), lengths)
     print(write(options.out, "cost", [COST], rows))
-    rows = [ten_minutes(options.runs, 2.0 if options.smoke else 600.0)]
-    print(write(options.out, "ten_minutes", [LONG], rows))
+    long = [ten_minutes(options.runs, 2.0 if options.smoke else 600.0)]
+    print(write(options.out, "ten_minutes", [LONG], long))
+    if options.out == RESULTS:
+        for name, rows in (("held_out", compared), ("ten_minutes", long)):
+            quote(RESULTS.parent / "README.md", name, rows)
 
 
 GAPS = (

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def write(folder: Path, name: str, about: list[str], rows: list[dict[str, Any]])
     with replacing(folder / f"{name}.json") as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
     return text
+
+
+def quote(page: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Put a table between the marks <!-- NAME --> and <!-- /NAME --> of a page."""
+    block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text = block.sub(lambda marks: f"{marks[1]}{table(rows)}\n{marks[2]}", page.read_text())
+    with replacing(page) as part:
+        part.write_text(text)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
