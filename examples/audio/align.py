@@ -16,7 +16,7 @@ from examples.audio.spectrum import HOP, RATE, delayed
 CONTEXT = RATE // 10  # samples before and after a gap that are compared
 SEARCH = 3 * HOP  # samples around a lag of whole frames
 LONGEST = RATE // 2  # what a gap may last when its end is not known yet
-MARGIN = 64  # samples around a source that is delayed by a part of a sample
+MARGIN = 32  # samples around a source that is delayed by a part of a sample
 REACH = SEARCH + MARGIN
 PLACES = 16  # tried for each gap
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.audio.files import at_rate, mono
-from examples.audio.spectrum import RATE, delayed
+from examples.audio.spectrum import LOUDNESS, RATE, delayed
 from examples.audio.synthesis import band
 
 OWN = Path(__file__).parent / "recordings"
@@ -64,7 +64,7 @@ def prompts() -> list[Float[Tensor, " n"]]:
     return [mono(path) for path in paths]
 
 
-def levelled(wave: Float[Tensor, " n"], rms: float = 0.05) -> Float[Tensor, " n"]:
+def levelled(wave: Float[Tensor, " n"], rms: float = LOUDNESS) -> Float[Tensor, " n"]:
     """At one loudness; silence stays silence."""
     return wave * (rms / wave.square().mean().sqrt().clamp(min=1e-5))
 
@@ -85,7 +85,7 @@ def played(
         pieces.append(delayed(part, shift) * 10 ** ((4 * gain - 2) / 20))
         pieces.append(torch.zeros(round(RATE * pause)))
     wave = levelled(torch.cat(pieces))
-    return wave + 0.05 * 10**-2.5 * torch.randn(len(wave), generator=generator)
+    return wave + LOUDNESS * 10**-2.5 * torch.randn(len(wave), generator=generator)
 
 
 def announcements() -> Float[Tensor, " n"]:

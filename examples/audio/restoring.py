@@ -17,6 +17,7 @@ from examples.audio.operators import space
 from examples.audio.spectrum import (
     FLOOR,
     HOP,
+    LOUDNESS,
     RATE,
     WINDOW,
     log_bands,
@@ -51,9 +52,13 @@ def restore(
 ) -> Restored:
     """Fill the gaps; the known samples stay as they are unless they are to be cleaned.
 
+    Unless causal, the recording is brought to the loudness that the network knows, and back.
+
     Args:
         clean: Take noise and clipping away, too.
     """
+    factor = 1.0 if net.causal else to_usual_loudness(wave, known)
+    given, wave = wave, wave * factor
     repair = net(wave, known, operator)
     base = cleaned(wave, repair.bands) if clean else wave
     out, copies = base.clone(), []
@@ -68,7 +73,14 @@ def restore(
         )
         for gap, some in zip(gaps, copies[-1]):
             fill(out[channel], gap, some, repair.bands[channel], net.causal)
-    return Restored(out, copies, repair)
+    out = out / factor
+    return Restored(out if clean else torch.where(known, given, out), copies, repair)
+
+
+def to_usual_loudness(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> float:
+    """What brings the known samples to the loudness of what was trained on; 1 for silence."""
+    loudness = (wave * known).square().sum().div(known.sum().clamp(min=1)).sqrt().item()
+    return LOUDNESS / loudness if loudness > 1e-6 else 1.0
 
 
 def of_channel(question: Question, channel: int) -> Question:
@@ -83,7 +95,8 @@ def places(
 ) -> list[list[int]]:
     """For each gap the lags, in frames, that the attention proposes, the likeliest first.
 
-    The frames of the gap and those beside it are asked; causal, none after its first three.
+    The frames of the gap and those beside it are asked; causal, none that sees more than a window
+    beyond its beginning.
     """
     total = question.known.shape[1]
     frames = [frames_about(gap, total, causal) for gap in gaps]
@@ -97,7 +110,7 @@ def places(
 
 def frames_about(gap: tuple[int, int], total: int, causal: bool) -> Int[Tensor, " s"]:
     first, last = gap[0] // HOP - BESIDE, gap[1] // HOP + BESIDE
-    last = gap[0] // HOP + 4 if causal else last
+    last = gap[0] // HOP + 2 if causal else last
     return torch.arange(max(0, first), min(last, total))
 
 
@@ -124,7 +137,7 @@ def fill(
     touched = touched[(touched >= 0) & (touched < bands.shape[1])]
     wanted = to_bins(bands[None, :, touched])
     first = spectrum(piece[None])[:, :, touched - low // HOP].abs()
-    sure = likeness.clamp(min=0) ** 2
+    sure = likeness[(touched * HOP - start).clamp(0, end - start - 1)].clamp(min=0) ** 2
     size = ((1 - sure) * wanted + sure * (first + FLOOR).log()).exp() - FLOOR
     for _ in range(1 if causal else ROUNDS):
         whole = spectrum(piece[None])
@@ -136,11 +149,11 @@ def fill(
 
 def joined(
     copies: list[Copy], gap: tuple[int, int]
-) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """The best copy, its own gaps filled from the next best, noise for what is left.
 
     Returns:
-        The sound, and how like its sources are, on average.
+        The sound, and how like its source each sample is.
     """
     wave, empty = noise(*gap), torch.ones(gap[1] - gap[0], dtype=torch.bool)
     likeness = torch.zeros(gap[1] - gap[0])
@@ -149,7 +162,7 @@ def joined(
         wave = torch.where(here, copy.wave, wave)
         likeness[here] = copy.likeness
         empty = empty & ~here
-    return wave, likeness.mean()
+    return wave, likeness
 
 
 def noise(start: int, end: int) -> Float[Tensor, " m"]:

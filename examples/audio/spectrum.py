@@ -14,6 +14,7 @@ RATE = 16_000  # Hz
 WINDOW = 512  # samples of a frame
 HOP = 128  # samples from frame to frame
 FLOOR = 1e-3  # added to magnitudes before the logarithm; a sine of amplitude 1 has 128
+LOUDNESS = 0.05  # root mean square of recordings to train on
 SINGLE, GROUP = 64, 4  # bins below 2 kHz are bands of their own, the others by fours
 BANDS = SINGLE + (WINDOW // 2 - SINGLE) // GROUP
 
@@ -57,8 +58,9 @@ def known_frames(share: Float[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
     return share > 0.98
 
 
-def delayed(wave: Float[Tensor, " n"], by: float) -> Float[Tensor, " n"]:
-    """By a part of a sample."""
-    spectrum = torch.fft.rfft(wave)
-    turn = torch.arange(len(spectrum)) * (-2 * math.pi * by / len(wave))
-    return torch.fft.irfft(spectrum * torch.polar(torch.ones_like(turn), turn), len(wave))
+def delayed(wave: Float[Tensor, " n"], by: float, reach: int = 32) -> Float[Tensor, " n"]:
+    """By a part of a sample: a windowed sinc, that reaches so many samples to both sides."""
+    offset = torch.arange(-reach, reach + 1)
+    taper = 0.5 + 0.5 * (math.pi * offset / (reach + 1)).cos()
+    taps = torch.sinc(offset + by) * taper  # the filter is applied as a correlation
+    return F.conv1d(wave[None, None], taps[None, None], padding=reach)[0, 0]

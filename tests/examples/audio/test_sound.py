@@ -48,7 +48,14 @@ def test_bands_are_levels():
 
 def test_a_whole_delay_moves_samples():
     wave = torch.randn(101)
-    torch.testing.assert_close(delayed(wave, 3.0), wave.roll(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(delayed(wave, 1.0)[1:], wave[:-1], atol=1e-5, rtol=0)
+
+
+def test_a_part_of_a_delay_moves_a_tone():
+    t = torch.arange(1000)
+    out = delayed((0.5 * t).sin(), 0.3)
+    wanted = (0.5 * (t - 0.3)).sin()
+    torch.testing.assert_close(out[50:-50], wanted[50:-50], atol=1e-3, rtol=0)
 
 
 def test_frames_away_from_a_gap_are_known():
