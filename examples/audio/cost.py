@@ -20,7 +20,7 @@ from examples.audio.spectrum import HOP, RATE
 from examples.audio.weights import trained
 from ndgpa.analysis import gpa_entries, peak_bytes
 
-FULL_UP_TO_S = 130.0  # of sound: beyond, full attention takes minutes
+FULL_UP_TO_S = 60.0  # of sound: beyond, full attention takes minutes
 
 
 def attention_costs(net: Restorer, lengths_s: tuple[float, ...]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -29,6 +29,7 @@ from examples.audio.weights import trained
 
 RESULTS = Path(__file__).parent / "results"
 
+Table = tuple[list[str], list[dict[str, Any]]]  # what is to be said of it, rows
 Recordings = dict[str, Float[Tensor, " _"]]
 
 
@@ -42,6 +43,13 @@ class Options:
     """Folder of the tables."""
     seeds: int = 2
     """How often each recording is damaged anew."""
+    tables: tuple[Literal["held_out", "damaged", "cost", "ten_minutes"], ...] = (
+        "held_out",
+        "damaged",
+        "cost",
+        "ten_minutes",
+    )
+    """Which to make."""
     smoke: bool = False
     """Seconds of sound, damaged once: shows that the program runs."""
 
@@ -49,25 +57,48 @@ class Options:
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     try:
-        methods = all_methods(options.runs)
+        for name in options.tables:
+            about, rows = TABLES[name](options)
+            print(write(options.out, name, about, rows))
+            if options.out == RESULTS:
+                quote(RESULTS.parent / "README.md", name, rows)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    recordings, about = held_out(2.0 if options.smoke else None)
-    seeds = range(1 if options.smoke else options.seeds)
-    compared = [judged(method, recordings, Damage(), seeds) for method in tqdm(methods)]
-    print(write(options.out, "held_out", [GAPS, *about], compared))
-    heavy = Damage(clip=0.5, noise_db=20.0)
-    rows = [judged(method, recordings, heavy, seeds, clean=True) for method in tqdm(methods[1:])]
-    print(write(options.out, "damaged", [HEAVY, *about], rows))
-    lengths = (1.0, 2.0) if options.smoke else (24.0, 120.0, 600.0)
-    rows = attention_costs(trained("gpa", False, options.runs), lengths)
-    print(write(options.out, "cost", [COST], rows))
-    long = [ten_minutes(options.runs, 2.0 if options.smoke else 600.0)]
-    print(write(options.out, "ten_minutes", [LONG], long))
-    if options.out == RESULTS:
-        for name, rows in (("held_out", compared), ("ten_minutes", long)):
-            quote(RESULTS.parent / "README.md", name, rows)
 
+
+def gaps_table(options: Options) -> Table:
+    """All methods, gaps only."""
+    recordings, about = held_out(options)
+    seeds = range(1 if options.smoke else options.seeds)
+    methods = tqdm(all_methods(options.runs))
+    return [GAPS, *about], [judged(method, recordings, Damage(), seeds) for method in methods]
+
+
+def damage_table(options: Options) -> Table:
+    """The attentions, each with its own network; noise and clipping besides."""
+    recordings, about = held_out(options)
+    damage = Damage(clip=0.5, noise_db=20.0)
+    methods = [method for method in all_methods(options.runs) if method.label in COMPARED]
+    rows = [judged(method, recordings, damage, range(1), clean=True) for method in tqdm(methods)]
+    return [HEAVY, *about], rows
+
+
+def cost_table(options: Options) -> Table:
+    lengths = (1.0, 2.0) if options.smoke else (24.0, 60.0, 600.0)
+    return [COST], attention_costs(trained("gpa", False, options.runs), lengths)
+
+
+def long_table(options: Options) -> Table:
+    return [LONG], [ten_minutes(options.runs, 2.0 if options.smoke else 600.0)]
+
+
+TABLES = {
+    "held_out": gaps_table,
+    "damaged": damage_table,
+    "cost": cost_table,
+    "ten_minutes": long_table,
+}
+COMPARED = ("nothing", "window", "full", "GPA")
 
 GAPS = (
     "Held-out recordings with gaps of 20 to 500 ms, 12 % of the time. In each cell: "
@@ -89,18 +120,16 @@ COST = (
 LONG = "A recording of ten minutes, restored with GPA in a process of its own."
 
 
-def held_out(seconds: float | None) -> tuple[Recordings, list[str]]:
-    """The recordings that are at hand, or their first seconds; and what is to be said of them."""
+def held_out(options: Options) -> tuple[Recordings, list[str]]:
+    """The recordings that are at hand; and what is to be said of them."""
     recordings, missing = {}, []
     for name, make in HELD_OUT.items():
         try:
             recordings[name] = make()
         except MissingRecordingError as error:
             missing.append(f"{name} left out: {error}")
-    if seconds is not None:
-        recordings = {
-            k: x[round(RATE) : round(RATE * (1 + seconds))] for k, x in recordings.items()
-        }
+    if options.smoke:
+        recordings = {name: x[RATE : 3 * RATE] for name, x in recordings.items()}
     lengths = ", ".join(f"{name} {len(x) / RATE:.0f} s" for name, x in recordings.items())
     return recordings, [f"Recordings: {lengths}. Real ones: {', '.join(REAL)}.", *missing]
 

@@ -61,6 +61,6 @@ def known_frames(share: Float[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
 def delayed(wave: Float[Tensor, " n"], by: float, reach: int = 32) -> Float[Tensor, " n"]:
     """By a part of a sample: a windowed sinc, that reaches so many samples to both sides."""
     offset = torch.arange(-reach, reach + 1)
-    taper = 0.5 + 0.5 * (math.pi * offset / (reach + 1)).cos()
+    taper = 0.5 + 0.5 * (math.pi * (offset + by) / (reach + 1)).cos()
     taps = torch.sinc(offset + by) * taper  # the filter is applied as a correlation
     return F.conv1d(wave[None, None], taps[None, None], padding=reach)[0, 0]
