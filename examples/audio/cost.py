@@ -48,14 +48,11 @@ def cost_of(name: str, question: Question, length_s: float) -> dict[str, Any]:
             question.query, question.key, question.value, structure, key_mask=question.known
         )
 
+    peak = peak_bytes(call)
     start = time.process_time()
     call()
     seconds = time.process_time() - start
-    return {
-        **not_run(name, question, length_s),
-        "processor s": seconds,
-        "peak MB": peak_bytes(call) / 1e6,
-    }
+    return {**not_run(name, question, length_s), "processor s": seconds, "peak MB": peak / 1e6}
 
 
 def not_run(name: str, question: Question, length_s: float) -> dict[str, Any]:

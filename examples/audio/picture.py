@@ -18,8 +18,8 @@ from examples.audio.gaps import gaps_in
 from examples.audio.spectrum import RATE, spectrum
 from examples.training.files import replacing
 
-LONGEST_S = 30.0  # shown of a recording
-RANGE_DB = 70.0
+LONGEST_S = 20.0  # shown of a recording
+RANGE_DB = 80.0
 
 
 def draw(
@@ -30,7 +30,7 @@ def draw(
 ) -> None:
     """Spectrograms by name, and below them an arc from each gap to its best source.
 
-    Of a long recording the half minute with the most missing is shown; an arc to a place outside
+    Of a long recording the part with the most missing is shown; an arc to a place outside
     leaves the picture.
     """
     first, last = busiest(known)
@@ -42,6 +42,8 @@ def draw(
         show(axis, wave[first:last], first / RATE, loudest)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("kHz")
+    for start, end in gaps_in(known):
+        axes[0].axvspan(start / RATE, end / RATE, color="white", alpha=0.6, linewidth=0)
     arcs(axes[-1], known, copies)
     axes[-1].set_xlim(first / RATE, last / RATE)
     axes[-1].set_xlabel("seconds")
