@@ -55,7 +55,9 @@ def _shifts(
 ) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:
     """The shift of each pair, to fractions of a pixel, and the correlation there."""
     parts = [
-        _peaks(_correlation(grey[some[:, 0]], known[some[:, 0]], grey[some[:, 1]], known[some[:, 1]]))
+        _peaks(
+            _correlation(grey[some[:, 0]], known[some[:, 0]], grey[some[:, 1]], known[some[:, 1]])
+        )
         for some in pairs.split(at_a_time)
     ]
     return torch.cat([shift for shift, _ in parts]), torch.cat([height for _, height in parts])

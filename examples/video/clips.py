@@ -95,7 +95,7 @@ def _pixels(frame: av.VideoFrame, side: int) -> UInt8[Tensor, "3 h w"]:
 
 
 def _time(frame: av.VideoFrame, times: list[int]) -> int:
-    """As the file says; one step after the frame before it where the file is silent or goes back."""
+    """As the file says; one after the frame before it where the file is silent or goes back."""
     after = times[-1] + 1 if times else 0
     return after if frame.pts is None else max(frame.pts, after)
 

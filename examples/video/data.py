@@ -4,11 +4,12 @@ Shapes: t frames, h w pixels of a picture, H W of the larger one that a camera m
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import skimage.data
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -18,7 +19,6 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry
 TRAINING_CLIP = "bikes"
 HELD_OUT = ("bigbuckbunny", "carphone_pristine")
 SCENE_SIDE = 144  # pixels of the shorter side of what the training camera moves over
-LONGEST_SHOT = 80  # frames of the training clip between two cuts
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ def training_scenes() -> list[Float[Tensor, "t 3 H W"]]:
 
 
 def shots(frames: Float[Tensor, "t 3 h w"], cut: float = 0.12) -> list[Float[Tensor, "s 3 h w"]]:
-    """The clip between its cuts, where frames differ by more than `cut` and more than about them."""
+    """The clip between its cuts: where frames differ more than `cut`, and more than about them."""
     change = frames.diff(dim=0).abs().mean(dim=(1, 2, 3))
     around = F.max_pool1d(F.pad(change[None], (2, 2)), 2, 1)[0]  # of the two before, the two after
     cuts = (change > cut) & (change > 2 * torch.maximum(around[:-3], around[3:]))
     edges = [0, *(cuts.nonzero()[:, 0] + 1).tolist(), len(frames)]
-    return [frames[a:b] for a, b in zip(edges, edges[1:])]
+    return [frames[a:b] for a, b in pairwise(edges)]
 
 
 def _photograph(name: str) -> Float[Tensor, "1 3 H W"]:
@@ -152,7 +152,9 @@ def _spot(
     centre = [side * (0.15 + 0.7 * u) for u in (x, y)]
     if moves:
         begin = 0.75 * begin
-        centre = [c + 2 * side * (u - 0.5) * (time - begin - 0.125) for c, u in zip(centre, (dx, dy))]
+        centre = [
+            c + 2 * side * (u - 0.5) * (time - begin - 0.125) for c, u in zip(centre, (dx, dy))
+        ]
     pixel = torch.arange(side) + 0.5
     x_off = (pixel[None, None, :] - centre[0]) / radius[0]
     y_off = (pixel[None, :, None] - centre[1]) / radius[1]

@@ -3,8 +3,9 @@
     .venv/bin/python -m examples.video.evaluate                       with the weights that ship
     .venv/bin/python -m examples.video.evaluate --weights runs/video  with one's own
 
-Writes `results/table.md` and `results/table.json`: PSNR in dB, SSIM and flicker (error of the change
-from frame to frame, in parts of 255) in the holes; processor seconds and memory of the attention.
+Writes `results/table.md` and `results/table.json`: PSNR in dB, SSIM and flicker (error of the
+change from frame to frame, in parts of 255) in the holes; processor seconds and memory of the
+attention.
 """
 
 import os

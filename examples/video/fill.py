@@ -10,6 +10,7 @@ Writes into `runs/video`: filled.mp4, damaged.mp4, sheet.png.
 import time
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,14 @@ import torch
 import tyro
 from jaxtyping import Bool
 from torch import Tensor
-from tqdm import tqdm
 
-from examples.video.attention import KAPPA, Spaces, gpa
+from examples.video.attention import KAPPA, gpa
 from examples.video.clips import Clip, read_clip, write_clip
 from examples.video.data import HELD_OUT, Problem, held_out_problem
 from examples.video.metrics import scores
-from examples.video.model import FillNet, Filling, Sketch
+from examples.video.model import Filling, FillNet, Sketch
 from examples.video.sheet import draw_sheet
-from examples.video.weights import load_net, weights_of
+from examples.video.weights import SHIPPED, load_net
 
 SMALLEST = 16  # pixels: two blocks
 
@@ -49,7 +49,7 @@ class Options:
     """Frames to fill."""
     kappa: int = KAPPA
     """Blocks that each block of a hole reads."""
-    weights: Path = weights_of("gpa")
+    weights: Path = SHIPPED
     """A trained network."""
     out: Path = Path("runs/video")
     """Folder of the results."""
@@ -91,15 +91,14 @@ def fill(options: Options, net: FillNet, clip: Clip, known: Bool[Tensor, "t 1 h 
     if truth is not None:
         found = scores(filling.frames, truth, known)
         print(f"In the holes: {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}.")
-    print(f"The clip is {options.out / 'filled.mp4'}, the pictures are {options.out / 'sheet.png'}.")
+    print(
+        f"The clip is {options.out / 'filled.mp4'}, the pictures are {options.out / 'sheet.png'}."
+    )
 
 
 @torch.no_grad()
 def fill_with(net: FillNet, sketch: Sketch, kappa: int) -> Filling:
-    def attention(spaces: Spaces):  # noqa: ANN202
-        return gpa(spaces, kappa)
-
-    return net(sketch, attention)
+    return net(sketch, partial(gpa, kappa=kappa))
 
 
 def as_clip(pixels: Tensor, like: Clip) -> Clip:

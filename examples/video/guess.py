@@ -60,7 +60,7 @@ def _look(
     path: Float[Tensor, "t 2"],
     direction: int,
 ) -> Seen:
-    """One frame further at a time, all frames at once, until every hole is answered or at an end."""
+    """One frame further at a time, all frames at once, until there is nothing left to ask."""
     count = len(frames)
     pixels, lag = torch.zeros_like(frames), torch.zeros(known.shape)
     wanted = ~known

@@ -1,15 +1,14 @@
 """What training minimises; errors are absolute, means over the holes.
 
-Shapes: t frames, h w pixels, m sites in holes.
+Shapes: t frames, h w pixels, e heads, m sites in holes.
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from examples.video.model import STRIDE, Filling
+from examples.video.model import GUESS, Filling
 
 
 def losses(
@@ -42,15 +41,15 @@ def copy_loss(
     Without it nothing tells the addresses what to look for.
     """
     wanted = rearrange(truth, "t c h w -> (t h w) c")[~known.flatten()]
-    error = (filling.copied - wanted).abs().mean(dim=1)
+    error = (filling.copied - wanted).abs().mean(dim=2)
     return (error * filling.found).sum() / filling.found.sum().clamp(min=1)
 
 
 def guess_loss(
-    guess: Float[Tensor, "t 3 l k"],
+    guess: Float[Tensor, "t 3 g i"],
     truth: Float[Tensor, "t 3 h w"],
     known: Bool[Tensor, "t 1 h w"],
 ) -> Float[Tensor, ""]:
-    weight = F.avg_pool2d((~known).float(), STRIDE, ceil_mode=True)
-    error = (guess - F.avg_pool2d(truth, STRIDE, ceil_mode=True)).abs().mean(dim=1, keepdim=True)
+    weight = F.avg_pool2d((~known).float(), GUESS, ceil_mode=True)
+    error = (guess - F.avg_pool2d(truth, GUESS, ceil_mode=True)).abs().mean(dim=1, keepdim=True)
     return (error * weight).sum() / weight.sum().clamp(min=1)

@@ -1,10 +1,11 @@
-"""The network: a coarse first filling, one attention from the holes to the clip, a few convolutions.
+"""The network: a coarse first filling, one attention from holes to the clip, a few convolutions.
 
-Shapes: t frames, h w pixels, l k a picture that is STRIDE times smaller, n sites of the clip, m
-sites in holes, d and dv features.
+Shapes: t frames, h w pixels, l k a picture that is STRIDE times smaller, g i one that is GUESS
+times smaller, e heads, n sites of the clip, m sites in holes, d features.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from examples.video.attention import Attention, Spaces
 from examples.video.camera import camera_path
 from examples.video.guess import fill
 
-STRIDE = 4  # pixels along each side of one of the coarse filling
+STRIDE = 2  # pixels along each side of one of the coarse filling
+GUESS = 4  # the same for the guess, which is what there is without attention
+ANSWER = 9  # numbers that a head brings to a site
 FRAMES_AT_A_TIME = 64  # in the last convolutions, when nothing is learnt
 
 
@@ -46,9 +49,9 @@ class Filling:
     """What the network made of a clip."""
 
     frames: Float[Tensor, "t 3 h w"]  # what is known is as it was
-    copied: Float[Tensor, "m 3"]  # what the attention brought to the sites in holes
-    found: Float[Tensor, " m"]  # whether it found any key
-    guess: Float[Tensor, "t 3 l k"]
+    copied: Float[Tensor, "e m 3"]  # what each head brought to the sites in holes
+    found: Float[Tensor, "e m"]  # whether it found any key
+    guess: Float[Tensor, "t 3 g i"]
 
 
 class Embedding(nn.Module):
@@ -58,16 +61,14 @@ class Embedding(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(8, width, 3, padding=1)
         self.space = nn.ModuleList(
-            nn.Conv2d(width, width, 3, padding=reach, dilation=reach) for reach in (1, 2, 1)
+            nn.Conv2d(width, width, 3, padding=reach, dilation=reach) for reach in (1, 2, 4)
         )
         self.time = nn.ModuleList(
             nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)) for _ in self.space
         )
         self.out = nn.Conv2d(width, features + 3, 1)
 
-    def forward(
-        self, sketch: Sketch
-    ) -> tuple[Float[Tensor, "t d l k"], Float[Tensor, "t 3 l k"]]:
+    def forward(self, sketch: Sketch) -> tuple[Float[Tensor, "t d l k"], Float[Tensor, "t 3 g i"]]:
         mean = F.avg_pool2d(sketch.coarse, 7, 1, 3, count_include_pad=False)
         contrast = 4 * (sketch.coarse - mean)
         x = torch.cat([2 * sketch.coarse - 1, contrast, sketch.sure], dim=1)
@@ -77,7 +78,8 @@ class Embedding(nn.Module):
             along = rearrange(x, "t c l k -> c t l k")
             x = x + F.leaky_relu(rearrange(time(along), "c t l k -> t c l k"), 0.2)
         x = self.out(x)
-        return F.normalize(x[:, 3:], dim=1), sketch.coarse + 0.1 * x[:, :3]
+        guess = F.avg_pool2d(sketch.coarse + 0.1 * x[:, :3], GUESS // STRIDE, ceil_mode=True)
+        return F.normalize(x[:, 3:], dim=1), guess
 
 
 class FillNet(nn.Module):
@@ -85,26 +87,29 @@ class FillNet(nn.Module):
 
     Every site has an address: features of its surroundings in the coarse filling, its place in the
     scene, its time. A site in a hole reads the sites with the nearest addresses. Queries and keys
-    are addresses alike, so a right selection does not have to be learnt from nothing.
+    are addresses alike, so a right selection does not have to be learnt from nothing. What counts
+    as near each head learns: the first begins with the place, the second with the features, for
+    what moves by itself.
 
     Args:
         width: Channels of the convolutions.
         features: In an address, beside place and time.
     """
 
-    def __init__(self, width: int = 32, features: int = 13) -> None:
+    def __init__(self, width: int = 24, features: int = 13) -> None:
         super().__init__()
         self.embedding = Embedding(width, features)
-        self.log_sharpness = nn.Parameter(torch.tensor(0.7))
-        self.log_nearness = nn.Parameter(torch.tensor(-0.3))  # per pixel
-        self.log_recency = nn.Parameter(torch.tensor(-3.0))  # per frame
-        self.log_caution = nn.Parameter(torch.tensor(-1.0))
+        self.log_sharpness = nn.Parameter(torch.tensor([1.0, 1.8]))
+        self.log_nearness = nn.Parameter(torch.tensor([0.6, -1.0]))  # per pixel
+        self.log_recency = nn.Parameter(torch.tensor([-2.5, -2.5]))  # per frame
+        self.log_caution = nn.Parameter(torch.tensor(-2.0))
+        heads = len(self.log_nearness)
         self.head = nn.Sequential(
-            nn.Conv2d(16, width, 3, padding=1),
+            nn.Conv2d(ANSWER * heads + 7, width, 3, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, width, 3, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 4, 3, padding=1),
+            nn.Conv2d(width, 3 + heads, 3, padding=1),
         )
         with torch.no_grad():
             self.head[-1].weight.zero_()
@@ -113,55 +118,40 @@ class FillNet(nn.Module):
     def forward(self, sketch: Sketch, attention: Attention) -> Filling:
         spaces = Spaces.of(sketch.known)
         features, guess = self.embedding(sketch)
-        key, value = self.address(sketch, features), self.content(sketch)
+        key, value = self.address(sketch, features), content(sketch)
+        value = value.expand(-1, key.shape[1], -1, -1)
         query = key[:, :, spaces.sites]
         seen = sketch.known.flatten()[None]
         answer = attention(spaces)(query, key, value, spaces.holes, spaces.clip, key_mask=seen)
-        place = value[:, :, spaces.sites, 3:6]
-        answer = self.judged(answer, place)[0, 0]
-        frames = self.finish(sketch, spaces, answer, guess)
-        return Filling(frames, answer[:, :3], answer[:, 3], guess)
+        answer = judged(answer, value[:, :, spaces.sites, 3:6])[0]
+        frames = self.finish(sketch, spaces, rearrange(answer, "e m c -> m (e c)"), guess)
+        return Filling(frames, answer[..., :3], answer[..., 3], guess)
 
     def address(
         self, sketch: Sketch, features: Float[Tensor, "t d l k"]
-    ) -> Float[Tensor, "1 1 n d"]:
+    ) -> Float[Tensor, "1 e n d"]:
+        """The same for every head, but for the scales."""
         size = sketch.frames.shape[2:]
-        fine = enlarge(features, size) * self.log_sharpness.exp()
-        place = places(sketch) - places(sketch).mean(dim=(0, 2, 3), keepdim=True)
-        scale = torch.stack([self.log_nearness, self.log_nearness, self.log_recency]).exp()
-        return to_sites(torch.cat([fine, place * scale[:, None, None]], dim=1))
-
-    def content(self, sketch: Sketch) -> Float[Tensor, "1 1 n dv"]:
-        """What is copied: colour, where and when it is from, its square, and a one."""
-        square = sketch.frames.square().mean(dim=1, keepdim=True)
-        return to_sites(
-            torch.cat([sketch.frames, places(sketch), square, torch.ones_like(square)], dim=1)
-        )
-
-    def judged(
-        self, answer: Float[Tensor, "1 1 m dv"], place: Float[Tensor, "1 1 m 3"]
-    ) -> Float[Tensor, "1 1 m 9"]:
-        """The answer as colour, found or not, how far off it is from, and how unsure it is."""
-        colour, found = answer[..., :3], answer[..., 7:]
-        off = found * (answer[..., 3:6] - place) * torch.tensor([1.0, 1.0, 0.1])
-        distance = off[..., :2].square().sum(dim=-1, keepdim=True)
-        spread = answer[..., 6:7] - colour.square().mean(dim=-1, keepdim=True)
-        unsure = (spread.clamp(min=0) + 1e-4).sqrt()
-        return torch.cat([colour, found, off.clamp(-9, 9), distance.clamp(max=9), unsure], dim=-1)
+        where = places(sketch)
+        where = where - where.mean(dim=(0, 2, 3), keepdim=True)
+        plain = to_sites(torch.cat([enlarge(features, size, STRIDE), where], dim=1))
+        sharp, near, recent = self.log_sharpness, self.log_nearness, self.log_recency
+        scale = torch.stack([*[sharp] * features.shape[1], near, near, recent], dim=1).exp()
+        return plain * scale[:, None]
 
     def finish(
         self,
         sketch: Sketch,
         spaces: Spaces,
-        answer: Float[Tensor, "m 9"],
-        guess: Float[Tensor, "t 3 l k"],
+        answer: Float[Tensor, "m ec"],
+        guess: Float[Tensor, "t 3 g i"],
     ) -> Float[Tensor, "t 3 h w"]:
-        """The clip, as many frames at a time as memory allows; frames do not see each other here."""
+        """Some frames at a time, to save memory; they do not see each other here."""
         count, _, height, width = sketch.frames.shape
         step = count if torch.is_grad_enabled() else FRAMES_AT_A_TIME
         size, filled = height * width, []
         edges = torch.searchsorted(spaces.sites, torch.arange(0, count + step, step) * size)
-        for begin, (low, high) in zip(range(0, count, step), zip(edges, edges[1:])):
+        for begin, (low, high) in zip(range(0, count, step), pairwise(edges)):
             some = slice(begin, begin + step)
             known = sketch.known[some]
             canvas = answer.new_zeros(known.numel(), answer.shape[1])
@@ -174,16 +164,39 @@ class FillNet(nn.Module):
         self,
         frames: Float[Tensor, "t 3 h w"],
         known: Bool[Tensor, "t 1 h w"],
-        answer: Float[Tensor, "t 9 h w"],
-        guess: Float[Tensor, "t 3 l k"],
+        answer: Float[Tensor, "t ec h w"],
+        guess: Float[Tensor, "t 3 g i"],
     ) -> Float[Tensor, "t 3 h w"]:
-        """What was copied where that is to be trusted, else the guess; what is known stays."""
-        guess = enlarge(guess, frames.shape[2:])
+        """A mean of the guess and of what each head brought; what is known stays."""
+        guess = enlarge(guess, frames.shape[2:], GUESS)
         change = self.head(torch.cat([answer, guess, frames, known.float()], dim=1))
-        doubt = self.log_caution.exp() * answer[:, 7:8]
-        trust = answer[:, 3:4] * (change[:, 3:] + 2 - doubt).sigmoid()
-        filled = guess + trust * (answer[:, :3] - guess) + change[:, :3]
+        answer = rearrange(answer, "t (e c) h w -> e t c h w", c=ANSWER)
+        trust = rearrange(change[:, 3:], "t e h w -> e t 1 h w") + 2
+        trust = trust - self.log_caution.exp() * answer[:, :, 7:8]
+        trust = trust + (answer[:, :, 3:4] + 1e-6).log()  # none where no key was found
+        share = torch.cat([torch.zeros_like(trust[:1]), trust]).softmax(dim=0)
+        filled = (share * torch.cat([guess[None], answer[:, :, :3]])).sum(dim=0) + change[:, :3]
         return torch.where(known, frames, filled)
+
+
+def content(sketch: Sketch) -> Float[Tensor, "1 1 n 8"]:
+    """What is copied: colour, where and when it is from, its square, and a one."""
+    square = sketch.frames.square().mean(dim=1, keepdim=True)
+    return to_sites(
+        torch.cat([sketch.frames, places(sketch), square, torch.ones_like(square)], dim=1)
+    )
+
+
+def judged(
+    answer: Float[Tensor, "1 e m 8"], place: Float[Tensor, "1 e m 3"]
+) -> Float[Tensor, "1 e m 9"]:
+    """The answer as colour, found or not, how far off it is from, and how unsure it is."""
+    colour, found = answer[..., :3], answer[..., 7:]
+    off = (answer[..., 3:6] - found * place) * torch.tensor([1.0, 1.0, 0.1])
+    distance = off[..., :2].square().sum(dim=-1, keepdim=True)
+    spread = answer[..., 6:7] - colour.square().mean(dim=-1, keepdim=True)
+    unsure = (spread.clamp(min=0) + 1e-4).sqrt()
+    return torch.cat([colour, found, off.clamp(-9, 9), distance.clamp(max=9), unsure], dim=-1)
 
 
 def places(sketch: Sketch) -> Float[Tensor, "t 3 h w"]:
@@ -195,10 +208,12 @@ def places(sketch: Sketch) -> Float[Tensor, "t 3 h w"]:
     return torch.stack(torch.broadcast_tensors(x, y, time), dim=1)
 
 
-def enlarge(x: Float[Tensor, "t c l k"], size: torch.Size) -> Float[Tensor, "t c h w"]:
+def enlarge(
+    x: Float[Tensor, "t c l k"], size: tuple[int, ...], factor: int
+) -> Float[Tensor, "t c h w"]:
     """Pixel centres stay in place; what sticks out where the sizes do not divide is cut off."""
     height, width = size
-    larger = F.interpolate(x, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    larger = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
     return larger[:, :, :height, :width]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from examples.training.files import replacing
 from examples.video.attention import KAPPA, Spaces, gpa
-from examples.video.model import FillNet, Filling, Sketch
+from examples.video.model import Filling, FillNet, Sketch
 from ndgpa import select
 from ndgpa.analysis import key_weights
 
@@ -123,9 +123,7 @@ def shown_frames(
     return torch.cat([own[:1], best]).unique()[:SHOWN]
 
 
-def spot(
-    site: int, frames: Int[Tensor, " f"], size: int, width: int
-) -> tuple[float, float] | None:
+def spot(site: int, frames: Int[Tensor, " f"], size: int, width: int) -> tuple[float, float] | None:
     """Where a site is on the strip: across, down; None where its frame is not shown."""
     frame, pixel = divmod(site, size)
     place = (frames == frame).nonzero()

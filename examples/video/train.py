@@ -24,7 +24,7 @@ from examples.training.loop import run
 from examples.video.attention import ATTENTIONS
 from examples.video.data import Problem, draw_problem, training_scenes
 from examples.video.losses import losses
-from examples.video.model import FillNet, Filling, Sketch
+from examples.video.model import Filling, FillNet, Sketch
 
 WARM_UP = 20  # steps
 
@@ -133,7 +133,9 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
     trainer = Trainer(name, options, scenes)
     trainer.total_steps = planned_steps(folder, name, options, scenes)
     print(f"{name}: {trainer.total_steps} steps")
-    facts = {key: value for key, value in asdict(options).items() if key not in {"out", "attentions"}}
+    facts = {
+        key: value for key, value in asdict(options).items() if key not in {"out", "attentions"}
+    }
     parts = {"net": trainer.net, "optimizer": trainer.optimizer, "clock": trainer.clock}
     run(
         folder,
@@ -148,7 +150,7 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
 
 
 def planned_steps(folder: Path, name: str, options: Options, scenes: list[Tensor]) -> int:
-    """As many as the time allows, found once by timing a few and then kept beside the checkpoints."""
+    """As many as the time allows: a few are timed once, and the plan kept with the checkpoints."""
     if options.steps is not None:
         return options.steps
     plan = folder / "plan.json"

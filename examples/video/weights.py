@@ -7,10 +7,7 @@ from safetensors import SafetensorError, safe_open
 from examples.video.model import FillNet
 
 FOLDER = Path(__file__).parent / "weights"
-
-
-def weights_of(name: str) -> Path:
-    return FOLDER / f"{name}.safetensors"
+SHIPPED = FOLDER / "gpa.safetensors"
 
 
 def load_net(path: Path) -> FillNet:
@@ -24,7 +21,7 @@ def load_net(path: Path) -> FillNet:
     net = FillNet()
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         net.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a network of this program") from error
