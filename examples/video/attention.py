@@ -15,7 +15,7 @@ from ndgpa import Clusters, Fixed, Full, Grid, Nothing, TopK
 from ndgpa.operators import Operator
 
 BLOCK = (1, 8, 8)  # frames, rows, columns
-KAPPA = 8
+KAPPA = 16  # blocks that each block of a hole reads
 WINDOW = (1, 1, 1)  # blocks on each side of a block's own
 
 
@@ -40,12 +40,14 @@ class Spaces:
         return cls(clip, Clusters(block_of_site, torch.arange(len(blocks))), sites, blocks)
 
 
-def gpa(spaces: Spaces, kappa: int = KAPPA) -> Operator:
-    """The most relevant blocks, of any time and place.
+def rule(kappa: int) -> TopK:
+    """Logits rank as the softmax does, as a cell is one block, and do not underflow."""
+    return TopK(kappa, relevance="logit")
 
-    Logits rank as the softmax does, as a cell is one block, and do not underflow.
-    """
-    return ndgpa.GPA(TopK(kappa, relevance="logit"), scale=1.0, affinity="euclidean")
+
+def gpa(spaces: Spaces, kappa: int = KAPPA) -> Operator:
+    """The most relevant blocks, of any time and place."""
+    return ndgpa.GPA(rule(kappa), scale=1.0, affinity="euclidean")
 
 
 def window(spaces: Spaces) -> Operator:

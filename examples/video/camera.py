@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from examples.video.guess import shifted
+
 LAGS = (1, 2, 4, 8, 16)  # frames between the two of a pair
-LEAST_SEEN = 0.3  # share of a frame that must be known for it to be compared
-LEAST_OVERLAP = 0.25  # share of the frame that two must have in common
+LEAST_SEEN = 0.25  # share of a frame that must be sure for it to be compared
+TOLERANCE_PX = 0.3  # of a pair, against the others
+LEAST_OVERLAP = 0.25  # of two frames, against their largest
 
 
 def camera_path(
@@ -21,23 +24,25 @@ def camera_path(
 
     Pairs that do not agree with the others, as across a cut, count little.
     """
-    seen = known.float().mean(dim=(1, 2, 3)) >= LEAST_SEEN
-    pairs = _pairs(seen)
+    detail, sure = _detail(frames, known)
+    pairs = _pairs(sure.float().mean(dim=(1, 2)) >= LEAST_SEEN)
     if len(pairs) == 0:
         return torch.zeros(len(frames), 2)
-    shift, likeness = _shifts(_detail(frames, known)[:, 0], known[:, 0], pairs)
+    shift, likeness = _shifts(detail, sure, pairs)
     return _fit(len(frames), pairs, shift, likeness)
 
 
 def _detail(
     frames: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"], width: int = 7
-) -> Float[Tensor, "t 1 h w"]:
-    """What is brighter or darker than its surroundings, as far as they are known."""
-    grey, weight = frames.mean(dim=1, keepdim=True) * known, known.float()
-    grey, weight = (F.avg_pool2d(x, 3, 1, 1) for x in (grey, weight))
-    around, seen = (F.avg_pool2d(x, width, 1, width // 2) for x in (grey, weight))
-    detail = grey / weight.clamp(min=0.01) - around / seen.clamp(min=0.01)
-    return detail * known
+) -> tuple[Float[Tensor, "t h w"], Bool[Tensor, "t h w"]]:
+    """What is brighter or darker than its surroundings, and where all of these are known.
+
+    Elsewhere holes and borders, which do not move with the scene, would show in it.
+    """
+    grey = F.avg_pool2d(frames.mean(dim=1, keepdim=True), 3, 1, 1)
+    around = F.avg_pool2d(grey, width, 1, width // 2)
+    sure = F.avg_pool2d(known.float(), width + 2, 1, width // 2 + 1) > 0.999
+    return (grey - around)[:, 0], sure[:, 0]
 
 
 def _pairs(seen: Bool[Tensor, " t"]) -> Int[Tensor, "p 2"]:
@@ -48,19 +53,47 @@ def _pairs(seen: Bool[Tensor, " t"]) -> Int[Tensor, "p 2"]:
 
 
 def _shifts(
-    grey: Float[Tensor, "t h w"],
-    known: Bool[Tensor, "t h w"],
+    detail: Float[Tensor, "t h w"],
+    sure: Bool[Tensor, "t h w"],
     pairs: Int[Tensor, "p 2"],
     at_a_time: int = 64,
 ) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:
     """The shift of each pair, to fractions of a pixel, and the correlation there."""
-    parts = [
-        _peaks(
-            _correlation(grey[some[:, 0]], known[some[:, 0]], grey[some[:, 1]], known[some[:, 1]])
-        )
-        for some in pairs.split(at_a_time)
-    ]
-    return torch.cat([shift for shift, _ in parts]), torch.cat([height for _, height in parts])
+    shifts, heights = [], []
+    for one, other in (some.unbind(dim=1) for some in pairs.split(at_a_time)):
+        given = detail[one], sure[one], detail[other], sure[other]
+        shift, height = _peaks(_correlation(*given))
+        shifts.append(_refined(*given, shift))
+        heights.append(height)
+    return torch.cat(shifts), torch.cat(heights)
+
+
+def _refined(
+    a: Float[Tensor, "p h w"],
+    a_sure: Bool[Tensor, "p h w"],
+    b: Float[Tensor, "p h w"],
+    b_sure: Bool[Tensor, "p h w"],
+    shift: Float[Tensor, "p 2"],
+    rounds: int = 4,
+    tolerance: float = 0.03,
+) -> Float[Tensor, "p 2"]:
+    """Gauss-Newton steps towards the least difference; what moves by itself counts little.
+
+    Source: Lucas and Kanade 1981.
+    """
+    table = torch.stack([a, *torch.gradient(a, dim=(2, 1)), a_sure.float()], dim=1)
+    start = shift
+    for _ in range(rounds):
+        value, across, down, seen = shifted(table, shift).unbind(dim=1)
+        error = value - b
+        weight = (seen > 0.99) * b_sure / (1 + (error / tolerance) ** 2)
+        slope = torch.stack([across, down], dim=-1).flatten(1, 2)  # (p, hw, 2)
+        weighted = slope * weight.flatten(1)[..., None]
+        matrix = weighted.mT @ slope + 1e-4 * torch.eye(2)
+        step = torch.linalg.solve(matrix, weighted.mT @ error.flatten(1)[..., None])[..., 0]
+        shift = shift - step.clamp(-0.5, 0.5)
+    near = (shift - start).abs().amax(dim=1, keepdim=True) < 1
+    return torch.where(near, shift, start)
 
 
 def _correlation(
@@ -89,28 +122,33 @@ def _correlation(
     var_a = (correlate(faa, fmb) - sum_a**2 / count).clamp(min=0)
     var_b = (correlate(fma, fbb) - sum_b**2 / count).clamp(min=0)
     likeness = both / ((var_a * var_b).sqrt() + 1e-3 * count.sqrt())
-    enough = count >= LEAST_OVERLAP * a.shape[1] * a.shape[2]
-    return likeness.masked_fill(~enough, -1)
+    most = count.amax(dim=(1, 2), keepdim=True)
+    likeness = likeness * (count / most) ** 0.25  # of two alike, what overlaps more
+    return likeness.masked_fill(count < LEAST_OVERLAP * most, -1)
 
 
 def _peaks(
     likeness: Float[Tensor, "p v u"],
 ) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:
-    """The highest place of each, refined by a parabola along each axis, and its height."""
+    """The highest place of each, refined by a parabola along each axis, and its height.
+
+    The height is 0 where it may be higher beyond the shifts that were compared.
+    """
     _, rows, columns = likeness.shape
     height, place = likeness.flatten(1).max(dim=1)
     v, u = place // columns, place % columns
     each = torch.arange(len(likeness))
-    shifts = []
+    shifts, at_edge = [], height < 0
     for middle, size, at in (
         (u, columns, lambda i: likeness[each, v, i % columns]),
         (v, rows, lambda i: likeness[each, i % rows, u]),
     ):
         before, after = at(middle - 1), at(middle + 1)
         bend = (2 * height - before - after).clamp(min=1e-6)
+        at_edge |= torch.minimum(before, after) == -1
         whole = torch.where(middle > size // 2, middle - size, middle)
         shifts.append(whole + ((after - before) / (2 * bend)).clamp(-0.5, 0.5))
-    return torch.stack(shifts, dim=1), height
+    return torch.stack(shifts, dim=1), height.masked_fill(at_edge, 0)
 
 
 def _fit(
@@ -118,7 +156,7 @@ def _fit(
     pairs: Int[Tensor, "p 2"],
     shift: Float[Tensor, "p 2"],
     likeness: Float[Tensor, " p"],
-    rounds: int = 10,
+    rounds: int = 20,
 ) -> Float[Tensor, "t 2"]:
     """Least squares for the differences along the path; a pair that is off loses its weight."""
     rows = F.one_hot(pairs[:, 1], frames) - F.one_hot(pairs[:, 0], frames)
@@ -126,12 +164,12 @@ def _fit(
     for i in range(1, frames - 1):
         bends[i, i - 1 : i + 2] = torch.tensor([1.0, -2.0, 1.0])
     rows, shift = rows.double(), shift.double()
-    trust = likeness.clamp(min=0.01).double() ** 4
+    trust = likeness.clamp(min=0.03).double() ** 4
     weight = trust
     stiff = 1e-4 * bends.double().T @ bends.double() + 1e-8 * torch.eye(frames)
     for _ in range(rounds):
         weighted = rows * weight[:, None]
         path = torch.linalg.solve(weighted.T @ rows + stiff, weighted.T @ shift)
         error = (rows @ path - shift).square().sum(dim=1)
-        weight = trust / (1 + error)
+        weight = trust / (1 + error / TOLERANCE_PX**2)
     return (path - path[0]).float()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from examples.training.files import replacing
 
-SHIPPED = ("bigbuckbunny", "bikes", "carphone_pristine")
 FEWEST = 3  # frames: with two there is nothing between
 
 

@@ -74,7 +74,7 @@ def _look(
         there = here + direction * step
         if len(here) == 0:
             break
-        seen = _shifted(table[there], path[here] - path[there])
+        seen = shifted(table[there], path[here] - path[there])
         good = wanted[here] & (seen[:, -1:] > 0.99)
         pixels[here] = torch.where(good, seen[:, :-1], pixels[here])
         lag[here] = torch.where(good, float(step), lag[here])
@@ -85,7 +85,7 @@ def _look(
     return Seen(pixels, lag)
 
 
-def _shifted(
+def shifted(
     frames: Float[Tensor, "t c h w"], shift: Float[Tensor, "t 2"]
 ) -> Float[Tensor, "t c h w"]:
     """The pixel at (x, y) becomes that at (x, y) + shift; 0 outside."""

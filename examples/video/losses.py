@@ -36,13 +36,15 @@ def picture_loss(
 def copy_loss(
     filling: Filling, truth: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"]
 ) -> Float[Tensor, ""]:
-    """Of the colours that the attention brought, where it found any: it is to copy the right ones.
+    """Of the colours that the better head brought, where it found any.
 
-    Without it nothing tells the addresses what to look for.
+    Without it nothing tells the addresses what to look for; were it the mean of the heads, they
+    would become alike.
     """
     wanted = rearrange(truth, "t c h w -> (t h w) c")[~known.flatten()]
     error = (filling.copied - wanted).abs().mean(dim=2)
-    return (error * filling.found).sum() / filling.found.sum().clamp(min=1)
+    error = (error * filling.found).amin(dim=0)
+    return error.sum() / filling.found[0].sum().clamp(min=1)
 
 
 def guess_loss(

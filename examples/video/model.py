@@ -99,9 +99,9 @@ class FillNet(nn.Module):
     def __init__(self, width: int = 24, features: int = 13) -> None:
         super().__init__()
         self.embedding = Embedding(width, features)
-        self.log_sharpness = nn.Parameter(torch.tensor([1.0, 1.8]))
-        self.log_nearness = nn.Parameter(torch.tensor([0.6, -1.0]))  # per pixel
-        self.log_recency = nn.Parameter(torch.tensor([-2.5, -2.5]))  # per frame
+        self.log_sharpness = nn.Parameter(torch.tensor([1.3, 1.8]))
+        self.log_nearness = nn.Parameter(torch.tensor([1.1, -0.5]))  # per pixel
+        self.log_recency = nn.Parameter(torch.tensor([-2.0, -2.0]))  # per frame
         self.log_caution = nn.Parameter(torch.tensor(-2.0))
         heads = len(self.log_nearness)
         self.head = nn.Sequential(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.training.files import replacing
-from examples.video.attention import KAPPA, Spaces, gpa
+from examples.video.attention import KAPPA, Spaces, rule
 from examples.video.model import Filling, FillNet, Sketch
 from ndgpa import select
 from ndgpa.analysis import key_weights
@@ -65,7 +65,7 @@ def strip(axes: Axes, frames: Float[Tensor, "t 3 h w"]) -> None:
 
 @torch.no_grad()
 def draw_lines(axes: Axes, net: FillNet, sketch: Sketch, kappa: int, queries: int = 4) -> None:
-    """Some pixels of the frame in the middle that has the largest holes, and the keys they read.
+    """Some pixels in holes of a frame near the middle, and what their first head reads.
 
     Each key is drawn in the shown frame that is nearest to its own.
     """
@@ -81,8 +81,7 @@ def draw_lines(axes: Axes, net: FillNet, sketch: Sketch, kappa: int, queries: in
         "affinity": "euclidean",
         "key_mask": seen,
     }
-    rule = gpa(spaces, kappa).rule  # type: ignore[attr-defined]
-    selection = select(*given, spaces.holes, rule, **options)
+    selection = select(*given, spaces.holes, rule(kappa), **options)
     keys, weights = key_weights(*given, selection, spaces.holes, asked, **options)
     keys, weights = keys[0, 0], weights[0, 0]
     frames = shown_frames(spaces.sites[asked] // size, keys, weights, size)

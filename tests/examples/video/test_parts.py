@@ -23,7 +23,7 @@ def filmed(frames: int = 12, side: int = 48, speed: float = 2.0) -> tuple[torch.
     path = torch.stack([speed * torch.arange(frames), 0.25 * torch.arange(frames)], dim=1)
     known = torch.ones(frames, 1, side, side, dtype=torch.bool)
     known[:, :, 16:30, 18:32] = False
-    known[5] = False
+    known[frames // 2] = False
     return film(scene, path, side), known, path
 
 
@@ -33,7 +33,7 @@ def test_no_clip_is_both_trained_on_and_held_out() -> None:
 
 def test_the_path_of_the_camera_is_found_in_spite_of_holes_and_a_lost_frame() -> None:
     frames, known, path = filmed()
-    torch.testing.assert_close(camera_path(frames * known, known), path, atol=0.25, rtol=0)
+    torch.testing.assert_close(camera_path(frames * known, known), path, atol=0.1, rtol=0)
 
 
 def test_what_is_in_a_hole_does_not_matter() -> None:
@@ -139,11 +139,13 @@ def test_taking_frames_a_few_at_a_time_changes_nothing(monkeypatch: pytest.Monke
 
 
 def test_gpa_with_every_block_is_full_attention() -> None:
-    frames, known, _ = filmed(frames=4, side=20)
+    frames, known, _ = filmed(frames=4, side=24)
     net, sketch = FillNet(), Sketch.of(frames, known)
     every = Spaces.of(known).clip.num_blocks
     mine = net(sketch, lambda spaces: ATTENTIONS["gpa"](spaces, kappa=every))
-    torch.testing.assert_close(mine.frames, net(sketch, ATTENTIONS["full"]).frames)
+    torch.testing.assert_close(
+        mine.frames, net(sketch, ATTENTIONS["full"]).frames, atol=1e-4, rtol=0
+    )
 
 
 def test_places_of_one_thing_agree_along_the_path() -> None:
