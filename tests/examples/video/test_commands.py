@@ -50,7 +50,7 @@ def test_a_smoke_run_trains_every_attention_and_compares_them(
     table = json.loads((tmp_path / "results" / "table.json").read_text())
     methods = list(dict.fromkeys(row["method"] for row in table["rows"]))
     assert methods[:2] == ["linear in time", "linear along the camera"]
-    assert methods[-2:] == ["full, trained so", "full, weights of GPA"]
+    assert methods[-2:] == ["full", "full, weights of GPA"]
     assert len(table["rows"]) == 4 * len(methods)
     assert (tmp_path / "results" / "table.md").read_text() in capsys.readouterr().out
 
@@ -142,7 +142,7 @@ def test_weights_of_another_network_or_damaged_ones_are_refused(tmp_path: Path) 
 def test_the_weights_that_ship_are_small_and_learnt_for_the_same_time() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < MOST_SHIPPED
     spent = [float(facts_of(FOLDER / f"{name}.safetensors")["cpu_s"]) for name in ATTENTIONS]
-    assert max(spent) < 1.3 * min(spent)
+    assert max(spent) < 1.5 * min(spent)
 
 
 def test_an_unknown_attention_is_refused(tmp_path: Path) -> None:
