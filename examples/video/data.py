@@ -224,8 +224,7 @@ def held_out_problem(name: str, moves: bool, frames: int, side: int, seed: int =
     camera stands still, and the picture is its middle, as large as the shorter side.
     """
     generator = torch.Generator().manual_seed(seed)
-    clip = read_clip(shipped(name), side * 3 // 2 if moves else side).pixels
-    clip = clip[torch.linspace(0, len(clip) - 1, len(clip)).long()[:frames]]
+    clip = read_clip(shipped(name), side * 3 // 2 if moves else side, most=frames).pixels
     clip = clip[_to_and_fro(len(clip), frames)]
     room = (clip.shape[3] - side, clip.shape[2] - side)
     path = wander(frames, room, 1.5, 0.5, generator)

@@ -12,9 +12,11 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,10 @@ class Options:
     """Folder of the tables."""
     seeds: int = 2
     """Damages of each small clip; a large one has one."""
+    processes: int = 1
+    """Clips to judge at the same time."""
     smoke: bool = False
-    """One tiny clip: shows that the program runs."""
+    """Tiny clips: shows that the program runs."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,25 @@ class Method:
     attention: Attention
 
 
+@dataclass(frozen=True)
+class Case:
+    """One damaged clip."""
+
+    clip: str
+    camera: str
+    seed: int
+    size: Size
+
+
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
+    paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
     try:
         nets = {name: load_net(path) for name, path in paths.items()}
         about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
         rows: list[dict[str, Any]] = []
-        for more in measured(options, nets):
+        for more in measured(cases(options), nets, options.processes):
             rows += more
             text = write_results(options.out, about, rows)
         print(text)
@@ -87,31 +102,48 @@ def main(options: Options) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def measured(options: Options, nets: dict[str, FillNet]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one damaged clip after another."""
+def cases(options: Options) -> list[Case]:
     sizes = {TINY: 1} if options.smoke else {SMALL: options.seeds, LARGE: 1}
-    for size, seeds in sizes.items():
-        methods = compared(nets, size.full)
-        cameras = ("moving", "still") if size.still else ("moving",)
-        for clip, camera, seed in product(HELD_OUT, cameras, range(seeds)):
-            print(f"{clip}, {camera} camera, {size.frames} frames of {size.side}x{size.side}")
-            problem = held_out_problem(clip, camera == "moving", size.frames, size.side, seed)
-            what = {"clip": clip, "camera": camera, "seed": seed}
-            what |= {"frames": size.frames, "side": size.side}
-            yield [what | row for row in judged(problem, methods)]
+    return [
+        Case(clip, camera, seed, size)
+        for size, seeds in sizes.items()
+        for clip, camera, seed in product(HELD_OUT, ("moving", "still"), range(seeds))
+        if size.still or camera == "moving"
+    ]
+
+
+def measured(
+    cases: list[Case], nets: dict[str, FillNet], processes: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one damaged clip after another."""
+    if processes == 1:
+        yield from (rows_of(case, nets) for case in tqdm(cases, desc="clips"))
+        return
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        yield from tqdm(pool.map(partial(rows_of, nets=nets), cases), "clips", len(cases))
+
+
+def rows_of(case: Case, nets: dict[str, FillNet]) -> list[dict[str, Any]]:
+    frames, side = case.size.frames, case.size.side
+    problem = held_out_problem(case.clip, case.camera == "moving", frames, side, case.seed)
+    what = {"clip": case.clip, "camera": case.camera, "seed": case.seed}
+    what |= {"frames": frames, "side": side}
+    return [what | row for row in judged(problem, compared(nets, case.size.full))]
 
 
 def compared(nets: dict[str, FillNet], full: bool) -> list[Method]:
-    window = "x".join(str(2 * reach + 1) for reach in WINDOW)
+    """What there are networks for; full attention only where it is asked for."""
+    window = f"window of {'x'.join(str(2 * reach + 1) for reach in WINDOW)} blocks"
+    names = {"nothing": "no attention", "window": window}
     methods = [
-        Method("no attention", nets["nothing"], ATTENTIONS["nothing"]),
-        Method(f"window of {window} blocks", nets["window"], ATTENTIONS["window"]),
-        *(Method(f"GPA {k}", nets["gpa"], partial(gpa, kappa=k)) for k in KAPPAS),
+        Method(label, nets[name], ATTENTIONS[name]) for name, label in names.items() if name in nets
     ]
+    methods += [Method(f"GPA {k}", nets["gpa"], partial(gpa, kappa=k)) for k in KAPPAS]
     if full:
-        methods.append(Method("window, weights of GPA", nets["gpa"], ATTENTIONS["window"]))
-        methods.append(Method("full", nets["full"], ATTENTIONS["full"]))
+        methods.append(Method(f"{window}, weights of GPA", nets["gpa"], ATTENTIONS["window"]))
         methods.append(Method("full, weights of GPA", nets["gpa"], ATTENTIONS["full"]))
+    if full and "full" in nets:
+        methods.append(Method("full", nets["full"], ATTENTIONS["full"]))
     return methods
 
 
@@ -122,7 +154,7 @@ def judged(problem: Problem, methods: list[Method]) -> Iterator[dict[str, Any]]:
     for name, path in (("linear in time", still), ("linear along the camera", sketch.path)):
         filled, _ = fill(problem.damaged, problem.known, path)
         yield {"method": name, **scores(filled, problem.truth, problem.known)}
-    for method in tqdm(methods, desc="fill", leave=False):
+    for method in methods:
         yield {"method": method.name, **run(method, problem, sketch)}
 
 

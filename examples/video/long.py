@@ -20,7 +20,6 @@ from examples.video.attention import KAPPA, Spaces
 from examples.video.data import HELD_OUT, held_out_problem
 from examples.video.evaluate import machine
 from examples.video.fill import fill_with
-from examples.video.metrics import psnr
 from examples.video.model import Sketch
 from examples.video.weights import SHIPPED, load_net
 from ndgpa.analysis import full_entries
@@ -32,6 +31,7 @@ class Options:
 
     frames: int = 300
     side: int = 128
+    kappa: int = KAPPA
     weights: Path = SHIPPED
     out: Path = Path(__file__).parent / "results"
 
@@ -41,15 +41,14 @@ def main(options: Options) -> None:
     net = load_net(options.weights)
     problem = held_out_problem(HELD_OUT[0], True, options.frames, options.side)
     start, cpu_start = time.perf_counter(), time.process_time()
-    filling = fill_with(net, Sketch.of(problem.damaged, problem.known), KAPPA)
+    fill_with(net, Sketch.of(problem.damaged, problem.known), options.kappa)
     spaces = Spaces.of(problem.known)
     row = {
         "frames": options.frames,
         "side": options.side,
         "sites": spaces.clip.num_sites,
         "sites_in_holes": len(spaces.sites),
-        "kappa": KAPPA,
-        "psnr_db": psnr(filling.frames, problem.truth, ~problem.known),
+        "kappa": options.kappa,
         "seconds": time.perf_counter() - start,
         "cpu_s": time.process_time() - cpu_start,
         "peak_gb_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,

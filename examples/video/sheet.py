@@ -38,9 +38,9 @@ def draw_sheet(
     if truth is not None:
         rows["truth"] = truth
     figure = Figure(
-        figsize=(14, 14 / len(chosen) * height / width * (len(rows) + 2)), layout="constrained"
+        figsize=(14, 14 / len(chosen) * height / width * (len(rows) + 1.6)), layout="constrained"
     )
-    parts = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1] * len(rows) + [2])
+    parts = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1] * (len(rows) + 1))
     for place, (name, frames) in enumerate(rows.items()):
         axes = figure.add_subplot(parts[place])
         strip(axes, frames[chosen])
