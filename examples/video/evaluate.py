@@ -62,28 +62,23 @@ class Options:
     seeds: int = 2
     """Damages of each small clip; a large one has one."""
     processes: int = 1
-    """Clips to judge at the same time."""
+    """Jobs to do at the same time."""
     smoke: bool = False
     """Tiny clips: shows that the program runs."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """A network and the attention that it is run with."""
-
-    name: str
-    net: FillNet
-    attention: Attention
-
-
-@dataclass(frozen=True)
-class Case:
-    """One damaged clip."""
+class Job:
+    """One damaged clip, filled in one way."""
 
     clip: str
     camera: str
     seed: int
     size: Size
+    way: str
+
+
+Way = Callable[[Problem, Sketch], dict[str, Any]]
 
 
 def main(options: Options) -> None:
@@ -94,74 +89,78 @@ def main(options: Options) -> None:
         nets = {name: load_net(path) for name, path in paths.items()}
         about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
         rows: list[dict[str, Any]] = []
-        for more in measured(cases(options), nets, options.processes):
-            rows += more
+        for row in measured(jobs(options, nets), nets, options.processes):
+            rows.append(row)
             text = write_results(options.out, about, rows)
         print(text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def cases(options: Options) -> list[Case]:
-    sizes = {TINY: 1} if options.smoke else {SMALL: options.seeds, LARGE: 1}
+def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
+    """The large clips come first, as they take longest."""
+    sizes = {TINY: 1} if options.smoke else {LARGE: 1, SMALL: options.seeds}
     return [
-        Case(clip, camera, seed, size)
+        Job(clip, camera, seed, size, way)
         for size, seeds in sizes.items()
         for clip, camera, seed in product(HELD_OUT, ("moving", "still"), range(seeds))
         if size.still or camera == "moving"
+        for way in ways(nets, size.full)
     ]
 
 
-def measured(
-    cases: list[Case], nets: dict[str, FillNet], processes: int
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one damaged clip after another."""
+def measured(jobs: list[Job], nets: dict[str, FillNet], processes: int) -> Iterator[dict[str, Any]]:
+    """The row of one job after another."""
     if processes == 1:
-        yield from (rows_of(case, nets) for case in tqdm(cases, desc="clips"))
+        yield from (row_of(job, nets) for job in tqdm(jobs))
         return
     with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        yield from tqdm(pool.map(partial(rows_of, nets=nets), cases), "clips", len(cases))
+        yield from tqdm(pool.map(partial(row_of, nets=nets), jobs), total=len(jobs))
 
 
-def rows_of(case: Case, nets: dict[str, FillNet]) -> list[dict[str, Any]]:
-    frames, side = case.size.frames, case.size.side
-    problem = held_out_problem(case.clip, case.camera == "moving", frames, side, case.seed)
-    what = {"clip": case.clip, "camera": case.camera, "seed": case.seed}
-    what |= {"frames": frames, "side": side}
-    return [what | row for row in judged(problem, compared(nets, case.size.full))]
-
-
-def compared(nets: dict[str, FillNet], full: bool) -> list[Method]:
-    """What there are networks for; full attention only where it is asked for."""
-    window = f"window of {'x'.join(str(2 * reach + 1) for reach in WINDOW)} blocks"
-    names = {"nothing": "no attention", "window": window}
-    methods = [
-        Method(label, nets[name], ATTENTIONS[name]) for name, label in names.items() if name in nets
-    ]
-    methods += [Method(f"GPA {k}", nets["gpa"], partial(gpa, kappa=k)) for k in KAPPAS]
-    if full:
-        methods.append(Method(f"{window}, weights of GPA", nets["gpa"], ATTENTIONS["window"]))
-        methods.append(Method("full, weights of GPA", nets["gpa"], ATTENTIONS["full"]))
-    if full and "full" in nets:
-        methods.append(Method("full", nets["full"], ATTENTIONS["full"]))
-    return methods
-
-
-def judged(problem: Problem, methods: list[Method]) -> Iterator[dict[str, Any]]:
-    """One row for each way to fill."""
+def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:
+    frames, side = job.size.frames, job.size.side
+    problem = held_out_problem(job.clip, job.camera == "moving", frames, side, job.seed)
     sketch = Sketch.of(problem.damaged, problem.known)
-    still = torch.zeros_like(sketch.path)
-    for name, path in (("linear in time", still), ("linear along the camera", sketch.path)):
-        filled, _ = fill(problem.damaged, problem.known, path)
-        yield {"method": name, **scores(filled, problem.truth, problem.known)}
-    for method in methods:
-        yield {"method": method.name, **run(method, problem, sketch)}
+    what = {"clip": job.clip, "camera": job.camera, "seed": job.seed}
+    what |= {"frames": frames, "side": side, "method": job.way}
+    return what | ways(nets, job.size.full)[job.way](problem, sketch)
+
+
+def ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
+    """Every way there is a network for, by name; full attention only where it is asked for."""
+    window = f"window of {'x'.join(str(2 * reach + 1) for reach in WINDOW)} blocks"
+    found: dict[str, Way] = {"linear in time": in_time, "linear along the camera": along_path}
+    for name, label in {"nothing": "no attention", "window": window}.items():
+        if name in nets:
+            found[label] = partial(by_network, net=nets[name], attention=ATTENTIONS[name])
+    for k in KAPPAS:
+        found[f"GPA {k}"] = partial(by_network, net=nets["gpa"], attention=partial(gpa, kappa=k))
+    if full:
+        for name, label in {"window": window, "full": "full"}.items():
+            way = partial(by_network, net=nets["gpa"], attention=ATTENTIONS[name])
+            found[f"{label}, weights of GPA"] = way
+    if full and "full" in nets:
+        found["full"] = partial(by_network, net=nets["full"], attention=ATTENTIONS["full"])
+    return found
+
+
+def in_time(problem: Problem, sketch: Sketch) -> dict[str, Any]:
+    filled, _ = fill(problem.damaged, problem.known, torch.zeros_like(sketch.path))
+    return scores(filled, problem.truth, problem.known)
+
+
+def along_path(problem: Problem, sketch: Sketch) -> dict[str, Any]:
+    filled, _ = fill(problem.damaged, problem.known, sketch.path)
+    return scores(filled, problem.truth, problem.known)
 
 
 @torch.no_grad()
-def run(method: Method, problem: Problem, sketch: Sketch) -> dict[str, Any]:
+def by_network(
+    problem: Problem, sketch: Sketch, net: FillNet, attention: Attention
+) -> dict[str, Any]:
     spent: dict[str, Any] = {}
-    filling = method.net(sketch, partial(watched, attention=method.attention, spent=spent))
+    filling = net(sketch, partial(watched, attention=attention, spent=spent))
     return scores(filling.frames, problem.truth, problem.known) | spent
 
 
