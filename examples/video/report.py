@@ -14,7 +14,7 @@ COLUMNS = {
     "flicker": ("flicker", ".2f"),
     "attention_cpu_s": ("attention CPU s", ".2f"),
     "attention_mb": ("MB", ".0f"),
-    "dense_matrix_mb": ("dense matrix MB", ".0f"),
+    "dense_matrix_mb": ("dense matrix of a head, MB", ".0f"),
 }
 
 Row = dict[str, Any]
