@@ -36,7 +36,7 @@ class Options:
 
     attentions: tuple[str, ...] = tuple(ATTENTIONS)
     """Of gpa, window, full, nothing."""
-    cpu_minutes: float = 1.5
+    cpu_minutes: float = 0.9
     """For each; the number of steps follows from the time of the first ones."""
     steps: int | None = None
     """Train for so many steps instead."""
