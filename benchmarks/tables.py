@@ -1,10 +1,11 @@
-"""Write the README's performance tables from the committed result files.
+"""Write the tables of the README and of docs/graphs.md from the committed result files.
 
 python benchmarks/tables.py
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,53 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, table in (("cpu_speed", cpu_speed),):
-        path = RESULTS / f"{name}.json"
-        content = table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    tables = {"cpu_speed": table_of("cpu_speed", cpu_speed), "gpu": gpus()}
+    fill(ROOT / "README.md", tables)
+    trained = ROOT / "examples" / "graphs" / "results"
+    tables = {path.stem: path.read_text().strip() for path in trained.glob("*.md")}
+    tables["coarsening"] = table_of("coarsening", coarsening)
+    fill(ROOT / "docs" / "graphs.md", tables)
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
+    text = page.read_text()
+    for name, content in tables.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = block.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
-    block = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
-    text = block.sub(lambda m: f"{m[1]}{gpus()}\n{m[2]}", text)
-    temporary = readme.with_suffix(".tmp")
+    temporary = page.with_suffix(".tmp")
     temporary.write_text(text)
-    temporary.replace(readme)
+    temporary.replace(page)
+
+
+def table_of(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    path = RESULTS / f"{name}.json"
+    return table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
+def coarsening(result: dict[str, Any]) -> str:
+    """Cuts of every graph at every size; seconds at the largest."""
+    machine = result["machine"]
+    methods = ("metis", "landmark", "kd")
+    lines = [
+        f"Blocks of {result['block']} nodes, cells of {result['cell']} blocks; "
+        f"{machine['processor']}. Share of edges cut between blocks / between cells, and seconds of processor time.",
+        "",
+        "| graph | nodes | " + " | ".join(f"`{m}` | s" for m in methods) + " |",
+        "|---" * (2 + 2 * len(methods)) + "|",
+    ]
+    for graph, nodes in dict.fromkeys((r["graph"], r["nodes"]) for r in result["rows"]):
+        cells = [graph, f"{nodes:,}"]
+        for method in methods:
+            at = [
+                r
+                for r in result["rows"]
+                if (r["graph"], r["nodes"], r["method"]) == (graph, nodes, method)
+            ]
+            cells += [f"{r['cut']:.2f} / {r['cell_cut']:.2f}" for r in at] or ["-"]
+            cells += [f"{r['cpu_s']:.3g}" for r in at] or ["-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def cpu_speed(result: dict[str, Any]) -> str:

@@ -1,15 +1,14 @@
-"""Regions of photographs, and problems on them: scribbles mark a few regions with their class."""
+"""Regions of photographs, and problems on them: a click selects all that has about its colour."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 from torch import Tensor
 
 import ndgpa
-from examples.graphs.compare import Sample
+from examples.graphs.sample import Sample
 from examples.images.copy_photo.data import (
     HELD_OUT,
     TRAINING,
@@ -18,17 +17,15 @@ from examples.images.copy_photo.data import (
     random_views,
 )
 
-CLASSES = 5
-SCRIBBLES = 2  # of each class
-NOISE = 0.25  # standard deviations of the colours in the picture, on each channel
+TOLERANCE = 0.7  # standard deviations of the colours in the picture
+CLICKS = 3
+NOISE = 0.2  # standard deviations, on each channel
 MARK = 5.0  # large, so that attention finds the marks early in training
 VALIDATION = ("rocket", "stereo_motorcycle")  # what options were chosen on
 
 
 class Regions:
     """A photograph as a graph: SLIC regions, joined where they touch.
-
-    The classes are clusters of the regions' true colours (k-means).
 
     Args:
         photo: (3, h, w), from 0 to 1.
@@ -45,8 +42,6 @@ class Regions:
         colour = self.mean(lab)
         colour = colour - colour.mean(dim=0)
         self.colour = colour / colour.square().sum(dim=1).mean().sqrt()
-        _, cluster = kmeans2(self.colour.numpy(), CLASSES, minit="++", rng=0)
-        self.cluster = torch.from_numpy(cluster).long()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
             self.edge_index, len(colour), downsample=32, cell=4, position=self.position
@@ -60,28 +55,31 @@ class Regions:
         return (torch.stack(sums, dim=1) / flat.bincount()[:, None]).float()
 
     def sample(self, generator: torch.Generator | None = None) -> Sample:
-        """Noisy colours of all regions, the class of those under scribbles; wanted: of all.
+        """The magic wand of a photo editor: regions were clicked; which have their colour?
 
-        The classes are numbered anew each time, so nothing but the scribbles tells the numbers.
+        Seen are noisy colours and the marks; wanted is 1 where the true colour is within the
+        tolerance of the first clicked one's, wherever in the picture, and 0 elsewhere.
         """
-        y = torch.randperm(CLASSES, generator=generator)[self.cluster]
-        marked = self.scribbles(generator)
-        noise = torch.randn(self.colour.shape, generator=generator)
-        colour = self.colour + NOISE * noise
+        first = int(torch.randint(len(self.colour), (), generator=generator))
+        apart = (self.colour - self.colour[first]).norm(dim=1)
+        marked = self.clicked(first, apart < TOLERANCE / 2, generator)
+        colour = self.colour + NOISE * torch.randn(self.colour.shape, generator=generator)
         waves = torch.cat([k * torch.pi * colour for k in (0.5, 1.0)], dim=1)
         mark = MARK * marked[:, None]
-        x = [colour, waves.sin(), waves.cos(), mark * F.one_hot(y, CLASSES), mark]
-        return Sample(torch.cat(x, dim=1), y, self.edge_index, self.structure)
+        x = torch.cat([colour, waves.sin(), waves.cos(), mark * colour, mark], dim=1)
+        return Sample(x, (apart < TOLERANCE).float(), self.edge_index, self.structure)
 
-    def scribbles(self, generator: torch.Generator | None = None) -> Tensor:  # (n,) bool
-        """Random regions of each class, with those of their class that touch them."""
-        marked = torch.zeros(len(self.cluster), dtype=torch.bool)
-        for number in range(CLASSES):
-            own = (self.cluster == number).nonzero()[:, 0]
-            marked[own[torch.randint(len(own), (SCRIBBLES,), generator=generator)]] = True
+    def clicked(
+        self, first: int, alike: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:  # (n,) bool
+        """Some regions that are alike, and those alike within two regions of them: the brush."""
+        own = alike.nonzero()[:, 0]
+        marked = torch.zeros_like(alike)
+        marked[first] = True
+        marked[own[torch.randint(len(own), (CLICKS - 1,), generator=generator)]] = True
         one, other = self.edge_index
-        alike = self.cluster[one] == self.cluster[other]
-        marked[other[marked[one] & alike]] = True
+        for _ in range(2):
+            marked[other[marked[one] & alike[other]]] = True
         return marked
 
 
@@ -94,8 +92,8 @@ def touching(region: Tensor) -> Tensor:  # (h, w) -> (2, E)
     return torch.cat([pairs, pairs.flip(0)], dim=1).unique(dim=1)
 
 
-class Scribbles:
-    """Predict the class of every region from a few marked ones.
+class Clicks:
+    """Select the regions that have the colour of the clicked ones.
 
     Args:
         views: Views of each photograph to train on.
@@ -105,7 +103,7 @@ class Scribbles:
         validate: Test on photographs that are neither for training nor for the test.
     """
 
-    inputs, outputs, layers = 3 + 12 + CLASSES + 1, CLASSES, 2
+    inputs, outputs, layers = 19, 1, 2
 
     def __init__(
         self, views: int, test_views: int, size: int, regions: int, validate: bool = False
@@ -121,7 +119,9 @@ class Scribbles:
         ]
         self.testing = []
         for photo in map(load_photo, tested):
-            others = random_views([photo], test_views - 1, size, generator) if test_views > 1 else []
+            others = (
+                random_views([photo], test_views - 1, size, generator) if test_views > 1 else []
+            )
             for view in [held_out_view(photo, size), *others]:
                 self.testing.append(Regions(view, regions))
         self.tests = [view.sample(generator) for view in self.testing for _ in range(2)]
@@ -130,9 +130,8 @@ class Scribbles:
         return self.training[int(torch.randint(len(self.training), ()))].sample()
 
     def loss(self, predicted: Tensor, sample: Sample) -> Tensor:
-        return F.cross_entropy(predicted, sample.y)
+        return F.binary_cross_entropy_with_logits(predicted[:, 0], sample.y)
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """The share of wrong regions among those that are not marked."""
-        asked = sample.x[:, -1] == 0
-        return 100 * (predicted.argmax(dim=1) != sample.y)[asked].float().mean()
+        """The share of regions that are wrongly selected or left out."""
+        return 100 * ((predicted[:, 0] > 0) != (sample.y > 0)).float().mean()
