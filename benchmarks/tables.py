@@ -44,7 +44,8 @@ def coarsening(result: dict[str, Any]) -> str:
     methods = ("metis", "landmark", "kd")
     lines = [
         f"Blocks of {result['block']} nodes, cells of {result['cell']} blocks; "
-        f"{machine['processor']}. Share of edges cut between blocks / between cells, and seconds of processor time.",
+        f"{machine['processor']}. Share of edges cut between blocks / "
+        "between cells, and seconds of processor time.",
         "",
         "| graph | nodes | " + " | ".join(f"`{m}` | s" for m in methods) + " |",
         "|---" * (2 + 2 * len(methods)) + "|",

@@ -1,4 +1,4 @@
-"""Regions of photographs that were clicked, and all like them: message passing alone, GPA and dense attention.
+"""A magic wand on regions of photographs: message passing alone, GPA and dense attention.
 
     python -m examples.graphs.superpixels.train            # minutes on two cores
     python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
@@ -59,8 +59,8 @@ def main(
         f"ones on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
         f"{max(sites)} regions of photographs that were not trained on"
         f"{' (for validation)' if validate else ''}; {steps} steps on {len(task.training)} views "
-        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are of one "
-        "training step."
+        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are of "
+        "one training step."
     )
     tqdm.write(write(out, "superpixels", about, rows))
     draw(out / "superpixels.png", task, networks)
