@@ -1,4 +1,4 @@
-"""Regions of photographs, and problems on them: a click selects all that has about its colour."""
+"""Regions of photographs, and problems on them: what is lighter than a region that was clicked?"""
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from examples.images.copy_photo.data import (
     random_views,
 )
 
-TOLERANCE = 0.7  # standard deviations of the colours in the picture
+# In standard deviations of the lightness in the picture:
+NOISE = 0.3  # of what is seen, on each channel
+ALIKE = 0.15  # how far the lightness under the clicks is from the first one's
 CLICKS = 3
-NOISE = 0.2  # standard deviations, on each channel
 MARK = 5.0  # large, so that attention finds the marks early in training
 VALIDATION = ("rocket", "stereo_motorcycle")  # what options were chosen on
 
@@ -40,8 +41,7 @@ class Regions:
         row, column = np.indices(found.shape) / max(found.shape)
         self.position = self.mean(np.stack([column, row], axis=2))
         colour = self.mean(lab)
-        colour = colour - colour.mean(dim=0)
-        self.colour = colour / colour.square().sum(dim=1).mean().sqrt()
+        self.colour = (colour - colour.mean(dim=0)) / colour[:, 0].std()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
             self.edge_index, len(colour), downsample=32, cell=4, position=self.position
@@ -55,19 +55,17 @@ class Regions:
         return (torch.stack(sums, dim=1) / flat.bincount()[:, None]).float()
 
     def sample(self, generator: torch.Generator | None = None) -> Sample:
-        """The magic wand of a photo editor: regions were clicked; which have their colour?
+        """A luminosity mask of a photo editor: regions were clicked; which are lighter?
 
-        Seen are noisy colours and the marks; wanted is 1 where the true colour is within the
-        tolerance of the first clicked one's, wherever in the picture, and 0 elsewhere.
+        Seen are noisy colours and the marks. Wanted is 1 where the true lightness is above that of
+        the first region clicked, wherever in the picture, and 0 elsewhere.
         """
         first = int(torch.randint(len(self.colour), (), generator=generator))
-        apart = (self.colour - self.colour[first]).norm(dim=1)
-        marked = self.clicked(first, apart < TOLERANCE / 2, generator)
+        lighter = self.colour[:, 0] - self.colour[first, 0]
+        marked = self.clicked(first, lighter.abs() < ALIKE, generator)[:, None]
         colour = self.colour + NOISE * torch.randn(self.colour.shape, generator=generator)
-        waves = torch.cat([k * torch.pi * colour for k in (0.5, 1.0)], dim=1)
-        mark = MARK * marked[:, None]
-        x = torch.cat([colour, waves.sin(), waves.cos(), mark * colour, mark], dim=1)
-        return Sample(x, (apart < TOLERANCE).float(), self.edge_index, self.structure)
+        x = torch.cat([colour, MARK * marked * colour, MARK * marked], dim=1)
+        return Sample(x, (lighter > 0).float(), self.edge_index, self.structure)
 
     def clicked(
         self, first: int, alike: Tensor, generator: torch.Generator | None = None
@@ -93,7 +91,7 @@ def touching(region: Tensor) -> Tensor:  # (h, w) -> (2, E)
 
 
 class Clicks:
-    """Select the regions that have the colour of the clicked ones.
+    """Select the regions that are lighter than the clicked ones.
 
     Args:
         views: Views of each photograph to train on.
@@ -103,7 +101,7 @@ class Clicks:
         validate: Test on photographs that are neither for training nor for the test.
     """
 
-    inputs, outputs, layers = 19, 1, 2
+    inputs, outputs, layers = 7, 1, 2
 
     def __init__(
         self, views: int, test_views: int, size: int, regions: int, validate: bool = False

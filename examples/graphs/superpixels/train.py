@@ -1,4 +1,4 @@
-"""A magic wand on regions of photographs: message passing alone, GPA and dense attention.
+"""What is lighter than a clicked region? message passing alone, GPA and dense attention.
 
     python -m examples.graphs.superpixels.train            # minutes on two cores
     python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
@@ -21,12 +21,12 @@ from examples.graphs.superpixels.picture import draw
 
 def main(
     out: Path = Path("runs/superpixels"),
-    steps: int = 400,
+    steps: int = 200,
     rate: float = 3e-3,
     views: int = 4,
     test_views: int = 3,
-    size: int = 256,
-    regions: int = 1600,
+    size: int = 208,
+    regions: int = 1000,
     seeds: tuple[int, ...] = (0, 1, 2),
     validate: bool = False,
     threads: int = 0,
@@ -53,14 +53,14 @@ def main(
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
     task = Clicks(views, test_views, size, regions, validate)
     rows, networks = compare(task, Options(steps, rate, seeds), out / "runs")
-    sites = [len(view.cluster) for view in task.testing]
+    sites = [len(view.colour) for view in task.testing]
     about = (
-        "Regions of a photograph that have the colour of a few clicked ones: the share of wrong "
-        f"ones on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
+        "Which regions of a photograph are lighter than a few clicked ones: the share of wrong "
+        f"answers, on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
         f"{max(sites)} regions of photographs that were not trained on"
         f"{' (for validation)' if validate else ''}; {steps} steps on {len(task.training)} views "
-        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are of "
-        "one training step."
+        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are "
+        "of one training step."
     )
     tqdm.write(write(out, "superpixels", about, rows))
     draw(out / "superpixels.png", task, networks)
