@@ -21,7 +21,7 @@ from examples.graphs.superpixels.picture import draw
 
 def main(
     out: Path = Path("runs/superpixels"),
-    steps: int = 200,
+    steps: int = 150,
     rate: float = 3e-3,
     views: int = 4,
     test_views: int = 3,
