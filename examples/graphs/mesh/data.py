@@ -1,5 +1,7 @@
 """Closed surfaces of random blobs, and distances along them."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from scipy.sparse import csgraph, csr_array, eye_array
@@ -69,9 +71,13 @@ class Distances:
     def __init__(self, surfaces: int, tests: int, resolution: int, validate: bool = False) -> None:
         self.facts = {"surfaces": surfaces, "resolution": resolution}
         first = FIRST_TO_VALIDATE if validate else FIRST_TO_TEST
-        self.surfaces = [Surface(seed, resolution, marks=16) for seed in range(surfaces)]
         self.test_surfaces = [Surface(first + seed, resolution, marks=4) for seed in range(tests)]
         self.tests = [s.sample(mark) for s in self.test_surfaces for mark in range(4)]
+
+    @cached_property
+    def surfaces(self) -> list[Surface]:  # made when they are first drawn from
+        resolution = self.facts["resolution"]
+        return [Surface(seed, resolution, marks=16) for seed in range(self.facts["surfaces"])]
 
     def draw(self) -> Sample:
         surface = self.surfaces[int(torch.randint(len(self.surfaces), ()))]

@@ -1,5 +1,7 @@
 """Regions of photographs, and problems on them: what is lighter than a region that was clicked?"""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ ALIKE = 0.15  # how far the lightness under the clicks is from the first one's
 CLICKS = 3
 MARK = 5.0  # large, so that attention finds the marks early in training
 VALIDATION = ("rocket", "stereo_motorcycle")  # what options were chosen on
+PHOTOS = tuple(name for name in TRAINING if name not in VALIDATION)  # to train on
 
 
 class Regions:
@@ -107,22 +110,25 @@ class Clicks:
         self, views: int, test_views: int, size: int, regions: int, validate: bool = False
     ) -> None:
         self.facts = {"views": views, "size": size, "regions": regions}
-        generator = torch.Generator().manual_seed(0)
-        tested = VALIDATION if validate else HELD_OUT
-        photos = [load_photo(name) for name in TRAINING if name not in VALIDATION]
-        self.training = [
-            Regions(view, regions)
-            for photo in photos
-            for view in random_views([photo], views, size, generator)
-        ]
+        generator = torch.Generator().manual_seed(1)
         self.testing = []
-        for photo in map(load_photo, tested):
+        for photo in map(load_photo, VALIDATION if validate else HELD_OUT):
             others = (
                 random_views([photo], test_views - 1, size, generator) if test_views > 1 else []
             )
             for view in [held_out_view(photo, size), *others]:
                 self.testing.append(Regions(view, regions))
-        self.tests = [view.sample(generator) for view in self.testing for _ in range(2)]
+        self.tests = [view.sample(generator) for view in self.testing for _ in range(4)]
+
+    @cached_property
+    def training(self) -> list[Regions]:  # made when they are first drawn from
+        views, size, regions = (self.facts[name] for name in ("views", "size", "regions"))
+        generator = torch.Generator().manual_seed(0)
+        return [
+            Regions(view, regions)
+            for photo in map(load_photo, PHOTOS)
+            for view in random_views([photo], views, size, generator)
+        ]
 
     def draw(self) -> Sample:
         return self.training[int(torch.randint(len(self.training), ()))].sample()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from examples.graphs.compare import Options, compare
 from examples.graphs.report import write
-from examples.graphs.superpixels.data import Clicks
+from examples.graphs.superpixels.data import PHOTOS, Clicks
 from examples.graphs.superpixels.picture import draw
 
 
@@ -58,7 +58,7 @@ def main(
         "Which regions of a photograph are lighter than a few clicked ones: the share of wrong "
         f"answers, on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
         f"{max(sites)} regions of photographs that were not trained on"
-        f"{' (for validation)' if validate else ''}; {steps} steps on {len(task.training)} views "
+        f"{' (for validation)' if validate else ''}; {steps} steps on {views * len(PHOTOS)} views "
         f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are "
         "of one training step."
     )
