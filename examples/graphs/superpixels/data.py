@@ -113,10 +113,8 @@ class Clicks:
         generator = torch.Generator().manual_seed(1)
         self.testing = []
         for photo in map(load_photo, VALIDATION if validate else HELD_OUT):
-            others = (
-                random_views([photo], test_views - 1, size, generator) if test_views > 1 else []
-            )
-            for view in [held_out_view(photo, size), *others]:
+            others = random_views([photo], test_views, size, generator)[1:]
+            for view in (held_out_view(photo, size), *others):
                 self.testing.append(Regions(view, regions))
         self.tests = [view.sample(generator) for view in self.testing for _ in range(4)]
 
