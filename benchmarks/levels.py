@@ -1,42 +1,52 @@
 """Does MultiLevel cost near n log n, and does it still find what one level finds?
 
-    python benchmarks/levels.py --out benchmarks/results/levels.json
+    python benchmarks/levels.py                # writes results/levels.* and results/levels_found.*
+    python benchmarks/levels.py --only cost    # the first alone
+    python benchmarks/levels.py --only found   # the second alone
 
-Selects and attends on features of photographs, from 65,536 to 4 million sites, on two threads, in
-two dimensions, in one (the same photographs read along a space-filling order) and on points (the
-pixels, shaken). Columns:
+`levels`: selects and attends on features of photographs, from 65,536 to 4 million sites, on two
+threads, in two dimensions, in one (the same photographs read along a space-filling order) and on
+points (the pixels, shaken). Columns:
 
-    sites       n
-    levels      of MultiLevel, one more for each factor of four in n
-    select_s    seconds of `select`, best of `repeats`
-    attend_s    seconds of `attend` with that selection
-    gpa_s       their sum
-    top_k_s     seconds of `select` with one level, where it takes less than about a minute
-    coverage    share of full-attention mass on the kept keys, mean over 256 random sites
-    ratio       coverage over that of one-level TopK at equal kept keys
+    space, sites     the structure and its n
+    keep             of MultiLevel, one level more for each factor of four in n
+    select_products  multiply-adds of queries and keys in `select`, for each site
+    gpa_products     those and the ones of `attend`
+    select_s         seconds of `select`, best of `repeats`
+    attend_s         seconds of `attend` with that selection
+    gpa_s            their sum
+    top_k_s          seconds of `select` with one level, where it takes less than about a minute
+    coverage         share of full-attention mass on the kept keys, mean over 256 random sites
+    ratio            coverage over that of one-level TopK at equal kept keys
 
-The exponents are slopes of log seconds against log n, of `select` alone and of both phases; n log n
-itself has slope 1.08 over this range.
+The exponents are slopes of the logarithm of work or seconds against that of n; n log n itself has
+slope 1.08 over this range.
+
+`levels_found`: that ratio for 128 cells of images of several sizes (columns: their sites), for
+mosaics of photographs and random filters (seeds) that no schedule was chosen on. That of `keep` was
+chosen on the mosaic CHOSEN_ON alone, with seed 1.
 """
 
-import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from measure import write
 from skimage import data as photographs
 from torch import Tensor
 
 import ndgpa
 
+CHOSEN_ON = ("astronaut", "coffee", "chelsea", "rocket")
+COLOUR = ("immunohistochemistry", "stereo_motorcycle", "retina", "hubble_deep_field")
+GREY = ("camera", "coins", "moon", "brick")
+UNSEEN = {"colour": COLOUR, "grey": GREY}
+QUESTION = __doc__.splitlines()[0]
 FEATURES = 16
 KEPT = 12
 TOP = 32  # blocks along each side of the coarsest level
@@ -47,26 +57,36 @@ LARGEST_TOP_K = 1 << 18  # sites up to which one level is timed too
 class Options:
     """What the run may be told."""
 
-    out: Path = Path("out/levels.json")
+    only: Literal["cost", "found"] | None = None
+    """Half of the question."""
     sides: tuple[int, ...] = (256, 512, 1024, 2048)
     keep: int = 96
     """Nodes kept at the coarsest level; half as many at each finer one, but at least 24."""
+    found_sides: tuple[int, ...] = (256, 512)
+    seeds: tuple[int, ...] = (2, 3, 4)
+    """Of the random filters."""
     repeats: int = 2
     threads: int = 2
 
 
-def features(side: int) -> Tensor:  # (1, 1, side * side, FEATURES)
+def features(
+    side: int, names: tuple[str, ...] = COLOUR, seed: int = 2
+) -> Tensor:  # (1, 1, side * side, FEATURES)
     """Random 5 by 5 filters of a mosaic of photographs, rectified, of mean 0 and variance 1."""
-    names = ("astronaut", "coffee", "chelsea", "rocket")
-    photos = [torch.from_numpy(getattr(photographs, name)()) for name in names]
-    photos = [_filled(photo.permute(2, 0, 1) / 255, max(256, side // 2)) for photo in photos]
+    photos = [_filled(photo(name), max(256, side // 2)) for name in names]
     mosaic = torch.cat([torch.cat(photos[:2], dim=2), torch.cat(photos[2:], dim=2)], dim=1)
     image = mosaic[None, :, :side, :side]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     filters = torch.randn(FEATURES, 3, 5, 5, generator=generator)
     x = F.conv2d(F.pad(image - image.mean(), (2,) * 4, mode="reflect"), filters).relu()
     x = (x - x.mean(dim=(2, 3), keepdim=True)) / x.std(dim=(2, 3), keepdim=True)
     return x.flatten(2).mT[:, None].contiguous()
+
+
+def photo(name: str) -> Tensor:  # (3, height, width), 0 to 1
+    pixels = getattr(photographs, name)()
+    pixels = torch.from_numpy(pixels[0] if isinstance(pixels, tuple) else pixels) / 255
+    return pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def _filled(photo: Tensor, side: int) -> Tensor:
@@ -123,30 +143,53 @@ def rule_for(side: int, factor: int, options: Options) -> ndgpa.MultiLevel:
     return ndgpa.MultiLevel((*keep, KEPT), factor)
 
 
-def row(name: str, side: int, options: Options) -> dict[str, float]:
+def products(structure: ndgpa.SpatialStructure, rule: ndgpa.MultiLevel) -> tuple[float, float]:
+    """Multiply-adds for each site of queries and keys in `select`, and with those of `attend`."""
+    seen, space = 0, structure
+    levels = [space := space.coarsened(rule.factor) for _ in rule.keep[1:]]
+    for level, kept in zip(levels, rule.keep[-2::-1]):
+        box = 1 if level is levels[0] else 2  # the finest level has no bound to compute
+        seen += kept * level.sites_per_block * box * FEATURES
+    seen += levels[-1].num_blocks * 2 * FEATURES
+    select = seen / structure.sites_per_block
+    return select, select + 2 * FEATURES * KEPT * structure.sites_per_block
+
+
+def row(name: str, side: int, options: Options) -> dict[str, Any]:
     x, structure, factor = space_of(name, side, features(side))
     rule = rule_for(side, factor, options)
+    selected, both = products(structure, rule)
+    about = {
+        "space": name,
+        "sites": side * side,
+        "keep": " ".join(map(str, rule.keep)),
+        "select_products": selected,
+        "gpa_products": both,
+    }
+    return about | timed(x, structure, rule, options)
+
+
+def timed(
+    x: Tensor, structure: ndgpa.SpatialStructure, rule: ndgpa.MultiLevel, options: Options
+) -> dict[str, float]:
     ndgpa.select(x, x, structure, rule)  # makes the tables
     select_s, selection = best(options.repeats, lambda: ndgpa.select(x, x, structure, rule))
-    attend_s, _ = best(1, lambda: ndgpa.attend(x, x, x, selection, structure))
+    attend_s, _ = best(options.repeats, lambda: ndgpa.attend(x, x, x, selection, structure))
     found = coverage(x, structure, selection)
     line = {
-        "sites": side * side,
-        "levels": len(rule.keep),
         "select_s": select_s,
         "attend_s": attend_s,
         "gpa_s": select_s + attend_s,
         "coverage": found,
     }
-    if side * side <= LARGEST_TOP_K:
+    if structure.num_sites <= LARGEST_TOP_K:
         line["top_k_s"], single = best(1, lambda: ndgpa.select(x, x, structure, KEPT))
         line["ratio"] = found / coverage(x, structure, single)
     return line
 
 
-def sampled_ratio(side: int, options: Options) -> float:
-    """Coverage over that of one-level TopK for 128 cells of a grid too large for all of them."""
-    x = features(side)
+def sampled_ratio(x: Tensor, side: int, options: Options) -> float:
+    """Coverage over that of one-level TopK for 128 cells of a grid."""
     structure = ndgpa.Image((side, side), 4, 2)
     chosen = torch.randperm(structure.num_cells, generator=torch.Generator().manual_seed(2))[:128]
     sites = structure.cell_sites[chosen].flatten()
@@ -155,10 +198,7 @@ def sampled_ratio(side: int, options: Options) -> float:
         torch.arange(128).repeat_interleave(structure.blocks_per_cell),
     )
     query, masses = x[:, :, sites], []
-    for rule in (
-        rule_for(side, 2, options),
-        ndgpa.TopK(KEPT),
-    ):
+    for rule in (rule_for(side, 2, options), ndgpa.TopK(KEPT)):
         blocks = ndgpa.select(query, x, few, rule, key_structure=structure).blocks[0, 0]
         total = 0.0
         for cell in range(128):
@@ -169,36 +209,49 @@ def sampled_ratio(side: int, options: Options) -> float:
     return masses[0] / masses[1]
 
 
-def exponent(rows: list[dict[str, float]], column: str) -> float:
-    """The slope of log seconds against log n."""
-    n, seconds = (torch.tensor([r[c] for r in rows]).double().log() for c in ("sites", column))
-    n, seconds = n - n.mean(), seconds - seconds.mean()
-    return ((n * seconds).sum() / (n * n).sum()).item()
+def found(options: Options) -> None:
+    """The ratio on every mosaic, filter and size."""
+    rows = []
+    for name, photos in UNSEEN.items():
+        for seed in options.seeds:
+            line: dict[str, Any] = {"mosaic": name, "seed": seed}
+            for side in options.found_sides:
+                line[str(side * side)] = sampled_ratio(features(side, photos, seed), side, options)
+            rows.append(line)
+            print(line, flush=True)
+    ratios = [line[str(side * side)] for line in rows for side in options.found_sides]
+    worst, mean = min(ratios), sum(ratios) / len(ratios)
+    write("levels_found", QUESTION, rows, worst=worst, mean=mean, keep=options.keep, kept=KEPT)
+
+
+def exponent(rows: list[dict[str, Any]], column: str) -> float:
+    """The slope of the logarithm of seconds, or of work for each site, against that of n."""
+    n, work = (torch.tensor([r[c] for r in rows]).double().log() for c in ("sites", column))
+    n, work = n - n.mean(), work - work.mean()
+    slope = ((n * work).sum() / (n * n).sum()).item()
+    return slope if column.endswith("_s") else 1 + slope
+
+
+def cost(options: Options) -> None:
+    rows, exponents = [], {}
+    for name in ("image", "sequence", "points"):
+        own = []
+        for side in options.sides:
+            own.append(row(name, side, options))
+            print(own[-1], flush=True)
+        columns = ("select_products", "gpa_products", "select_s", "gpa_s")
+        exponents[name] = {column: exponent(own, column) for column in columns}
+        print(f"{name}: exponents {exponents[name]}", flush=True)
+        rows += own
+    write("levels", QUESTION, rows, exponents=exponents, kept=KEPT)
 
 
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    result: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "machine_cores": os.cpu_count(),
-        "keep": options.keep,
-        "kept_blocks": KEPT,
-    }
-    for name in ("image", "sequence", "points"):
-        rows = []
-        for side in options.sides:
-            rows.append(row(name, side, options))
-            print(name, {k: round(v, 4) for k, v in rows[-1].items()}, flush=True)
-        slopes = {column: exponent(rows, column) for column in ("select_s", "gpa_s")}
-        result[name] = {"rows": rows, "exponent": slopes}
-        print(f"{name}: exponents {slopes}", flush=True)
-    result["ratio_largest"] = sampled_ratio(options.sides[-1], options)
-    print(f"coverage over TopK's, {options.sides[-1]} a side: {result['ratio_largest']:.3f}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.only != "found":
+        cost(options)
+    if options.only != "cost":
+        found(options)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,22 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+MORPHING = ROOT / "examples/images/pose_morphing/results/shipped/evaluation.json"
+GRAPHS = ROOT / "examples/graphs/results"
 
 
 def main() -> None:
-    tables = {"cpu_speed": table_of("cpu_speed", cpu_speed), "gpu": gpus()}
-    fill(ROOT / "README.md", tables)
-    trained = ROOT / "examples" / "graphs" / "results"
-    tables = {path.stem: path.read_text().strip() for path in trained.glob("*.md")}
-    tables["coarsening"] = table_of("coarsening", coarsening)
-    fill(ROOT / "docs" / "graphs.md", tables)
+    fill(
+        ROOT / "README.md",
+        {
+            "pose_morphing": made(MORPHING, pose_morphing),
+            "cpu_speed": made(RESULTS / "cpu_speed.json", cpu_speed),
+            "gpu": gpus(),
+        },
+    )
+    graphs = {path.stem: path.read_text().strip() for path in GRAPHS.glob("*.md")}
+    graphs["coarsening"] = made(RESULTS / "coarsening.json", coarsening)
+    fill(ROOT / "docs" / "graphs.md", graphs)
 
 
 def fill(page: Path, tables: dict[str, str]) -> None:
@@ -33,13 +40,13 @@ def fill(page: Path, tables: dict[str, str]) -> None:
     temporary.replace(page)
 
 
-def table_of(name: str, table: Callable[[dict[str, Any]], str]) -> str:
-    path = RESULTS / f"{name}.json"
+def made(path: Path, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a result file."""
     return table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
 def coarsening(result: dict[str, Any]) -> str:
-    """Cuts of every graph at every size; seconds at the largest."""
+    """Cuts and seconds of every graph at every size."""
     machine = result["machine"]
     methods = ("metis", "landmark", "kd")
     lines = [
@@ -61,6 +68,25 @@ def coarsening(result: dict[str, Any]) -> str:
             cells += [f"{r['cut']:.2f} / {r['cell_cut']:.2f}" for r in at] or ["-"]
             cells += [f"{r['cpu_s']:.3g}" for r in at] or ["-"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pose_morphing(result: dict[str, Any]) -> str:
+    """The flagship's measures on held-out people."""
+    measures = {
+        "psnr": ("PSNR, dB", ".1f"),
+        "copyable_ssim": ("SSIM of what the source shows", ".3f"),
+        "texture": ("texture distance", ".4f"),
+        "key_px": ("key distance, pixels", ".1f"),
+        "acc3": ("keys within 3 pixels", ".2f"),
+    }
+    titles = " | ".join(title for title, _ in measures.values())
+    lines = [f"| | | {titles} |", "|---" * (len(measures) + 2) + "|"]
+    for task, said in result["tasks"].items():
+        for model, scores in said["scores"].items():
+            cells = [f"{scores[name]['mean']:{form}}" for name, (_, form) in measures.items()]
+            steps = result["models"][model]["steps_taken"]
+            lines.append(f"| {task} | {model}, {steps:,} steps | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -179,6 +179,7 @@ class _Decoding(Problem):
             self.structure.block_sums(self.query),
             self.means,
             bias,
+            self.key_structure.block_sizes.to(wide)[None],
             None,
             self.structure.block_sums(first.to(wide))[:, 0],
             scale,

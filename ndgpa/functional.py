@@ -8,7 +8,7 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.attend import pick
+from ndgpa.attend import pick, skips_hidden_keys
 from ndgpa.selection import Problem, Rule, Selection, TopK
 from ndgpa.structures import SpatialStructure
 
@@ -146,7 +146,7 @@ def attend(
     query, key, value = cast_for_autocast(query, key, value)
     run = pick(backend, query, value)
     with without_autocast(query):
-        if key_mask is not None:
+        if key_mask is not None and not (skips_hidden_keys(run) and affinity == "dot"):
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
         bias, dot_scale = dot_form(key, affinity, scale)

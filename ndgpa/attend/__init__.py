@@ -23,3 +23,8 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
         return fused if is_usable(query, value) else chunked
     _checks.one_of("backend", name, BACKENDS)
     return BACKENDS[name]
+
+
+def skips_hidden_keys(backend: Backend) -> bool:
+    """Whether it never reads a key whose bias is -inf; the others multiply it by zero."""
+    return backend is fused

@@ -107,7 +107,7 @@ def attend_chunked(
     with without_autocast(query):
         for chunk, width in problem.chunks():
             tile = problem.tile(chunk, width)
-            flat_out[chunk] = torch.bmm(tile.weights, tile.value)
+            flat_out[chunk] = tile.out
             flat_lse[chunk] = tile.lse
     return out, lse
 
@@ -157,17 +157,16 @@ def attend_chunked_backward(
             slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
             mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
             slope.sub_(mean - flat_lse[chunk][..., None]).mul_(tile.weights)
-            if not problem.is_plain:
+            if not tile.is_plain:
                 slope.masked_fill_(tile.weights == 0, 0)
             flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
             _add_rows(grad_key, rows, tile, _scaled_bmm(slope.mT, tile.query, scale))
             _add_rows(grad_value, rows, tile, torch.bmm(tile.weights.mT, g))
-            by_key = None if problem.is_plain else slope.sum(dim=1)  # (c, Y)
-            if by_key is not None and slot_bias is not None:
-                by_slot = by_key.unflatten(1, (-1, key.shape[3])).sum(dim=-1)
+            if slot_bias is not None:
+                by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
-            if by_key is not None and key_bias is not None:
-                _add_rows(grad_bias, rows, tile, by_key)
+            if key_bias is not None:
+                _add_rows(grad_bias, rows, tile, slope.sum(dim=1))
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_slot, grad_bias
 
 
@@ -232,8 +231,22 @@ class _Tiles:
         self.first_row = (heads * num_blocks).repeat_interleave(cells)  # (tiles,)
         self.blocks = blocks.flatten(0, 2)
         self.has_empty = blocks.is_cuda or bool((blocks < 0).any())
-        biases = key_bias is None and slot_bias is None and query_time is None
-        self.is_plain = biases and not self.has_empty
+        # The blocks of which a key has a bias; all of them, where the bias shall get a gradient.
+        self.biased = None
+        if self.key_bias is not None:
+            self.biased = ((self.key_bias != 0) | self.key_bias.requires_grad).any(dim=1)
+
+        # Where the future is not finite, a weight of zero does not hide it: 0 NaN is NaN.
+        self.unsafe = query_time is not None and not (key.is_cuda or _all_finite(key, value))
+
+    def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
+        """Whether a softmax of bare logits is all there is to do, so that a short last block costs
+        only those that read it. A GPU is not asked; it would be waited for."""
+        if self.query_time is not None or self.slot_bias is not None or rows.is_cuda:
+            return False
+        if self.has_empty and bool(empty.any()):
+            return False
+        return self.biased is None or not bool(self.biased.index_select(0, rows).any())
 
     def chunks(self) -> Iterator[tuple[Rows, int]]:
         """Tiles that keep to the budget together, and how many of their slots to look at.
@@ -275,7 +288,8 @@ class _Tiles:
         key = self._gather(self.key, rows, empty).unflatten(1, (-1, self.widths[0])).to(wide)
         value = self._gather(self.value, rows, empty).unflatten(1, (-1, self.widths[1])).to(wide)
         logits = _scaled_bmm(query, key.mT, self.scale)
-        if self.is_plain:
+        is_plain = self._is_plain(rows, empty)
+        if is_plain:
             weights, dead = logits.softmax(dim=-1), None
         else:
             logits = logits + self._bias(chunk, rows, empty, wide)
@@ -286,14 +300,17 @@ class _Tiles:
             dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
             logits = logits.masked_fill(dead, 0)
             weights = logits.softmax(dim=-1).masked_fill(dead, 0)
-        unused = empty.flatten() if self.has_empty else None
-        return _Tile(query, key, value, rows, unused, logits, weights, dead)
+        unused, bad = empty.flatten() if self.has_empty else None, None
+        if self.unsafe:
+            bad = ~value.isfinite()
+            key, value = (x.nan_to_num(0.0, 0.0, 0.0) for x in (key, value))
+        return _Tile(query, key, value, rows, unused, logits, weights, dead, is_plain, bad)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
         taken = table.index_select(0, rows).view(*empty.shape, -1)
         if self.has_empty:
-            taken = taken.masked_fill(empty[..., None], 0)
+            taken.masked_fill_(empty[..., None], 0)
         return taken.flatten(1)
 
     def _bias(self, chunk: Rows, rows: Tensor, empty: Tensor, wide: torch.dtype) -> Tensor:
@@ -322,12 +339,27 @@ class _Tile:
     logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
     dead: Tensor | None  # (c, X, 1): the queries that see nothing
+    is_plain: bool  # no key is hidden from any query, and none has a bias
+    bad: Tensor | None  # (c, Y, dv): values that are not finite, here 0; None where all are
+
+    @property
+    def out(self) -> Tensor:  # (c, X, dv)
+        """The weighted values; NaN where one that is not finite has a weight."""
+        out = torch.bmm(self.weights, self.value)
+        if self.bad is None:
+            return out
+        counts = torch.bmm((self.weights > 0).to(out.dtype), self.bad.to(out.dtype))
+        return out.masked_fill(counts > 0, torch.nan)
 
     @property
     def lse(self) -> Tensor:  # (c, X)
         """Log-sum-exp of the logits, from the largest logit and the largest weight."""
         lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
         return lse if self.dead is None else lse.masked_fill(self.dead[..., 0], -torch.inf)
+
+
+def _all_finite(*xs: Tensor) -> bool:
+    return all(bool(x.isfinite().all()) for x in xs)
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:

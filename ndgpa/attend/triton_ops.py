@@ -301,6 +301,8 @@ def _plain_gradient(
         key_time = key_time[key_sites.clamp(min=0)]
     if bias is None:
         bias = key.new_zeros(key.shape[:3], dtype=torch.float32)
+    hidden = (bias == -torch.inf)[..., None]
+    key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
     bias = take_sites(bias[..., None], key_sites)[..., 0].masked_fill(key_sites < 0, -torch.inf)
     grads = attend_chunked_backward(
         by_cell(query),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa.selection import Problem
+from ndgpa.selection.means import seen_sums
 from ndgpa.structures import SpatialStructure
 
 
@@ -30,12 +31,8 @@ def coarse_attention(
     """
     key_structure = problem.key_structure
     coarse = replace(problem, causal=False).coarse()
-    wide, seen = coarse.query.dtype, key_structure.block_sizes.to(coarse.query.dtype)[None]
-    if problem.key_mask is not None:
-        mask = problem.key_mask[..., None]
-        value = value.masked_fill(~mask[:, None], 0)
-        seen = key_structure.block_sums(mask.to(wide))[..., 0]
-    means = key_structure.block_sums(value) / seen.clamp(min=1)[:, None, :, None]
+    means = seen_sums(key_structure, value, problem.key_mask)
+    means = means / coarse.seen.clamp(min=1)[:, None, :, None]
     added = _mask(problem, coarse.query)
     if coarse.bias is not None:
         repeats = coarse.query.shape[1] // coarse.key.shape[1]
@@ -47,7 +44,7 @@ def coarse_attention(
     out = F.scaled_dot_product_attention(
         coarse.query,
         coarse.key,
-        means.to(wide),
+        means.to(coarse.query.dtype),
         added.masked_fill(blind, 0),
         scale=coarse.scale,
         enable_gqa=coarse.key.shape[1] != coarse.query.shape[1],

@@ -73,7 +73,7 @@ class Problem:
         if self.key_mask is not None or not self.key_structure.is_even:
             log_size = seen.log()
         bias, scale = dot_form(key, self.affinity, self.scale)
-        return Coarse(query, key, bias, log_size, weight, scale)
+        return Coarse(query, key, bias, seen, log_size, weight, scale)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Coarse:
     """The coarse level: the logit of query block i and key block j is scale q_i.k_j + bias_j.
 
     The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
-    softmax weighs a key block by its seen sites; `log_size` is their logarithm, -inf for a block
+    softmax weighs a key block by its `seen` sites; `log_size` is their logarithm, -inf for a block
     of which nothing is seen and which therefore does not exist. None is one weight for all.
     `weight` is how many sites the mean of each query block stands for.
     """
@@ -89,6 +89,7 @@ class Coarse:
     query: Float[Tensor, "b h B d"]
     key: Float[Tensor, "b hk B_k d"]
     bias: Float[Tensor, "b hk B_k"] | None
+    seen: Float[Tensor, "#b B_k"]
     log_size: Float[Tensor, "#b B_k"] | None
     weight: Float[Tensor, " B"]
     scale: float

@@ -144,11 +144,7 @@ def _pyramid(
     mean = coarse.key.detach()
     if coarse.bias is not None:
         mean = torch.cat([mean, coarse.bias.detach()[..., None]], dim=-1)
-    if coarse.log_size is None:
-        seen = structure.block_sizes.to(mean.dtype)[None]
-    else:
-        seen = coarse.log_size.exp()
-    nodes = _Nodes(structure, mean, mean, mean, seen, first, last)
+    nodes = _Nodes(structure, mean, mean, mean, coarse.seen, first, last)
     yield nodes
     for level in range(1, levels):
         structure = nodes.structure.coarsened(factor)

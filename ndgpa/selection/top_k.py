@@ -124,17 +124,25 @@ def by_cell(
 def always_read(
     force: tuple[int | str, ...] | int | str, problem: Problem
 ) -> Int[Tensor, "C F"] | None:
-    """The blocks that each cell reads whatever their relevance, each once; -1 for an empty slot."""
+    """The blocks that each cell reads whatever their relevance, each once; -1 for an empty slot.
+
+    The table depends on the two structures and the options alone and is made once for each.
+    """
     structure, key_structure = problem.structure, problem.key_structure
-    tables = []
     force = as_tuple(force)
-    if force:
-        tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
-    if problem.causal:
-        tables.append(overlapping(structure, key_structure))
-    if not tables:
+    if not force and not problem.causal:
         return None
-    return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+
+    def make() -> Tensor:
+        tables = []
+        if force:
+            tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
+        if problem.causal:
+            tables.append(overlapping(structure, key_structure))
+        return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+
+    name = f"always read: {force}, causal: {problem.causal}"
+    return structure.kept_with(key_structure, name, make)
 
 
 def as_tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
@@ -148,11 +156,13 @@ def forced_blocks(
     named = sorted({item for item in force if isinstance(item, int)})
     if named:
         _checks.forced_ids(named[-1], key_structure.num_blocks)
-    table = torch.tensor(named, dtype=torch.int64, device=structure.device)
-    table = table.expand(structure.num_cells, -1)
-    if "own" not in force:
-        return table
-    return torch.cat([table, _own_blocks(structure, key_structure)], dim=1)
+    tables = []
+    if named:
+        table = torch.tensor(named, dtype=torch.int64, device=structure.device)
+        tables.append(table.expand(structure.num_cells, -1))
+    if "own" in force:
+        tables.append(_own_blocks(structure, key_structure))
+    return torch.cat(tables, dim=1)
 
 
 def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C F"]:

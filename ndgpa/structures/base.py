@@ -318,7 +318,7 @@ def take_sites(
     """Features of the sites named, zeros where a site is -1."""
     taken = x.index_select(-2, sites.flatten().clamp(min=0)).unflatten(-2, sites.shape)
     empty: Bool[Tensor, "rows R"] = sites < 0
-    return taken.masked_fill(empty[..., None], 0)
+    return taken.masked_fill_(empty[..., None], 0)
 
 
 def _row_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:

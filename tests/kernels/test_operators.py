@@ -100,6 +100,26 @@ def test_vmap_maps_over_problems_of_one_structure():
         assert torch.equal(x[:, 0], y)
 
 
+def test_masked_keys_are_left_as_they_are_to_the_second_derivative():
+    """The public call makes no copy of key and value to hide them; NaN in them is never read."""
+    problem = attention(Grid((5, 2), 2, (2, 1), time_axis=0), **SMALL)
+    key_mask = torch.arange(10)[None] % 3 > 0
+
+    def solve(junk):
+        xs = [x.float() for x in (problem.query, problem.key, problem.value)]
+        for x in xs[1:]:
+            x[:, :, ~key_mask[0]] = junk
+        xs = [x.requires_grad_() for x in xs]
+        selection = Selection(problem.blocks)
+        out = ndgpa.attend(*xs, selection, problem.structure, key_mask=key_mask, backend="triton")
+        first = torch.autograd.grad(out.square().sum(), xs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), xs)
+        return out, *first, *second
+
+    for clean, dirty in zip(solve(0.0), solve(torch.nan)):
+        assert torch.equal(clean, dirty)
+
+
 def test_autocast_casts_the_inputs_of_the_public_call():
     structure = Grid((10,), 2, 2)
     problem = attention(structure, **SMALL)

@@ -140,3 +140,16 @@ def test_relevance_of_sixteen_bit_inputs_is_computed_in_float32() -> None:
     image = ndgpa.Image((8, 8), 2)
     narrow, wide = (ndgpa.select(y, y, image, 3).blocks for y in (x, x.float()))
     assert torch.equal(narrow, wide)
+
+
+def test_what_is_always_read_is_looked_up_once_and_nothing_is_copied_from_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a CUDA graph can capture a call after the first."""
+    space, x = ndgpa.Sequence(24, 4), torch.randn(1, 1, 24, 2)
+    rule = ndgpa.TopK(1, force=(0, 3, "own"))
+    first = ndgpa.select(x, x, space, rule, causal=True).blocks
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(ndgpa.select(x, x, space, rule, causal=True).blocks, first)
+    other = ndgpa.select(x, x, space, ndgpa.TopK(1, force="own")).blocks
+    assert not torch.equal(other[..., :2], first[..., :2])

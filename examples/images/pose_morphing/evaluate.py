@@ -21,7 +21,7 @@ from tqdm import tqdm
 from examples.images.pose_morphing.data import open_pictures
 from examples.images.pose_morphing.data.pictures import Pictures
 from examples.images.pose_morphing.losses.perceptual import Perceptual
-from examples.images.pose_morphing.measures.frechet import RandomFeatures, frechet_distance
+from examples.images.pose_morphing.measures.frechet import WIDTHS, RandomFeatures, frechet_distance
 from examples.images.pose_morphing.measures.inception import load_inception
 from examples.images.pose_morphing.measures.report import as_markdown, contact_sheet
 from examples.images.pose_morphing.measures.scores import (
@@ -60,7 +60,8 @@ class Options:
     seed: int = 77
     shown: int = 8  # rows of a contact sheet
     split: str = "test"
-    vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual distance
+    perceptual: bool = True  # measure the perceptual distance, which takes the most time
+    vgg: Path | None = None  # torchvision's vgg16 weights for it, instead of random ones
     inception: Path | None = None  # Inception-v3 weights, for the Frechet distance
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -88,7 +89,7 @@ def main(options: Options) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "machine": machine(options.device),
-        "perceptual": "random weights" if options.vgg is None else options.vgg.name,
+        "vgg": "random weights" if options.vgg is None else options.vgg.name,
         "tasks": {},
     }
     for name, task in tasks(pictures, options).items():
@@ -108,9 +109,10 @@ class Judge:
     """The networks that measure, and where everything runs."""
 
     device: torch.device
-    perceptual: Perceptual
+    perceptual: Perceptual | None  # None: is not measured
     frechet: str  # name of the Frechet distance
     features: torch.nn.Module  # that it is over
+    least: int  # pictures that it is worth being computed of
 
     def render(self, contestants: list[Contestant], task: Task, name: str) -> dict[str, Rendered]:
         """What each contestant makes of a task."""
@@ -123,15 +125,17 @@ class Judge:
         """Of each model, and of what the first differs from each other, picture by picture."""
         judged = {name: scores(found, task, self.perceptual) for name, found in rendered.items()}
         first, *others = judged
-        return {
+        found = {
             "pictures": len(task),
-            "scores": {name: summary(found) for name, found in judged.items()},
+            "scores": {name: summary(each) for name, each in judged.items()},
             "differences": {
                 f"{first} minus {other}": summary(differences(judged[first], judged[other]))
                 for other in others
             },
-            self.frechet: {name: self.distance(found, task) for name, found in rendered.items()},
         }
+        if len(task) >= self.least:
+            found[self.frechet] = {name: self.distance(x, task) for name, x in rendered.items()}
+        return found
 
     def distance(self, rendered: Rendered, task: Task) -> float:
         """Frechet distance of what was made from the truths."""
@@ -156,10 +160,11 @@ class Judge:
 
 def judge_of(options: Options) -> Judge:
     """With the weights that are at hand."""
-    name, features = "frechet_random_conv", RandomFeatures()
-    if options.inception is not None:
-        name, features = load_inception(options.inception)
-    return Judge(torch.device(options.device), Perceptual(options.vgg), name, features)
+    device = torch.device(options.device)
+    perceptual = Perceptual(options.vgg) if options.perceptual else None
+    if options.inception is None:
+        return Judge(device, perceptual, "frechet_random_conv", RandomFeatures(), sum(WIDTHS) + 1)
+    return Judge(device, perceptual, *load_inception(options.inception), least=2)
 
 
 def contestant(text: str, device: str) -> Contestant:

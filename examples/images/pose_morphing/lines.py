@@ -100,6 +100,7 @@ def draw(found: Answer, lines: Lines, path: Path) -> None:
     figure = Figure(figsize=(width, HEIGHT_IN), layout="constrained")
     axes = figure.add_subplot()
     draw_key_lines(axes, output, source, lines.queries, lines.keys, lines.weights)
+    axes.set_title("the output (left), and where its pixels are read in the source (right)")
     with replacing(path) as part:
         figure.savefig(part, dpi=100, format=path.suffix.removeprefix(".") or "png")
 

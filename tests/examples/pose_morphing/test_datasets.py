@@ -1,7 +1,6 @@
 """What the folders of data become: cut pictures, moved points, pairs."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from examples.images.pose_morphing.data.geometry import (
     whole_box,
 )
 from examples.images.pose_morphing.data.keypoints import NAMES
-from examples.images.pose_morphing.data.pictures import Arrays
+from examples.images.pose_morphing.data.pictures import Arrays, mirrored
 from examples.images.pose_morphing.data.prepare import cut_deepfashion, mangled, store_splits
 from examples.images.pose_morphing.data.singles import open_singles
 from examples.images.pose_morphing.data.stored import open_stored, store
@@ -171,6 +170,28 @@ def test_a_clip_is_cut_by_one_box_and_its_frames_are_paired(tmp_path: Path, make
     assert step[0] > 0
 
 
+def test_a_clip_can_say_which_part_of_its_frames_to_use(tmp_path: Path) -> None:
+    folder = people.clip_of_images(tmp_path, "a")
+    points = [people.standing().tolist()] * 5
+    (folder / "keypoints.json").write_text(
+        json.dumps({"keypoints": points, "box": [40, 0, 140, 250]})
+    )
+    clips = open_clips(tmp_path, (250, 125))
+    np.testing.assert_array_equal(clips.boxes, [(28, 0, 153, 250)] * 5)  # twice as high as wide
+    frame = people.picture((300, 400), 3)
+    np.testing.assert_array_equal(clips.image(3), frame[:250, 28:153])
+    np.testing.assert_array_equal(clips.points[3, 0], [88 - 28, 30, 1])
+
+
+def test_in_a_mirror_a_point_stays_on_its_pixel_and_left_is_right(tmp_path: Path) -> None:
+    drawn = open_deepfashion(people.deepfashion(tmp_path), "train").at(np.arange(4))
+    twin = mirrored(drawn)
+    x, y, _ = drawn.points[1, NAMES.index("rwri")].astype(int)
+    u, v, _ = twin.points[1, NAMES.index("lwri")].astype(int)
+    assert (u, v) == (255 - x, y)
+    np.testing.assert_array_equal(twin.images[1, v, u], drawn.images[1, y, x])
+
+
 def test_the_pairs_of_a_clip_are_the_same_in_every_run_and_do_not_repeat() -> None:
     pairs = draw_pairs(50, 200, [0, 7])
     np.testing.assert_array_equal(pairs, draw_pairs(50, 200, [0, 7]))
@@ -282,7 +303,6 @@ def test_a_folder_without_a_good_picture_says_so_instead_of_searching_for_ever(
 def test_what_the_lists_and_sizes_give_away_is_left_out_at_opening_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
     root = people.deepfashion(tmp_path, count=5)
     names = sorted(path.name for path in (root / "train").iterdir())
     (root / "train" / names[0]).unlink()

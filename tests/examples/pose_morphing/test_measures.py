@@ -13,7 +13,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import ndgpa
 from examples.images.pose_morphing.measures.copy_accuracy import copy_accuracy, key_distances
 from examples.images.pose_morphing.measures.frechet import RandomFeatures, frechet_distance
-from examples.images.pose_morphing.measures.keys import keys_and_weights, places_of, sites_of
+from examples.images.pose_morphing.measures.keys import (
+    best_keys,
+    keys_and_weights,
+    places_of,
+    sites_of,
+)
 from examples.images.pose_morphing.measures.memory import attention_bytes
 from examples.images.pose_morphing.measures.pixels import l1, psnr
 from examples.images.pose_morphing.measures.ssim import ssim, ssim_map
@@ -150,6 +155,8 @@ def test_keys_and_their_weights_are_those_of_the_attention(operator: Operator) -
     sites = torch.tensor([3, 77, 127])
     keys, weights = keys_and_weights(level, 0, sites)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+    best = keys.gather(1, weights.argmax(dim=1, keepdim=True))[:, 0]
+    assert torch.equal(best_keys(level, 0, sites), best)
     value = torch.randn(1, 1, 128, 5, generator=torch.Generator().manual_seed(0))
     expected = operator(level.query, level.key, value, level.structure)[0, 0, sites]
     read = value[0, 0][keys] * weights[..., None]

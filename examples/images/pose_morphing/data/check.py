@@ -54,14 +54,12 @@ def check_deepfashion(root: Path) -> Report:
     for split in splits or deepfashion.SPLITS:
         found, path = deepfashion.survey(root, split), deepfashion.annotation_list(root, split)
         lines = {root / split / name: each.line for name, each in found.people.items()}
-        broken = [
-            Problem(path, lines[file], f"{split}/{file.name} {why}")
-            for file, why in unreadable(list(lines))
-        ]
+        bad = list(unreadable(list(lines)))
+        broken = [Problem(path, lines[file], f"{split}/{file.name} {why}") for file, why in bad]
         problems += found.problems + broken
-        good = len(found.people) - len(broken)
-        pairs = counted(len(found.pairs), "pair")
-        summaries.append(f"{split}: {counted(good, 'picture')} and {pairs} can be used")
+        good = set(found.people) - {file.name for file, _ in bad}
+        pairs = counted(sum(a in good and b in good for a, b in found.pairs), "pair")
+        summaries.append(f"{split}: {counted(len(good), 'picture')} and {pairs} can be used")
     return problems, ", ".join(summaries)
 
 

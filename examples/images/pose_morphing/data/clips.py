@@ -8,7 +8,6 @@ A clip is cut by one box around everything that the person does in it, with a ma
 that its file of key points gives. Any two frames of a clip are a pair.
 """
 
-import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,18 @@ from tqdm import tqdm
 
 from examples.images.pose_morphing.data.files import Files
 from examples.images.pose_morphing.data.frames import IMAGES, Frame, ImageFile
-from examples.images.pose_morphing.data.geometry import Box, cut_points, moved_inside, person_box
+from examples.images.pose_morphing.data.geometry import (
+    Box,
+    box_around,
+    cut_points,
+    moved_inside,
+    person_box,
+)
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.pointfiles import find_points, read_points
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
-from examples.images.pose_morphing.data.problems import Problem
+from examples.images.pose_morphing.data.problems import Problem, counted, log_opened
 from examples.images.pose_morphing.data.videos import VIDEOS, decoded, video_frames
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Clip:
 class Options:
     """How clips become pictures and pairs."""
 
-    margin: float = 0.2
+    margin: float = 0.12
     """Room around the person, as a part of what the key points span."""
     least: float = 0.3
     """Confidence that a key point must exceed."""
@@ -72,7 +75,8 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
         raise ValueError(f"no clip of {root} can be used: {problems[0]}")
     opened = [_pictures(clip, size, options) for clip in clips]
     starts = np.cumsum([0] + [len(each) for each in opened])
-    log.info("%s: %d clips, %d frames, %d problems", root, len(clips), starts[-1], len(problems))
+    contents = f"{counted(len(clips), 'clip')}, {counted(starts[-1], 'frame')}"
+    log_opened(root, contents, len(problems))
     return Files(
         size,
         [frame for each in opened for frame in each.frames],
@@ -83,9 +87,10 @@ def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) 
 
 
 def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
-    box = clip.box
-    if box is None:
+    if clip.box is None:
         box = moved_inside(person_box(clip.points, size, options.margin), clip.image_size)
+    else:
+        box = box_around(clip.box, size)
     points = cut_points(clip.points, box, size)
     kept = np.flatnonzero(peopled(points))
     seed = [options.seed, zlib.crc32(clip.path.name.encode())]

@@ -10,7 +10,6 @@ Source: Zhu et al. 2019 and its repository.
 """
 
 import json
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,17 @@ from examples.images.pose_morphing.data.geometry import cut_points, whole_box
 from examples.images.pose_morphing.data.keypoints import NAMES, on_picture, tidy
 from examples.images.pose_morphing.data.pictures import Unreadable
 from examples.images.pose_morphing.data.posture import lies, oddities
-from examples.images.pose_morphing.data.problems import Problem, counted, parse_lines, read_table
+from examples.images.pose_morphing.data.problems import (
+    Problem,
+    counted,
+    log_opened,
+    parse_lines,
+    read_table,
+)
 
 SPLITS = ("train", "test")
 CROP = (256, 176)  # height and width
 SWAPPED = "has x and y swapped, it seems"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def open_deepfashion(root: Path, split: str, size: tuple[int, int] = (256, 256))
     found = survey(root, split)
     if not found.people:
         raise ValueError(f"no picture of {root / split} can be used: {found.problems[0]}")
-    counts = (len(found.people), len(found.pairs), len(found.problems))
-    log.info("%s: %d pictures, %d pairs, %d problems", root / split, *counts)
+    contents = f"{counted(len(found.people), 'picture')}, {counted(len(found.pairs), 'pair')}"
+    log_opened(root / split, contents, len(found.problems))
     ids = {name: i for i, name in enumerate(found.people)}
     box = whole_box(CROP, size)
     return Files(

@@ -22,7 +22,7 @@ def whole_box(image_size: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def person_box(
-    points: Float[np.ndarray, "*frames 18 3"], size: tuple[int, int], margin: float = 0.2
+    points: Float[np.ndarray, "*frames 18 3"], size: tuple[int, int], margin: float = 0.12
 ) -> Box:
     """A box of the proportions of `size` around all the points that are there.
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from examples.images.pose_morphing.data.keypoints import flip
+
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +32,11 @@ class People(NamedTuple):
 
     images: UInt8[np.ndarray, "b h w 3"]
     points: Float[np.ndarray, "b 18 3"]
+
+
+def mirrored(people: People) -> People:
+    """As in a mirror; the points' left is right."""
+    return People(people.images[:, :, ::-1].copy(), flip(people.points, people.images.shape[2]))
 
 
 class Pictures(abc.ABC):

@@ -1,10 +1,12 @@
 """What is wrong with a file, and where."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+log = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 
@@ -23,6 +25,12 @@ class Problem:
 def counted(count: int, noun: str) -> str:
     """As in "1 picture" and "2 pictures"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def log_opened(root: Path, contents: str, problems: int) -> None:
+    """What a folder holds: by the way, or as a warning if something was left out."""
+    level = logging.WARNING if problems else logging.INFO
+    log.log(level, "%s: %s, %s", root, contents, counted(problems, "problem"))
 
 
 def parse_lines(

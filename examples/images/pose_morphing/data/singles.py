@@ -8,7 +8,6 @@ Every picture, and every pose, is cut by a box around its person. Without a bank
 of the pictures. See pointfiles.py for the files.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +26,7 @@ from examples.images.pose_morphing.data.pointfiles import (
     read_points,
 )
 from examples.images.pose_morphing.data.posture import LEAST_POINTS, far_points, oddities, peopled
-from examples.images.pose_morphing.data.problems import Problem
-
-log = logging.getLogger(__name__)
+from examples.images.pose_morphing.data.problems import Problem, counted, log_opened
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Survey:
 
 
 def open_singles(
-    root: Path, size: tuple[int, int], margin: float = 0.2, least: float = 0.3
+    root: Path, size: tuple[int, int], margin: float = 0.12, least: float = 0.3
 ) -> Files:
     """The pictures with a person in them, cut to `size`, without pairs.
 
@@ -80,7 +77,7 @@ def open_singles(
     found = survey(root, least)
     if not found.singles:
         raise ValueError(f"no picture of {root} can be used: {found.problems[0]}")
-    log.info("%s: %d pictures, %d problems", root, len(found.singles), len(found.problems))
+    log_opened(root, counted(len(found.singles), "picture"), len(found.problems))
     boxes = [
         moved_inside(person_box(each.points, size, margin), each.image_size)
         for each in found.singles

@@ -1,5 +1,7 @@
 """Which pixels of the source a level reads for chosen pixels of the output."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,8 +9,9 @@ from torch import Tensor
 import ndgpa
 from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import key_weights
+from ndgpa.selection import Rule
 
-CHUNK = 1024  # queries at a time
+CHUNK = 256  # queries at a time
 
 
 def keys_and_weights(
@@ -24,24 +27,46 @@ def keys_and_weights(
         picture: Its place in the batch.
         sites: The queries, in raster order of the level.
     """
-    query, key = (x[picture : picture + 1].detach().float() for x in (level.query, level.key))
-    operator, structure = level.operator, level.structure
-    rule = operator.rule if isinstance(operator, ndgpa.GPA) else structure.num_blocks
-    affinity = operator.affinity if isinstance(operator, (ndgpa.GPA, ndgpa.Full)) else "dot"
-    selection = ndgpa.select(query, key, structure, rule, scale=1.0, affinity=affinity)
-    keys, weights = key_weights(
-        query, key, selection, structure, sites, scale=1.0, affinity=affinity
-    )
+    query, key = features_of(level, picture)
+    selection = ndgpa.select(query, key, level.structure, rule_of(level), **form_of(level))
+    keys, weights = key_weights(query, key, selection, level.structure, sites, **form_of(level))
     return keys[0, 0], weights[0, 0]
 
 
 def best_keys(level: Level, picture: int, sites: Int[Tensor, " s"]) -> Int[Tensor, " s"]:
-    """The key of the largest weight for each query."""
+    """The key of the largest weight for each query, for many queries at once."""
+    query, key = features_of(level, picture)
+    structure = level.structure.to(query.device)
+    blocks = ndgpa.select(query, key, structure, rule_of(level), **form_of(level)).blocks[0, 0]
     found = [sites.new_empty(0)]
     for chunk in sites.split(CHUNK):
-        keys, weights = keys_and_weights(level, picture, chunk)
-        found.append(keys.gather(1, weights.argmax(dim=1, keepdim=True))[:, 0])
+        read = structure.upsample(blocks[structure.cell_of_site[chunk]]).flatten(1)  # (s, y)
+        here, there = query[0, 0, chunk, None], key[0, 0][read.clamp(min=0)]
+        logits = (here * there).sum(dim=-1)
+        if form_of(level)["affinity"] == "euclidean":
+            logits = -(here - there).square().sum(dim=-1)
+        best = logits.masked_fill(read < 0, -torch.inf).argmax(dim=1, keepdim=True)
+        found.append(read.gather(1, best)[:, 0])
     return torch.cat(found)
+
+
+def features_of(level: Level, picture: int) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one picture, (1, 1, n, c)."""
+    query, key = (x[picture : picture + 1].detach().float() for x in (level.query, level.key))
+    return query, key
+
+
+def rule_of(level: Level) -> Rule | int:
+    """What GPA reads; all blocks for other attentions."""
+    gpa = isinstance(level.operator, ndgpa.GPA)
+    return level.operator.rule if gpa else level.structure.num_blocks
+
+
+def form_of(level: Level) -> dict[str, Any]:
+    """How queries and keys make logits; the low-rank attentions know dot products only."""
+    operator = level.operator
+    knows_both = isinstance(operator, (ndgpa.GPA, ndgpa.Full))
+    return {"scale": 1.0, "affinity": operator.affinity if knows_both else "dot"}
 
 
 def sites_of(

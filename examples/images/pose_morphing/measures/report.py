@@ -38,7 +38,7 @@ def skeleton(points: np.ndarray, size: tuple[int, int]) -> Picture:
 def as_markdown(report: dict[str, Any]) -> str:
     """The report to read."""
     lines = [
-        f"Machine: {report['machine']}. Weights of VGG-16: {report['perceptual']}.",
+        f"Machine: {report['machine']}. VGG-16: {report['vgg']}.",
         "",
         "Means over pictures, with standard errors.",
     ]

@@ -7,6 +7,7 @@ import numpy as np
 from examples.images.pose_morphing.data.figures.camera import GROUND, Camera
 
 SHADOW = 0.35  # darkening below a foot
+SHADOW_SIZE = 0.014, 0.075  # down and across, in body heights
 LIGHT = 0.16  # how much darker the wall is at its lower corners
 
 
@@ -18,14 +19,14 @@ class Backdrop:
     floor: np.ndarray
     stripe: np.ndarray
     horizon: float
-    stripes: float
+    stripes: int
 
 
 def draw_backdrop(generator: np.random.Generator) -> Backdrop:
     """Pale, so that it does not hide the figure."""
     tone = generator.uniform(165, 245)
     wall, floor = (tone * generator.uniform(0.85, 1.0, 3) for _ in range(2))
-    stripes = generator.integers(2, 6) if generator.random() < 0.3 else 0
+    stripes = int(generator.integers(2, 6)) if generator.random() < 0.3 else 0
     return Backdrop(
         wall,
         floor * 0.82,
@@ -49,12 +50,12 @@ def paint(backdrop: Backdrop, camera: Camera, feet: np.ndarray) -> np.ndarray:
 
 def _shadow(camera: Camera, feet: np.ndarray) -> np.ndarray:
     """(height, width) of factors."""
-    y, x = np.mgrid[: camera.height, : camera.width].astype(np.float32)
-    light = np.ones_like(y)
+    y, x = (np.arange(n, dtype=np.float32) for n in (camera.height, camera.width))
+    light = np.ones((camera.height, camera.width), np.float32)
     for foot in feet:
         across, down = camera.project(foot * (1, 0, 1))
-        distance = ((x - across) / (0.075 * camera.scale)) ** 2
-        distance += ((y - down) / (0.014 * camera.scale)) ** 2
-        height = np.exp(-max(0.0, foot[1] - 0.05) / 0.1)  # a raised foot throws less
-        light *= 1 - SHADOW * height * np.exp(-distance)
+        strength = SHADOW * np.exp(-max(0.0, foot[1] - 0.05) / 0.1)  # less from a raised foot
+        column = np.exp(-(((x - across) / (SHADOW_SIZE[1] * camera.scale)) ** 2))
+        row = np.exp(-(((y - down) / (SHADOW_SIZE[0] * camera.scale)) ** 2))
+        light *= 1 - strength * row[:, None] * column
     return light

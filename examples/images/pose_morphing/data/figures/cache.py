@@ -15,12 +15,15 @@ training, 1/30 for validation, 1/30 for the test. A build that was stopped goes 
 import json
 import multiprocessing
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from examples.images.pose_morphing.data.figures.camera import Camera
@@ -75,7 +78,7 @@ class Options:
             shapes["local"] = (n, *self.size, 3), np.float16
         return shapes
 
-    def written(self) -> dict[str, object]:
+    def written(self) -> dict[str, Any]:
         """As they stand in the JSON files."""
         return json.loads(json.dumps({"version": VERSION, **asdict(self)}))
 
@@ -87,8 +90,11 @@ def build(folder: Path, options: Options, workers: int = 2) -> None:
         workers: Processes; 0 to render in this one.
 
     Raises:
-        ValueError: The folder holds figures of other options.
+        ValueError: The folder holds figures of other options, or `workers` is negative.
+        RuntimeError: A process died.
     """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; expected 0 or more")
     if _read(folder / "figures.json", options) is not None:
         return
     if _read(folder / "started.json", options) is None:
@@ -96,7 +102,7 @@ def build(folder: Path, options: Options, workers: int = 2) -> None:
     done = np.load(folder / "done.npy", mmap_mode="r")
     missing = np.flatnonzero(done == 0).tolist()
     if workers == 0:
-        fill(folder, options, tqdm(missing, "figures"))
+        fill(folder, options, tqdm(missing, "identities"))
     else:
         _fill_in_processes(folder, options, [missing[i::workers] for i in range(workers)], done)
     with replacing(folder / "figures.json") as part:
@@ -104,7 +110,7 @@ def build(folder: Path, options: Options, workers: int = 2) -> None:
     (folder / "started.json").unlink()
 
 
-def _read(path: Path, options: Options) -> dict[str, object] | None:
+def _read(path: Path, options: Options) -> dict[str, Any] | None:
     """The options that a folder was made with, which have to be these."""
     if not path.is_file():
         return None
@@ -125,7 +131,9 @@ def _start(folder: Path, options: Options) -> None:
         part.write_text(json.dumps(options.written(), indent=1))
 
 
-def fill(folder: Path, options: Options, identities: list[int], parent: int | None = None) -> None:
+def fill(
+    folder: Path, options: Options, identities: Iterable[int], parent: int | None = None
+) -> None:
     """Render some identities into the arrays; stops when the parent process is gone."""
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in options.shapes}
     for identity in identities:
@@ -147,16 +155,21 @@ def _fill_in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=fill, args=(folder, options, share, os.getpid())) for share in shares
+        context.Process(target=fill, args=(folder, options, share, os.getpid()), daemon=True)
+        for share in shares
     ]
     for process in processes:
         process.start()
     _watch(processes, done)
-    if codes := [process.exitcode for process in processes if process.exitcode]:
-        raise RuntimeError(f"rendering stopped with exit code {codes[0]}; start it again to go on")
+    if not done.all():
+        codes = [process.exitcode for process in processes]
+        raise RuntimeError(
+            f"{(done == 0).sum()} of {len(done)} identities are missing, since the processes ended "
+            f"with exit codes {codes}; start again to go on"
+        )
 
 
-def _watch(processes: list[BaseProcess], done: np.ndarray) -> None:
+def _watch(processes: Sequence[BaseProcess], done: np.ndarray) -> None:
     """A progress bar over all processes, until they end."""
     with tqdm(total=len(done), initial=int(done.sum()), desc="identities", smoothing=0) as bar:
         while alive := [process for process in processes if process.is_alive()]:
@@ -192,7 +205,7 @@ class Figures:
             )
 
     @cached_property
-    def options(self) -> dict:
+    def options(self) -> dict[str, Any]:
         """With the version."""
         return json.loads((Path(self.folder) / "figures.json").read_text())
 
@@ -203,33 +216,33 @@ class Figures:
         return range(first, last)
 
     @cached_property
-    def images(self) -> np.ndarray:
-        """(n, h, w, 3) of uint8."""
+    def images(self) -> UInt8[np.ndarray, "n h w 3"]:
+        """Pictures."""
         return self._open("images")
 
     @cached_property
-    def points(self) -> np.ndarray:
-        """(n, 18, 3) of float32: x, y in pixels and whether it is seen; -1, -1, 0 outside."""
+    def points(self) -> Float[np.ndarray, "n 18 3"]:
+        """x, y in pixels and whether it is seen; -1, -1, 0 outside."""
         return self._open("points")
 
     @cached_property
-    def yaw(self) -> np.ndarray:
-        """(n,) of float32, radians."""
+    def yaw(self) -> Float[np.ndarray, "n"]:
+        """Turn of the body in radians."""
         return self._open("yaw")
 
     @cached_property
-    def part(self) -> np.ndarray:
-        """(n, h, w) of uint8, 0 for the background; only of folders with the truth."""
+    def part(self) -> UInt8[np.ndarray, "n h w"]:
+        """0 for the background; only of folders with the truth."""
         return self._open("part")
 
     @cached_property
-    def local(self) -> np.ndarray:
-        """(n, h, w, 3) of float16, the surface point; only of folders with the truth."""
+    def local(self) -> Float[np.ndarray, "n h w 3"]:
+        """The surface point, float16; only of folders with the truth."""
         return self._open("local")
 
     @cached_property
-    def pairs(self) -> np.ndarray:
-        """(p, 2) of int64, (source, target) of one identity: near turns, and 4 % of any."""
+    def pairs(self) -> Int[np.ndarray, "p 2"]:
+        """Source and target of one identity: near turns, and 4 % of any."""
         poses = self.options["poses"]
         source, target = np.nonzero(~np.eye(poses, dtype=bool))
         first = poses * np.arange(len(self.identities))[:, None, None]
@@ -245,4 +258,7 @@ class Figures:
         rows = slice(
             *(i * self.options["poses"] for i in (self.identities[0], self.identities[-1] + 1))
         )
-        return np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r")[rows]
+        path = Path(self.folder) / f"{name}.npy"
+        if not path.is_file():
+            raise ValueError(f"{self.folder} holds no {name!r}; render it with --truth")
+        return np.load(path, mmap_mode="r")[rows]

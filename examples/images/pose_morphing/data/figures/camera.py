@@ -7,6 +7,7 @@ is orthographic, so a length has the same number of pixels everywhere.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 FIGURE = 0.9  # rows that a body of height 1 fills, of all rows
 GROUND = 0.03  # rows below the feet, of all rows
@@ -33,14 +34,16 @@ class Camera:
         """Pixels of a body height."""
         return FIGURE * self.height
 
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) points -> (..., 2) x and y in pixels; the first pixel's centre is 0, 0."""
+    def project(self, points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 2"]:
+        """x and y in pixels; the first pixel's centre is 0, 0."""
         x = self.width / 2 + points[..., 0] * self.scale
         y = self.height * (1 - GROUND) - points[..., 1] * self.scale
         return np.stack([x, y], axis=-1) - 0.5
 
-    def contains(self, points: np.ndarray, margin: np.ndarray | float = 0.0) -> np.ndarray:
-        """Which of the (..., 3) points are in the picture, `margin` (...) heights from its edge."""
+    def contains(
+        self, points: Float[np.ndarray, "*n 3"], margin: Float[np.ndarray, "*n"] | float = 0.0
+    ) -> Bool[np.ndarray, "*n"]:
+        """Which points are in the picture, and `margin` body heights from its edge."""
         pixels, inset = self.project(points), np.asarray(margin)[..., None] * self.scale - 0.5
         edge = np.array([self.width, self.height]) - 1
         return ((pixels >= inset) & (pixels <= edge - inset)).all(axis=-1)

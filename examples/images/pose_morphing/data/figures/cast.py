@@ -8,6 +8,7 @@ a quadratic equation a z^2 + 2 b z + c = 0, whose root on the viewer's side is w
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from examples.images.pose_morphing.data.figures.body import Capsule
 from examples.images.pose_morphing.data.figures.camera import GROUND, Camera
@@ -20,14 +21,14 @@ class Surface:
     """What each ray sees.
 
     Args:
-        depth: (h, w), NOWHERE for the background.
-        part: (h, w) of uint8: 0, or 1 + the number of the capsule.
-        point: (h, w, 3) in the capsule's axes, squeezed so that it is round.
+        depth: NOWHERE for the background.
+        part: 0, or 1 + the number of the capsule.
+        point: In the capsule's axes, squeezed so that it is round.
     """
 
-    depth: np.ndarray
-    part: np.ndarray
-    point: np.ndarray
+    depth: Float[np.ndarray, "h w"]
+    part: UInt8[np.ndarray, "h w"]
+    point: Float[np.ndarray, "h w 3"]
 
 
 def cast(shapes: list[Capsule], camera: Camera, finer: int) -> Surface:
@@ -57,8 +58,10 @@ def _box(shape: Capsule, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
     return rows, slice(*np.searchsorted(x, (left, right)))
 
 
-def meet(shape: Capsule, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (h, w), NOWHERE where it is missed, and point (h, w, 3) of the rays at x and y."""
+def meet(
+    shape: Capsule, x: Float[np.ndarray, "w"], y: Float[np.ndarray, "h"]
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
+    """Depth, NOWHERE where it is missed, and point of the rays at x and y."""
     into = (shape.frame * (1 / shape.squeeze[0], 1, 1 / shape.squeeze[1])).T
     step = into[:, 2].astype(np.float32)
     across = into[:, :1] * (x - shape.low[0])
@@ -109,8 +112,8 @@ def _front(a: np.float32, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.where(discriminant > 0, root, NOWHERE)
 
 
-def normals(shape: Capsule, point: np.ndarray) -> np.ndarray:
-    """(n, 3) unit normals in the world at points (n, 3) in the capsule's axes.
+def normals(shape: Capsule, point: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Unit normals in the world at points in the capsule's axes.
 
     The normal starts on the bone, at the centre of the ball that touches the surface there.
     """

@@ -13,6 +13,7 @@ from examples.images.pose_morphing.data.figures import fabric, prints
 from examples.images.pose_morphing.data.figures.backdrop import Backdrop, draw_backdrop
 from examples.images.pose_morphing.data.figures.camera import FIGURE
 from examples.images.pose_morphing.data.figures.fabric import Cloth, Colour
+from examples.images.pose_morphing.data.figures.face import face
 from examples.images.pose_morphing.data.figures.skeleton import Body
 
 EXTENT = {
@@ -102,8 +103,8 @@ def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     length = generator.choice((0.5, 1.0, 2.0), p=(0.3, 0.2, 0.5))  # in parts of the arm
     return {
         "trunk": print_back(tailor, print_chest(tailor, trunk)),
-        "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1), skin, trim),
-        "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0), skin, trim),
+        "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1.0), skin, trim),
+        "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0.0), skin, trim),
     }
 
 
@@ -114,14 +115,14 @@ def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     trim = cloth.colours[1]
     return {
         "pelvis": tailor.cloth("pelvis", cloth),
-        "thigh": cut(tailor.cloth("thigh", cloth), min(length, 1), skin, trim),
-        "shin": cut(tailor.cloth("shin", cloth), max(length - 1, 0), skin, trim),
+        "thigh": cut(tailor.cloth("thigh", cloth), min(length, 1.0), skin, trim),
+        "shin": cut(tailor.cloth("shin", cloth), max(length - 1, 0.0), skin, trim),
         "shoe": draw_shoe(tailor),
     }
 
 
 def draw_shoe(tailor: Tailor) -> np.ndarray:
-    """With a sole around its lower side and a toe cap."""
+    """With a sole all along its lower side."""
     colour = fabric.draw_colour(tailor.generator)
     shoe = tailor.plain("shoe", colour)
     sole = round(0.14 * shoe.shape[1])
@@ -136,13 +137,13 @@ def draw_skin(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     if generator.random() < 0.25:
         hair = fabric.draw_colour(generator)
     iris: Colour = ((50, 35, 25), (60, 110, 60), (60, 100, 170))[generator.integers(3)]
-    face = prints.face(skin, iris, fabric.shade(hair, 0.7))
+    portrait = face(skin, iris, fabric.shade(hair, 0.7))
     size = 0.09 * tailor.density, 0.158 * tailor.density
     strands = 0.5 + 0.5 * np.repeat(generator.random((1, 24)), 4, axis=1)
     columns = np.linspace(0, strands.shape[1], tailor.shape("hair")[1], endpoint=False).astype(int)
     mask = np.broadcast_to(strands[:, columns], tailor.shape("hair"))
     return {
-        "head": prints.stamp(tailor.plain("head", skin), (0.55, 0.5), size, face),
+        "head": prints.stamp(tailor.plain("head", skin), (0.55, 0.5), size, portrait),
         "neck": tailor.plain("neck", skin),
         "hand": tailor.plain("hand", skin),
         "hair": fabric.dye(mask, fabric.shade(hair, 0.6), hair),
@@ -150,7 +151,7 @@ def draw_skin(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
 
 
 def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
-    """Text, a logo or a photograph, on most shirts."""
+    """Text or a logo, on most shirts."""
     generator, density = tailor.generator, tailor.density
     panel = fabric.draw_colour(generator)
     ink = fabric.draw_contrast(generator, panel)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.spatial import cKDTree
 
 COPYABLE = 0.016  # body heights: 2 pixels at 128 rows
@@ -13,34 +14,32 @@ class Correspondence:
     """For every pixel of the target the nearest pixel of the source, on the surface.
 
     Args:
-        row: (h, w) of int64, -1 where the target shows the background or a part that the source
-            does not.
+        row: -1 where the target shows the background or a part that the source does not.
         column: Likewise.
-        distance: (h, w) of float32, between the two surface points in body heights; inf where
-            there is none.
+        distance: Between the two surface points in body heights; inf where there is none.
     """
 
-    row: np.ndarray
-    column: np.ndarray
-    distance: np.ndarray
+    row: Int[np.ndarray, "h w"]
+    column: Int[np.ndarray, "h w"]
+    distance: Float[np.ndarray, "h w"]
 
     @property
-    def copyable(self) -> np.ndarray:
-        """(h, w) of bool: the source shows that point."""
+    def copyable(self) -> Bool[np.ndarray, "h w"]:
+        """Whether the source shows that point."""
         return self.distance < COPYABLE
 
 
 def correspondence(
-    source_part: np.ndarray,
-    source_local: np.ndarray,
-    target_part: np.ndarray,
-    target_local: np.ndarray,
+    source_part: UInt8[np.ndarray, "H W"],
+    source_local: Float[np.ndarray, "H W 3"],
+    target_part: UInt8[np.ndarray, "h w"],
+    target_local: Float[np.ndarray, "h w 3"],
 ) -> Correspondence:
     """Match two figures of one identity: same part, nearest surface point.
 
     Args:
-        source_part: (h, w) of uint8, as in `Figure`.
-        source_local: (h, w, 3), any floating dtype.
+        source_part: As in `Figure`.
+        source_local: As in `Figure`, in any floating dtype.
         target_part: Likewise.
         target_local: Likewise.
     """

@@ -1,4 +1,4 @@
-"""Pictures on clothes and skin: text, logos, numbers, faces."""
+"""Pictures on clothes: text, numbers, logos; and how any picture comes onto a texture."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,22 @@ LOGOS = ("polygon", "star", "ring", "cross", "bars", "target")
 FINE = 4  # prints are drawn this much larger, then made smaller
 
 Draw = PIL.ImageDraw.ImageDraw
+Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+Drawing = Callable[[Draw, int, int], None]  # onto a canvas of some height and width, in pixels
 
 
 def stamp(
     texture: np.ndarray,
     centre: tuple[float, float],
     size: tuple[float, float],
-    draw: Callable[[Draw, int, int], None],
+    draw: Drawing,
 ) -> np.ndarray:
     """The texture with a drawing on it, whole also where the texture's ends meet.
 
     Args:
         centre: (v, u) of the drawing, from the top and around the part, in shares of the texture.
         size: Its height and width in texels.
-        draw: Called with a transparent canvas and the canvas' height and width.
+        draw: Draws on a transparent canvas.
     """
     rows, columns, _ = texture.shape
     height, width = max(1, round(size[0])), max(1, min(columns, round(size[1])))
@@ -44,7 +46,7 @@ def stamp(
     return stamped
 
 
-def panel(words: str, ink: Colour, ground: Colour) -> Callable[[Draw, int, int], None]:
+def panel(words: str, ink: Colour, ground: Colour) -> Drawing:
     """Bold letters on a board that fills the canvas."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
@@ -57,7 +59,7 @@ def panel(words: str, ink: Colour, ground: Colour) -> Callable[[Draw, int, int],
     return draw
 
 
-def outlined(words: str, ink: Colour, edge: Colour) -> Callable[[Draw, int, int], None]:
+def outlined(words: str, ink: Colour, edge: Colour) -> Drawing:
     """Bold letters with an edge, which can be read on any ground."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
@@ -69,7 +71,7 @@ def outlined(words: str, ink: Colour, edge: Colour) -> Callable[[Draw, int, int]
     return draw
 
 
-def fitting_font(words: str, height: float, width: float) -> tuple[PIL.ImageFont.FreeTypeFont, int]:
+def fitting_font(words: str, height: float, width: float) -> tuple[Font, int]:
     """The largest font for a canvas, and how much bolder to draw it, in pixels."""
     trial = PIL.ImageFont.load_default(100)
     left, top, right, bottom = trial.getbbox(words, stroke_width=4)
@@ -77,9 +79,7 @@ def fitting_font(words: str, height: float, width: float) -> tuple[PIL.ImageFont
     return PIL.ImageFont.load_default(max(4, size)), max(1, round(0.04 * size))
 
 
-def logo(
-    name: str, corners: int, first: Colour, second: Colour
-) -> Callable[[Draw, int, int], None]:
+def logo(name: str, corners: int, first: Colour, second: Colour) -> Drawing:
     """A shape in a disc."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
@@ -90,7 +90,15 @@ def logo(
     return draw
 
 
-def _shape(canvas, name, corners, middle, radius, first, second):
+def _shape(
+    canvas: Draw,
+    name: str,
+    corners: int,
+    middle: tuple[float, float],
+    radius: float,
+    first: Colour,
+    second: Colour,
+) -> None:
     x, y = middle
     thin = radius / 3
     match name:
@@ -124,30 +132,3 @@ def _star(middle: tuple[float, float], radius: float, corners: int) -> list[tupl
     lengths = radius * np.where(np.arange(2 * corners) % 2, 0.45, 1.0)
     x, y = middle[0] + lengths * np.sin(angles), middle[1] - lengths * np.cos(angles)
     return list(zip(x.tolist(), y.tolist()))
-
-
-def face(skin: Colour, iris: Colour, brow: Colour) -> Callable[[Draw, int, int], None]:
-    """Eyes, brows, nose and mouth on a canvas as wide as the head's front half."""
-    lip = tuple((np.array(skin) * 0.55 + (75, 10, 20)).astype(int).tolist())
-    shadow = tuple((np.array(skin) * 0.72).astype(int).tolist())
-
-    def draw(canvas: Draw, height: int, width: int) -> None:
-        def box(x, y, across, down):
-            return (
-                (x - across) * width,
-                (y - down) * height,
-                (x + across) * width,
-                (y + down) * height,
-            )
-
-        line = max(2, round(0.03 * height))
-        for x in (0.33, 0.67):
-            canvas.ellipse(box(x, 0.3, 0.085, 0.085), fill="white")
-            canvas.ellipse(box(x, 0.31, 0.048, 0.075), fill=iris)
-            canvas.ellipse(box(x, 0.31, 0.02, 0.032), fill="black")
-            canvas.line(box(x, 0.14, 0.11, 0.0), fill=brow, width=2 * line)
-        canvas.line(box(0.5, 0.45, 0.0, 0.13), fill=shadow, width=line)
-        canvas.line(box(0.5, 0.58, 0.04, 0.0), fill=shadow, width=line)
-        canvas.chord(box(0.5, 0.74, 0.13, 0.12), 15, 165, fill=lip)
-
-    return draw

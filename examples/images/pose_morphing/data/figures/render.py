@@ -3,23 +3,24 @@
 from dataclasses import dataclass
 
 import numpy as np
-from einops import reduce
+from jaxtyping import Float, UInt8
 
 from examples.images.pose_morphing.data.figures.backdrop import paint
 from examples.images.pose_morphing.data.figures.body import PARTS, Capsule, capsules
 from examples.images.pose_morphing.data.figures.camera import Camera
 from examples.images.pose_morphing.data.figures.cast import Surface, cast, normals
 from examples.images.pose_morphing.data.figures.clothes import Looks, draw_looks
+from examples.images.pose_morphing.data.figures.poses import draw_skeleton
 from examples.images.pose_morphing.data.figures.skeleton import (
     KEY_POINTS,
     SIDES,
     Skeleton,
-    draw_skeleton,
 )
 
 LIGHT = np.array([0.35, 0.5, 0.79])  # the direction it comes from
 AMBIENT, DIFFUSE = 0.55, 0.5
 FINER = 2  # rays along each side of a pixel
+MIDDLE = slice(FINER // 2, None, FINER)  # the ray of each pixel that its ground truth is of
 
 BEARERS = {
     **{"nose": ("head",), "eye": ("head",), "ear": ("head", "hair")},
@@ -36,18 +37,19 @@ class Figure:
     """One picture and what is known about it.
 
     Args:
-        image: (h, w, 3) of uint8.
-        points: (18, 3) of float32: x and y in pixels (0, 0 is the centre of the first pixel) and
-            whether it is seen, 1 or 0; outside the picture -1, -1, 0.
-        part: (h, w) of uint8, 0 for the background, else 1 + the index in PARTS.
-        local: (h, w, 3) of float32: the surface point in the part's own axes, in body heights.
+        image: Colours.
+        points: x and y in pixels (0, 0 is the centre of the first pixel) and whether it is seen,
+            1 or 0; outside the picture -1, -1, 0. In float32.
+        part: 0 for the background, else 1 + the index in PARTS. This and `local` are of one ray,
+            1/4 of a pixel right of the centre and below it.
+        local: The surface point in the part's own axes, in body heights and float32.
         yaw: Turn of the body in radians.
     """
 
-    image: np.ndarray
-    points: np.ndarray
-    part: np.ndarray
-    local: np.ndarray
+    image: UInt8[np.ndarray, "h w 3"]
+    points: Float[np.ndarray, "18 3"]
+    part: UInt8[np.ndarray, "h w"]
+    local: Float[np.ndarray, "h w 3"]
     yaw: float
 
 
@@ -70,32 +72,45 @@ def render(looks: Looks, identity: int, pose: int, shape: tuple[int, int], seed:
     feet = np.stack(
         [skeleton.joints[f"{side} {end}"] for side in SIDES for end in ("ankle", "toe")]
     )
+    part, point = (array[MIDDLE, MIDDLE] for array in (surface.part, surface.point))
     return Figure(
         image=colour(surface, shapes, looks, paint(looks.backdrop, camera, feet)),
         points=locate(skeleton, surface, camera),
-        part=surface.part[FINER // 2 :: FINER, FINER // 2 :: FINER],
-        local=unsqueezed(surface, shapes)[FINER // 2 :: FINER, FINER // 2 :: FINER],
+        part=part,
+        local=unsqueezed(part, point, shapes),
         yaw=float(posed.yaw),
     )
 
 
 def colour(
-    surface: Surface, shapes: list[Capsule], looks: Looks, background: np.ndarray
-) -> np.ndarray:
-    """(h, w, 3) of uint8: textures times light, then the mean over each pixel's rays."""
+    surface: Surface,
+    shapes: list[Capsule],
+    looks: Looks,
+    background: Float[np.ndarray, "h w 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Textures times light, then the mean over each pixel's rays."""
     fine = background.repeat(FINER, axis=0).repeat(FINER, axis=1)
+    rays = np.nonzero(surface.part)
+    fine[rays] = shaded(surface.part[rays], surface.point[rays], shapes, looks)
+    mean = sum(fine[i::FINER, j::FINER] for i in range(FINER) for j in range(FINER)) / FINER**2
+    return np.clip(mean, 0, 255).round().astype(np.uint8)
+
+
+def shaded(part: np.ndarray, point: np.ndarray, shapes: list[Capsule], looks: Looks) -> np.ndarray:
+    """(n, 3) colours of n points on parts."""
+    colours = np.empty((len(part), 3), np.float32)
     for number, (name, shape) in enumerate(zip(PARTS, shapes), start=1):
-        seen = surface.part == number
-        point = surface.point[seen]
-        light = AMBIENT + DIFFUSE * np.maximum(normals(shape, point) @ LIGHT, 0)
+        here = np.flatnonzero(part == number)
+        light = AMBIENT + DIFFUSE * np.maximum(normals(shape, point[here]) @ LIGHT, 0)
         texture = looks.textures[name.removeprefix("right ").removeprefix("left ")]
-        fine[seen] = wrapped(texture, shape, point) * light[:, None]
-    mean = reduce(fine, "(h a) (w b) c -> h w c", "mean", a=FINER, b=FINER)
-    return mean.clip(0, 255).round().astype(np.uint8)
+        colours[here] = wrapped(texture, shape, point[here]) * light[:, None]
+    return colours
 
 
-def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarray:
-    """(n, 3) texels at points (n, 3) of the surface: rows along the bone, columns by the angle."""
+def wrapped(
+    texture: UInt8[np.ndarray, "rows columns 3"], shape: Capsule, point: Float[np.ndarray, "n 3"]
+) -> UInt8[np.ndarray, "n 3"]:
+    """The texels at points of the surface: rows along the bone, columns by the angle."""
     rows, columns, _ = texture.shape
     low, high = shape.radii
     up = (point[:, 1] + low) / (low + shape.length + high)
@@ -104,14 +119,16 @@ def wrapped(texture: np.ndarray, shape: Capsule, point: np.ndarray) -> np.ndarra
     return texture[row, (around * columns).astype(int) % columns]
 
 
-def unsqueezed(surface: Surface, shapes: list[Capsule]) -> np.ndarray:
-    """(h, w, 3) points in the parts' axes, in body heights; 0 for the background."""
-    squeeze = [(0.0, 0.0, 0.0), *((shape.squeeze[0], 1, shape.squeeze[1]) for shape in shapes)]
-    return surface.point * np.array(squeeze, np.float32)[surface.part]
+def unsqueezed(
+    part: UInt8[np.ndarray, "h w"], point: Float[np.ndarray, "h w 3"], shapes: list[Capsule]
+) -> Float[np.ndarray, "h w 3"]:
+    """Points in the parts' axes, in body heights; 0 for the background."""
+    squeeze = [(0.0, 0.0, 0.0), *((shape.squeeze[0], 1.0, shape.squeeze[1]) for shape in shapes)]
+    return point * np.array(squeeze, np.float32)[part]
 
 
-def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> np.ndarray:
-    """(18, 3) key points: x, y, seen."""
+def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> Float[np.ndarray, "18 3"]:
+    """Key points: x, y, seen."""
     world = skeleton.key_points
     pixels = camera.project(world)
     inside = camera.contains(world)
@@ -119,7 +136,8 @@ def locate(skeleton: Skeleton, surface: Surface, camera: Camera) -> np.ndarray:
     for number, (name, (x, y)) in enumerate(zip(KEY_POINTS, pixels)):
         if inside[number]:
             ray = int((y + 0.5) * FINER), int((x + 0.5) * FINER)
-            seen = is_seen(name, world[number, 2], surface.part[ray], surface.depth[ray])
+            part, depth = int(surface.part[ray]), float(surface.depth[ray])
+            seen = is_seen(name, float(world[number, 2]), part, depth)
             points[number] = x, y, seen
     return points
 
@@ -131,4 +149,4 @@ def is_seen(name: str, z: float, part: int, depth: float) -> bool:
     *side, joint = name.split()
     sides = (f"{side[0]} {bearer}" for bearer in BEARERS[joint]) if side else ()
     own = PARTS[part - 1] in (*sides, *BEARERS[joint])
-    return own and bool(z > depth - DEEPEST[joint in FACE])
+    return own and z > depth - DEEPEST[joint in FACE]

@@ -2,8 +2,8 @@
 
     python -m examples.images.pose_morphing.data.figures.sheet --out sheet.png --size 512 256
 
-A row for each identity: the poses, the first again with its key points, and the second put together
-from pixels of the first wherever that shows the same point of the surface (elsewhere pale).
+A row for each identity: the poses, the first again with its key points, and the one with the most
+similar turn put together from pixels of the first, wherever that shows the same point (else pale).
 """
 
 from pathlib import Path
@@ -21,9 +21,10 @@ from examples.training.files import replacing
 def row(identity: int, poses: int, size: tuple[int, int], seed: int) -> np.ndarray:
     """(h, w (poses + 2), 3) of uint8."""
     figures = [draw_figure(identity, pose, size, seed) for pose in range(poses)]
-    first, second = figures[:2]
+    first, *others = figures
+    nearest = max(others, key=lambda other: np.cos(other.yaw - first.yaw))
     skeleton = draw_skeleton(first.image, first.points)
-    pictures = [*(figure.image for figure in figures), skeleton, copied(first, second)]
+    pictures = [*(figure.image for figure in figures), skeleton, copied(first, nearest)]
     return np.concatenate(pictures, axis=1)
 
 

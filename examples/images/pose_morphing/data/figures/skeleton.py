@@ -4,11 +4,9 @@ A frame is a rotation from a part's own axes (x to the body's left, y up, z forw
 world's (x right, y up, z to the viewer), so somebody whose yaw is 0 faces the viewer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-
-from examples.images.pose_morphing.data.figures.camera import Camera
 
 KEY_POINTS = (
     *("nose", "neck", "right shoulder", "right elbow", "right wrist"),
@@ -17,12 +15,13 @@ KEY_POINTS = (
 )  # OpenPose's order
 
 SIDES = {"right": -1, "left": 1}  # the sign of x
-YAWS = (0, 0, 0.5, -0.5, 1, -1, np.pi, 2.6, -2.6)  # front, three quarters, sides, back
+SPINE, THROAT = 0.28, 0.105  # pelvis to neck, neck to the skull's centre
+SHOULDER, HIP = 0.105, 0.056  # half the width between the joints
+ARM, LEG = (0.155, 0.15), (0.235, 0.225)  # upper and lower bone
+TOE, FOOT = 0.07, 0.06  # before the ankle; radians down from level
 SOLE = 0.03  # from the foot's bone to the ground
-TOE = 0.07  # before the ankle
-SKULL = 0.11  # how far the head reaches from the skull's centre
-CALMER = 0.97  # every further try
-REACH = {"elbow": 0.045, "wrist": 0.06, "hip": 0.08, "knee": 0.05, "ankle": 0.03, "toe": 0.03}
+
+Vectors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,110 +67,64 @@ class Skeleton:
         return np.stack([self.joints[name] for name in KEY_POINTS])
 
 
-def draw_skeleton(
-    generator: np.random.Generator, body: Body, camera: Camera
-) -> tuple[Pose, Skeleton]:
-    """A pose at random that fits the picture.
-
-    Limbs are drawn again until they do, each time a little nearer to hanging straight down, so a
-    narrow picture has fewer outstretched arms, and a figure of the same size.
-    """
-    pose, calm = draw_pose(generator), 1.0
-    while not fits(skeleton := place(pose, body), camera):
-        calm *= CALMER
-        limbs = draw_pose(generator)
-        pose = replace(
-            pose,
-            arms=calm * limbs.arms,
-            legs=calm * limbs.legs,
-            spine=CALMER * pose.spine,
-            shift=CALMER * pose.shift,
-        )
-    return pose, skeleton
-
-
-def draw_pose(generator: np.random.Generator) -> Pose:
-    normal = generator.normal
-    return Pose(
-        yaw=generator.choice(YAWS) + normal(0, 0.12),
-        spine=normal((0, 0.02), (0.08, 0.08)),
-        head=normal(0, (0.35, 0.1)),
-        arms=np.stack([_draw_arm(generator) for _ in SIDES]),
-        legs=np.abs(normal(0, 1, (2, 3))) * (0.14, 0.3, 0.3) * _signs(generator) + (0.05, 0, 0.05),
-        shift=normal(0, 0.02),
-    )
-
-
-def _draw_arm(generator: np.random.Generator) -> np.ndarray:
-    lift = (0.12, 1.3) if generator.random() < 0.75 else (1.5, 2.7)
-    bend = abs(generator.normal(0.6, 0.6))
-    return np.array([generator.uniform(*lift), generator.normal(0, 0.4), min(bend, 2.4)])
-
-
-def _signs(generator: np.random.Generator) -> np.ndarray:
-    """Legs swing both ways; they spread and bend only one."""
-    swing = generator.choice((-1, 1), 2)
-    return np.stack([np.ones(2), swing, np.ones(2)], axis=1)
-
-
 def place(pose: Pose, body: Body) -> Skeleton:
     """Forward kinematics; the lower foot stands on the ground."""
-    size, root = body.height, rotation("y", pose.yaw)
+    root = rotation("y", pose.yaw)
     trunk = root @ rotation("z", pose.spine[0]) @ rotation("x", pose.spine[1])
     head = trunk @ rotation("y", pose.head[0]) @ rotation("z", pose.head[1])
     pelvis = np.array([pose.shift, 0.0, 0.0])
-    neck = pelvis + trunk @ (0, 0.28 * size, 0)
-    joints = {"pelvis": pelvis, "neck": neck} | _face(neck + head @ (0, 0.105 * size, 0), head)
+    neck = pelvis + trunk @ (0, SPINE * body.height, 0)
+    joints = {"pelvis": pelvis, "neck": neck} | _face(
+        neck + head @ (0, THROAT * body.height, 0), head
+    )
     frames = {"pelvis": root, "trunk": trunk, "head": head}
     for (side, sign), arm, leg in zip(SIDES.items(), pose.arms, pose.legs):
-        shoulder = neck + trunk @ (0.105 * sign * size * body.girth, -0.025 * size, 0)
-        hip = pelvis + root @ (0.056 * sign * size * body.girth, -0.01, 0)
-        bones = 0.155 * size, 0.15 * size
-        _limb(joints, frames, f"{side} shoulder elbow wrist", shoulder, trunk, sign, arm, bones)
-        bones = 0.235 * size, 0.225 * size
-        _limb(joints, frames, f"{side} hip knee ankle", hip, root, sign, leg * (1, 1, -1), bones)
-        foot = frames[f"{side} knee"] @ rotation("x", 0.06)
-        frames[f"{side} ankle"] = foot
-        joints[f"{side} toe"] = joints[f"{side} ankle"] + foot @ (0, -0.01, TOE)
+        for found in (_arm(neck, trunk, sign, arm, body), _leg(pelvis, root, sign, leg, body)):
+            joints |= {f"{side} {name}": at for name, at in found[0].items()}
+            frames |= {f"{side} {name}": turned for name, turned in found[1].items()}
     lowest = min(joints[f"{side} {end}"][1] for side in SIDES for end in ("ankle", "toe"))
     up = np.array([0, SOLE - lowest, 0])
     return Skeleton(body, {name: joint + up for name, joint in joints.items()}, frames)
 
 
-def _face(centre: np.ndarray, head: np.ndarray) -> dict[str, np.ndarray]:
-    face = {"skull": (0, 0, 0), "nose": (0, -0.009, 0.058)}
+def _face(centre: np.ndarray, head: np.ndarray) -> Vectors:
+    face = {"skull": (0.0, 0.0, 0.0), "nose": (0.0, -0.009, 0.058)}
     for side, sign in SIDES.items():
-        face |= {f"{side} eye": (0.024 * sign, 0.016, 0.05), f"{side} ear": (0.05 * sign, 0, 0)}
+        face |= {f"{side} eye": (0.024 * sign, 0.016, 0.05), f"{side} ear": (0.05 * sign, 0.0, 0.0)}
     return {name: centre + head @ at for name, at in face.items()}
 
 
+def _arm(
+    neck: np.ndarray, trunk: np.ndarray, sign: int, angles: np.ndarray, body: Body
+) -> tuple[Vectors, Vectors]:
+    width = SHOULDER * sign * body.height * body.girth
+    shoulder = neck + trunk @ (width, -0.025 * body.height, 0)
+    places, frames = _limb(shoulder, trunk, sign, angles, np.array(ARM) * body.height)
+    names = "shoulder", "elbow", "wrist"
+    return dict(zip(names, places)), dict(zip(names, frames))
+
+
+def _leg(
+    pelvis: np.ndarray, root: np.ndarray, sign: int, angles: np.ndarray, body: Body
+) -> tuple[Vectors, Vectors]:
+    hip = pelvis + root @ (HIP * sign * body.height * body.girth, -0.01, 0)
+    bends = angles * (1, 1, -1)  # knees bend the other way
+    places, frames = _limb(hip, root, sign, bends, np.array(LEG) * body.height)
+    foot = frames[1] @ rotation("x", FOOT)
+    toe = places[2] + foot @ (0, -0.01, TOE)
+    names = "hip", "knee", "ankle"
+    return dict(zip((*names, "toe"), (*places, toe))), dict(zip(names, (*frames, foot)))
+
+
 def _limb(
-    joints: dict[str, np.ndarray],
-    frames: dict[str, np.ndarray],
-    names: str,
-    root: np.ndarray,
-    frame: np.ndarray,
-    sign: int,
-    angles: np.ndarray,
-    bones: tuple[float, float],
-) -> None:
-    """Add a limb of two bones, which hang down where the angles (lift, swing, bend) are 0."""
-    side, *chain = names.split()
+    root: np.ndarray, frame: np.ndarray, sign: int, angles: np.ndarray, bones: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Three joints and two frames of a limb; it hangs down if lift, swing and bend are 0."""
     lift, swing, bend = angles
     upper = frame @ rotation("z", sign * lift) @ rotation("x", swing)
     lower = upper @ rotation("x", -bend)
     middle = root - upper @ (0, bones[0], 0)
-    places = root, middle, middle - lower @ (0, bones[1], 0)
-    joints |= {f"{side} {name}": at for name, at in zip(chain, places)}
-    frames |= {f"{side} {name}": turned for name, turned in zip(chain, (upper, lower, lower))}
-
-
-def fits(skeleton: Skeleton, camera: Camera) -> bool:
-    """Whether all of it is in the picture."""
-    ends = [(f"{side} {end}", bulk) for side in SIDES for end, bulk in REACH.items()]
-    names, bulks = zip(("skull", SKULL), *ends)
-    points = np.stack([skeleton.joints[name] for name in names])
-    return bool(camera.contains(points, np.array(bulks)).all())
+    return [root, middle, middle - lower @ (0, bones[1], 0)], [upper, lower]
 
 
 def rotation(axis: str, angle: float) -> np.ndarray:

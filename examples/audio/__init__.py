@@ -1,0 +1,1 @@
+"""Restoring a damaged recording by copying from elsewhere in it."""

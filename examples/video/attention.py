@@ -1,0 +1,68 @@
+"""Who asks and who answers: the sites in holes ask all sites of the clip, by any attention.
+
+Shapes: t frames, h w pixels, n sites of the clip, m sites in holes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+import ndgpa
+from ndgpa import Clusters, Fixed, Full, Grid, Nothing, TopK
+from ndgpa.operators import Operator
+
+BLOCK = (1, 8, 8)  # frames, rows, columns
+KAPPA = 16  # blocks that each block of a hole reads
+WINDOW = (1, 1, 1)  # blocks on each side of a block's own
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The clip, whose sites are the keys, and its holes, whose sites are the queries.
+
+    The blocks of the holes are those of the clip, without what is known; so nothing is computed
+    for pixels that need no filling.
+    """
+
+    clip: Grid
+    holes: Clusters
+    sites: Int[Tensor, " m"]  # of the clip, one for each site of the holes
+    blocks: Int[Tensor, " B"]  # of the clip, one for each block of the holes
+
+    @classmethod
+    def of(cls, known: Bool[Tensor, "t 1 h w"]) -> "Spaces":
+        clip = ndgpa.Video((known.shape[0], *known.shape[2:]), downsample=BLOCK)
+        sites = (~known).flatten().nonzero()[:, 0]
+        blocks, block_of_site = clip.block_of_site[sites].unique(return_inverse=True)
+        return cls(clip, Clusters(block_of_site, torch.arange(len(blocks))), sites, blocks)
+
+
+def rule(kappa: int) -> TopK:
+    """Logits rank as the softmax does, as a cell is one block, and do not underflow."""
+    return TopK(kappa, relevance="logit")
+
+
+def gpa(spaces: Spaces, kappa: int = KAPPA) -> Operator:
+    """The most relevant blocks, of any time and place."""
+    return ndgpa.GPA(rule(kappa), scale=1.0, affinity="euclidean")
+
+
+def window(spaces: Spaces) -> Operator:
+    """The blocks around each block, in time and place."""
+    near = spaces.clip.near_cells(WINDOW)[spaces.blocks]  # a cell of the clip is one block
+    return ndgpa.GPA(Fixed(near), scale=1.0, affinity="euclidean")
+
+
+def full(spaces: Spaces) -> Operator:
+    return Full(scale=1.0, affinity="euclidean")
+
+
+def nothing(spaces: Spaces) -> Operator:
+    return Nothing()
+
+
+Attention = Callable[[Spaces], Operator]
+ATTENTIONS: dict[str, Attention] = {"gpa": gpa, "window": window, "full": full, "nothing": nothing}
