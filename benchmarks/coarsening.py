@@ -1,16 +1,17 @@
 """How well, and how fast, are graphs cut into blocks and cells?
 
-    python benchmarks/coarsening.py [--quick]
+    python benchmarks/coarsening.py [--quick] [--largest BA=100000 ...]
 
 Blocks of 32 nodes, cells of 8 blocks. Graphs: `mesh`, marching cubes of a bumpy torus (its nodes
 about the number asked for); `kNN`, the 6 nearest neighbours of random points in a cube; `SBM`, a
 stochastic block model of 50 communities, 8 edges a node inside and 2 outside; `BA`, preferential
 attachment, 4 edges for each new node.
 
-Columns: `seconds` for `ndgpa.Graph`; `cut` the share of edges between blocks, `cell_cut` between
-cells; `padding_%` how much larger than the number of nodes the padded table of blocks is; `balance`
-the largest block over the mean block; `pieces` connected pieces of a block, the mean. `kd` needs
-positions.
+Columns: `cpu_s` processor time of `ndgpa.Graph`, which other work on the machine changes little;
+`cut` the share of edges between blocks, `cell_cut` between cells; `padding_%` how much larger than
+the number of nodes the padded table of blocks is; `balance` the largest block over the mean block;
+`pieces` connected pieces of a block, the mean. `kd` needs positions. "not run" is above `--largest`
+of that graph, or came after the run was ended: the file is written after each graph.
 """
 
 import argparse
@@ -35,20 +36,26 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 Positions = Tensor | None
 
 
-def main(quick: bool) -> None:
+def main(quick: bool, largest: dict[str, int]) -> None:
     sizes = SIZES[:1] if quick else SIZES
-    rows = [
-        row(name, method, *graph)
-        for size in sizes
-        for name, make in tqdm(GRAPHS.items(), desc=f"coarsening, {size} nodes")
-        for graph in [make(size)]
-        for method in methods(graph[2])
-    ]
+    left = [(size, name) for size in sizes for name in GRAPHS]
+    rows: list[dict[str, Any]] = []
+    for size, name in tqdm(list(left), desc="coarsening"):
+        if size <= largest.get(name, size):
+            edges, nodes, position = GRAPHS[name](size)
+            for method in methods(position):
+                rows.append(row(name, method, edges, nodes, position))
+                tqdm.write(str(rows[-1]))
+            left.remove((size, name))
+        if not quick:
+            save(rows, left, largest)
+
+
+def save(rows: list[dict[str, Any]], left: list[tuple[int, str]], largest: dict[str, int]) -> None:
     question = __doc__.splitlines()[0] if __doc__ else ""
-    if not quick:
-        write("coarsening", question, rows, block=BLOCK, cell=CELL, seed=0)
-    for line in rows:
-        print(line)
+    dashes = [{"graph": name, "nodes": size, "method": "not run"} for size, name in left]
+    limits = {"largest": largest} if largest else {}
+    write("coarsening", question, rows + dashes, block=BLOCK, cell=CELL, seed=0, **limits)
 
 
 def methods(position: Positions) -> Iterator[str]:
@@ -58,9 +65,9 @@ def methods(position: Positions) -> Iterator[str]:
 
 
 def row(name: str, method: str, edges: Tensor, nodes: int, position: Positions) -> dict[str, Any]:
-    start = time.perf_counter()
+    start = time.process_time()
     structure = ndgpa.Graph(edges, nodes, BLOCK, CELL, position=position, method=method)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     block, cell = structure.block_of_site, structure.cell_of_site
     sizes = structure.block_sizes
     return {
@@ -68,7 +75,7 @@ def row(name: str, method: str, edges: Tensor, nodes: int, position: Positions) 
         "nodes": nodes,
         "edges": edges.shape[1],
         "method": method,
-        "seconds": seconds,
+        "cpu_s": seconds,
         "cut": float((block[edges[0]] != block[edges[1]]).float().mean()),
         "cell_cut": float((cell[edges[0]] != cell[edges[1]]).float().mean()),
         "padding_%": 100 * (structure.num_blocks * structure.sites_per_block / nodes - 1),
@@ -91,9 +98,12 @@ def pieces(edges: Tensor, block: Tensor) -> float:
 def mesh(nodes: int) -> tuple[Tensor, int, Positions]:
     side = max(16, round((nodes / 1.66) ** 0.5))
     axis = np.linspace(-1.5, 1.5, side, dtype=np.float32)
-    x, y, z = np.meshgrid(axis, axis, axis[side // 4 : -(side // 4)], indexing="ij")
-    bumps = 0.05 * np.sin(9 * x) * np.sin(9 * y) * np.sin(9 * z)
-    volume = (np.hypot(x, y) - 0.9) ** 2 + z**2 - (0.3 + bumps) ** 2
+    x, y, z = np.meshgrid(axis, axis, axis[side // 4 : -(side // 4)], indexing="ij", sparse=True)
+    volume = 0.05 * np.sin(9 * x) * np.sin(9 * y) * np.sin(9 * z)  # 0.9 GB for a million nodes
+    volume += 0.3
+    np.square(volume, out=volume)
+    volume -= (np.hypot(x, y) - 0.9) ** 2
+    volume -= z**2
     position, faces, _, _ = marching_cubes(volume, 0.0)
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     return _once(pairs), len(position), torch.from_numpy(position.copy())
@@ -147,7 +157,20 @@ GRAPHS: dict[str, Callable[[int], tuple[Tensor, int, Positions]]] = {
 }
 
 
+def size_limit(text: str) -> tuple[str, int]:
+    name, _, nodes = text.partition("=")
+    if name not in GRAPHS or not nodes.isdigit():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not GRAPH=NODES with a graph of {', '.join(GRAPHS)}"
+        )
+    return name, int(nodes)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="smallest size, no result file")
-    main(parser.parse_args().quick)
+    parser.add_argument(
+        "--largest", type=size_limit, nargs="*", default=[], help="GRAPH=NODES: no size above it"
+    )
+    options = parser.parse_args()
+    main(options.quick, dict(options.largest))

@@ -1,4 +1,4 @@
-"""Write the README's performance tables from the committed result files.
+"""Write the tables of the README and of docs/graphs.md from the committed result files.
 
 python benchmarks/tables.py
 """
@@ -12,26 +12,63 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MORPHING = ROOT / "examples/images/pose_morphing/results/shipped/evaluation.json"
+GRAPHS = ROOT / "examples/graphs/results"
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, content in (
-        ("pose_morphing", made(MORPHING, pose_morphing)),
-        ("cpu_speed", made(RESULTS / "cpu_speed.json", cpu_speed)),
-        ("gpu", gpus()),
-    ):
+    fill(
+        ROOT / "README.md",
+        {
+            "pose_morphing": made(MORPHING, pose_morphing),
+            "cpu_speed": made(RESULTS / "cpu_speed.json", cpu_speed),
+            "gpu": gpus(),
+        },
+    )
+    graphs = {path.stem: path.read_text().strip() for path in GRAPHS.glob("*.md")}
+    graphs["coarsening"] = made(RESULTS / "coarsening.json", coarsening)
+    fill(ROOT / "docs" / "graphs.md", graphs)
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
+    text = page.read_text()
+    for name, content in tables.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = block.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
-    temporary = readme.with_suffix(".tmp")
+    temporary = page.with_suffix(".tmp")
     temporary.write_text(text)
-    temporary.replace(readme)
+    temporary.replace(page)
 
 
 def made(path: Path, table: Callable[[dict[str, Any]], str]) -> str:
     """The table of a result file."""
     return table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
+def coarsening(result: dict[str, Any]) -> str:
+    """Cuts and seconds of every graph at every size."""
+    machine = result["machine"]
+    methods = ("metis", "landmark", "kd")
+    lines = [
+        f"Blocks of {result['block']} nodes, cells of {result['cell']} blocks; "
+        f"{machine['processor']}. Share of edges cut between blocks / "
+        "between cells, and seconds of processor time.",
+        "",
+        "| graph | nodes | " + " | ".join(f"`{m}` | s" for m in methods) + " |",
+        "|---" * (2 + 2 * len(methods)) + "|",
+    ]
+    for graph, nodes in dict.fromkeys((r["graph"], r["nodes"]) for r in result["rows"]):
+        cells = [graph, f"{nodes:,}"]
+        for method in methods:
+            at = [
+                r
+                for r in result["rows"]
+                if (r["graph"], r["nodes"], r["method"]) == (graph, nodes, method)
+            ]
+            cells += [f"{r['cut']:.2f} / {r['cell_cut']:.2f}" for r in at] or ["-"]
+            cells += [f"{r['cpu_s']:.3g}" for r in at] or ["-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def pose_morphing(result: dict[str, Any]) -> str:

@@ -1,28 +1,22 @@
 """Train the same network with each attention, and compare error, time and memory."""
 
-import os
-import platform
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from statistics import mean, median
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import trange
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
 from examples.graphs.model import OPERATORS, GraphNetwork
+from examples.graphs.sample import Sample
+from examples.training.loop import run
 from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
-
-
-class Sample(NamedTuple):
-    """One problem on one graph."""
-
-    x: Tensor  # (n, inputs)
-    y: Tensor  # (n,) wanted
-    edge_index: Tensor  # (2, E)
-    structure: ndgpa.SpatialStructure
 
 
 class Task(Protocol):
@@ -30,10 +24,12 @@ class Task(Protocol):
 
     inputs: int
     outputs: int
+    layers: int
+    facts: dict[str, Any]  # what the problems to train on are made with, as JSON
     tests: list[Sample]
 
-    def draw(self, generator: torch.Generator) -> Sample:
-        """A problem to train on."""
+    def draw(self) -> Sample:
+        """A problem to train on, by torch's random numbers."""
 
     def loss(self, predicted: Tensor, sample: Sample) -> Tensor:
         """What is minimised."""
@@ -49,50 +45,57 @@ class Options:
     Args:
         steps: One graph each.
         rate: Learning rate at the start; it falls to 0 along a cosine.
-        seed: Of the network and of the problems, the same for each attention.
+        seeds: Each is a network and an order of the problems, the same for each attention.
     """
 
     steps: int = 600
     rate: float = 3e-3
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
-def compare(task: Task, options: Options) -> tuple[list[dict[str, Any]], dict[str, GraphNetwork]]:
-    """Rows of the result table, and the trained networks."""
+def compare(
+    task: Task, options: Options, runs: Path
+) -> tuple[list[dict[str, Any]], dict[str, GraphNetwork]]:
+    """Rows of the result table, and the networks of the first seed.
+
+    Args:
+        runs: Where checkpoints and curves go; what is trained there already is not trained again.
+    """
     rows, networks = [], {}
-    for name, operator in OPERATORS.items():
-        torch.manual_seed(options.seed)
-        network = GraphNetwork(task.inputs, task.outputs, operator)
-        seconds = train(network, task, options, name)
-        row = {
-            "attention": name,
-            "test_error_%": test(network, task),
-            "step_ms": 1e3 * seconds,
-            "peak_MB": peak_bytes(lambda net=network: step(net, task, task.tests[0])) / 1e6,
-            "affinity_entries": entries(operator, task.tests[0].structure),
-        }
-        rows.append(row)
-        networks[name] = network
+    for name in OPERATORS:
+        trained = [train(task, name, options, seed, runs) for seed in options.seeds]
+        networks[name] = trained[0]
+        errors = [test(network, task) for network in trained]
+        rows.append(row(name, networks[name], task, errors))
+        if name == "dense":  # torch's plain computation of the same, which keeps the whole matrix
+            with sdpa_kernel(SDPBackend.MATH):
+                rows.append(row("dense, not fused", networks[name], task, errors))
     return rows, networks
 
 
-def train(network: GraphNetwork, task: Task, options: Options, name: str) -> float:
-    """Seconds a step, the median."""
-    generator = torch.Generator().manual_seed(options.seed)
+def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> GraphNetwork:
+    torch.manual_seed(seed)
+    network = GraphNetwork(task.inputs, task.outputs, OPERATORS[name], layers=task.layers)
     optimizer = torch.optim.AdamW(network.parameters(), options.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    times = []
-    for _ in (bar := trange(options.steps, desc=name)):
-        sample = task.draw(generator)
-        start = time.perf_counter()
+
+    def advance(number: int) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * (1 + math.cos(math.pi * number / options.steps)) / 2
         optimizer.zero_grad()
-        loss = step(network, task, sample)
+        loss = step(network, task, task.draw())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        times.append(time.perf_counter() - start)
-        bar.set_postfix(loss=f"{loss:.3f}")
-    return float(torch.tensor(times).median())
+        return {"loss": loss}
+
+    run(
+        runs / f"{name.replace(' ', '_')}-{seed}",
+        {"network": network, "optimizer": optimizer},
+        advance,
+        options.steps,
+        seed=seed,
+        facts={"steps": options.steps, "rate": options.rate, "seed": seed, **task.facts},
+    )
+    return network
 
 
 def step(network: GraphNetwork, task: Task, sample: Sample) -> float:
@@ -111,6 +114,32 @@ def test(network: GraphNetwork, task: Task) -> float:
     return float(torch.stack(errors).mean())
 
 
+def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
+    """Errors of all seeds; what one step of training costs on the first test."""
+    sample = task.tests[0]
+    operator = OPERATORS[name.removesuffix(", not fused")]
+    return {
+        "attention": name,
+        "test_error_%": mean(errors),
+        "lowest": min(errors),
+        "highest": max(errors),
+        "step_cpu_ms": cpu_ms(lambda: step(network, task, sample)),
+        "peak_MB": peak_bytes(lambda: step(network, task, sample)) / 1e6,
+        "affinity_entries": entries(operator, sample.structure),
+    }
+
+
+def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
+    """Processor time of all threads, which other work on the machine changes little; the median."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(1e3 * (time.process_time() - start))
+    return median(times)
+
+
 def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
     """Entries of the affinity matrix that a head computes."""
     if isinstance(operator, ndgpa.GPA):
@@ -119,27 +148,3 @@ def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
     if isinstance(operator, ndgpa.Full):
         return full_entries(structure.num_sites)
     return 0
-
-
-def write(folder: Path, name: str, about: str, rows: list[dict[str, Any]]) -> str:
-    """Write NAME.md, a table; and return it."""
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    lines = [
-        about,
-        "",
-        f"Machine: {machine}.",
-        "",
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(_cell(x) for x in row.values()) + " |" for row in rows),
-    ]
-    text = "\n".join(lines) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".part-{name}.md"
-    part.write_text(text)
-    part.replace(folder / f"{name}.md")
-    return text
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

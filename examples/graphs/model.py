@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 import ndgpa
+from examples.graphs.sample import Sample
 from ndgpa.analysis import key_weights
 from ndgpa.integrations.pyg import GPAConv
 
@@ -67,19 +68,26 @@ class Recorder:
         self.query, self.key = query.detach(), key.detach()
         return self.operator(query, key, value, *args, **more)  # type: ignore[arg-type]
 
-    def keys_of(
-        self, site: int, structure: ndgpa.SpatialStructure
-    ) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
-        """The sites that a site reads, each once, and its largest weight over the heads."""
-        options = {"scale": self.operator.scale}
-        selection = ndgpa.select(self.query, self.key, structure, self.operator.rule, **options)
-        sites, weights = key_weights(
-            self.query, self.key, selection, structure, torch.tensor([site]), **options
-        )
-        weight = torch.zeros(structure.num_sites)
-        for head in range(sites.shape[1]):
-            seen = sites[0, head, 0] >= 0
-            at = sites[0, head, 0, seen]
-            weight[at] = torch.maximum(weight[at], weights[0, head, 0, seen])
-        read = weight.nonzero()[:, 0]
-        return read, weight[read]
+
+@torch.no_grad()
+def reads_of(
+    network: GraphNetwork, sample: Sample, site: int, layer: int = -1
+) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
+    """The sites that a site reads in a layer of GPA, each once; the largest weight of a head."""
+    attention = network.layers[layer].attention
+    operator = attention.operator
+    attention.operator = recorder = Recorder(operator)
+    network(sample.x, sample.edge_index, sample.structure)
+    attention.operator = operator
+    given = (recorder.query, recorder.key)
+    selection = ndgpa.select(*given, sample.structure, operator.rule, scale=operator.scale)
+    sites, weights = key_weights(
+        *given, selection, sample.structure, torch.tensor([site]), scale=operator.scale
+    )
+    weight = torch.zeros(sample.structure.num_sites)
+    for head in range(sites.shape[1]):
+        seen = sites[0, head, 0] >= 0
+        at = sites[0, head, 0, seen]
+        weight[at] = torch.maximum(weight[at], weights[0, head, 0, seen])
+    read = weight.nonzero()[:, 0]
+    return read, weight[read]

@@ -1,5 +1,7 @@
 """Closed surfaces of random blobs, and distances along them."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from scipy.sparse import csgraph, csr_array, eye_array
@@ -8,9 +10,10 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 import ndgpa
-from examples.graphs.compare import Sample
+from examples.graphs.sample import Sample
 
 MARK = 5.0  # large, so that attention finds the mark early in training
+FIRST_TO_VALIDATE, FIRST_TO_TEST = 10_000, 20_000  # numbers of surfaces
 REACH = 4  # edges from the marked vertex that are marked too
 
 
@@ -54,18 +57,31 @@ class Surface:
 
 
 class Distances:
-    """Predict the distance of every vertex from the marked one, along the surface."""
+    """Predict the distance of every vertex from the marked one, along the surface.
 
-    inputs, outputs = 25, 1
+    Args:
+        surfaces: To train on.
+        tests: Surfaces to test on, with four marks each.
+        resolution: Samples of the volume along an axis.
+        validate: Test on the surfaces that options were chosen on.
+    """
 
-    def __init__(self, surfaces: int, tests: int, resolution: int) -> None:
-        self.surfaces = [Surface(seed, resolution, marks=16) for seed in range(surfaces)]
-        self.test_surfaces = [Surface(10_000 + seed, resolution, marks=4) for seed in range(tests)]
+    inputs, outputs, layers = 25, 1, 3
+
+    def __init__(self, surfaces: int, tests: int, resolution: int, validate: bool = False) -> None:
+        self.facts = {"surfaces": surfaces, "resolution": resolution}
+        first = FIRST_TO_VALIDATE if validate else FIRST_TO_TEST
+        self.test_surfaces = [Surface(first + seed, resolution, marks=4) for seed in range(tests)]
         self.tests = [s.sample(mark) for s in self.test_surfaces for mark in range(4)]
 
-    def draw(self, generator: torch.Generator) -> Sample:
-        surface = self.surfaces[int(torch.randint(len(self.surfaces), (), generator=generator))]
-        return surface.sample(int(torch.randint(16, (), generator=generator)))
+    @cached_property
+    def surfaces(self) -> list[Surface]:  # made when they are first drawn from
+        resolution = self.facts["resolution"]
+        return [Surface(seed, resolution, marks=16) for seed in range(self.facts["surfaces"])]
+
+    def draw(self) -> Sample:
+        surface = self.surfaces[int(torch.randint(len(self.surfaces), ()))]
+        return surface.sample(int(torch.randint(16, ())))
 
     def loss(self, predicted: Tensor, sample: Sample) -> Tensor:
         return (predicted[:, 0] - sample.y).abs().mean()

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from torch import Tensor
 
-import ndgpa
-from examples.graphs.compare import Sample
 from examples.graphs.mesh.data import Distances, Surface
-from examples.graphs.model import GraphNetwork, Recorder
+from examples.graphs.model import GraphNetwork, reads_of
+from examples.graphs.sample import Sample
+from examples.training.files import replacing
 
 
 @torch.no_grad()
@@ -46,10 +46,8 @@ def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None
         error = (values - sample.y).abs()
         title = f"error, {name}: {100 * error.mean() / sample.y.mean():.0f} %"
         _paint(next(panels), title, surface, mark, _colours("magma", error, longest / 3))
-    part = path.with_name(f".part-{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(part, dpi=90, format="png")
-    part.replace(path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=90, format="png")
 
 
 def _typical(task: Distances, network: GraphNetwork) -> tuple[Surface, int]:
@@ -86,14 +84,8 @@ def _paint(
 
 def _key_lines(axes: object, surface: Surface, sample: Sample, network: GraphNetwork) -> None:
     """From the vertex that is farthest to those that it reads in the last layer."""
-    attention = network.layers[-1].attention
-    operator = attention.operator
-    assert isinstance(operator, ndgpa.GPA)
-    attention.operator = recorder = Recorder(operator)
-    network(sample.x, sample.edge_index, sample.structure)
-    attention.operator = operator
     site = int(sample.y.argmax())
-    read, weight = recorder.keys_of(site, sample.structure)
+    read, weight = reads_of(network, sample, site)
     start, ends = surface.position[site], surface.position[read]
     shade = (weight / weight.max()).clamp(min=0.05).numpy()
     lines = np.stack([start.expand_as(ends).numpy(), ends.numpy()], axis=1)

@@ -3,17 +3,20 @@
     python -m examples.graphs.mesh.train            # minutes on two cores
     python -m examples.graphs.mesh.train --smoke    # seconds; the numbers mean nothing
 
-Writes a table and a picture to OUT.
+Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
+ended goes on where it was.
 """
 
 from pathlib import Path
 
+import torch
 import tyro
 from tqdm import tqdm
 
-from examples.graphs.compare import Options, compare, write
+from examples.graphs.compare import Options, compare
 from examples.graphs.mesh.data import Distances
 from examples.graphs.mesh.picture import draw
+from examples.graphs.report import write
 
 
 def main(
@@ -23,7 +26,9 @@ def main(
     surfaces: int = 48,
     tests: int = 8,
     resolution: int = 28,
-    seed: int = 0,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    validate: bool = False,
+    threads: int = 0,
     smoke: bool = False,
 ) -> None:
     """Train three networks and compare them.
@@ -35,18 +40,23 @@ def main(
         surfaces: Surfaces to train on.
         tests: Surfaces to test on.
         resolution: Samples of the volume along an axis.
-        seed: Of the networks and the order of the problems.
+        seeds: Each is a network and an order of the problems.
+        validate: Test on other surfaces, to choose options on.
+        threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds.
     """
+    if threads:
+        torch.set_num_threads(threads)
     if smoke:
-        steps, surfaces, tests, resolution = 2, 2, 1, 20
-    task = Distances(surfaces, tests, resolution)
-    rows, networks = compare(task, Options(steps, rate, seed))
+        steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
+    task = Distances(surfaces, tests, resolution, validate)
+    rows, networks = compare(task, Options(steps, rate, seeds), out / "runs")
     sites = [len(s.position) for s in task.test_surfaces]
     about = (
         "Distance along a surface from a marked vertex: mean error over mean distance, on "
-        f"{tests} surfaces of {min(sites)} to {max(sites)} vertices that were not trained on; "
-        f"{steps} steps on {surfaces} others. Time and memory are of one training step."
+        f"{tests} surfaces of {min(sites)} to {max(sites)} vertices that were not trained on"
+        f"{' (for validation)' if validate else ''}; {steps} steps on {surfaces} others. Errors: "
+        f"mean, lowest and highest of {len(seeds)} seeds. Time and memory are of one training step."
     )
     tqdm.write(write(out, "mesh", about, rows))
     draw(out / "mesh.png", task, networks)

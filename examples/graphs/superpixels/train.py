@@ -1,0 +1,70 @@
+"""What is lighter than a clicked region? message passing alone, GPA and dense attention.
+
+    python -m examples.graphs.superpixels.train            # minutes on two cores
+    python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
+
+Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
+ended goes on where it was.
+"""
+
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from examples.graphs.compare import Options, compare
+from examples.graphs.report import write
+from examples.graphs.superpixels.data import PHOTOS, Clicks
+from examples.graphs.superpixels.picture import draw
+
+
+def main(
+    out: Path = Path("runs/superpixels"),
+    steps: int = 150,
+    rate: float = 3e-3,
+    views: int = 4,
+    test_views: int = 3,
+    size: int = 208,
+    regions: int = 1000,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    validate: bool = False,
+    threads: int = 0,
+    smoke: bool = False,
+) -> None:
+    """Train three networks and compare them.
+
+    Args:
+        out: Where the table and the picture go.
+        steps: Training steps of each network, one view of a photograph each.
+        rate: Learning rate.
+        views: Of each photograph to train on.
+        test_views: Of each photograph to test on.
+        size: Pixels along a side of a view.
+        regions: About how many regions a view has.
+        seeds: Each is a network and an order of the problems.
+        validate: Test on other photographs, to choose options on.
+        threads: Of the processor; 0 for as many as torch takes.
+        smoke: A run of seconds.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if smoke:
+        steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
+    task = Clicks(views, test_views, size, regions, validate)
+    rows, networks = compare(task, Options(steps, rate, seeds), out / "runs")
+    sites = [len(view.colour) for view in task.testing]
+    about = (
+        "Which regions of a photograph are lighter than a few clicked ones: the share of wrong "
+        f"answers, on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
+        f"{max(sites)} regions of photographs that were not trained on"
+        f"{' (for validation)' if validate else ''}; {steps} steps on {views * len(PHOTOS)} views "
+        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are "
+        "of one training step."
+    )
+    tqdm.write(write(out, "superpixels", about, rows))
+    draw(out / "superpixels.png", task, networks)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
