@@ -61,7 +61,9 @@ class Options:
     """Half of the question."""
     sides: tuple[int, ...] = (256, 512, 1024, 2048)
     keep: int = 96
-    """Nodes kept at the coarsest level; half as many at each finer one, but at least 24."""
+    """Nodes kept at the coarsest level; half as many at each finer one."""
+    least: int = 24
+    """Nodes kept at any level."""
     found_sides: tuple[int, ...] = (256, 512)
     seeds: tuple[int, ...] = (2, 3, 4)
     """Of the random filters."""
@@ -139,7 +141,7 @@ def space_of(name: str, side: int, x: Tensor) -> tuple[Tensor, ndgpa.SpatialStru
 
 def rule_for(side: int, factor: int, options: Options) -> ndgpa.MultiLevel:
     levels = 1 + round(math.log2(side / 4 / TOP))
-    keep = (max(24, options.keep >> level) for level in range(levels - 1))
+    keep = (max(options.least, options.keep >> level) for level in range(levels - 1))
     return ndgpa.MultiLevel((*keep, KEPT), factor)
 
 
@@ -221,7 +223,8 @@ def found(options: Options) -> None:
             print(line, flush=True)
     ratios = [line[str(side * side)] for line in rows for side in options.found_sides]
     worst, mean = min(ratios), sum(ratios) / len(ratios)
-    write("levels_found", QUESTION, rows, worst=worst, mean=mean, keep=options.keep, kept=KEPT)
+    schedule = {"keep": options.keep, "least": options.least, "kept": KEPT}
+    write("levels_found", QUESTION, rows, worst=worst, mean=mean, **schedule)
 
 
 def exponent(rows: list[dict[str, Any]], column: str) -> float:
