@@ -8,7 +8,10 @@ Needs the networks of all attentions in `runs/audio`. Writes held_out.md (gaps o
 
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +32,8 @@ from examples.audio.weights import trained
 
 RESULTS = Path(__file__).parent / "results"
 
-Table = tuple[list[str], list[dict[str, Any]]]  # what is to be said of it, rows
+Row = dict[str, Any]
+Table = tuple[list[str], list[Row]]  # what is to be said of it, rows
 Recordings = dict[str, Float[Tensor, " _"]]
 
 
@@ -50,12 +54,16 @@ class Options:
         "ten_minutes",
     )
     """Which to make."""
+    workers: int = 1
+    """Processes that share the work, one thread each."""
     smoke: bool = False
     """Seconds of sound, damaged once: shows that the program runs."""
 
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    if options.workers > 1:
+        torch.set_num_threads(1)  # workers are forked, which threads do not survive
     try:
         for name in options.tables:
             about, rows = TABLES[name](options)
@@ -70,8 +78,8 @@ def gaps_table(options: Options) -> Table:
     """All methods, gaps only."""
     recordings, about = held_out(options)
     seeds = range(1 if options.smoke else options.seeds)
-    methods = tqdm(all_methods(options.runs))
-    return [GAPS, *about], [judged(method, recordings, Damage(), seeds) for method in methods]
+    judge = partial(judged, recordings=recordings, damage=Damage(), seeds=seeds)
+    return [GAPS, *about], each(judge, all_methods(options.runs), options.workers)
 
 
 def damage_table(options: Options) -> Table:
@@ -79,8 +87,29 @@ def damage_table(options: Options) -> Table:
     recordings, about = held_out(options)
     damage = Damage(clip=0.5, noise_db=20.0)
     methods = [method for method in all_methods(options.runs) if method.label in COMPARED]
-    rows = [judged(method, recordings, damage, range(1), clean=True) for method in tqdm(methods)]
-    return [HEAVY, *about], rows
+    judge = partial(judged, recordings=recordings, damage=damage, seeds=range(1), clean=True)
+    return [HEAVY, *about], each(judge, methods, options.workers)
+
+
+def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) -> list[Row]:
+    """A row for each method; with several workers, in processes that share what is loaded."""
+    if workers == 1:
+        return [judge(method) for method in tqdm(methods)]
+    numbers = range(len(methods))
+    with get_context("fork").Pool(workers, share, (judge, methods)) as pool:
+        return list(tqdm(pool.imap(judge_shared, numbers, chunksize=1), total=len(methods)))
+
+
+def share(judge: Callable[[Method], Row], methods: list[Method]) -> None:
+    """In a worker: keep what it was forked with, which cannot be sent."""
+    SHARED.update(judge=judge, methods=methods)
+
+
+def judge_shared(number: int) -> Row:
+    return SHARED["judge"](SHARED["methods"][number])
+
+
+SHARED: dict[str, Any] = {}
 
 
 def cost_table(options: Options) -> Table:
@@ -136,9 +165,9 @@ def held_out(options: Options) -> tuple[Recordings, list[str]]:
 
 def judged(
     method: Method, recordings: Recordings, damage: Damage, seeds: range, clean: bool = False
-) -> dict[str, Any]:
+) -> Row:
     """A row of the table."""
-    row: dict[str, Any] = {"attention": method.label}
+    row: Row = {"attention": method.label}
     real, whole, before = [], [], []
     for name, wave in recordings.items():
         figures = []
