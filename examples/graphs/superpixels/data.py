@@ -116,7 +116,7 @@ class Clicks:
             others = random_views([photo], test_views, size, generator)[1:]
             for view in (held_out_view(photo, size), *others):
                 self.testing.append(Regions(view, regions))
-        self.tests = [view.sample(generator) for view in self.testing for _ in range(4)]
+        self.tests = [view.sample(generator) for view in self.testing for _ in range(2)]
 
     @cached_property
     def training(self) -> list[Regions]:  # made when they are first drawn from
