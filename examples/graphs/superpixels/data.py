@@ -38,12 +38,12 @@ class Regions:
 
     def __init__(self, photo: Tensor, regions: int) -> None:
         self.photo = photo
-        lab = rgb2lab(photo.permute(1, 2, 0).numpy())
-        found = slic(lab, regions, compactness=10, convert2lab=False, start_label=0)
+        pixels = photo.permute(1, 2, 0).numpy()
+        found = slic(pixels, regions, compactness=10, start_label=0)
         self.region = torch.from_numpy(np.unique(found, return_inverse=True)[1]).view(found.shape)
         row, column = np.indices(found.shape) / max(found.shape)
         self.position = self.mean(np.stack([column, row], axis=2))
-        colour = self.mean(lab)
+        colour = self.mean(rgb2lab(pixels))
         self.colour = (colour - colour.mean(dim=0)) / colour[:, 0].std()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
