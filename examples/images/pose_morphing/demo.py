@@ -43,6 +43,7 @@ def main(options: Options) -> None:
             pairs=options.pairs,
             distortions=options.distortions,
             split="train",  # of strangers: all are held out
+            perceptual=False,
             device="cpu",
         )
     )

@@ -118,7 +118,9 @@ def draw_kappas(axes: Axes, runs: Runs, pivot: str) -> None:
         for kappa in runs[pivot][0]["read"]
     }
     draw_line(axes, reading, f"{pivot}, then reading kappa")
+    kappas = sorted(by_kappa | reading)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(kappas, [str(kappa) for kappa in kappas])
     axes.set_xlabel("kappa")
     axes.set_ylabel("L1 on held-out pictures")
     axes.legend(fontsize=8)
