@@ -38,12 +38,12 @@ class Regions:
 
     def __init__(self, photo: Tensor, regions: int) -> None:
         self.photo = photo
-        lab = rgb2lab(photo.permute(1, 2, 0).numpy())
-        found = slic(lab, regions, compactness=10, convert2lab=False, start_label=0)
+        pixels = photo.permute(1, 2, 0).numpy()
+        found = slic(pixels, regions, compactness=10, start_label=0)
         self.region = torch.from_numpy(np.unique(found, return_inverse=True)[1]).view(found.shape)
         row, column = np.indices(found.shape) / max(found.shape)
         self.position = self.mean(np.stack([column, row], axis=2))
-        colour = self.mean(lab)
+        colour = self.mean(rgb2lab(pixels))
         self.colour = (colour - colour.mean(dim=0)) / colour[:, 0].std()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
@@ -116,7 +116,7 @@ class Clicks:
             others = random_views([photo], test_views, size, generator)[1:]
             for view in (held_out_view(photo, size), *others):
                 self.testing.append(Regions(view, regions))
-        self.tests = [view.sample(generator) for view in self.testing for _ in range(4)]
+        self.tests = [view.sample(generator) for view in self.testing for _ in range(2)]
 
     @cached_property
     def training(self) -> list[Regions]:  # made when they are first drawn from

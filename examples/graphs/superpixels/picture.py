@@ -26,7 +26,7 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
     photo = view.photo.permute(1, 2, 0).numpy()
     _show(next(panels), "photograph", photo)
     _show(next(panels), "what a network sees: noise, clicks", _seen(view, sample, marked))
-    _show(next(panels), "wanted", _labels(view, sample.y))
+    _show(next(panels), "wanted", _labels(view, sample.y > 0))
     shade = np.random.default_rng(0).permutation(sample.structure.num_cells)
     shade = shade[sample.structure.cell_of_site] / sample.structure.num_cells
     _show(next(panels), "cells", 0.4 * photo + 0.6 * _painted(view, colormaps["hsv"](shade)))
@@ -36,7 +36,7 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
     for name, network in networks.items():
         predicted = network(sample.x, sample.edge_index, sample.structure)
         title = f"{name}: {task.error(predicted, sample):.0f} % wrong"
-        _show(next(panels), title, _labels(view, predicted.argmax(dim=1)))
+        _show(next(panels), title, _labels(view, predicted[:, 0] > 0))
     with replacing(path) as part:
         figure.savefig(part, dpi=80, format="png")
 
@@ -51,16 +51,16 @@ def _painted(view: Regions, colours: np.ndarray) -> np.ndarray:  # (n, 3 or 4) -
     return colours[view.region.numpy()][..., :3]
 
 
-def _labels(view: Regions, label: Tensor) -> np.ndarray:
-    return _painted(view, colormaps["tab10"](label.numpy()))
+def _labels(view: Regions, selected: Tensor) -> np.ndarray:
+    """The photograph where it is selected, dark blue elsewhere."""
+    photo = view.photo.permute(1, 2, 0).numpy()
+    return np.where(selected.numpy()[view.region.numpy()][..., None], photo, [0.0, 0.0, 0.4])
 
 
 def _seen(view: Regions, sample: Sample, marked: Tensor) -> np.ndarray:
-    """The noisy lightness of each region; in colour where it is marked."""
+    """The noisy lightness of each region; red where it was clicked."""
     light = (0.5 + 0.25 * sample.x[:, :1]).expand(-1, 3).numpy()
-    return _painted(
-        view, np.where(marked[:, None], colormaps["tab10"](sample.y.numpy())[:, :3], light)
-    )
+    return _painted(view, np.where(marked[:, None], [1.0, 0.0, 0.0], light))
 
 
 def _key_lines(
