@@ -59,6 +59,8 @@ class Options:
     distortions: int = 48
     seed: int = 77
     shown: int = 8  # rows of a contact sheet
+    blocks: int = 1  # of rows, side by side
+    form: str = "png"  # of the contact sheets
     split: str = "test"
     perceptual: bool = True  # measure the perceptual distance, which takes the most time
     vgg: Path | None = None  # torchvision's vgg16 weights for it, instead of random ones
@@ -95,7 +97,8 @@ def main(options: Options) -> dict[str, Any]:
     for name, task in tasks(pictures, options).items():
         rendered = judge.render(contestants, task, name)
         report["tasks"][name] = judge.report(rendered, task)
-        save_picture(contact_sheet(task, rendered, options.shown), options.out / f"{name}.png")
+        sheet = contact_sheet(task, rendered, options.shown, options.blocks)
+        save_picture(sheet, options.out / f"{name}.{options.form}")
     report["models"] = {each.name: judge.facts(each.trained, task) for each in contestants}
     with replacing(options.out / "evaluation.json") as part:
         part.write_text(json.dumps(report, indent=1) + "\n")

@@ -21,14 +21,31 @@ source, in pixels of a picture of 128 rows: the median over copyable pixels. Att
 most that forward and backward of one attention hold at once, for one picture in float32."""
 
 
-def contact_sheet(task: Task, rendered: dict[str, Rendered], rows: int) -> PIL.Image.Image:
-    """The first of the task, with what every model made of it."""
+def contact_sheet(
+    task: Task, rendered: dict[str, Rendered], rows: int, blocks: int = 1
+) -> PIL.Image.Image:
+    """The first of the task, with what every model made of it, in several blocks side by side."""
+    sheets = [
+        draw_sheet(columns_of(task, rendered, slice(first, first + rows)))
+        for first in range(0, min(rows * blocks, len(task)), rows)
+    ]
+    wide = PIL.Image.new("RGB", (sum(x.width for x in sheets), sheets[0].height), "white")
+    left = 0
+    for sheet in sheets:
+        wide.paste(sheet, (left, 0))
+        left += sheet.width
+    return wide
+
+
+def columns_of(
+    task: Task, rendered: dict[str, Rendered], chosen: slice
+) -> dict[str, list[Picture]]:
+    """Source, pose, truth, and the picture of every model."""
     batch = task.batch
-    poses = [skeleton(points, batch.truth.shape[2:]) for points in task.target_points[:rows]]
-    columns = {"source": as_pictures(batch.source[:rows]), "pose": poses}
-    columns["truth"] = as_pictures(batch.truth[:rows])
-    columns |= {name: as_pictures(found.images[:rows]) for name, found in rendered.items()}
-    return draw_sheet(columns)
+    poses = [skeleton(points, batch.truth.shape[2:]) for points in task.target_points[chosen]]
+    columns = {"source": as_pictures(batch.source[chosen]), "pose": poses}
+    columns["truth"] = as_pictures(batch.truth[chosen])
+    return columns | {name: as_pictures(x.images[chosen]) for name, x in rendered.items()}
 
 
 def skeleton(points: np.ndarray, size: tuple[int, int]) -> Picture:
