@@ -181,9 +181,12 @@ def judged(
         row[name] = [statistics.mean(column) for column in zip(*figures)]
         real += [figures] if name in REAL else []
     if real:
-        by_seed = [[statistics.mean(x) for x in zip(*(f[i] for f in real))] for i in seeds]
+        by_seed = [
+            [statistics.mean(x) for x in zip(*(f[i] for f in real))] for i in range(len(seeds))
+        ]
         row["real ones"] = [statistics.mean(column) for column in zip(*by_seed)]
-        row["spread"] = [max(column) - min(column) for column in zip(*by_seed)]
+        if len(seeds) > 1:
+            row["spread"] = [max(column) - min(column) for column in zip(*by_seed)]
     if clean:
         row |= {"everywhere": statistics.mean(whole), "damaged": statistics.mean(before)}
     return row

@@ -64,7 +64,13 @@ def show(axis: Axes, wave: Float[Tensor, " n"], start_s: float, loudest: float) 
     level = 20 * (spectrum(wave[None])[0].abs() / loudest).clamp(min=1e-6).log10()
     extent = (start_s, start_s + len(wave) / RATE, 0, RATE / 2000)
     axis.imshow(
-        level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-RANGE_DB, vmax=0
+        level.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="magma",
+        vmin=-RANGE_DB,
+        vmax=0,
     )
 
 
