@@ -37,11 +37,20 @@ def spans(texts: tuple[str, ...], length_s: float) -> list[tuple[float, float]]:
 
 
 def silences(wave: Float[Tensor, "b n"], rate: int) -> list[tuple[float, float]]:
-    """Gaps in seconds: all channels are exactly 0 for 5 ms to 2 s, within the recording."""
+    """Gaps in seconds: all channels are exactly 0 for 5 ms to 2 s, and sound on both sides.
+
+    A pause, into which the sound dies away, is none.
+    """
     runs = gaps_in((wave != 0).any(dim=0))
-    inner = [run for run in runs if run[0] > 0 and run[1] < wave.shape[1]]
-    seconds = [(start / rate, end / rate) for start, end in inner]
-    return [(start, end) for start, end in seconds if SHORTEST_S <= end - start <= LONGEST_S]
+    heard = 0.05 * wave.square().mean().sqrt()
+    near = max(1, rate // 1000)  # samples that tell whether there is sound at an edge
+    found = []
+    for start, end in runs:
+        edges = (wave[:, max(0, start - near) : start], wave[:, end : end + near])
+        abrupt = all(edge.numel() > 0 and edge.abs().max() > heard for edge in edges)
+        if abrupt and SHORTEST_S <= (end - start) / rate <= LONGEST_S:
+            found.append((start / rate, end / rate))
+    return found
 
 
 def known_outside(

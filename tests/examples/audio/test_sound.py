@@ -121,6 +121,8 @@ def test_gaps_are_silences_within():
     wave = torch.ones(2, 1000)
     wave[:, :50] = wave[:, 200:300] = wave[:, 400:403] = 0
     wave[0, 600:700] = 0  # the other channel sounds on
+    wave[:, 790:800] = 1e-4  # dies away
+    wave[:, 800:900] = 0
     assert silences(wave, 1000) == [(0.2, 0.3)]
     assert gaps_in(known_outside([(0.2, 0.3)], 1000, 1000)) == [(200, 300)]
 
