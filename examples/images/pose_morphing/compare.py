@@ -25,6 +25,7 @@ from examples.images.pose_morphing.train import TrainConfig, Trainer, train
 from examples.training.files import replacing
 
 ROUNDS = 7  # of timing
+NAMED = ("preset", "without", "seeds", "distortion_steps", "mixed_steps", "batch")  # in the report
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def main(options: Options) -> None:
     for entry in entries(options, ratio):
         train(entry.config, pictures)
     report = {"machine": machine(options.device), "speed_ratio": ratio, "settings": {}}
+    report |= {name: getattr(options, name) for name in NAMED}
     for setting in ("distortion", "mixed"):
         report["settings"][setting] = over_seeds(options, ratio, setting)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,9 @@ def over_seeds(options: Options, ratio: float, setting: str) -> dict[str, Any]:
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"On {report['machine']}. A step without GPA is {report['speed_ratio']:.2f} times as fast.",
-        "Means over seeds, and the standard deviation over them.",
+        f"Preset {report['preset']}, without GPA {report['without']}, batches of {report['batch']}; "
+        f"GPA and equal steps: {report['distortion_steps']} of distortion, {report['mixed_steps']} "
+        f"mixed. Means over {report['seeds']} seeds, and the standard deviation over them.",
         "",
     ]
     for setting, tasks in report["settings"].items():

@@ -128,7 +128,10 @@ class Trainer:
             batch = self.draw(done)
             with self.autocast():
                 morph = self.render(batch, done)
-                terms = self.losses(morph, batch, done)
+                terms = self.losses(morph, batch)
+                if self.judges(done):
+                    shown = self.shown(batch, morph)
+                    terms["gan"] = self.config.weights.gan * self.verdict(*shown)
             loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
             loss.backward()
             for name, x in {**terms, "loss": loss.detach() * self.config.accumulate}.items():
@@ -138,7 +141,7 @@ class Trainer:
         self.optimizer.step()
         self.follow()
         if self.judges(done):
-            figures |= self.advance_discriminator(batch, morph.image.detach().float(), step)
+            figures |= self.advance_discriminator(batch, *(x.detach() for x in shown), step)
         return figures
 
     def draw(self, done: float) -> Batch:
@@ -155,8 +158,8 @@ class Trainer:
         coarse_only = done < self.config.coarse_first
         return self.generator(batch.source, batch.source_maps, batch.target_maps, coarse_only)
 
-    def losses(self, morph: Morph, batch: Batch, done: float) -> dict[str, Tensor]:
-        """The weighted terms of the generator's loss."""
+    def losses(self, morph: Morph, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the generator's loss, but for that of the discriminator."""
         weights, image = self.config.weights, morph.image.float()
         terms = {
             "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
@@ -169,28 +172,32 @@ class Trainer:
             terms["correspondence"] = weights.correspondence * loss
         if self.perceptual is not None:
             terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
-        if self.judges(done):
-            assert self.discriminator is not None
-            terms["gan"] = weights.gan * adversarial.generator_loss(self.verdict(batch, image))
         return terms
 
-    def verdict(self, batch: Batch, image: Tensor) -> Tensor:
-        """The discriminator's logits of made pictures; of people in random poses if unpaired."""
+    def shown(self, batch: Batch, morph: Morph) -> tuple[Tensor, Tensor]:
+        """Made pictures and their heat maps, as the discriminator sees them; if the setting is
+        unpaired, of the same people in random poses."""
+        if self.config.setting != "unpaired":
+            return morph.image.float(), batch.target_maps
+        maps = draw_poses(self.pictures, len(batch), self.device)
+        return self.generator(batch.source, batch.source_maps, maps).image.float(), maps
+
+    def verdict(self, image: Tensor, maps: Tensor) -> Tensor:
+        """The generator's loss by the discriminator."""
         assert self.discriminator is not None
-        maps = batch.target_maps
-        if self.config.setting == "unpaired":
-            maps = draw_poses(self.pictures, len(batch), self.device)
-            image = self.generator(batch.source, batch.source_maps, maps).image.float()
-        return self.discriminator(image, maps)
+        return adversarial.generator_loss(self.discriminator(image, maps))
 
     def judges(self, done: float) -> bool:
         return self.discriminator is not None and done >= self.config.gan_from
 
-    def advance_discriminator(self, batch: Batch, fake: Tensor, step: int) -> dict[str, float]:
+    def advance_discriminator(
+        self, batch: Batch, fake: Tensor, fake_maps: Tensor, step: int
+    ) -> dict[str, float]:
+        """One step of the discriminator on the sources and on what the generator made."""
         assert self.discriminator is not None
         self.judge.zero_grad()
         real = self.discriminator(batch.source, batch.source_maps)
-        loss = adversarial.discriminator_loss(real, self.discriminator(fake, batch.target_maps))
+        loss = adversarial.discriminator_loss(real, self.discriminator(fake, fake_maps))
         figures = {"discriminator": loss.item()}
         if step % adversarial.EVERY == 0:
             penalty = adversarial.gradient_penalty(
@@ -205,7 +212,7 @@ class Trainer:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the averaged weights towards the new ones; faster while there are few."""
+        """Move the averaged weights towards the new ones."""
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - self.config.ema)
 

@@ -165,8 +165,7 @@ def test_parts_of_a_batch_add_up(
     got = {n: p.grad.clone() for n, p in trainer.generator.named_parameters()}
     trainer.optimizer.zero_grad()
     losses = [
-        torch.stack(list(trainer.losses(trainer.render(b, 0.75), b, 0.75).values())).sum()
-        for b in drawn
+        torch.stack(list(trainer.losses(trainer.render(b, 0.75), b).values())).sum() for b in drawn
     ]
     (sum(losses) / 2).backward()
     torch.nn.utils.clip_grad_norm_(trainer.generator.parameters(), trainer.config.clip)
@@ -216,6 +215,22 @@ def test_two_processes_take_the_same_steps(figures: Path, tmp_path: Path) -> Non
     one, two = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
     assert same(one, two)
     assert len(checkpoints.records(tmp_path / "run")) == 1
+
+
+def test_the_discriminator_of_unpaired_people_sees_the_poses_that_were_asked_for(
+    figures: Path, tmp_path: Path
+) -> None:
+    config = config_for(figures, tmp_path, setting="unpaired", weights=Weights(gan=1.0))
+    trainer = Trainer(dataclasses.replace(config, gan_from=0.0), arrays(figures))
+    seen = []
+    judge = trainer.discriminator
+    assert judge is not None
+    judge.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    trainer.advance(3)
+    (made, asked), (_, real_maps), (judged, judged_maps) = seen[:3]
+    assert torch.equal(asked, judged_maps)
+    assert torch.equal(made, judged)
+    assert not torch.equal(asked, real_maps)
 
 
 def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
