@@ -153,9 +153,11 @@ def over_seeds(options: Options, ratio: float, setting: str) -> dict[str, Any]:
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"On {report['machine']}. A step without GPA is {report['speed_ratio']:.2f} times as fast.",
-        f"Preset {report['preset']}, without GPA {report['without']}, batches of {report['batch']}; "
-        f"GPA and equal steps: {report['distortion_steps']} of distortion, {report['mixed_steps']} "
-        f"mixed. Means over {report['seeds']} seeds, and the standard deviation over them.",
+        f"Preset {report['preset']}, without GPA {report['without']}, "
+        f"batches of {report['batch']}.",
+        f"GPA and equal steps: {report['distortion_steps']} steps on distortion, "
+        f"{report['mixed_steps']} mixed.",
+        f"Means over {report['seeds']} seeds, and the standard deviation over them.",
         "",
     ]
     for setting, tasks in report["settings"].items():
