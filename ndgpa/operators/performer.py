@@ -107,11 +107,11 @@ class Performer(nn.Module):
         """Every key, through the features; as `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
-    def get_extra_state(self) -> int:
-        return int(self._calls)
+    def get_extra_state(self) -> Tensor:  # a tensor, as safetensors keeps nothing else
+        return self._calls.clone()
 
-    def set_extra_state(self, state: int) -> None:
-        self._calls.fill_(state)
+    def set_extra_state(self, state: Tensor) -> None:
+        self._calls.copy_(state)
 
     def extra_repr(self) -> str:
         features, head_dim = self.projection.shape
