@@ -43,12 +43,14 @@ class Options:
     """How to train.
 
     Args:
-        steps: One graph each.
+        steps: Each takes the mean gradient of a few graphs.
+        batch: How many.
         rate: Learning rate at the start; it falls to 0 along a cosine.
         seeds: Each is a network and an order of the problems, the same for each attention.
     """
 
-    steps: int = 600
+    steps: int
+    batch: int = 1
     rate: float = 3e-3
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -82,7 +84,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
         for group in optimizer.param_groups:
             group["lr"] = options.rate * (1 + math.cos(math.pi * number / options.steps)) / 2
         optimizer.zero_grad()
-        loss = step(network, task, task.draw())
+        loss = sum(step(network, task, task.draw(), options.batch) for _ in range(options.batch))
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         return {"loss": loss}
@@ -93,13 +95,20 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
         advance,
         options.steps,
         seed=seed,
-        facts={"steps": options.steps, "rate": options.rate, "seed": seed, **task.facts},
+        facts={
+            "steps": options.steps,
+            "batch": options.batch,
+            "rate": options.rate,
+            "seed": seed,
+            **task.facts,
+        },
     )
     return network
 
 
-def step(network: GraphNetwork, task: Task, sample: Sample) -> float:
-    loss = task.loss(network(sample.x, sample.edge_index, sample.structure), sample)
+def step(network: GraphNetwork, task: Task, sample: Sample, batch: int = 1) -> float:
+    """Adds a graph's part of the mean gradient of a batch."""
+    loss = task.loss(network(sample.x, sample.edge_index, sample.structure), sample) / batch
     loss.backward()
     return loss.item()
 
@@ -115,7 +124,7 @@ def test(network: GraphNetwork, task: Task) -> float:
 
 
 def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
-    """Errors of all seeds; what one step of training costs on the first test."""
+    """Errors of all seeds; what training on the first test costs."""
     sample = task.tests[0]
     operator = OPERATORS[name.removesuffix(", not fused")]
     return {

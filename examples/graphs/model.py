@@ -13,7 +13,7 @@ SCALE = 4.0  # with 1/sqrt(d) attention is nearly uniform at first, and learns l
 
 OPERATORS: dict[str, ndgpa.operators.Operator] = {
     "message passing": ndgpa.Nothing(),
-    "gpa": ndgpa.GPA(12, scale=SCALE),
+    "gpa": ndgpa.GPA(16, scale=SCALE, coarse="add"),  # what the whole is like, from block means
     "dense": ndgpa.Full(scale=SCALE),
 }
 

@@ -12,7 +12,6 @@ from torch import Tensor
 import ndgpa
 from examples.graphs.sample import Sample
 
-MARK = 5.0  # large, so that attention finds the mark early in training
 FIRST_TO_VALIDATE, FIRST_TO_TEST = 10_000, 20_000  # numbers of surfaces
 REACH = 4  # edges from the marked vertex that are marked too
 
@@ -46,13 +45,14 @@ class Surface:
             near = near @ touch
         self.near = torch.from_numpy(near.toarray() > 0).float()  # (marks, n)
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
-        self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=8)
+        self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=4)
 
     def sample(self, mark_number: int) -> Sample:
         """Where each vertex is, and which is marked, with those within four edges of it."""
         waves = torch.cat([k * torch.pi * self.position for k in (0.5, 1.0, 2.0)], dim=1)
-        mark = MARK * self.near[mark_number, :, None]
-        x = torch.cat([self.position, waves.sin(), waves.cos(), mark * self.position, mark], dim=1)
+        place = torch.cat([self.position, waves.sin(), waves.cos()], dim=1)
+        mark = self.near[mark_number, :, None]
+        x = torch.cat([place, mark * place, mark], dim=1)
         return Sample(x, self.distance[mark_number], self.edge_index, self.structure)
 
 
@@ -66,7 +66,7 @@ class Distances:
         validate: Test on the surfaces that options were chosen on.
     """
 
-    inputs, outputs, layers = 25, 1, 3
+    inputs, outputs, layers = 43, 1, 3
 
     def __init__(self, surfaces: int, tests: int, resolution: int, validate: bool = False) -> None:
         self.facts = {"surfaces": surfaces, "resolution": resolution}

@@ -21,7 +21,8 @@ from examples.graphs.report import write
 
 def main(
     out: Path = Path("runs/mesh"),
-    steps: int = 450,
+    steps: int = 800,
+    batch: int = 4,
     rate: float = 3e-3,
     surfaces: int = 48,
     tests: int = 8,
@@ -35,7 +36,8 @@ def main(
 
     Args:
         out: Where the table and the picture go.
-        steps: Training steps of each network, one surface each.
+        steps: Training steps of each network.
+        batch: Surfaces of a step.
         rate: Learning rate.
         surfaces: Surfaces to train on.
         tests: Surfaces to test on.
@@ -50,13 +52,14 @@ def main(
     if smoke:
         steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
     task = Distances(surfaces, tests, resolution, validate)
-    rows, networks = compare(task, Options(steps, rate, seeds), out / "runs")
+    rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")
     sites = [len(s.position) for s in task.test_surfaces]
     about = (
         "Distance along a surface from a marked vertex: mean error over mean distance, on "
         f"{tests} surfaces of {min(sites)} to {max(sites)} vertices that were not trained on"
-        f"{' (for validation)' if validate else ''}; {steps} steps on {surfaces} others. Errors: "
-        f"mean, lowest and highest of {len(seeds)} seeds. Time and memory are of one training step."
+        f"{' (for validation)' if validate else ''}; {steps} steps of {batch} on {surfaces} "
+        f"others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are of "
+        "training on one surface, once."
     )
     tqdm.write(write(out, "mesh", about, rows))
     draw(out / "mesh.png", task, networks)

@@ -21,12 +21,13 @@ from examples.graphs.superpixels.picture import draw
 
 def main(
     out: Path = Path("runs/superpixels"),
-    steps: int = 150,
+    steps: int = 800,
+    batch: int = 1,
     rate: float = 3e-3,
     views: int = 4,
     test_views: int = 3,
-    size: int = 208,
-    regions: int = 1000,
+    size: int = 360,
+    regions: int = 3000,
     seeds: tuple[int, ...] = (0, 1, 2),
     validate: bool = False,
     threads: int = 0,
@@ -36,7 +37,8 @@ def main(
 
     Args:
         out: Where the table and the picture go.
-        steps: Training steps of each network, one view of a photograph each.
+        steps: Training steps of each network.
+        batch: Views of photographs of a step.
         rate: Learning rate.
         views: Of each photograph to train on.
         test_views: Of each photograph to test on.
@@ -52,15 +54,15 @@ def main(
     if smoke:
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
     task = Clicks(views, test_views, size, regions, validate)
-    rows, networks = compare(task, Options(steps, rate, seeds), out / "runs")
+    rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")
     sites = [len(view.colour) for view in task.testing]
     about = (
         "Which regions of a photograph are lighter than a few clicked ones: the share of wrong "
         f"answers, on {len(task.tests)} problems on {len(task.testing)} views of {min(sites)} to "
         f"{max(sites)} regions of photographs that were not trained on"
-        f"{' (for validation)' if validate else ''}; {steps} steps on {views * len(PHOTOS)} views "
-        f"of others. Errors: mean, lowest and highest of {len(seeds)} seeds. Time and memory are "
-        "of one training step."
+        f"{' (for validation)' if validate else ''}; {steps} steps of {batch} on "
+        f"{views * len(PHOTOS)} views of others. Errors: mean, lowest and highest of {len(seeds)} "
+        "seeds. Time and memory are of training on one view, once."
     )
     tqdm.write(write(out, "superpixels", about, rows))
     draw(out / "superpixels.png", task, networks)

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from examples.training.files import replacing
 
@@ -17,6 +18,7 @@ MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture d
 FORMS = {"psnr": ".2f"}
 COLOURS = {"GPA": "tab:blue", "NO": "tab:gray", "FULL": "tab:red"}
 COLOURS |= {"NYF": "tab:green", "PER": "tab:orange"}
+PLAIN = FormatStrFormatter("%g")
 
 Runs = dict[str, list[dict[str, Any]]]  # by attention, one for each seed
 
@@ -95,6 +97,9 @@ def draw_memory(axes: Axes, runs: Runs) -> None:
         place = (memory_mb(each), middle)
         axes.annotate(name, place, textcoords="offset points", xytext=(6, 3), fontsize=7)
     axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(PLAIN)
     axes.set_xlabel("memory of all attentions, MB")
     axes.set_ylabel("L1 on held-out pictures")
     axes.margins(0.15)
@@ -134,7 +139,7 @@ def draw_line(axes: Axes, points: dict[int, tuple[float, float]], label: str) ->
 
 
 def save(path: Path, draw: Callable[[Axes], None]) -> None:
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
     draw(figure.add_subplot())
     with replacing(path) as part:
         figure.savefig(part, dpi=120, format="png")
