@@ -194,13 +194,7 @@ def query_and_key(
 ) -> None:
     for name, x in (("query", query), ("key", key)):
         _features(name, x)
-    _alike("query", query, "key", key)
-    if key.shape[3] != query.shape[3]:
-        raise ValueError(f"query has {query.shape[3]} features a head but key has {key.shape[3]}")
-    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        raise ValueError(
-            f"key has {key.shape[1]} heads, which does not divide the {query.shape[1]} of query"
-        )
+    heads_and_features(query, key)
     for name, x, place, space in (
         ("query", query, "structure", structure),
         ("key", key, "key_structure", key_structure),
@@ -223,6 +217,16 @@ def value_for(key: Tensor, value: Any) -> None:
         )
 
 
+def heads_and_features(query: Tensor, key: Tensor) -> None:
+    _alike("query", query, "key", key)
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(f"query has {query.shape[3]} features a head but key has {key.shape[3]}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"key has {key.shape[1]} heads, which does not divide the {query.shape[1]} of query"
+        )
+
+
 def key_mask(mask: Any, key: Tensor) -> None:
     if mask is None:
         return
@@ -238,8 +242,15 @@ def key_mask(mask: Any, key: Tensor) -> None:
         raise ValueError(f"key_mask is on {mask.device} but key is on {key.device}")
 
 
-def scale(value: float | None) -> None:
-    if value is not None and not math.isfinite(value):
+def scale(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, Tensor) or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"scale must be a number; got {type(value).__name__} (with a scale that is learnt, "
+            "multiply the queries)"
+        )
+    if not math.isfinite(value):
         raise ValueError(f"scale must be finite; got {value}")
 
 
@@ -840,6 +851,13 @@ def rules(who: str, items: Any) -> None:
     for item in items:
         if not isinstance(item, Rule):
             raise TypeError(f"{who} needs rules; got {type(item).__name__}")
+
+
+def rule_or_count(rule: Any) -> None:
+    from ndgpa.selection.base import Rule
+
+    if not isinstance(rule, Rule | int):
+        raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
 
 
 def rule_per_head(count: int, heads: int) -> None:

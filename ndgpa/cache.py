@@ -1,6 +1,6 @@
 """Decoding: append keys and values, attend with the newest queries, as a causal prefill would."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa.affinity import dot_form
+from ndgpa.affinity import AFFINITIES, dot_form
 from ndgpa.functional import attend, gpa
 from ndgpa.selection import Coarse, Problem, Rule, Selection, TopK
 from ndgpa.structures import Clusters, Grid, Sequence
@@ -52,6 +52,8 @@ class Cache:
         _checks.positive_count("downsample", downsample)
         _checks.positive_count("cell", cell)
         _checks.scale(scale)
+        _checks.rule_or_count(rule)
+        _checks.one_of("affinity", affinity, AFFINITIES)
         self.downsample, self.cell = downsample, cell
         self.rule = TopK(rule) if isinstance(rule, int) else rule
         self.scale, self.affinity = scale, affinity
@@ -87,12 +89,16 @@ class Cache:
         """The output of the m newest sites, which no call has been made for yet.
 
         Raises:
-            ValueError: m is not the number of sites appended since the last call.
+            ValueError: m is not the number of sites appended since the last call, or as for `gpa`.
         """
         _checks.newest(query, self.length - self._attended)
-        begin, self._attended = self._attended, self.length
-        if begin == 0:
-            return self._prefill(query)
+        _checks.heads_and_features(query, self._key)
+        out = self._continue(query, self._attended) if self._attended else self._prefill(query)
+        self._attended = self.length
+        return out
+
+    def _continue(self, query: Tensor, begin: int) -> Tensor:
+        """Sites after `begin`, cell by cell."""
         out, step = [], self.downsample * self.cell
         for new in query.split(_runs(begin, self.length, step), dim=2):
             if begin % step == 0:
@@ -171,6 +177,15 @@ class _Decoding(Problem):
 
     means: Float[Tensor, "b hk B_k d"] = field(kw_only=True)
 
+    def of_heads(self, heads: list[int]) -> Problem:
+        keys = self.key_heads_of(heads)
+        return replace(
+            self,
+            query=self.query[:, heads],
+            key=self.key[:, keys],
+            means=self.means[:, keys],
+        )
+
     def coarse(self) -> Coarse:
         wide = self.means.dtype
         first = self.structure.first_in_cell[:, None]
@@ -188,7 +203,7 @@ class _Decoding(Problem):
 
 def _room(kept: Tensor, new: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """The same tensor, or one of twice the length with the same beginning."""
-    if kept.shape[2] >= length:
+    if kept.shape[2] >= length > 0:
         return kept
     grown = new.new_zeros(*new.shape[:2], max(length, 2 * kept.shape[2]), new.shape[3], dtype=dtype)
     if kept.shape[2]:

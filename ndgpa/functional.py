@@ -95,9 +95,8 @@ def select(
     dtype of the inputs.
     """
     key_structure = structure if key_structure is None else key_structure
+    _checks.rule_or_count(rule)
     rule = TopK(rule) if isinstance(rule, int) else rule
-    if not isinstance(rule, Rule):
-        raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
     _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
     _checks.key_mask(key_mask, key)
     _checks.scale(scale)

@@ -1,5 +1,7 @@
 """Attention as a layer: projections around an operator."""
 
+from typing import Any
+
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -50,6 +52,11 @@ class SpatialAttention(nn.Module):
         self.to_key = nn.Linear(key_dim, query_dim // heads * key_heads, bias=False)
         self.to_value = nn.Linear(key_dim, value_dim // heads * key_heads, bias=False)
         self.to_out = nn.Linear(value_dim, out_dim)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "operator" and not isinstance(value, nn.Module):
+            self._modules.pop(name, None)  # an operator that is a module gives way to any other
+        super().__setattr__(name, value)
 
     def forward(
         self,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ndgpa
@@ -18,9 +18,12 @@ RULES = [
     ndgpa.TopRatio(0.4) | ndgpa.Fixed((0,)),
     ndgpa.SoftTopK(2),
     ndgpa.MultiLevel((2, 2)),
+    ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(1), ndgpa.TopK(2), ndgpa.TopK(2))),
+    ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2), ndgpa.TopK(1), ndgpa.TopK(1))),
 ]
 
 
+@example(ndgpa.MultiLevel((2, 2)), 1, 1, [1, 1, 2], "dot", 0)  # ends within a node
 @given(
     st.sampled_from(RULES),
     st.integers(1, 4),
@@ -63,6 +66,14 @@ def test_one_site_at_a_time_from_nothing() -> None:
     torch.testing.assert_close(torch.cat(outs, dim=2), expected)
 
 
+def test_no_sites_may_be_appended_first() -> None:
+    x = torch.randn(2, 3, 5, 4)
+    cache = ndgpa.Cache(2, 1, 2)
+    cache.append(x[:, :, :0], x[:, :, :0])
+    cache.append(x, x)
+    assert torch.equal(cache.attend(x), ndgpa.gpa(x, x, x, ndgpa.Sequence(5, 2), 2, causal=True))
+
+
 def test_room_grows_by_doubling() -> None:
     """Memory is at most twice what is held, and is copied a logarithmic number of times."""
     cache, places = ndgpa.Cache(4, 1, 2), set()
@@ -93,3 +104,19 @@ def test_misuse_is_named() -> None:
             cache.append(y, y)
     with pytest.raises(ValueError, match="downsample must be at least 1"):
         ndgpa.Cache(0, 1, 2)
+    with pytest.raises(TypeError, match="rule must be a Rule or an int; got str"):
+        ndgpa.Cache(2, 1, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown affinity"):
+        ndgpa.Cache(2, 1, 2, affinity="cosine")
+
+
+@pytest.mark.bad_input
+def test_a_query_that_is_refused_may_be_given_again() -> None:
+    x = torch.randn(1, 2, 6, 4)
+    cache = ndgpa.Cache(2, 1, 2)
+    cache.append(x, x)
+    with pytest.raises(ValueError, match="query has 3 features a head but key has 4"):
+        cache.attend(x[..., :3])
+    with pytest.raises(ValueError, match="key has 2 heads, which does not divide the 3 of query"):
+        cache.attend(torch.randn(1, 3, 6, 4))
+    assert cache.attend(x).shape == x.shape

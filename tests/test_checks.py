@@ -220,6 +220,8 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rule": 0}, ValueError, "k must be at least 1; got 0"),
     ({"rule": "top"}, TypeError, "rule must be a Rule or an int; got str"),
     ({"scale": float("nan")}, ValueError, "scale must be finite; got nan"),
+    ({"scale": torch.tensor(0.5)}, TypeError, "scale must be a number; got Tensor"),
+    ({"scale": "x"}, TypeError, "scale must be a number; got str"),
     (
         {"affinity": "cosine"},
         ValueError,

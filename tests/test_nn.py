@@ -45,6 +45,11 @@ def test_operators_are_swapped_by_one_argument() -> None:
     assert torch.equal(nothing, layers[0].to_out.bias.expand_as(nothing))
     layers[0].operator = ndgpa.GPA(IMAGE.num_blocks)
     torch.testing.assert_close(layers[0](x, IMAGE), full)
+    layers[0].operator = ndgpa.Performer(8)  # a module, and from a module to none
+    assert "operator" in dict(layers[0].named_modules())
+    layers[0].operator = ndgpa.Full()
+    assert "operator" not in dict(layers[0].named_modules())
+    assert torch.equal(layers[0](x, IMAGE), full)
 
 
 def test_copies_and_saved_states_give_the_same() -> None:

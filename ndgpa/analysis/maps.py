@@ -40,8 +40,7 @@ def attention_map(
         ValueError, TypeError: A site does not exist, or as the operator says.
     """
     _checks.site_ids("sites", sites, structure.num_sites)
-    repeats = query.shape[1] // key.shape[1]
-    query, key = query.detach(), key.detach().repeat_interleave(repeats, dim=1)
+    query, key = query.detach(), key.detach()
     parts = [
         _rows(operator, query, key, structure, some, key_structure, key_mask)
         for some in sites.to(query.device).split(_ROWS)
@@ -64,9 +63,9 @@ def saliency(
 
     Source: Section 5.1 of Daras et al. 2020, "Your Local GAN" (inversion by attention).
     """
-    repeats = query.shape[1] // key.shape[1]
-    query, key = query.detach(), key.detach().repeat_interleave(repeats, dim=1)
-    total = query.new_zeros(*key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    query, key = query.detach(), key.detach()
+    wide = torch.promote_types(key.dtype, torch.float32)
+    total = query.new_zeros(*query.shape[:2], key.shape[2], dtype=wide)
     readers = torch.zeros_like(total)
     for some in torch.arange(query.shape[2], device=query.device).split(_ROWS):
         rows = _rows(operator, query, key, structure, some, key_structure, key_mask)
@@ -107,10 +106,16 @@ def _rows(
     key_structure: SpatialStructure | None,
     key_mask: Tensor | None,
 ) -> Tensor:  # (b, h, s, n_k)
+    """Each query head of a group asks for itself, as the derivative by values sums over a group."""
+    group = query.shape[1] // key.shape[1]
     with torch.enable_grad():
         value = key.new_zeros(*key.shape[:3], len(sites), requires_grad=True)
         out = operator(query, key, value, structure, key_structure, key_mask=key_mask)
-        picked = out[:, :, sites].diagonal(dim1=2, dim2=3).sum()
+        picked = out[:, :, sites].diagonal(dim1=2, dim2=3)
         if not picked.requires_grad:
-            return torch.zeros_like(value).mT
-        return torch.autograd.grad(picked, value)[0].mT
+            return torch.zeros_like(value).mT.repeat_interleave(group, dim=1)
+        rows = [
+            torch.autograd.grad(picked[:, member::group].sum(), value, retain_graph=True)[0].mT
+            for member in range(group)
+        ]
+    return torch.stack(rows, dim=2).flatten(1, 2)

@@ -85,7 +85,7 @@ class Performer(nn.Module):
         _checks.one_space("Performer", structure, key_structure)
         _checks.performer_input(query, self.projection)
         projection = self.projection
-        if self.training and self.redraw_every is not None:
+        if self.training and self.redraw_every is not None and not _is_recomputing():
             redraw(projection, self._calls, self.redraw_every, self.row_norm, self.seed)
             projection = projection.clone()  # a later draw must not change what backward reads
         if key_mask is not None:
@@ -116,6 +116,11 @@ class Performer(nn.Module):
     def extra_repr(self) -> str:
         features, head_dim = self.projection.shape
         return f"head_dim={head_dim}, features={features}, kernel={self.kernel!r}"
+
+
+def _is_recomputing() -> bool:
+    """Whether a backward calls, as activation checkpointing does to repeat what was forgotten."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def draw_projection(

@@ -1,7 +1,8 @@
 """What a rule is given, and what it answers."""
 
 import abc
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,6 +52,17 @@ class Problem:
     affinity: str = "dot"
     causal: bool = False
     key_mask: Bool[Tensor, "b n_k"] | None = None
+
+    def of_heads(self, heads: list[int]) -> "Problem":
+        """The same question for some of the heads, ascending."""
+        keys = self.key_heads_of(heads)
+        return replace(self, query=self.query[:, heads], key=self.key[:, keys])
+
+    def key_heads_of(self, heads: list[int]) -> list[int]:
+        """The key head of each; named once where as many of the heads share every one of them."""
+        keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
+        counts = Counter(keys)
+        return list(counts) if len(set(counts.values())) == 1 else keys
 
     def coarse(self) -> "Coarse":
         """The means over the blocks, for rules that work at the coarse level.

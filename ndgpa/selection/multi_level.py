@@ -101,7 +101,7 @@ class MultiLevel(Rule):
                 _signed(query) if box else query,
                 parent.structure.by_block(node.features(box)),
                 _sizes_by_parent(node, parent).expand(query.shape[0], -1, -1),
-                _besides(kept, parent, problem),
+                _besides(kept, parent, problem, f"straddling {self.factor} {level}"),
                 weight,
                 parent.structure.blocks,
                 always_read(self.force, problem) if level == 0 else None,
@@ -163,7 +163,7 @@ def _parents(nodes: _Nodes, structure: SpatialStructure) -> _Nodes:
     nothing = (total == 0)[:, None, :, None]
     first = last = None
     if nodes.first is not None and nodes.last is not None:
-        first, last = _span_of_children(nodes.first, nodes.last, structure)
+        first, last = structure.span_of_blocks(nodes.first, nodes.last)
     return _Nodes(
         structure,
         mean,
@@ -181,17 +181,8 @@ def _extreme(structure: SpatialStructure, x: Tensor, empty: float) -> Tensor:
     return children.amin(dim=-2) if empty > 0 else children.amax(dim=-2)
 
 
-def _span_of_children(
-    first: Int[Tensor, " n"], last: Int[Tensor, " n"], structure: SpatialStructure
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    limits, empty = torch.iinfo(torch.int64), structure.blocks < 0
-    children = structure.blocks.clamp(min=0)
-    earliest = first[children].masked_fill(empty, limits.max).amin(dim=1)
-    return earliest, last[children].masked_fill(empty, limits.min).amax(dim=1)
-
-
 def _besides(
-    kept: Int[Tensor, "b hs C K"], parent: _Nodes, problem: Problem
+    kept: Int[Tensor, "b hs C K"], parent: _Nodes, problem: Problem, name: str
 ) -> Int[Tensor, "b hs C K2"]:
     """The kept nodes and, if causal, those that are partly later than the cell."""
     if parent.first is None or parent.last is None:
@@ -199,8 +190,8 @@ def _besides(
     first, last, structure = parent.first, parent.last, problem.structure
     now = structure.cell_span[0]
     table = structure.kept_with(
-        parent.structure,
-        "straddling",
+        problem.key_structure,  # times are its own; another one may have parents that are equal
+        name,
         lambda: blocks_between(now, now, first, last, structure.cell_group, parent.group),
     )
     table = table.int().expand(*kept.shape[:2], -1, -1)

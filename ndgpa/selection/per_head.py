@@ -1,6 +1,6 @@
 """Another rule for each head."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ class PerHead(Rule):
 
     Args:
         rules: One for each head of the query. Heads of one rule are answered together, so a rule
-            that shares a selection shares it among them.
+            that shares a selection shares it among them (`share="group"`: among those of a key
+            head, if the rule has as many heads in every group that it is in).
 
     Raises:
         TypeError: Something is not a rule.
@@ -29,14 +30,12 @@ class PerHead(Rule):
         _checks.rules("PerHead", self.rules)
 
     def select(self, problem: Problem) -> Selection:
-        heads, key_heads = problem.query.shape[1], problem.key.shape[1]
+        heads = problem.query.shape[1]
         _checks.rule_per_head(len(self.rules), heads)
         parts: list[Selection | None] = [None] * heads
         for rule in dict.fromkeys(self.rules):
             own = [h for h in range(heads) if self.rules[h] == rule]
-            keys = [h * key_heads // heads for h in own]
-            part = replace(problem, query=problem.query[:, own], key=problem.key[:, keys])
-            answer = rule.select(part)
+            answer = rule.select(problem.of_heads(own))
             for place, head in enumerate(own):
                 parts[head] = _one_head(answer, place, len(own))
         answers = [part for part in parts if part is not None]

@@ -196,7 +196,13 @@ class SpatialStructure(abc.ABC):
     def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The earliest and the latest time in each block; only where there is time."""
         assert self.time is not None
-        return _span(self.time, self.time, self.blocks)
+        return self.span_of_blocks(self.time, self.time)
+
+    def span_of_blocks(
+        self, first: Int[Tensor, " n"], last: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """The earliest and the latest time in each block, given those in each site."""
+        return _span(first, last, self.blocks)
 
     @table
     def cell_span(self) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
@@ -215,6 +221,10 @@ class SpatialStructure(abc.ABC):
         return None if self.group is None else self.group[self.cells.amax(dim=1)]
 
     # What was made once and is kept for the next call
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made with other structures: those are referred to weakly."""
+        return {k: x for k, x in self.__dict__.items() if k not in ("_kept", "_coarsened")}
 
     @table
     def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":

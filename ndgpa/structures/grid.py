@@ -171,19 +171,20 @@ class Grid(SpatialStructure):
         across = [-1 if axis == self.time_axis else 1 for axis in range(len(self.shape))]
         return steps.view(across).expand(self.shape).reshape(-1).contiguous()
 
-    @table
-    def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    def span_of_blocks(
+        self, first: Int[Tensor, " n"], last: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The earliest time in each block, and the latest that a whole block would have.
 
         So a block that a sequence has not filled yet is not over: what is computed for a prefix
-        does not depend on how long the sequence will be.
+        does not depend on how long the sequence will be. All sites take equally long.
         """
         assert self.time_axis is not None
-        length = self.block_shape[self.time_axis]
+        length = self.block_shape[self.time_axis] * (last[0] - first[0] + 1)
         numbers = torch.arange(self.num_blocks, device=self.on)
         after = math.prod(self.grid_of_blocks[self.time_axis + 1 :])
-        first = numbers // after % self.grid_of_blocks[self.time_axis] * length
-        return first, first + length - 1
+        begin = numbers // after % self.grid_of_blocks[self.time_axis] * length
+        return begin, begin + length - 1
 
     # The paper's operators, as reshapes
 

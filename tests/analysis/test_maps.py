@@ -14,6 +14,7 @@ IMAGE = ndgpa.Image((6, 8), 2)
 OPERATORS: list[Any] = [
     ndgpa.Full(),
     ndgpa.GPA(3),
+    ndgpa.GPA(ndgpa.TopK(3, share="group")),
     Neighborhood(3),
     Hydra([Neighborhood(3), Neighborhood(3, 2)]),
     MultiAxis(),

@@ -1,5 +1,6 @@
 """What every structure must satisfy."""
 
+import pickle
 from itertools import chain
 from typing import Any
 
@@ -131,6 +132,14 @@ class StructureContract:
     def coarse_time(structure: SpatialStructure, latest: list[int]) -> list[int]:
         """The times a coarsened structure has, given the latest time in each block."""
         return latest
+
+    @given(st.data())
+    def test_one_that_has_been_used_can_be_pickled(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        structure.kept_with(structure, "own", lambda: structure.blocks)
+        again = pickle.loads(pickle.dumps(structure))
+        assert torch.equal(again.blocks, structure.blocks)
+        assert torch.equal(again.cells, structure.cells)
 
     @given(st.data())
     def test_the_structure_of_its_own_device_is_itself(self, data: Any) -> None:

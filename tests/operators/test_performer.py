@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import ndgpa
 from ndgpa.operators import Operator, Performer
@@ -110,6 +111,17 @@ def test_it_is_redrawn_in_training_only_and_at_its_interval_only() -> None:
     for _ in range(5):
         never(x, x, x, _grid(6))
     assert torch.equal(never.projection, first)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_checkpoint_recomputes_is_no_call(reentrant: bool) -> None:
+    x, grads = torch.randn(1, 1, 6, 4), []
+    for run in (lambda f, y: f(y), lambda f, y: checkpoint(f, y, use_reentrant=reentrant)):
+        operator, y = Performer(4, 8, redraw_every=2), x.clone().requires_grad_()
+        for _ in range(4):
+            run(lambda y, f=operator: f(y, y, y, _grid(6)), y).square().sum().backward()
+        grads.append(y.grad)
+    assert torch.equal(grads[0], grads[1])
 
 
 def test_a_redraw_leaves_earlier_backward_passes_alone() -> None:

@@ -203,6 +203,19 @@ def test_groups_stay_apart(clusters: ndgpa.Clusters) -> None:
         assert set(clusters.group[row].tolist()) == {int(clusters.cell_group[cell])}
 
 
+def test_what_is_kept_from_one_key_structure_is_not_used_for_another() -> None:
+    """Two key structures whose coarser levels are equal, and their times are not."""
+    structure, rule = ndgpa.Sequence(64, 4), ndgpa.MultiLevel((2, 2))
+    query = torch.randn(1, 1, 64, 8)
+    for key_structure in (ndgpa.Sequence(32, 2), ndgpa.Sequence(64, 4)):
+        key = torch.randn(1, 1, key_structure.num_sites, 8)
+        once, again = (
+            ndgpa.select(query, key, space, rule, key_structure=key_structure, causal=True).blocks
+            for space in (ndgpa.Sequence(64, 4), structure)
+        )
+        assert torch.equal(once, again)
+
+
 @pytest.mark.bad_input
 def test_levels_that_do_not_nest_are_named() -> None:
     x = torch.randn(1, 1, 16, 2)

@@ -243,6 +243,13 @@ def test_each_head_follows_its_rule(data: Any) -> None:
         assert rows(kept[:, h].flatten(0, 1)) == rows(alone[:, 0].flatten(0, 1))
 
 
+def test_heads_of_one_rule_share_within_their_group() -> None:
+    query, key = torch.randn(2, 4, 32, 3), torch.randn(2, 2, 32, 3)
+    rule, space = ndgpa.TopK(2, share="group"), ndgpa.Sequence(32, 4)
+    shared = ndgpa.select(query, key, space, rule).blocks.repeat_interleave(2, dim=1)
+    assert torch.equal(ndgpa.select(query, key, space, ndgpa.PerHead((rule,) * 4)).blocks, shared)
+
+
 def test_fixed_blocks_of_each_cell_by_hand() -> None:
     x = torch.randn(2, 1, 6, 1)
     rule = ndgpa.Fixed(torch.tensor([[2, 0], [1, -1], [2, 2]]))
