@@ -25,7 +25,7 @@ def main(
     batch: int = 1,
     rate: float = 3e-3,
     views: int = 4,
-    test_views: int = 3,
+    test_views: int = 8,
     size: int = 360,
     regions: int = 3000,
     seeds: tuple[int, ...] = (0, 1, 2),
