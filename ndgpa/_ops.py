@@ -1,11 +1,14 @@
 """What the custom operators of the package share."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def fold_into_batch(op: Any, batched: int) -> Callable[..., Any]:
@@ -43,6 +46,17 @@ def without_autocast(like: Tensor) -> torch.autocast:
 def has_triton(like: Tensor) -> bool:
     """Whether kernels run on the device of a tensor without being asked for by name."""
     return like.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
+    """Make the GPU of the first argument the current one, on which Triton launches."""
+
+    @functools.wraps(launch)
+    def run(first: Tensor, *args: Any, **kwargs: Any) -> T:
+        with torch.cuda.device_of(first):
+            return launch(first, *args, **kwargs)
+
+    return run
 
 
 def cast_for_autocast(*xs: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa._ops import on_its_device
 from ndgpa.attend.inverse import inverse
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
@@ -377,6 +378,7 @@ def add_parts_kernel(
         tl.store(p_bias + o_key, b_grad_bias, mask=m_key)
 
 
+@on_its_device
 def backward_queries(
     query: Tensor,
     key: Tensor,
@@ -467,6 +469,7 @@ def backward_queries(
     return by_tile.unflatten(1, (selection_heads, -1)).sum(dim=2)
 
 
+@on_its_device
 def backward_keys(
     query: Tensor,
     key: Tensor,

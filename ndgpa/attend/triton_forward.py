@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa._ops import on_its_device
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
     Tile,
@@ -145,6 +146,7 @@ def forward_kernel(
     tl.store(p_norm + T * GROUP * n, b_norm, mask=m_row)
 
 
+@on_its_device
 def forward(
     query: Tensor,  # (b, h, n, d)
     key: Tensor,  # (b, hk, n_k, d)

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa._ops import on_its_device
+
 
 @triton.jit
 def sum_blocks_kernel(
@@ -45,6 +47,7 @@ def sum_blocks_kernel(
     tl.store(p_rows[:, None] + o_feature[None, :], b_sum, mask=m_block[:, None] & m_feature)
 
 
+@on_its_device
 def sum_blocks(
     x: Tensor,  # (b, h, n, d), features side by side
     seen: Tensor | None,  # (b, n) bool, contiguous

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa._ops import on_its_device
 from ndgpa.selection.slots import without_blocks
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -276,6 +277,7 @@ def top_k_kernel(
     tl.store(p_out + row * s_out + o_rest, b_empty, mask=(o_rest >= kept) & (o_rest < k))
 
 
+@on_its_device
 def select(
     query: Tensor,  # (b, h, C, P, d) float32
     key: Tensor,  # (b, hk, B, d) float32
@@ -463,6 +465,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+@on_its_device
 def top_k(scores: Tensor, out: Tensor) -> None:
     """Ids of the largest scores of each row, (rows, B), into `out`, (..., k), contiguous."""
     rows, num_blocks = scores.shape

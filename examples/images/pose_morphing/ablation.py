@@ -37,6 +37,7 @@ ATTENTIONS = (
     *("GPA32_4_8", "GPA32_4_4", "GPA512_4_16"),  # larger cells; Phase 1 at 8x4, at 32x16
     *("NO_8", "NYF32_8", "NYF128_8", "PER32_8", "PER128_8", "FULL"),
 )
+SAME = ("seconds", "preset", "batch", "tests", "smoke")  # of all runs of a report
 TIMED_STEPS = 3
 DEVICE = torch.device("cpu")
 
@@ -64,6 +65,7 @@ def main(options: Options) -> None:
     training = open_pictures(options.data, "train", size)
     task = distortion_task(open_pictures(options.data, "test", size), options.tests, seed=77)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    check_same(options)
     step_s = measured(options, training)
     todo = [(name, seed) for seed in range(options.seeds) for name in options.attentions]
     for name, seed in tqdm(todo, desc="runs"):
@@ -73,6 +75,18 @@ def main(options: Options) -> None:
             write_json(path, found)
             write_report(options.out, machine("cpu"), options.seconds, PIVOT)
     write_report(options.out, machine("cpu"), options.seconds, PIVOT)
+
+
+def check_same(options: Options) -> None:
+    """Refuse to mix with runs that were made with other options."""
+    path = options.out / "options.json"
+    now = {name: getattr(options, name) for name in SAME}
+    if path.is_file() and json.loads(path.read_text()) != now:
+        raise ValueError(
+            f"{options.out} holds runs with other options ({path}); give those again or name "
+            "another folder"
+        )
+    write_json(path, now)
 
 
 def trained(

@@ -5,11 +5,12 @@
 Trains each network for each seed (a run that is there goes on), judges all on held-out people, and
 writes compare.json and compare.md: means over seeds, with the standard deviation over them. Equal
 time means that the network without GPA takes as many more steps as its steps are faster, which is
-measured first, in turns, and kept in speed.json.
+measured first, in turns, and kept in speed-*.json.
 """
 
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from examples.images.pose_morphing.data.pictures import Pictures
 from examples.images.pose_morphing.measures.table import machine
 from examples.images.pose_morphing.train import TrainConfig, Trainer, train
 from examples.training.files import replacing
+from examples.training.loop import DivergedError
 
 ROUNDS = 7  # of timing
 NAMED = ("preset", "without", "seeds", "distortion_steps", "mixed_steps", "batch")  # in the report
@@ -106,7 +108,7 @@ def base(
 
 def speed_ratio(options: Options, pictures: Pictures) -> float:
     """How many steps without GPA take the time of one with it, over a whole run."""
-    kept = options.out / "speed.json"
+    kept = options.out / f"speed-{options.preset}-{options.without}-{options.batch}.json"
     if kept.is_file():
         return json.loads(kept.read_text())["ratio"]
     configs = [base(options, "distortion", a, 1000, 0) for a in (None, options.without)]
@@ -177,4 +179,7 @@ def spread(x: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    try:
+        main(tyro.cli(Options))
+    except (DivergedError, ValueError) as error:
+        sys.exit(f"error: {error}")

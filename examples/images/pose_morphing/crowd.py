@@ -85,7 +85,12 @@ def read_answers(path: Path) -> list[Answer]:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    return [answer_of(row, f"{path} line {number}") for number, row in enumerate(rows, start=2)]
+    head = {column: column for column in COLUMNS}  # again, where files were joined
+    return [
+        answer_of(row, f"{path} line {number}")
+        for number, row in enumerate(rows, start=2)
+        if row != head
+    ]
 
 
 def answer_of(row: dict[str, str | None], place: str) -> Answer:
@@ -200,7 +205,7 @@ class CountAnswers:
     least: float = 0.6  # share of the golden pictures that a person must have right
 
     def __call__(self) -> None:
-        golden = frozenset(self.golden.read_text().split()) if self.golden else frozenset()
+        golden = frozenset(self.golden.read_text().splitlines()) if self.golden else frozenset()
         found = count(read_answers(self.answers), golden, self.least)
         print(f"R2G {found.r2g:.3f} of {found.of_real} answers about real pictures")
         print(f"G2R {found.g2r:.3f} of {found.of_made} answers about made pictures")

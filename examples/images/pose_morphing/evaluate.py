@@ -83,6 +83,9 @@ def main(options: Options) -> dict[str, Any]:
         ValueError: A model or the data cannot be read, or they do not fit; nothing was written.
     """
     contestants = [contestant(text, options.device) for text in options.models]
+    names = [each.name for each in contestants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two models have one name: {', '.join(names)}")
     size = contestants[0].trained.generator.config.size
     pictures = open_pictures(options.data, options.split, size)
     for each in contestants:

@@ -1,6 +1,6 @@
 """Train pose morphing: `python -m examples.images.pose_morphing.train --data FOLDER --out FOLDER`.
 
-A run that was killed goes on where it stopped, with the same bits. Several GPUs:
+A run that was killed goes on where it stopped; on a CPU with the same bits. Several GPUs:
 `torchrun --nproc-per-node N -m examples.images.pose_morphing.train ...`.
 """
 
@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,8 @@ from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_s
 from examples.images.pose_morphing.losses.texture import TextureEnergy
 from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
 from examples.images.pose_morphing.model.generator import Morph
-from examples.training.loop import run
+from examples.training.checkpoints import digest
+from examples.training.loop import DivergedError, run
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,20 @@ class TrainConfig:
 
     @property
     def model(self) -> ModelConfig:
+        if self.preset not in PRESETS:
+            raise ValueError(f"no preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
         config = PRESETS[self.preset]
         return replace(config, attention=self.attention) if self.attention else config
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the discriminator compares: true pictures and made ones, with their heat maps."""
+
+    source: Tensor
+    source_maps: Tensor
+    image: Tensor
+    maps: Tensor
 
 
 class Trainer:
@@ -124,14 +138,16 @@ class Trainer:
         set_rate(self.optimizer, self.rate(step))
         self.optimizer.zero_grad()
         figures: dict[str, float] = {}
+        made: list[Made] = []
         for _ in range(self.config.accumulate):
             batch = self.draw(done)
             with self.autocast():
                 morph = self.render(batch, done)
                 terms = self.losses(morph, batch)
                 if self.judges(done):
-                    shown = self.shown(batch, morph)
-                    terms["gan"] = self.config.weights.gan * self.verdict(*shown)
+                    image, maps = self.shown(batch, morph, done)
+                    terms["gan"] = self.config.weights.gan * self.verdict(image, maps)
+                    made.append(Made(batch.source, batch.source_maps, image.detach(), maps))
             loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
             loss.backward()
             for name, x in {**terms, "loss": loss.detach() * self.config.accumulate}.items():
@@ -140,8 +156,8 @@ class Trainer:
         figures["gradient"] = clipped(self.generator, self.config.clip)
         self.optimizer.step()
         self.follow()
-        if self.judges(done):
-            figures |= self.advance_discriminator(batch, *(x.detach() for x in shown), step)
+        if made:
+            figures |= self.advance_discriminator(made, step)
         return figures
 
     def draw(self, done: float) -> Batch:
@@ -164,9 +180,10 @@ class Trainer:
         terms = {
             "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
             "edges": weights.edges * edge_l1(image, batch.truth),
-            "copying": weights.copying * copy_loss(morph.levels, batch.truth),
-            "texture": weights.texture * self.texture(image, batch.truth),
         }
+        if self.config.model.copy_rgb:
+            terms["copying"] = weights.copying * copy_loss(morph.levels, batch.truth)
+        terms["texture"] = weights.texture * self.texture(image, batch.truth)
         if weights.correspondence:
             loss = correspondence_loss(morph.levels, batch.origin, batch.known)
             terms["correspondence"] = weights.correspondence * loss
@@ -174,13 +191,15 @@ class Trainer:
             terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
         return terms
 
-    def shown(self, batch: Batch, morph: Morph) -> tuple[Tensor, Tensor]:
+    def shown(self, batch: Batch, morph: Morph, done: float) -> tuple[Tensor, Tensor]:
         """Made pictures and their heat maps, as the discriminator sees them; if the setting is
         unpaired, of the same people in random poses."""
         if self.config.setting != "unpaired":
             return morph.image.float(), batch.target_maps
         maps = draw_poses(self.pictures, len(batch), self.device)
-        return self.generator(batch.source, batch.source_maps, maps).image.float(), maps
+        coarse_only = done < self.config.coarse_first
+        morph = self.generator(batch.source, batch.source_maps, maps, coarse_only)
+        return morph.image.float(), maps
 
     def verdict(self, image: Tensor, maps: Tensor) -> Tensor:
         """The generator's loss by the discriminator."""
@@ -190,22 +209,23 @@ class Trainer:
     def judges(self, done: float) -> bool:
         return self.discriminator is not None and done >= self.config.gan_from
 
-    def advance_discriminator(
-        self, batch: Batch, fake: Tensor, fake_maps: Tensor, step: int
-    ) -> dict[str, float]:
-        """One step of the discriminator on the sources and on what the generator made."""
+    def advance_discriminator(self, made: list["Made"], step: int) -> dict[str, float]:
+        """One step of the discriminator on the sources and on what the generator made of them."""
         assert self.discriminator is not None
         self.judge.zero_grad()
-        real = self.discriminator(batch.source, batch.source_maps)
-        loss = adversarial.discriminator_loss(real, self.discriminator(fake, fake_maps))
-        figures = {"discriminator": loss.item()}
-        if step % adversarial.EVERY == 0:
-            penalty = adversarial.gradient_penalty(
-                self.discriminator, batch.source, batch.source_maps
-            )
-            loss = loss + adversarial.EVERY * penalty
-            figures["penalty"] = penalty.item()
-        loss.backward()
+        figures = {"discriminator": 0.0}
+        for part in made:
+            real = self.discriminator(part.source, part.source_maps)
+            fake = self.discriminator(part.image, part.maps)
+            loss = adversarial.discriminator_loss(real, fake) / len(made)
+            figures["discriminator"] += loss.item()
+            if step % adversarial.EVERY == 0:
+                penalty = adversarial.gradient_penalty(
+                    self.discriminator, part.source, part.source_maps
+                ) / len(made)
+                loss = loss + adversarial.EVERY * penalty
+                figures["penalty"] = figures.get("penalty", 0.0) + penalty.item()
+            loss.backward()
         average_gradients(self.discriminator)
         self.judge.step()
         return figures
@@ -287,7 +307,7 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
         trainer.advance,
         config.steps,
         seed=config.seed * count + rank,
-        facts=facts(config),
+        facts=facts(config, count),
         save_every_s=config.save_every_s,
         pictures=trainer.pictures_of,
         writes=rank == 0,
@@ -302,6 +322,8 @@ def start_processes(device: str) -> tuple[int, int]:
     if "RANK" not in os.environ:
         return 0, 1
     backend = "nccl" if "cuda" in device else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(backend)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -311,14 +333,29 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         raise ValueError(f"pictures have {pictures.size} pixels, the model {config.model.size}")
     if config.setting in ("paired", "mixed") and not len(pictures.pairs):
         raise ValueError(f"setting {config.setting!r} needs pairs, and {config.data} has none")
+    if config.setting == "unpaired" and not config.weights.gan:
+        raise ValueError("setting 'unpaired' needs a discriminator: give --weights.gan 1")
+    least = config.accumulate * (2 if config.setting == "mixed" else 1)
+    if config.batch % config.accumulate or config.batch < least:
+        raise ValueError(
+            f"a batch of {config.batch} in {config.accumulate} parts: expected a multiple, and at "
+            f"least {least} samples in the setting {config.setting!r}"
+        )
 
 
-def facts(config: TrainConfig) -> dict[str, Any]:
+def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """What a checkpoint must have been made with to go on: all but places and machines."""
     left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
+    if processes > 1:  # each draws samples of its own
+        said["processes"] = processes
+    if config.vgg is not None:
+        said["vgg"] = digest(config.vgg)
     return json.loads(json.dumps(said | {"model": asdict(config.model)}))
 
 
 if __name__ == "__main__":
-    train(tyro.cli(TrainConfig))
+    try:
+        train(tyro.cli(TrainConfig))
+    except (DivergedError, ValueError) as error:
+        sys.exit(f"error: {error}")

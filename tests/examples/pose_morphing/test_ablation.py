@@ -1,5 +1,6 @@
 """The ablation: a run of two steps, and its report by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def test_a_smoke_run_writes_its_report_and_a_second_one_trains_nothing(
     capsys.readouterr()
     ablation.main(options)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    with pytest.raises(ValueError, match="holds runs with other options"):
+        ablation.main(dataclasses.replace(options, tests=4))
 
 
 @pytest.mark.parametrize("name", ablation.ATTENTIONS)

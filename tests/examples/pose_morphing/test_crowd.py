@@ -56,6 +56,12 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_answers(path)
 
 
+def test_files_of_answers_can_be_joined(tmp_path: Path) -> None:
+    path, head = tmp_path / "answers.csv", "person,picture,kind,answer\n"
+    path.write_text(f"{head}a,x.png,real,made\n{head}b,x.png,real,real\n")
+    assert [answer.person for answer in read_answers(path)] == ["a", "b"]
+
+
 def test_the_page_holds_every_picture_and_its_answers_can_be_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,11 @@ def test_an_evaluation_writes_its_report_and_its_sheets(
     assert not list(tmp_path.glob(".part-*"))
 
 
+def test_two_models_of_one_name_are_refused(figures: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two models have one name: a, a"):
+        evaluate.main(evaluate.Options(figures, (f"a={run}",) * 2, tmp_path, device="cpu"))
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [

@@ -21,10 +21,12 @@ def picture(h: int = 16, w: int = 16, b: int = 2) -> torch.Tensor:
     return 2 * torch.rand(b, 3, h, w, generator=DATA) - 1
 
 
-def full_level(query: torch.Tensor, key: torch.Tensor, size: tuple[int, int]) -> Level:
+def full_level(
+    query: torch.Tensor, key: torch.Tensor, size: tuple[int, int], affinity: str = "euclidean"
+) -> Level:
     copied = torch.zeros(len(query), 3, *size)
     structure = ndgpa.Image(size, downsample=1)
-    return Level(size, copied, query, key, structure, ndgpa.Full(scale=1.0, affinity="euclidean"))
+    return Level(size, copied, query, key, structure, ndgpa.Full(scale=1.0, affinity=affinity))
 
 
 def test_the_truth_costs_nothing() -> None:
@@ -66,6 +68,18 @@ def test_correspondence_is_the_cross_entropy_of_the_true_key() -> None:
     loss = correspondence_loss([full_level(code, code, size)], identity, known)
     want = torch.log(1 + (n - 1) * torch.exp(torch.tensor(-3.0)))
     torch.testing.assert_close(loss, want)
+
+
+def test_correspondence_is_judged_by_the_affinity_that_attends() -> None:
+    """By hand: products are 3 with the true key and 0 with others, squared distances 0 and 6."""
+    n, size = 64, (8, 8)
+    code = 3**0.5 * torch.eye(n)[None, None]
+    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 3, 16, 16], align_corners=False)
+    known = torch.ones(1, 16, 16, dtype=torch.bool)
+    for affinity, gap in (("dot", 3.0), ("euclidean", 6.0)):
+        loss = correspondence_loss([full_level(code, code, size, affinity)], identity, known)
+        want = torch.log(1 + (n - 1) * torch.exp(torch.tensor(-gap)))
+        torch.testing.assert_close(loss, want)
 
 
 def test_correspondence_moves_queries_to_where_the_truth_is() -> None:

@@ -126,7 +126,9 @@ def test_names_say_what_the_paper_says() -> None:
     assert parse("NO_64").operator((128, 128), "dot", 8) == ndgpa.Nothing()
 
 
-@pytest.mark.parametrize("name", ["GPA", "GPA_1_2", "gpa1024_12_64", "NO", "NYF_64", ""])
+@pytest.mark.parametrize(
+    "name", ["GPA", "GPA_1_2", "gpa1024_12_64", "NO", "NYF_64", "GPA128_4_0", "GPA0_4_8", ""]
+)
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown attention"):
         parse(name)

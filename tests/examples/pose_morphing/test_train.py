@@ -233,6 +233,18 @@ def test_the_discriminator_of_unpaired_people_sees_the_poses_that_were_asked_for
     assert not torch.equal(asked, real_maps)
 
 
+def test_the_discriminator_sees_every_part_of_a_batch(figures: Path, tmp_path: Path) -> None:
+    config = config_for(figures, tmp_path, batch=4, accumulate=2, weights=Weights(gan=1.0))
+    trainer = Trainer(dataclasses.replace(config, gan_from=0.0), arrays(figures))
+    judged = []
+    assert trainer.discriminator is not None
+    trainer.discriminator.register_forward_pre_hook(lambda _, x: judged.append(x[0].detach()))
+    trainer.advance(3)
+    made, real, fake = judged[:2], judged[2::2], judged[3::2]
+    assert len(real) == len(fake) == 2
+    assert torch.equal(torch.cat(made), torch.cat(fake))
+
+
 def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
     trainer = Trainer(config_for(figures, tmp_path, distortion_first=0.5), arrays(figures))
     assert bool(trainer.draw(0.4).known.any((1, 2)).all())
@@ -254,6 +266,14 @@ def test_what_does_not_fit_is_refused_before_any_work(figures: Path, tmp_path: P
     unpaired = dataclasses.replace(arrays(figures), pairs=np.zeros((0, 2), np.int64))
     with pytest.raises(ValueError, match="'paired' needs pairs"):
         train(config_for(figures, tmp_path / "out", setting="paired"), unpaired)
+    for wrong, words in (
+        ({"preset": "nope"}, "no preset 'nope'; expected one of"),
+        ({"setting": "unpaired"}, "'unpaired' needs a discriminator"),
+        ({"batch": 4, "accumulate": 3}, "a batch of 4 in 3 parts"),
+        ({"batch": 4, "accumulate": 4, "setting": "mixed"}, "at least 8 samples"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(config_for(figures, tmp_path / "out", **wrong))
     assert not (tmp_path / "out").exists()
 
 

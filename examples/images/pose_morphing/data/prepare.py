@@ -50,12 +50,11 @@ def store_splits(
         source: Folder of DeepFashion, of clips or of single pictures.
         target: Folder to write; each split becomes a folder in it.
         size: Height and width.
-        splits: Parts of the data.
+        splits: Parts of the data; a folder that has no test is stored with `--splits train`.
     """
+    opened = {split: open_pictures(source, split, size) for split in splits}  # all or none
     return [
-        reason
-        for split in splits
-        for reason in store(open_pictures(source, split, size), target / split)
+        reason for split, pictures in opened.items() for reason in store(pictures, target / split)
     ]
 
 

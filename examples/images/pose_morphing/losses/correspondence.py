@@ -41,11 +41,20 @@ def level_loss(
     weight = F.adaptive_avg_pool2d(known[:, None].float(), level.size).flatten(1)
     x = (place[:, 0].flatten(1) + 1) * width / 2 - 0.5
     y = (place[:, 1].flatten(1) + 1) * height / 2 - 0.5
-    logits = -torch.cdist(level.query[:, 0], level.key[:, 0]).square()
+    logits = affinities(level)
     wanted = tent(y, height)[..., :, None] * tent(x, width)[..., None, :]  # (b, n, height, width)
     terms = -(wanted.flatten(2) * logits.log_softmax(dim=2)).sum(dim=2)
     weight = weight * (weight > 0.5)
     return (terms * weight).sum() / weight.sum().clamp(min=1)
+
+
+def affinities(level: Level) -> Float[Tensor, "b n n_k"]:
+    """The logits of a level of full attention, in float32."""
+    assert isinstance(level.operator, Full)
+    query, key = level.query[:, 0].float(), level.key[:, 0].float()
+    if level.operator.affinity == "euclidean":
+        return -torch.cdist(query, key).square()
+    return query @ key.mT
 
 
 def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:

@@ -7,7 +7,8 @@ from ndgpa import GPA, Full, Image, Nothing, Nystrom, Performer
 from ndgpa.operators import Operator
 
 KINDS = ("GPA", "NYF", "PER", "FULL", "NO")
-PATTERN = re.compile(r"(GPA)(\d+)_(\d+)_(\d+)|(NYF|PER)(\d+)_(\d+)|(FULL)|(NO)_(\d+)")
+COUNT = r"([1-9]\d*)"
+PATTERN = re.compile(rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL)|(NO)_(\d+)")
 
 
 @dataclass(frozen=True)
