@@ -61,12 +61,26 @@ def test_it_has_the_right_derivatives() -> None:
         return ndgpa.GPA(99, coarse="gate")(q, k, v, image, gate=g)
 
     assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
 
     def spread(out: Any, branch: Any, gate: Any) -> torch.Tensor:
         return add_by_block(out * 1.0, branch, image, gate)
 
     branch = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(spread, [inputs[0], branch, inputs[1]])
+
+
+@pytest.mark.parametrize("coarse", ["add", "gate"])
+def test_it_can_be_mapped(coarse: str) -> None:
+    space, operator = ndgpa.Sequence(32, 4), ndgpa.GPA(2, coarse=coarse)
+    x = torch.randn(3, 1, 2, 32, 4, dtype=torch.float64, generator=draw.seeded(0))
+
+    def call(q: Any, k: Any, v: Any) -> torch.Tensor:
+        return operator(q, k, v, space, gate=v if coarse == "gate" else None)
+
+    ours = torch.vmap(call, in_dims=(0, None, 0))(x, x[0], x)
+    for some, own in zip(ours, x):
+        torch.testing.assert_close(some, call(own, x[0], own))
 
 
 def test_adding_makes_no_copy_of_the_output() -> None:
