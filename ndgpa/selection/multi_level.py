@@ -256,7 +256,7 @@ def select_children(
         key = key.repeat_interleave(heads // key_heads, dim=1)
     sharers = kept.shape[1]
     split = (batch * sharers, key.shape[1] // sharers)
-    query = query.reshape(*split, -1, num_cells, places, width)
+    query = query.reshape(*split, heads // key.shape[1], num_cells, places, width)
     log_size = log_size.masked_fill(children < 0, -torch.inf)
     rank = (_NOBODY - children).masked_fill(log_size == -torch.inf, -1)
     # One more node, without children, is what an empty slot kept.
