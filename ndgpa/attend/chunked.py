@@ -44,7 +44,7 @@ def chunked(
     Heads that share a selection and a key head share one tile of queries.
     """
     _checks.no_tangents("torch", query, key, value)
-    selection = _with_a_slot(selection)
+    selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
     tiles = heads if selection.blocks.shape[1] == heads else key_heads
     blocks = selection.blocks.expand(-1, tiles, -1, -1)
@@ -76,7 +76,7 @@ def chunked(
     return structure.compose(out), structure.compose(lse)[..., 0]
 
 
-def _with_a_slot(selection: Selection) -> Selection:
+def with_a_slot(selection: Selection) -> Selection:
     """A selection of width 0 gets one empty slot: no maximum is over nothing."""
     if selection.blocks.shape[3]:
         return selection
