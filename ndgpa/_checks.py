@@ -44,10 +44,10 @@ def rank(who: str, shape: Any, axes: Sequence[str]) -> None:
 
 def one_factor(name: str, value: Any) -> int:
     """A factor that counts members, so a single int."""
-    (factor,) = _ints(name, value) if not isinstance(value, tuple) or len(value) == 1 else (0,)
-    if factor < 1:
+    factors = _ints(name, value)
+    if len(factors) != 1 or factors[0] < 1:
         raise ValueError(f"{name} must be one int of at least 1 here; got {value}")
-    return factor
+    return factors[0]
 
 
 def clusters(
@@ -109,7 +109,7 @@ def counts(sites: int, downsample: Any, cell: Any) -> None:
 
 
 def _ints(name: str, value: Any) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Iterable) else (value,)
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {value!r}")
     return values
@@ -249,6 +249,13 @@ def selection_for(
     key: Tensor,
     structure: "SpatialStructure",
 ) -> None:
+    from ndgpa.selection.base import Selection
+
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"selection must be a Selection; got {type(selection).__name__}: a table of blocks "
+            "becomes one by Selection(blocks)"
+        )
     blocks = selection.blocks
     batch, heads, cells, _ = blocks.shape
     if batch != query.shape[0]:
@@ -854,6 +861,13 @@ def kept_per_level(keep: Any) -> None:
         raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
     for count in keep:
         positive_count("keep", count)
+
+
+def level_factor(factor: Any) -> None:
+    if not isinstance(factor, (int, tuple)):
+        raise TypeError(f"factor must be an int or a tuple of ints; got {factor!r}")
+    if min(_ints("factor", factor), default=0) < 1:
+        raise ValueError(f"factor must be at least 1; got {factor}")
 
 
 def level_shrinks(level: int, levels: int, before: int, after: int) -> None:

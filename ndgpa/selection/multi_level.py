@@ -52,7 +52,8 @@ class MultiLevel(Rule):
             misses a block that is unlike its neighbours.
 
     Raises:
-        ValueError, TypeError: A count below 1, or more levels than the blocks can be coarsened to.
+        ValueError, TypeError: A count or factor below 1, or more levels than the blocks can be
+            coarsened to.
     """
 
     keep: tuple[int, ...]
@@ -63,6 +64,7 @@ class MultiLevel(Rule):
 
     def __post_init__(self) -> None:
         _checks.kept_per_level(self.keep)
+        _checks.level_factor(self.factor)
         _checks.one_of("estimate", self.estimate, ESTIMATES)
         _checks.one_of("share", self.share, SHARE)
         _checks.forced(as_tuple(self.force))
