@@ -814,6 +814,13 @@ def no_neighborhood(name: str) -> str:
     return f"{name} does not say which blocks are near a cell; a Grid does"
 
 
+def only_read(name: str) -> str:
+    return (
+        f"a sampled structure has no {name}: its sites are not each in one block; it is for "
+        "attending to, as key_structure"
+    )
+
+
 def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
     if key_structure is not structure:
         raise ValueError(f"{who} needs queries and keys on one structure")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ndgpa
+from ndgpa.analysis import coverage
 from ndgpa.operators.coarse import add_by_block
 from tests import draw
 from tests.oracle import logit, rows, softmax
@@ -184,6 +185,17 @@ def test_sampled_blocks_are_attended_to(data: Any) -> None:
         key_mask=some.expand(len(problem.key), -1),
     )
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("read", [ndgpa.Strided(2), ndgpa.Jittered(1), ndgpa.Halo(1)], ids=str)
+def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
+    """A site that is in no block, or in several, has no row in tables of one block a site."""
+    image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 1, 16, 2)
+    sampled, selection = read(image), ndgpa.select(x, x, image, 1)
+    with pytest.raises(NotImplementedError, match="has no block_of_site: its sites are not each"):
+        coverage(x, x, selection, image, key_structure=sampled)
+    with pytest.raises(NotImplementedError, match="has no compose"):
+        ndgpa.attend(x, x, x, selection, sampled, key_structure=image, backend="torch")
 
 
 def test_a_halo_needs_a_grid() -> None:
