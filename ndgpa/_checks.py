@@ -44,10 +44,10 @@ def rank(who: str, shape: Any, axes: Sequence[str]) -> None:
 
 def one_factor(name: str, value: Any) -> int:
     """A factor that counts members, so a single int."""
-    (factor,) = _ints(name, value) if not isinstance(value, tuple) or len(value) == 1 else (0,)
-    if factor < 1:
+    factors = _ints(name, value)
+    if len(factors) != 1 or factors[0] < 1:
         raise ValueError(f"{name} must be one int of at least 1 here; got {value}")
-    return factor
+    return factors[0]
 
 
 def clusters(
@@ -109,7 +109,7 @@ def counts(sites: int, downsample: Any, cell: Any) -> None:
 
 
 def _ints(name: str, value: Any) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Iterable) else (value,)
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {value!r}")
     return values
@@ -260,6 +260,13 @@ def selection_for(
     key: Tensor,
     structure: "SpatialStructure",
 ) -> None:
+    from ndgpa.selection.base import Selection
+
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"selection must be a Selection; got {type(selection).__name__}: a table of blocks "
+            "becomes one by Selection(blocks)"
+        )
     blocks = selection.blocks
     batch, heads, cells, _ = blocks.shape
     if batch != query.shape[0]:
@@ -818,6 +825,13 @@ def no_neighborhood(name: str) -> str:
     return f"{name} does not say which blocks are near a cell; a Grid does"
 
 
+def only_read(name: str) -> str:
+    return (
+        f"a sampled structure has no {name}: its sites are not each in one block; it is for "
+        "attending to, as key_structure"
+    )
+
+
 def one_structure(who: str, structure: "SpatialStructure", key_structure: Any) -> None:
     if key_structure is not structure:
         raise ValueError(f"{who} needs queries and keys on one structure")
@@ -837,7 +851,9 @@ def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
         raise ValueError(
             f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
         )
-    if not blocks.is_cuda and blocks.numel() and int(blocks.max()) >= num_blocks:
+    if blocks.is_cuda or torch.compiler.is_compiling():
+        return
+    if blocks.numel() and int(blocks.max()) >= num_blocks:
         raise ValueError(
             f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
         )
@@ -870,6 +886,13 @@ def kept_per_level(keep: Any) -> None:
         raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
     for count in keep:
         positive_count("keep", count)
+
+
+def level_factor(factor: Any) -> None:
+    if not isinstance(factor, (int, tuple)):
+        raise TypeError(f"factor must be an int or a tuple of ints; got {factor!r}")
+    if min(_ints("factor", factor), default=0) < 1:
+        raise ValueError(f"factor must be at least 1; got {factor}")
 
 
 def level_shrinks(level: int, levels: int, before: int, after: int) -> None:

@@ -214,6 +214,7 @@ class _QuadTreeB:
         key_mask: Tensor | None = None,
     ) -> Tensor:
         _checks.no_mask("quadtree_b", key_mask)
+        structure = structure.to(query.device)
         levels = [(structure, query, key, value)]
         for _ in self.topks:
             space, q, k, v = levels[0]
@@ -221,7 +222,8 @@ class _QuadTreeB:
             levels.insert(0, (space.coarsened(2), q, k, v))
         share = torch.tensor(self.weights, dtype=torch.float64).softmax(dim=0).tolist()
         _, q, k, v = levels[0]
-        out = share[0] * F.scaled_dot_product_attention(q, k, v)
+        grouped = k.shape[1] != q.shape[1]
+        out = share[0] * F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
         kept: Tensor | None = None
         for level, topk in enumerate(self.topks, start=1):
             space, q, k, _ = levels[level - 1]

@@ -142,11 +142,11 @@ def problems(
 
 @st.composite
 def selections(draw: Any, problem: Problem, bias: bool | None = None) -> ndgpa.Selection:
-    """Any ids, repeated ones and empty slots among them."""
+    """Any ids, repeated ones and empty slots among them, or no slots at all."""
     batch, heads = problem.query.shape[:2]
     key_heads = problem.key.shape[1]
     heads = draw(st.sampled_from(sorted({1, key_heads, heads})))
-    width = draw(st.integers(1, 4))
+    width = draw(st.integers(0, 4))
     generator = seeded(draw(st.integers(0, 2**20)))
     shape = (batch, heads, problem.structure.num_cells, width)
     blocks = torch.randint(-1, problem.key_structure.num_blocks, shape, generator=generator)

@@ -53,6 +53,23 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
     ),
     (lambda: ndgpa.Sequence(4, True), TypeError, "downsample must be an int or a tuple of ints"),
     (
+        lambda: ndgpa.Image((8, 8), 2.0),
+        TypeError,
+        r"downsample must be an int or a tuple of ints; got 2\.0",
+    ),
+    (lambda: ndgpa.Grid(8.0, 2), TypeError, r"shape must be an int or a tuple of ints; got 8\.0"),
+    (
+        lambda: ndgpa.Neighborhood(7.0),
+        TypeError,
+        r"kernel must be an int or a tuple of ints; got 7\.0",
+    ),
+    (lambda: ndgpa.MultiAxis(2.5), TypeError, r"block must be an int or a tuple of ints; got 2\.5"),
+    (
+        lambda: ndgpa.Clusters(torch.arange(4), torch.arange(4)).coarsen([2, 2]),
+        ValueError,
+        r"factor must be one int of at least 1 here; got \[2, 2\]",
+    ),
+    (
         lambda: ndgpa.Clusters(torch.tensor([]).long(), torch.tensor([0])),
         ValueError,
         "block_of_site is empty; a structure needs at least one site",
@@ -128,6 +145,12 @@ RULES: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         "unknown share 'none'; expected one of 'head', 'group', 'all'",
     ),
+    (
+        lambda: ndgpa.MultiLevel((2, 2), factor=[2, 2]),
+        TypeError,
+        r"factor must be an int or a tuple of ints; got \[2, 2\]",
+    ),
+    (lambda: ndgpa.MultiLevel((2, 2), (2, 0)), ValueError, "factor must be at least 1"),
     (lambda: ndgpa.TopK(2, force="all"), TypeError, "force names blocks by 'own' or by number"),
     (lambda: ndgpa.TopK(2, force=-1), ValueError, "force names block -1; numbers start at 0"),
     (
@@ -283,6 +306,12 @@ def test_a_selection_for_another_problem_is_refused(shape: tuple[int, ...], word
     key = features(1, 1, 12, 4)
     with pytest.raises(ValueError, match=words):
         ndgpa.attend(features(), key, key, selection, SEQUENCE)
+
+
+def test_a_table_of_blocks_is_no_selection() -> None:
+    blocks = torch.zeros(1, 1, 4, 1, dtype=torch.int32)
+    with pytest.raises(TypeError, match="selection must be a Selection; got Tensor"):
+        ndgpa.attend(features(), features(), features(), blocks, SEQUENCE)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])

@@ -230,6 +230,20 @@ def test_quadtree_b_on_its_finest_level_alone_is_gpa() -> None:
     torch.testing.assert_close(preset(query, key, value), expected)
 
 
+def test_quadtree_b_shares_key_heads() -> None:
+    query, key, value = drawn(6, 4, 2, 64, 3)
+    preset = presets.quadtree_b((8, 8), (3,))
+    repeated = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    torch.testing.assert_close(preset(query, key, value), preset(query, *repeated))
+
+
+def test_quadtree_b_moves_its_structure_to_the_query() -> None:
+    inputs, preset = drawn(7, 2, 2, 64, 3), presets.quadtree_b((8, 8), (3,))
+    elsewhere = preset.structure.to("meta")
+    moved = presets.Preset(preset.operator, elsewhere, elsewhere)
+    assert torch.equal(moved(*inputs), preset(*inputs))
+
+
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
 @pytest.mark.parametrize("threshold", [0.2, 0.6, 1.0])
 def test_xattention(threshold: float, even: bool) -> None:

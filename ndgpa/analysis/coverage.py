@@ -64,7 +64,8 @@ def coverage(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     sites = _draw(structure.num_sites, samples, seed).to(query.device)
     shares = seeing = torch.zeros((), device=query.device)
-    for chunk in sites.split(max(1, _CHUNK // (query.shape[:2].numel() * key.shape[2]))):
+    of_one = max(1, query.shape[:2].numel() * key.shape[2])
+    for chunk in sites.split(max(1, _CHUNK // of_one)):
         rows = logit_rows(
             query, key, chunk, structure, key_structure, scale, affinity, causal, key_mask
         )

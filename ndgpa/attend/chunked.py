@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -43,6 +44,7 @@ def chunked(
     Heads that share a selection and a key head share one tile of queries.
     """
     _checks.no_tangents("torch", query, key, value)
+    selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
     tiles = heads if selection.blocks.shape[1] == heads else key_heads
     blocks = selection.blocks.expand(-1, tiles, -1, -1)
@@ -72,6 +74,14 @@ def chunked(
     out = rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles)
     lse = rearrange(lse, "b t c (g x) -> b (t g) c x 1", g=heads // tiles)
     return structure.compose(out), structure.compose(lse)[..., 0]
+
+
+def with_a_slot(selection: Selection) -> Selection:
+    """A selection of width 0 gets one empty slot: no maximum is over nothing."""
+    if selection.blocks.shape[3]:
+        return selection
+    bias = None if selection.bias is None else F.pad(selection.bias, (0, 1))
+    return Selection(F.pad(selection.blocks, (0, 1), value=-1), bias)
 
 
 def _bias_by_block(

@@ -589,5 +589,5 @@ def longest_segment(blocks: Tensor, num_blocks: int, key_heads: int, rows: int) 
     So the parts of hot blocks never need more memory than a quarter of the keys' and values'
     float32 copies, and no program is much longer than the others.
     """
-    readers = blocks[0].numel() // min(blocks.shape[1], key_heads)
+    readers = blocks.shape[1:].numel() // min(blocks.shape[1], key_heads)
     return max(-(-8 * readers // num_blocks), -(-512 // rows))

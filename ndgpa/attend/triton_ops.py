@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa._ops import fold_into_batch, has_triton, without_autocast
-from ndgpa.attend.chunked import attend_chunked_backward
+from ndgpa.attend.chunked import attend_chunked_backward, with_a_slot
 from ndgpa.selection.base import Selection
 from ndgpa.structures.base import SpatialStructure, take_sites
 
@@ -43,6 +43,7 @@ def fused(
     """
     _checks.no_tangents("triton", query, key, value)
     _checks.triton_backend(query, value, DTYPES, WIDEST)
+    selection = with_a_slot(selection)
     slot_bias = None if selection.bias is None else selection.bias.float()
     out, lse, _ = attend_triton(
         query,

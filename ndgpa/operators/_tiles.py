@@ -233,12 +233,13 @@ class _Problem:
         self.is_plain = nothing_hidden and bias is None
 
     def chunks(self) -> Iterator[slice]:
-        """Ranges of tiles that keep to the budget."""
+        """Ranges of tiles that keep to the budget; none for a batch of 0."""
         x, y = self.queries.shape[1] * self.group, self.keys.shape[1]
         numbers = 3 * x * y + (x + y) * (self.query.shape[1] + self.value.shape[1])
         budget = _CHUNK["cuda" if self.query.is_cuda else "cpu"]
         size = max(1, budget // max(1, numbers * self.batch * self.key_heads))
-        return (slice(i, i + size) for i in range(0, len(self.queries), size))
+        count = len(self.queries) if self.batch else 0
+        return (slice(i, i + size) for i in range(0, count, size))
 
     def tile(self, chunk: slice) -> _Tile:
         query_rows = _rows(

@@ -1,5 +1,6 @@
 """The coarse branch: attention between block means, added to every site of a block."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ndgpa import _checks
 from ndgpa.selection import Problem
@@ -41,15 +43,25 @@ def coarse_attention(
         weight = coarse.log_size if sizes else coarse.log_size.clamp(max=0)  # sizes are at least 1
         added = added + weight[:, None, None]
     blind = (added == -torch.inf).all(dim=-1, keepdim=True)
-    out = F.scaled_dot_product_attention(
-        coarse.query,
-        coarse.key,
-        means.to(coarse.query.dtype),
-        added.masked_fill(blind, 0),
-        scale=coarse.scale,
-        enable_gqa=coarse.key.shape[1] != coarse.query.shape[1],
-    )
+    inputs = coarse.query, coarse.key, means.to(coarse.query.dtype), added.masked_fill(blind, 0)
+    with _differentiable(*inputs):
+        out = F.scaled_dot_product_attention(
+            *inputs,
+            scale=coarse.scale,
+            enable_gqa=coarse.key.shape[1] != coarse.query.shape[1],
+        )
     return out.masked_fill(blind, 0).to(value.dtype)
+
+
+def _differentiable(*xs: Tensor) -> AbstractContextManager[None]:
+    """Where a gradient is wanted, torch's plain attention: its fused kernels have no second one.
+
+    Nor do all of them have a rule for vmap.
+    """
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+    if wanted or torch._C._are_functorch_transforms_active():
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def _mask(problem: Problem, like: Tensor) -> Tensor:  # (1, 1, 1 or B, B_k)
@@ -72,20 +84,27 @@ def add_by_block(
     structure: SpatialStructure,
     gate: Float[Tensor, "b h n #dv"] | None = None,
 ) -> Float[Tensor, "b h n dv"]:
-    """Add each block's features, times the gate, to its sites: in place, a few sites at a time."""
-    if torch.compiler.is_compiling():  # one fused loop there
+    """Add each block's features, times the gate, to its sites: a few sites at a time.
+
+    In place, unless `out` has a gradient: a backend may have saved it for its own.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         spread = coarse.index_select(2, structure.block_of_site)
         return out + (spread if gate is None else gate * spread)
     return _AddByBlock.apply(out, coarse, gate, structure)
 
 
 class _AddByBlock(torch.autograd.Function):
-    """No copy of the size of `out` is made in the forward; differentiable twice."""
+    """Nothing of the size of `out` is made but, for a gradient, its copy; differentiable twice."""
 
     @staticmethod
     def forward(
         ctx: Any, out: Tensor, coarse: Tensor, gate: Tensor | None, structure: SpatialStructure
     ) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            out = out.clone()
+        else:
+            ctx.mark_dirty(out)
         step = max(1, (1 << 20) // max(1, out.shape[:2].numel() * out.shape[3]))
         block = structure.block_of_site
         for begin in range(0, out.shape[2], step):
@@ -95,7 +114,6 @@ class _AddByBlock(torch.autograd.Function):
                 out[:, :, sites].add_(part)
             else:
                 out[:, :, sites].addcmul_(part, gate[:, :, sites])
-        ctx.mark_dirty(out)
         ctx.save_for_backward(coarse, gate)
         ctx.structure = structure
         return out

@@ -52,7 +52,7 @@ class Antidiagonal(Rule):
         query = query[:, :, structure.cells].flatten(3, 4)
         scale = problem.scale / self.stride
         runs = query.shape[0] * heads * query.shape[3] * key.shape[2]
-        step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // runs)
+        step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // max(1, runs))
         parts = []
         for begin in range(0, structure.num_cells, step):
             cells = slice(begin, begin + step)

@@ -52,7 +52,8 @@ class MultiLevel(Rule):
             misses a block that is unlike its neighbours.
 
     Raises:
-        ValueError, TypeError: A count below 1, or more levels than the blocks can be coarsened to.
+        ValueError, TypeError: A count or factor below 1, or more levels than the blocks can be
+            coarsened to.
     """
 
     keep: tuple[int, ...]
@@ -63,6 +64,7 @@ class MultiLevel(Rule):
 
     def __post_init__(self) -> None:
         _checks.kept_per_level(self.keep)
+        _checks.level_factor(self.factor)
         _checks.one_of("estimate", self.estimate, ESTIMATES)
         _checks.one_of("share", self.share, SHARE)
         _checks.forced(as_tuple(self.force))
@@ -247,7 +249,7 @@ def select_children(
         key = key.repeat_interleave(heads // key_heads, dim=1)
     sharers = kept.shape[1]
     split = (batch * sharers, key.shape[1] // sharers)
-    query = query.reshape(*split, -1, num_cells, places, width)
+    query = query.reshape(*split, heads // key.shape[1], num_cells, places, width)
     log_size = log_size.masked_fill(children < 0, -torch.inf)
     rank = (_NOBODY - children).masked_fill(log_size == -torch.inf, -1)
     # One more node, without children, is what an empty slot kept.

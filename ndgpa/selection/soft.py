@@ -32,10 +32,11 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
         added = added + coarse.bias.repeat_interleave(repeats, dim=1)[:, :, None]
     if coarse.log_size is not None:
         added = added + coarse.log_size[:, None, None]
-    step = _TILE["cuda" if query.is_cuda else "cpu"] // (batch * heads * places * key.shape[2])
+    scores = batch * heads * places * key.shape[2]  # of one cell
+    step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // max(1, scores))
     parts = []
-    for begin in range(0, num_cells, max(1, step)):
-        cells = slice(begin, begin + max(1, step))
+    for begin in range(0, num_cells, step):
+        cells = slice(begin, begin + step)
         parts.append(
             checkpoint(
                 _log_mass,

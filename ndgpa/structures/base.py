@@ -246,9 +246,13 @@ class SpatialStructure(abc.ABC):
 
     def coarsened(self, factor: int | tuple[int, ...]) -> "SpatialStructure":
         """What `coarsen` makes, made once."""
-        if factor not in self._coarsened:
-            self._coarsened[factor] = self.coarsen(factor)
-        return self._coarsened[factor]
+        kept = self._coarsened
+        if factor in kept:
+            return kept[factor]
+        made = self.coarsen(factor)
+        if not torch.compiler.is_compiling():
+            kept[factor] = made
+        return made
 
     # The paper's operators
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.base import SpatialStructure, table
 
 
 class Sampling(abc.ABC):
@@ -96,6 +96,15 @@ class Sampled(SpatialStructure):
     @property
     def cells(self) -> Int[Tensor, "C P"]:
         return self.structure.cells
+
+    @table
+    def block_of_site(self) -> Int[Tensor, " n"]:
+        """There is none: a site may be in no block, or in several."""
+        raise NotImplementedError(_checks.only_read("block_of_site"))
+
+    @table
+    def _place_in_cells(self) -> Int[Tensor, " n"]:
+        raise NotImplementedError(_checks.only_read("compose"))
 
     @property
     def num_sites(self) -> int:

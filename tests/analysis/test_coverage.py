@@ -95,6 +95,14 @@ def test_other_groups_are_not_part_of_the_mass() -> None:
     assert float(share) == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
 
 
+def test_a_batch_of_none_has_shares_of_none() -> None:
+    query, structure = torch.zeros(0, 2, 8, 3), ndgpa.Sequence(8, 2)
+    assert coverage(query, query, ndgpa.select(query, query, structure, 1), structure).shape == (
+        0,
+        2,
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @given(data=st.data())
 def test_it_never_falls_as_more_blocks_are_kept_and_ends_at_one(

@@ -186,6 +186,18 @@ class BackendContract:
                 )
 
     @given(st.data())
+    def test_a_batch_of_none_has_derivatives_of_none(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
+        selection = data.draw(draw.selections(problem))
+        bias = None if selection.bias is None else selection.bias[:0]
+        leaves = [x[:0].clone().requires_grad_() for x in problem.inputs]
+        nothing = ndgpa.Selection(selection.blocks[:0], bias)
+        out = self.attend(problem.with_inputs(*leaves), nothing)
+        assert out.shape == (0, *problem.query.shape[1:3], problem.value.shape[3])
+        for grad, x in zip(torch.autograd.grad(out.sum(), leaves), leaves):
+            assert grad.shape == x.shape
+
+    @given(st.data())
     def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=torch.float32))
         selection = data.draw(draw.selections(problem))

@@ -78,6 +78,14 @@ class OperatorContract:
             out = self.call(*alone, operator=operator, key_mask=mask[b, None])
             torch.testing.assert_close(out[0], whole[b], rtol=0, atol=self.tolerance)
 
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_a_batch_of_none_has_an_output_of_none(self, masked: bool) -> None:
+        operator, inputs = self.ready(), self.inputs(batch=0)
+        mask = self.key_mask()[:0] if masked else None
+        out, *grads = self.with_gradients(operator, inputs, mask)
+        assert out.shape == (0, self.heads, self.structure.num_sites, 4)
+        assert all(g.shape == x.shape for g, x in zip(grads, inputs))
+
     def test_heads_do_not_see_each_other(self) -> None:
         operator, (query, key, value) = self.ready(), self.inputs()
         before = self.call(query, key, value, operator=operator)

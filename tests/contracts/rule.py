@@ -50,6 +50,16 @@ class RuleContract:
             assert torch.equal(alone.blocks[0], whole[b])
 
     @given(st.data())
+    def test_a_batch_of_none_has_a_selection_of_none(self, data: Any) -> None:
+        problem = data.draw(draw.problems())
+        rule = data.draw(self.rules(problem))
+        mask = None if problem.key_mask is None else problem.key_mask[:0]
+        options = {**problem.options, "key_mask": mask}
+        given = (problem.query[:0], problem.key[:0], problem.structure)
+        blocks = ndgpa.select(*given, rule, **options).blocks
+        assert blocks.shape == (0, *_select(problem, rule).blocks.shape[1:])
+
+    @given(st.data())
     def test_masked_keys_do_not_exist(self, data: Any) -> None:
         problem = data.draw(draw.problems(masked=True))
         rule = data.draw(self.rules(problem))

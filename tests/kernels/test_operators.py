@@ -1,5 +1,7 @@
 """The kernels as operators: autograd of autograd, compilation, vmap, autocast."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -152,6 +154,20 @@ def test_a_compiled_graph_has_no_break():
         torch.autograd.grad(eager.sum(), xs), torch.autograd.grad(ours.sum(), xs), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def test_a_coarse_branch_leaves_what_the_backward_reads():
+    """The kernels save their output, which the branch is added to."""
+    operators = [ndgpa.GPA(1, coarse="add"), ndgpa.presets.vsa((2, 4, 4), 0.0, (1, 4, 4)).operator]
+    structure = Grid((2, 4, 4), (1, 4, 4))
+    x = torch.randn(1, 1, 32, 16, generator=torch.Generator().manual_seed(0))
+    for operator in operators:
+        grads = []
+        for backend in ("triton", "torch"):
+            y = x.clone().requires_grad_()
+            out = replace(operator, backend=backend)(y, y, y, structure)
+            grads.append(torch.autograd.grad(out.square().sum(), y)[0])
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 def test_the_interpreter_refuses_what_it_gets_wrong():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ndgpa
+from ndgpa.analysis import coverage
 from ndgpa.operators.coarse import add_by_block
 from tests import draw
 from tests.oracle import logit, rows, softmax
@@ -61,12 +62,26 @@ def test_it_has_the_right_derivatives() -> None:
         return ndgpa.GPA(99, coarse="gate")(q, k, v, image, gate=g)
 
     assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
 
     def spread(out: Any, branch: Any, gate: Any) -> torch.Tensor:
         return add_by_block(out * 1.0, branch, image, gate)
 
     branch = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(spread, [inputs[0], branch, inputs[1]])
+
+
+@pytest.mark.parametrize("coarse", ["add", "gate"])
+def test_it_can_be_mapped(coarse: str) -> None:
+    space, operator = ndgpa.Sequence(32, 4), ndgpa.GPA(2, coarse=coarse)
+    x = torch.randn(3, 1, 2, 32, 4, dtype=torch.float64, generator=draw.seeded(0))
+
+    def call(q: Any, k: Any, v: Any) -> torch.Tensor:
+        return operator(q, k, v, space, gate=v if coarse == "gate" else None)
+
+    ours = torch.vmap(call, in_dims=(0, None, 0))(x, x[0], x)
+    for some, own in zip(ours, x):
+        torch.testing.assert_close(some, call(own, x[0], own))
 
 
 def test_adding_makes_no_copy_of_the_output() -> None:
@@ -170,6 +185,17 @@ def test_sampled_blocks_are_attended_to(data: Any) -> None:
         key_mask=some.expand(len(problem.key), -1),
     )
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("read", [ndgpa.Strided(2), ndgpa.Jittered(1), ndgpa.Halo(1)], ids=str)
+def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
+    """A site that is in no block, or in several, has no row in tables of one block a site."""
+    image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 1, 16, 2)
+    sampled, selection = read(image), ndgpa.select(x, x, image, 1)
+    with pytest.raises(NotImplementedError, match="has no block_of_site: its sites are not each"):
+        coverage(x, x, selection, image, key_structure=sampled)
+    with pytest.raises(NotImplementedError, match="has no compose"):
+        ndgpa.attend(x, x, x, selection, sampled, key_structure=image, backend="torch")
 
 
 def test_a_halo_needs_a_grid() -> None:

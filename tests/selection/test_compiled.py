@@ -31,6 +31,22 @@ def test_a_rule_compiles_without_a_graph_break(rule: Rule, causal: bool) -> None
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize(
+    "rule", [ndgpa.Fixed((0, 1)), ndgpa.MultiLevel((3, 3))], ids=["fixed", "levels"]
+)
+def test_a_rule_compiles_on_a_grid_that_was_never_used(rule: Rule) -> None:
+    x = torch.randn(1, 2, 40, 8)
+
+    def call(query: torch.Tensor, space: ndgpa.SpatialStructure) -> torch.Tensor:
+        return ndgpa.gpa(query, x, x, space, rule)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    spaces = [ndgpa.Sequence(40, 4, 2) for _ in range(2)]
+    torch.testing.assert_close(compiled(x, spaces[0]), call(x, spaces[1]))
+
+
+@pytest.mark.compiled
 def test_a_coarse_branch_compiles() -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
     operator = ndgpa.GPA(2, coarse="add")

@@ -54,6 +54,17 @@ class TestPerturbedTopK(CausalContract):
         )
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [ndgpa.StraightThrough(ndgpa.TopK(2)), ndgpa.SoftTopK(2), ndgpa.PerturbedTopK(2)],
+    ids=["straight-through", "soft", "perturbed"],
+)
+def test_a_batch_of_none_has_a_gradient_of_none(rule: Rule) -> None:
+    x = torch.zeros(0, 2, 16, 3, requires_grad=True)
+    out = ndgpa.gpa(x, x, x, ndgpa.Sequence(16, 4), rule)
+    assert out.shape == torch.autograd.grad(out.sum(), x)[0].shape == x.shape
+
+
 @given(st.data())
 def test_straight_through_is_the_hard_rule_to_the_bit(data: Any) -> None:
     problem = data.draw(draw.problems())

@@ -68,7 +68,7 @@ class TestFixed(RuleContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         number = st.integers(0, problem.key_structure.num_blocks - 1)
-        return st.lists(number, min_size=1, max_size=3).map(lambda ids: ndgpa.Fixed(tuple(ids)))
+        return st.lists(number, max_size=3).map(lambda ids: ndgpa.Fixed(tuple(ids)))
 
 
 class TestUnion(RuleContract, CausalContract):
@@ -130,6 +130,11 @@ class TestNeighborhood:
             ndgpa.select(x, x, ndgpa.Sequence(4, 2), ndgpa.Window((1, 1)))
         with pytest.raises(ValueError, match="at least 0"):
             ndgpa.select(x, x, ndgpa.Sequence(4, 2), ndgpa.Window(-1))
+
+
+def test_antidiagonals_of_a_batch_of_none_select_nothing() -> None:
+    x, space = torch.zeros(0, 2, 16, 3), ndgpa.Sequence(16, 4)
+    assert ndgpa.select(x, x, space, ndgpa.Antidiagonal(2, 0.5)).blocks.shape == (0, 2, 4, 4)
 
 
 @given(st.data())
