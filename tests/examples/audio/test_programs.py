@@ -12,23 +12,45 @@ import torch
 from examples.audio import evaluate, restore, train
 from examples.audio.data import excerpt, recordings_to_train_on
 from examples.audio.recordings import HELD_OUT, OWN, MissingRecordingError
+from examples.audio.weights import trained
 from examples.training import checkpoints
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """Three steps of every network."""
-    folder = tmp_path_factory.mktemp("runs")
+    out = tmp_path_factory.mktemp("runs")
     for name in ("gpa", "window", "full", "nothing"):
-        train.main(train.Options(operator=name, out=folder, smoke=True))
-    train.main(train.Options(causal=True, out=folder, smoke=True))
-    return folder
+        train.main(train.Options(operator=name, out=out, smoke=True))
+    train.main(train.Options(causal=True, out=out, smoke=True))
+    return out / "smoke"
 
 
 def test_a_run_can_be_found_again(runs: Path):
     found = checkpoints.latest(runs / "gpa-causal")
     assert found.step == 3
     assert found.facts["operator"] == "gpa"
+
+
+def test_a_smoke_run_is_not_taken_for_a_training(runs: Path):
+    assert [path.name for path in runs.parent.iterdir()] == ["smoke"]
+    shipped = trained("gpa", False, Path("none")).state_dict()
+    assert all(torch.equal(shipped[k], x) for k, x in weights_in(runs.parent).items())
+    assert not all(torch.equal(shipped[k], x) for k, x in weights_in(runs).items())
+    with pytest.raises(SystemExit, match="--ship is for a network that is trained"):
+        train.main(train.Options(out=runs.parent, smoke=True, ship=True))
+
+
+def weights_in(runs: Path) -> dict[str, torch.Tensor]:
+    return trained("gpa", False, runs).state_dict()
+
+
+def test_a_training_that_is_not_finished_is_not_used(runs: Path, tmp_path: Path, capsys):
+    found = checkpoints.latest(runs / "nothing")
+    checkpoints.save(tmp_path / "nothing", 3, found.tensors, found.facts | {"steps": 9})
+    with pytest.raises(ValueError, match="no network for nothing"):
+        trained("nothing", False, tmp_path)
+    assert "has taken 3 of 9 steps: not used" in capsys.readouterr().out
 
 
 def test_excerpts_follow_from_the_seed():

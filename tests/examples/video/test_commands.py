@@ -39,13 +39,15 @@ def test_a_smoke_run_trains_every_attention_and_compares_them(
 ) -> None:
     options = train.Options(out=tmp_path, smoke=True)
     train.main(options)
-    assert facts_of(tmp_path / "gpa.safetensors")["steps"] == "2"
-    first = load_net(tmp_path / "gpa.safetensors").state_dict()
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]  # no real run is replaced
+    smoke = tmp_path / "smoke"
+    assert facts_of(smoke / "gpa.safetensors")["steps"] == "2"
+    first = load_net(smoke / "gpa.safetensors").state_dict()
     train.main(replace(options, attentions=("gpa",)))  # there is nothing left to do
-    again = load_net(tmp_path / "gpa.safetensors").state_dict()
+    again = load_net(smoke / "gpa.safetensors").state_dict()
     assert all(torch.equal(first[name], x) for name, x in again.items())
 
-    evaluate.main(evaluate.Options(tmp_path, tmp_path / "results", smoke=True))
+    evaluate.main(evaluate.Options(smoke, tmp_path / "results", smoke=True))
     table = json.loads((tmp_path / "results" / "table.json").read_text())
     methods = list(dict.fromkeys(row["method"] for row in table["rows"]))
     assert methods[:2] == ["linear in time", "linear along the camera"]
