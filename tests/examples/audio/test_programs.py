@@ -86,6 +86,16 @@ def test_evaluation_writes_its_tables(runs: Path, tmp_path: Path):
     assert 0 < long["process at most GB"] < 8
 
 
+def test_a_smoke_evaluation_leaves_the_committed_results_alone(runs: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "RESULTS", tmp_path / "example" / "results")
+    monkeypatch.setattr(evaluate, "quote", lambda *args: pytest.fail("README.md was written"))
+    evaluate.main(evaluate.Options(runs=runs, tables=("cost",), smoke=True))
+    evaluate.main(evaluate.Options(runs, evaluate.RESULTS, tables=("cost",), smoke=True))
+    asked = {path.parent for path in tmp_path.rglob("cost.md")}
+    assert asked == {tmp_path / "runs/audio/smoke/results", evaluate.RESULTS}
+
+
 def test_evaluation_without_networks_says_what_to_train(tmp_path: Path):
     with pytest.raises(SystemExit, match="no network for nothing"):
         evaluate.main(evaluate.Options(runs=tmp_path, out=tmp_path))
