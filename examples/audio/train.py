@@ -76,6 +76,7 @@ def train(options: Options) -> Restorer:
     net, parts, advance = prepare(options, recordings, excerpt_s, steps)
     facts = {"operator": options.operator, "causal": options.causal, "steps": steps}
     facts |= {"excerpt_s": excerpt_s, "rate": options.rate, "seed": options.seed}
+    facts |= {"recordings": [str(path) for path in options.recordings]}
     run(folder, parts, advance, steps, seed=options.seed, facts=facts)
     if options.ship:
         print(ship(options.operator, options.causal, options.out))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,28 @@ def test_bad_input_is_told_in_one_sentence(tmp_path: Path):
     with pytest.raises(SystemExit, match="unknown attention"):
         train.main(train.Options(operator="dense", out=tmp_path))
     assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise_db": 20.0}, r"--noise-db and --clip need --damage; without it .*refrain\.ogg is"),
+        ({"clip": 0.5}, "--noise-db and --clip need --damage"),
+        ({"gaps": ("1-2",), "damage": True}, r"--gaps cannot be told: those of .*refrain\.ogg are"),
+        ({"gaps": ("1-2",), "recording": "film music loop"}, "--gaps cannot be told"),
+    ],
+)
+def test_options_of_a_recording_that_is_not_of_their_kind_are_refused(tmp_path, change, message):
+    options = restore.Options(str(OWN / "refrain.ogg"), tmp_path / "out.wav")
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        restore.main(replace(options, **change))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_does_not_go_on_with_other_recordings(runs: Path):
+    options = train.Options(recordings=(OWN / "refrain.ogg",), out=runs.parent, smoke=True)
+    with pytest.raises(SystemExit, match=r"holds a run with other options \(recordings\)"):
+        train.main(options)
 
 
 @pytest.mark.parametrize("name", HELD_OUT)
