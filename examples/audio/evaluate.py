@@ -3,7 +3,8 @@
     python -m examples.audio.evaluate
 
 Needs the networks of all attentions in `runs/audio`. Writes held_out.md (gaps only), damaged.md
-(gaps, noise and clipping), cost.md, ten_minutes.md and the same as JSON into results/.
+(gaps, noise and clipping), cost.md, ten_minutes.md and the same as JSON into results/, and the
+tables into README.md. A smoke run writes into runs/audio/smoke/results only.
 """
 
 import statistics
@@ -31,6 +32,7 @@ from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
 
 RESULTS = Path(__file__).parent / "results"
+SMOKE_RESULTS = Path("runs/audio/smoke/results")
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[Row]]  # what is to be said of it, rows
@@ -42,9 +44,9 @@ class Options:
     """Compare the attentions on held-out recordings."""
 
     runs: Path = Path("runs/audio")
-    """Folder of the trained networks."""
-    out: Path = RESULTS
-    """Folder of the tables."""
+    """Folder of the trained networks; runs/audio/smoke has those of smoke runs."""
+    out: Path | None = None
+    """Folder of the tables, in place of results/."""
     seeds: int = 2
     """How often each recording is damaged anew."""
     tables: tuple[Literal["held_out", "damaged", "cost", "ten_minutes"], ...] = (
@@ -64,11 +66,12 @@ def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     if options.workers > 1:
         torch.set_num_threads(1)  # workers are forked, which threads do not survive
+    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     try:
         for name in options.tables:
             about, rows = TABLES[name](options)
-            print(write(options.out, name, about, rows))
-            if options.out == RESULTS:
+            print(write(out, name, about, rows))
+            if out == RESULTS and not options.smoke:
                 quote(RESULTS.parent / "README.md", name, rows)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -41,7 +41,10 @@ class Options:
     out: Annotated[Path, tyro.conf.Positional] = Path("runs/audio/restored.wav")
     """What is written: wav, flac or ogg, at the rate and with the channels of the recording."""
     gaps: tuple[str, ...] = ()
-    """Gaps, each as START-END in seconds; without any, stretches of exact silence are gaps."""
+    """Gaps, each as START-END in seconds; without any, stretches of exact silence are gaps.
+
+    Not with --damage.
+    """
     damage: bool = False
     """Put gaps in first; the truth is known then, and figures are printed."""
     noise_db: float | None = None
@@ -70,6 +73,7 @@ def main(options: Options) -> None:
 def run(options: Options) -> None:
     torch.set_flush_denormal(True)
     format_of(options.out)  # a wrong ending is told before any work
+    check_together(options)
     net = trained(options.operator, options.causal, options.runs)
     if options.recording in HELD_OUT:
         run_damaged(options, net, HELD_OUT[options.recording]()[None])
@@ -78,6 +82,17 @@ def run(options: Options) -> None:
         run_damaged(options, net, at_rate(wave, rate, RATE))
     else:
         run_given(options, net, Path(options.recording))
+
+
+def check_together(options: Options) -> None:
+    """Options that would be ignored are refused."""
+    damaged = options.damage or options.recording in HELD_OUT
+    if damaged and options.gaps:
+        raise ValueError(f"--gaps cannot be told: those of {options.recording} are drawn")
+    if not damaged and (options.noise_db is not None or options.clip != 1.0):
+        raise ValueError(
+            f"--noise-db and --clip need --damage; without it {options.recording} is taken as it is"
+        )
 
 
 def run_damaged(options: Options, net: Restorer, wave: Float[Tensor, "b n"]) -> None:

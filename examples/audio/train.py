@@ -37,7 +37,7 @@ class Options:
     recordings: tuple[Path, ...] = ()
     """Recordings of your own, trained on besides."""
     out: Path = Path("runs/audio")
-    """The run goes into a folder in here, named after the attention."""
+    """The run goes into a folder in here, named after the attention; a smoke run below smoke."""
     cpu_minutes: float = 2.5
     """Processor time; the number of steps follows from how long the first ones take."""
     steps: int | None = None
@@ -62,10 +62,13 @@ def main(options: Options) -> None:
 
 def train(options: Options) -> Restorer:
     torch.set_flush_denormal(True)
+    if options.smoke and options.ship:
+        raise ValueError("--ship is for a network that is trained; --smoke takes three steps only")
     operator(options.operator, 1000, options.causal)  # a wrong name is told before any work
     recordings = recordings_to_train_on(own_recordings(list(options.recordings)))
     excerpt_s = 4.0 if options.smoke else options.excerpt_s
-    folder = options.out / run_name(options.operator, options.causal)
+    out = options.out / "smoke" if options.smoke else options.out
+    folder = out / run_name(options.operator, options.causal)
     folder.mkdir(parents=True, exist_ok=True)
     steps = 3 if options.smoke else options.steps
     if steps is None:
@@ -73,6 +76,7 @@ def train(options: Options) -> Restorer:
     net, parts, advance = prepare(options, recordings, excerpt_s, steps)
     facts = {"operator": options.operator, "causal": options.causal, "steps": steps}
     facts |= {"excerpt_s": excerpt_s, "rate": options.rate, "seed": options.seed}
+    facts |= {"recordings": [str(path) for path in options.recordings]}
     run(folder, parts, advance, steps, seed=options.seed, facts=facts)
     if options.ship:
         print(ship(options.operator, options.causal, options.out))

@@ -18,7 +18,7 @@ def run_name(operator: str, causal: bool) -> str:
 
 
 def trained(operator: str, causal: bool, runs: Path) -> Restorer:
-    """The network of a run; where there is none, the one that comes with the example.
+    """The network of a finished run; where there is none, the one that comes with the example.
 
     Raises:
         ValueError: There is neither.
@@ -26,6 +26,9 @@ def trained(operator: str, causal: bool, runs: Path) -> Restorer:
     name = run_name(operator, causal)
     found, shipped = checkpoints.latest(runs / name), SHIPPED / f"{name}.safetensors"
     net = Restorer(causal=causal)
+    if found is not None and found.step < found.facts["steps"]:
+        print(f"{runs / name} has taken {found.step} of {found.facts['steps']} steps: not used")
+        found = None
     if found is not None:
         own = {k: x for k, x in found.tensors.items() if k.startswith("net/")}
         checkpoints.restore({"net": net}, own)

@@ -58,8 +58,10 @@ def load(record: Path) -> Checkpoint:
     """One checkpoint, given its JSON file.
 
     Raises:
-        ValueError: It is damaged or half of it is missing.
+        ValueError: There is none, it is damaged, or half of it is missing.
     """
+    if not record.is_file():
+        raise ValueError(f"there is no checkpoint {record}")
     path = record.with_suffix(".safetensors")
     try:
         said = json.loads(record.read_text())

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -52,7 +53,7 @@ def shipped(name: str) -> Path:
 
 
 def read_clip(path: Path, side: int, first: int = 0, most: int = 300) -> Clip:
-    """Decode a clip, its shorter side brought to `side` pixels.
+    """Decode a clip, turned as the camera says, its shorter side brought to `side` pixels.
 
     Args:
         first: Frames to leave out at the start.
@@ -90,7 +91,8 @@ def _pixels(frame: av.VideoFrame, side: int) -> UInt8[Tensor, "3 h w"]:
     shorter = min(frame.width, frame.height)
     width, height = (max(side, round(x * side / shorter)) for x in (frame.width, frame.height))
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-    return rearrange(torch.from_numpy(pixels.copy()), "h w c -> c h w")
+    upright = np.rot90(pixels, frame.rotation // 90).copy()
+    return rearrange(torch.from_numpy(upright), "h w c -> c h w")
 
 
 def _time(frame: av.VideoFrame, times: list[int]) -> int:

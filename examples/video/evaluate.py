@@ -5,7 +5,7 @@
 
 Writes `results/table.md` and `results/table.json`: PSNR in dB, SSIM and flicker (error of the
 change from frame to frame, in parts of 255) in the holes; processor seconds and memory of the
-attention.
+attention. A smoke run writes them into `runs/video/smoke/results`.
 """
 
 import os
@@ -34,6 +34,8 @@ from examples.video.report import write_results
 from examples.video.weights import FOLDER, facts_of, load_net
 from ndgpa.analysis import full_entries, peak_bytes
 
+RESULTS = Path(__file__).parent / "results"
+SMOKE_RESULTS = Path("runs/video/smoke/results")
 KAPPAS = (4, KAPPA, 64)
 
 
@@ -57,8 +59,8 @@ class Options:
 
     weights: Path = FOLDER
     """Folder of the trained networks."""
-    out: Path = Path(__file__).parent / "results"
-    """Folder of the tables."""
+    out: Path | None = None
+    """Folder of the tables, in place of results/."""
     seeds: int = 2
     """Damages of each small clip; a large one has one."""
     processes: int = 1
@@ -83,6 +85,7 @@ Way = Callable[[Problem, Sketch], dict[str, Any]]
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
     paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
     try:
@@ -91,7 +94,7 @@ def main(options: Options) -> None:
         rows: list[dict[str, Any]] = []
         for row in measured(jobs(options, nets), nets, options.processes):
             rows.append(row)
-            text = write_results(options.out, about, rows)
+            text = write_results(out, about, rows)
         print(text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

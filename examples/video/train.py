@@ -5,6 +5,7 @@
 
 Writes into `runs/video/NAME` checkpoints, from which a run that was killed goes on, and curves for
 TensorBoard; and when it is done `runs/video/NAME.safetensors`, which the other commands can use.
+A smoke run writes the same into `runs/video/smoke`.
 """
 
 import json
@@ -133,7 +134,8 @@ def main(options: Options) -> None:
 
 def train(name: str, options: Options, scenes: list[Tensor]) -> None:
     if options.smoke:
-        options = Options((name,), steps=2, frames=4, side=16, out=options.out, smoke=True)
+        out = options.out / "smoke"
+        options = Options((name,), steps=2, frames=4, side=16, out=out, smoke=True)
     folder = options.out / name
     trainer = Trainer(name, options, scenes)
     trainer.total_steps = planned_steps(folder, name, options, scenes)

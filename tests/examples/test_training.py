@@ -83,6 +83,15 @@ def test_a_truncated_checkpoint_is_seen_and_the_one_before_it_used(
     assert "step-00000002" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_is_missing_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^there is no checkpoint .*runs/typo$"):
+        checkpoints.load(tmp_path / "runs" / "typo")
+    record = tmp_path / "step-00000001.json"
+    record.write_text("{}")
+    with pytest.raises(ValueError, match=r"the checkpoint step-00000001 in .* is damaged"):
+        checkpoints.load(record)
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(5):
         checkpoints.save(tmp_path, step, {"x": torch.zeros(1)}, {}, keep=2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,45 @@ import torch
 from examples.audio import evaluate, restore, train
 from examples.audio.data import excerpt, recordings_to_train_on
 from examples.audio.recordings import HELD_OUT, OWN, MissingRecordingError
+from examples.audio.weights import trained
 from examples.training import checkpoints
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """Three steps of every network."""
-    folder = tmp_path_factory.mktemp("runs")
+    out = tmp_path_factory.mktemp("runs")
     for name in ("gpa", "window", "full", "nothing"):
-        train.main(train.Options(operator=name, out=folder, smoke=True))
-    train.main(train.Options(causal=True, out=folder, smoke=True))
-    return folder
+        train.main(train.Options(operator=name, out=out, smoke=True))
+    train.main(train.Options(causal=True, out=out, smoke=True))
+    return out / "smoke"
 
 
 def test_a_run_can_be_found_again(runs: Path):
     found = checkpoints.latest(runs / "gpa-causal")
     assert found.step == 3
     assert found.facts["operator"] == "gpa"
+
+
+def test_a_smoke_run_is_not_taken_for_a_training(runs: Path):
+    assert [path.name for path in runs.parent.iterdir()] == ["smoke"]
+    shipped = trained("gpa", False, Path("none")).state_dict()
+    assert all(torch.equal(shipped[k], x) for k, x in weights_in(runs.parent).items())
+    assert not all(torch.equal(shipped[k], x) for k, x in weights_in(runs).items())
+    with pytest.raises(SystemExit, match="--ship is for a network that is trained"):
+        train.main(train.Options(out=runs.parent, smoke=True, ship=True))
+
+
+def weights_in(runs: Path) -> dict[str, torch.Tensor]:
+    return trained("gpa", False, runs).state_dict()
+
+
+def test_a_training_that_is_not_finished_is_not_used(runs: Path, tmp_path: Path, capsys):
+    found = checkpoints.latest(runs / "nothing")
+    checkpoints.save(tmp_path / "nothing", 3, found.tensors, found.facts | {"steps": 9})
+    with pytest.raises(ValueError, match="no network for nothing"):
+        trained("nothing", False, tmp_path)
+    assert "has taken 3 of 9 steps: not used" in capsys.readouterr().out
 
 
 def test_excerpts_follow_from_the_seed():
@@ -62,6 +85,16 @@ def test_evaluation_writes_its_tables(runs: Path, tmp_path: Path):
     }
     long = json.loads((tmp_path / "ten_minutes.json").read_text())["rows"][0]
     assert 0 < long["process at most GB"] < 8
+
+
+def test_a_smoke_evaluation_leaves_the_committed_results_alone(runs: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "RESULTS", tmp_path / "example" / "results")
+    monkeypatch.setattr(evaluate, "quote", lambda *args: pytest.fail("README.md was written"))
+    evaluate.main(evaluate.Options(runs=runs, tables=("cost",), smoke=True))
+    evaluate.main(evaluate.Options(runs, evaluate.RESULTS, tables=("cost",), smoke=True))
+    asked = {path.parent for path in tmp_path.rglob("cost.md")}
+    assert asked == {tmp_path / "runs/audio/smoke/results", evaluate.RESULTS}
 
 
 def test_evaluation_without_networks_says_what_to_train(tmp_path: Path):
@@ -112,6 +145,28 @@ def test_bad_input_is_told_in_one_sentence(tmp_path: Path):
     with pytest.raises(SystemExit, match="unknown attention"):
         train.main(train.Options(operator="dense", out=tmp_path))
     assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise_db": 20.0}, r"--noise-db and --clip need --damage; without it .*refrain\.ogg is"),
+        ({"clip": 0.5}, "--noise-db and --clip need --damage"),
+        ({"gaps": ("1-2",), "damage": True}, r"--gaps cannot be told: those of .*refrain\.ogg are"),
+        ({"gaps": ("1-2",), "recording": "film music loop"}, "--gaps cannot be told"),
+    ],
+)
+def test_options_of_a_recording_that_is_not_of_their_kind_are_refused(tmp_path, change, message):
+    options = restore.Options(str(OWN / "refrain.ogg"), tmp_path / "out.wav")
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        restore.main(replace(options, **change))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_does_not_go_on_with_other_recordings(runs: Path):
+    options = train.Options(recordings=(OWN / "refrain.ogg",), out=runs.parent, smoke=True)
+    with pytest.raises(SystemExit, match=r"holds a run with other options \(recordings\)"):
+        train.main(options)
 
 
 @pytest.mark.parametrize("name", HELD_OUT)

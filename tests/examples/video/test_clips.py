@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from examples.video.clips import Clip, read_clip, write_clip
+from tests.examples.pose_morphing.people import write_video
 
 
 def gradients(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
@@ -38,6 +40,16 @@ def test_a_clip_is_brought_to_the_side_asked_for_and_cut(tmp_path: Path) -> None
     assert clip.frames.shape == (5, 3, 16, 24)
     brightness = clip.frames.float().mean(dim=(1, 2, 3))
     assert brightness[0] == pytest.approx(75 + 16, abs=3)
+
+
+def test_a_turned_clip_is_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32] = 255
+    write_video(tmp_path / "a.mp4", [pixels] * 3, turned=90)
+    frames = read_clip(tmp_path / "a.mp4", side=24).frames.float()
+    assert frames.shape == (3, 3, 32, 24)
+    assert frames[:, :, 20:].mean() > 250  # left has become below: a quarter turn against the clock
+    assert frames[:, :, :12].mean() < 5
 
 
 def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:

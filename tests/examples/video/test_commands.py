@@ -35,23 +35,29 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_smoke_run_trains_every_attention_and_compares_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = train.Options(out=tmp_path, smoke=True)
     train.main(options)
-    assert facts_of(tmp_path / "gpa.safetensors")["steps"] == "2"
-    first = load_net(tmp_path / "gpa.safetensors").state_dict()
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]  # no real run is replaced
+    smoke = tmp_path / "smoke"
+    assert facts_of(smoke / "gpa.safetensors")["steps"] == "2"
+    first = load_net(smoke / "gpa.safetensors").state_dict()
     train.main(replace(options, attentions=("gpa",)))  # there is nothing left to do
-    again = load_net(tmp_path / "gpa.safetensors").state_dict()
+    again = load_net(smoke / "gpa.safetensors").state_dict()
     assert all(torch.equal(first[name], x) for name, x in again.items())
 
-    evaluate.main(evaluate.Options(tmp_path, tmp_path / "results", smoke=True))
-    table = json.loads((tmp_path / "results" / "table.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "RESULTS", tmp_path / "committed")
+    evaluate.main(evaluate.Options(smoke, smoke=True))
+    assert not (tmp_path / "committed").exists()
+    results = tmp_path / "runs/video/smoke/results"
+    table = json.loads((results / "table.json").read_text())
     methods = list(dict.fromkeys(row["method"] for row in table["rows"]))
     assert methods[:2] == ["linear in time", "linear along the camera"]
     assert methods[-2:] == ["full, weights of GPA", "full"]
     assert len(table["rows"]) == 4 * len(methods)
-    assert (tmp_path / "results" / "table.md").read_text() in capsys.readouterr().out
+    assert (results / "table.md").read_text() in capsys.readouterr().out
 
 
 def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
