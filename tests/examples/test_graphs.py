@@ -21,8 +21,9 @@ from examples.training.checkpoints import latest
 def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -> None:
     name = example.__name__.split(".")[-2]
     example.main(out=tmp_path, smoke=True)
-    table = (tmp_path / f"{name}.md").read_text()
-    rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    out = tmp_path / "smoke"
+    table = (out / f"{name}.md").read_text()
+    rows = json.loads((out / f"{name}.json").read_text())["rows"]
     assert [row["attention"] for row in rows] == [
         "message passing",
         "gpa",
@@ -34,8 +35,8 @@ def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -
     ]
     assert rows[3]["peak_MB"] > rows[2]["peak_MB"]  # the whole matrix is kept
     assert rows[3]["test_error_%"] == rows[2]["test_error_%"]  # of the same network
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+    assert (out / f"{name}.png").stat().st_size > 10_000
+    assert {path.name for path in (out / "runs").iterdir()} == {
         "message_passing-0",
         "gpa-0",
         "dense-0",

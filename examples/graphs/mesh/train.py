@@ -45,11 +45,12 @@ def main(
         seeds: Each is a network and an order of the problems.
         validate: Test on other surfaces, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
-        smoke: A run of seconds.
+        smoke: A run of seconds, in a folder `smoke` of `out`.
     """
     if threads:
         torch.set_num_threads(threads)
     if smoke:
+        out /= "smoke"
         steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
     task = Distances(surfaces, tests, resolution, validate)
     rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")

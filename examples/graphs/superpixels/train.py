@@ -47,11 +47,12 @@ def main(
         seeds: Each is a network and an order of the problems.
         validate: Test on other photographs, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
-        smoke: A run of seconds.
+        smoke: A run of seconds, in a folder `smoke` of `out`.
     """
     if threads:
         torch.set_num_threads(threads)
     if smoke:
+        out /= "smoke"
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
     task = Clicks(views, test_views, size, regions, validate)
     rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")
