@@ -68,7 +68,7 @@ class Performer(nn.Module):
         self.redraw_every, self.kernel, self.row_norm = redraw_every, kernel, row_norm
         self.seed, self.scale, self.eps = seed, scale, eps
         self.register_buffer("projection", draw_projection(features, head_dim, row_norm, seed))
-        self._calls = torch.zeros((), dtype=torch.int64)  # on the CPU, where reading it is free
+        self._calls = torch.zeros((), dtype=torch.int64, device="cpu")  # where reading is free
 
     def forward(
         self,
