@@ -202,6 +202,7 @@ def query_and_key(
         _structure(place, space)
         if x.shape[2] != space.num_sites:
             raise ValueError(f"{name} has {x.shape[2]} sites but {place} has {space.num_sites}")
+    _whole(structure)
     one_of("affinity", affinity, AFFINITIES)
     if causal and (structure.time is None or key_structure.time is None):
         raise ValueError("causal=True needs structures with time; this one has none")
@@ -372,6 +373,13 @@ def _structure(name: str, x: Any) -> None:
 
     if not isinstance(x, SpatialStructure):
         raise TypeError(f"{name} must be a SpatialStructure; got {type(x).__name__}")
+
+
+def _whole(structure: "SpatialStructure") -> None:
+    from ndgpa.structures.sampling import Sampled
+
+    if isinstance(structure, Sampled):
+        raise TypeError("structure is sampled; only key_structure can be, as every query is wanted")
 
 
 def _int_tensor(name: str, x: Any) -> None:

@@ -240,6 +240,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"query": features(device="meta")}, ValueError, "query is on meta but key is on cpu"),
     ({"structure": (12,)}, TypeError, "structure must be a SpatialStructure; got tuple"),
+    ({"structure": ndgpa.Strided(2)(SEQUENCE)}, TypeError, "only key_structure can be"),
     ({"rule": 0}, ValueError, "k must be at least 1; got 0"),
     ({"rule": "top"}, TypeError, "rule must be a Rule or an int; got str"),
     ({"scale": float("nan")}, ValueError, "scale must be finite; got nan"),
