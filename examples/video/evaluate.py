@@ -85,6 +85,7 @@ Way = Callable[[Problem, Sketch], dict[str, Any]]
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
     paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
