@@ -195,7 +195,9 @@ def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
     with pytest.raises(NotImplementedError, match="has no block_of_site: its sites are not each"):
         coverage(x, x, selection, image, key_structure=sampled)
     with pytest.raises(NotImplementedError, match="has no compose"):
-        ndgpa.attend(x, x, x, selection, sampled, key_structure=image, backend="torch")
+        sampled.compose(sampled.partition(x))
+    with pytest.raises(TypeError, match="only key_structure can be"):
+        ndgpa.attend(x, x, x, selection, sampled, key_structure=image)
 
 
 def test_a_halo_needs_a_grid() -> None:
