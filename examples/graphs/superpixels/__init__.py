@@ -1,1 +1,1 @@
-"""Which class does every region of a photograph belong to, when a few are marked?"""
+"""Which regions of a photograph are lighter than the few that were clicked?"""

@@ -66,7 +66,7 @@ def _seen(view: Regions, sample: Sample, marked: Tensor) -> np.ndarray:
 def _key_lines(
     axes: Axes, view: Regions, sample: Sample, network: GraphNetwork, marked: Tensor
 ) -> None:
-    """From the region that is farthest from every scribble to those that it reads at first."""
+    """From the region that is farthest from every click to those that it reads at first."""
     place = view.position * max(view.region.shape)
     site = int(torch.cdist(place, place[marked]).amin(dim=1).argmax())
     read, weight = reads_of(network, sample, site, layer=0)
