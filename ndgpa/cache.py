@@ -178,7 +178,10 @@ class _Decoding(Problem):
     means: Float[Tensor, "b hk B_k d"] = field(kw_only=True)
 
     def of_heads(self, heads: list[int]) -> Problem:
-        return replace(super().of_heads(heads), means=self.means[:, self.key_heads_of(heads)])  # type: ignore[call-arg]
+        keys = self.key_heads_of(heads)
+        return replace(
+            self, query=self.query[:, heads], key=self.key[:, keys], means=self.means[:, keys]
+        )
 
     def coarse(self) -> Coarse:
         wide = self.means.dtype

@@ -24,6 +24,8 @@ RULES = [
 
 
 @example(ndgpa.MultiLevel((2, 2)), 1, 1, [1, 1, 2], "dot", 0)  # ends within a node
+@example(RULES[-2], 1, 1, [5, 3], "dot", 0)  # the heads of a rule share one key head
+@example(RULES[-1], 2, 2, [9, 9, 2], "dot", 0)  # and share none
 @given(
     st.sampled_from(RULES),
     st.integers(1, 4),
