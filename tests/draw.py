@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import ndgpa
 
 MAX_SITES = 72
+
+# For tests that need fewer or more examples than the profile has; so a sweep reaches them too.
+FEW = settings(max_examples=settings().max_examples // 2)
+MORE = settings(max_examples=2 * settings().max_examples)
 
 
 @st.composite

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests.draw import seeded
+from tests.draw import FEW, seeded
 
 RULES = [
     ndgpa.TopK(2),
@@ -34,7 +34,7 @@ RULES = [
     st.sampled_from(["dot", "euclidean"]),
     st.integers(0, 2**20),
 )
-@settings(max_examples=12)
+@FEW
 def test_decoding_equals_prefill(
     rule: Rule, downsample: int, cell: int, pieces: list[int], affinity: str, seed: int
 ) -> None:

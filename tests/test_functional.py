@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
@@ -13,7 +13,7 @@ from tests import draw, oracle
 
 
 @given(st.data())
-@settings(max_examples=30)
+@draw.MORE
 def test_it_equals_algorithm_1(data: Any) -> None:
     problem = data.draw(draw.problems())
     k = data.draw(st.integers(1, 5))

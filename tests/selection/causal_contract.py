@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class CausalContract:
         raise NotImplementedError
 
     @given(st.data())
-    @settings(max_examples=12)
+    @draw.FEW
     def test_later_inputs_change_nothing_and_have_no_gradient(self, data: Any) -> None:
         problem, rule, now = _drawn(self, data)
         later, key_later = _later(problem, now)

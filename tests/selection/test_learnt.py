@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -184,7 +184,7 @@ def test_the_projection_is_the_nearest_point(seed: int, k: int, count: int) -> N
 
 
 @given(st.integers(0, 2**20), st.integers(1, 5))
-@settings(max_examples=8)
+@draw.FEW
 def test_the_projection_has_the_right_gradient(seed: int, k: int) -> None:
     x = torch.randn(3, 6, generator=draw.seeded(seed), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y: project(y, k), x)

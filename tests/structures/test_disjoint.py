@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
@@ -26,7 +26,7 @@ class TestDisjoint(StructureContract):
         return batches().map(ndgpa.disjoint)
 
 
-@settings(max_examples=10)
+@draw.FEW
 @given(batches(time=False), st.integers(1, 4), st.integers(0, 2**20))
 def test_a_batch_equals_single_runs_forward_and_backward(
     batch: list[SpatialStructure], kept: int, seed: int
@@ -67,7 +67,7 @@ def test_a_batch_is_algorithm_1_on_each_space(batch: list[SpatialStructure], see
     close(out, torch.cat(expected, dim=2))
 
 
-@settings(max_examples=10)
+@draw.FEW
 @given(batches(time=False), st.integers(0, 2**20))
 def test_another_space_is_never_read(batch: list[SpatialStructure], seed: int) -> None:
     """NaN in every space but one changes nothing in that one, forward or backward."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.images.pose_morphing.data.figures import cache, clothes, fabric, prints
@@ -40,6 +40,7 @@ from examples.images.pose_morphing.data.figures.skeleton import (
     place,
     rotation,
 )
+from tests import draw
 
 ROOT = Path(__file__).parents[3]
 SMALL = Options(size=(32, 32), identities=60, poses=3, seed=5)
@@ -195,7 +196,7 @@ def test_right_and_left_are_the_persons_own() -> None:
     assert y < points["neck"][1] < points["right hip"][1] < points["right ankle"][1]
 
 
-@settings(max_examples=12, deadline=None)
+@draw.FEW
 @given(st.integers(0, 2**32 - 1))
 def test_rays_meet_the_hull_of_two_squeezed_balls(seed: int) -> None:
     """Against the union of the balls between the two, searched along every ray."""
