@@ -78,6 +78,7 @@ CASES = (
     Case("video 49,152", lambda: ndgpa.Video((48, 32, 32), 4, 1), 1, 12, 128, 77),
     Case("sequence 262,144", lambda: ndgpa.Sequence(262_144, 64, 1), 1, 8, 64, 32),
     Case("graph 100,000", lambda: graph(100_000, 8, 4), 1, 8, 64, 16),
+    Case("small cells", lambda: ndgpa.Image((256, 256), 2, 1), 1, 8, 64, 12),
 )
 TINY = (
     Case("tiny image", lambda: ndgpa.Image((16, 16), 4, 2), 1, 2, 8, 3, torch.float32),
@@ -361,11 +362,16 @@ def line(
 
 
 def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
-    """Time of each kernel with each tile; the first of a kernel is the one that is used."""
+    """Time of each kernel with each tile; the first of a kernel is the one that is used.
+
+    Small cells are timed both joined, so that they fill a tile, and one by one.
+    """
     from ndgpa.attend import triton_backward, triton_forward
-    from ndgpa.attend.triton_tiles import Tile
+    from ndgpa.attend.triton_tiles import Tile, problem_of
 
     problem = Problem(case, bench)
+    tables = problem.selection.blocks, problem.space.cell_sites, problem.space.blocks
+    joined = problem_of(problem.inputs[0], problem.inputs[2], *tables).members
     sizes = itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3, 4))
     for module, chooser, backward in (
         (triton_forward, "forward_tile", False),
@@ -374,7 +380,8 @@ def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
     ):
         run = once(problem.attend, problem.inputs, backward)
         usual = getattr(module, chooser)
-        for tile in (None, *(Tile(*size) for size in sizes)):
+        of_rows = dict.fromkeys((joined, 1)) if chooser != "key_major_tile" else (1,)
+        for tile in (None, *(Tile(*size, m) for size in sizes for m in of_rows)):
             choose = usual if tile is None else lambda _, t=tile: t
             with mock.patch.object(module, chooser, choose):
                 try:

@@ -247,7 +247,9 @@ class _Tiles:
             self.biased = ((self.key_bias != 0) | self.key_bias.requires_grad).any(dim=1)
 
         # Where the future is not finite, a weight of zero does not hide it: 0 NaN is NaN.
-        self.unsafe = query_time is not None and not (key.is_cuda or _all_finite(key, value))
+        # A GPU is not asked; it would be waited for.
+        unsafe = key.is_cuda or not _all_finite(key, value)
+        self.unsafe = query_time is not None and unsafe
 
     def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

@@ -45,7 +45,12 @@ def reference(
     q = structure.partition(query).to(wide)
     k = _take(_per_head(key, heads), sites).to(wide)
     v = _take(_per_head(value, heads), sites).to(wide)
+    no_key = no_value = None
+    if causal:  # the future has a weight of 0, and 0 NaN is NaN
+        (k, no_key), (v, no_value) = _finite(k), _finite(v)
     logits = scale * einsum(q, k, "b h c x d, b h c y d -> b h c x y")
+    if no_key is not None:
+        logits = logits.masked_fill(no_key.any(dim=-1)[..., None, :], torch.nan)
     if key_bias is not None:
         bias = _take(_per_head(key_bias, heads)[..., None], sites)
         logits = logits + rearrange(bias, "b h c y 1 -> b h c 1 y")
@@ -61,11 +66,21 @@ def reference(
     logits = logits.masked_fill(hidden, -torch.inf)
     sees = (logits > -torch.inf).any(-1, keepdim=True) | logits.isnan().any(-1, keepdim=True)
     weights = logits.masked_fill(~sees, 0).softmax(dim=-1).masked_fill(~sees, 0)
-    out = einsum(weights, v, "b h c x y, b h c y d -> b h c x d").to(value.dtype)
+    out = einsum(weights, v, "b h c x y, b h c y d -> b h c x d")
+    if no_value is not None:
+        read = (weights > 0).to(wide), no_value.to(wide)
+        counts = einsum(*read, "b h c x y, b h c y d -> b h c x d")
+        out = out.masked_fill(counts > 0, torch.nan)
     lse = (
         logits.masked_fill(~sees, 0).logsumexp(dim=-1, keepdim=True).masked_fill(~sees, -torch.inf)
     )
-    return structure.compose(out), structure.compose(lse)[..., 0]
+    return structure.compose(out.to(value.dtype)), structure.compose(lse)[..., 0]
+
+
+def _finite(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros for what is not finite, and where that was."""
+    bad = ~x.isfinite()
+    return x.masked_fill(bad, 0), bad
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:  # (b, some heads, ...) -> (b, heads, ...)

@@ -19,9 +19,11 @@ from ndgpa.attend.inverse import inverse
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
     Tile,
+    finite,
     key_major_tile,
     key_rows,
     key_tiles,
+    keys_seen,
     load_rows,
     masked_logits,
     padded,
@@ -95,25 +97,35 @@ def query_major_kernel(
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
     SLOTS: tl.constexpr,  # of a tile of keys, a power of two
+    MEMBERS: tl.constexpr,
+    CONTAIN: tl.constexpr,  # a row may stand beside keys that it does not see
     PRECISION: tl.constexpr,
 ):
-    ROW_TILES: tl.constexpr = (GROUP * X + ROWS - 1) // ROWS
+    SITES: tl.constexpr = MEMBERS * X
+    ROW_TILES: tl.constexpr = (GROUP * SITES + ROWS - 1) // ROWS
     program = tl.program_id(0).to(tl.int64)
     row_tile = program % ROW_TILES
-    cell = program // ROW_TILES % C
-    t = program // (ROW_TILES * C) % T
-    b = program // (ROW_TILES * C) // T
+    programs = tl.cdiv(C, MEMBERS)
+    cell = program // ROW_TILES % programs * MEMBERS
+    t = program // (ROW_TILES * programs) % T
+    b = program // (ROW_TILES * programs) // T
+    cells = MEMBERS
+    if MEMBERS > 1:
+        cells = tl.minimum(C - cell, MEMBERS)
     key_head = t * key_heads // T
     slots = ((b * selection_heads + t * selection_heads // T) * C + cell) * K
 
     # (ROWS,)
     o_row = row_tile * ROWS + tl.arange(0, ROWS)
-    o_head, o_site, m_row = query_rows(p_cell_sites, cell, o_row, o_row < GROUP * X, X)
+    m_row = (o_row < GROUP * SITES) & (o_row % SITES < cells * X)
+    o_head, o_site, m_row = query_rows(p_cell_sites + cell * X, o_row, m_row, SITES)
     o_head = t * GROUP + o_head
     o_query = (b * T * GROUP + o_head) * n + o_site
     p_norm += o_query + b * T * GROUP * n
     b_max = tl.load(p_norm, mask=m_row, other=0.0)
     b_norm = tl.load(p_norm + T * GROUP * n, mask=m_row, other=0.0)
+    o_member = o_row % SITES // X
+    b_now = o_site
     if p_query_time is not None:
         b_now = tl.load(p_query_time + o_site)
     # (ROWS, PAD_DV)
@@ -121,7 +133,10 @@ def query_major_kernel(
     b_grad_out = load_rows(p_rows, m_row, DV, PAD_DV)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     b_out = load_rows(p_rows, m_row, DV, PAD_DV)
-    b_mean = tl.sum(b_grad_out.to(tl.float32) * b_out.to(tl.float32), 1)
+    b_terms = b_grad_out.to(tl.float32) * b_out.to(tl.float32)
+    if CONTAIN:  # an output that is not finite and has no gradient sends none
+        b_terms = tl.where(b_grad_out == 0, 0.0, b_terms)
+    b_mean = tl.sum(b_terms, 1)
     b_mean -= tl.load(p_grad_lse + o_query, mask=m_row, other=0.0)
     tl.store(p_mean + o_query, b_mean, mask=m_row)
     # (ROWS, PAD_D)
@@ -131,37 +146,50 @@ def query_major_kernel(
     b_grad = tl.zeros((ROWS, PAD_D), tl.float32)
     p_keys = p_key + b * s_key_b + key_head * s_key_h
     p_values = p_value + b * s_value_b + key_head * s_value_h
+    keys = (b * key_heads + key_head) * n_k
     for i in range(0, num_key_tiles):
         # (KEYS,)
         o_slot, o_key, m_key = key_rows(
-            p_blocks + slots, p_key_sites, i, K, R, KEYS, TILES_PER_SLOT
+            p_blocks + slots, p_key_sites, i, cells * K, R, KEYS, TILES_PER_SLOT
         )
-        b_bias = tl.zeros((KEYS,), tl.float32)
-        if p_key_bias is not None:
-            p_bias = p_key_bias + (b * key_heads + key_head) * n_k + o_key
-            b_bias = tl.load(p_bias, mask=m_key, other=float("-inf")) * _LOG2_E
-            m_key = m_key & (b_bias != float("-inf"))
-        if p_slot_bias is not None:
-            b_bias += tl.load(p_slot_bias + slots + o_slot, mask=m_key, other=0.0) * _LOG2_E
-        m_seen = m_key[None, :]
-        if p_query_time is not None:
-            m_seen = m_seen & (tl.load(p_key_time + o_key)[None, :] <= b_now[:, None])
+        m_key, m_seen, b_bias = keys_seen(
+            p_slot_bias,
+            p_key_bias,
+            p_key_time,
+            b_now,
+            slots,
+            keys,
+            K,
+            o_slot,
+            o_key,
+            o_member,
+            m_key,
+            MEMBERS,
+        )
         # (KEYS, PAD_D), (KEYS, PAD_DV), (ROWS, KEYS)
         b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
         b_s = masked_logits(b_query, b_key, scale * _LOG2_E, b_bias[None, :], m_seen, PRECISION)
         b_p = tl.exp2(b_s - b_max[:, None]) * b_norm[:, None]
         b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
+        if CONTAIN:
+            b_key, _ = finite(b_key)
+            b_value, _ = finite(b_value)
         b_slope = tl.dot(b_grad_out, tl.trans(b_value), input_precision=PRECISION)
         b_g = b_p * (b_slope - b_mean[:, None])
+        if CONTAIN:  # the rows of a query that is not finite are NaN throughout
+            b_g = tl.where(m_seen, b_g, 0.0)
         b_grad = tl.dot(b_g.to(b_key.dtype), b_key, b_grad, input_precision=PRECISION)
         if p_grad_slot is not None:
             o_first = i // TILES_PER_SLOT * SLOTS
             o_in = tl.arange(0, SLOTS)
             m_of = (o_slot - o_first)[None, :] == o_in[:, None]
             b_of_slot = tl.sum(tl.where(m_of, tl.sum(b_g, 0)[None, :], 0.0), 1)
-            p_parts = p_grad_slot + (program * TILES_PER_SLOT + i % TILES_PER_SLOT) * K
-            m_in = (o_first + o_in < K) & (o_in < tl.maximum(KEYS // R, 1))
-            tl.store(p_parts + o_first + o_in, b_of_slot, mask=m_in)
+            m_in = (o_first + o_in < cells * K) & (o_in < tl.maximum(KEYS // R, 1))
+            o_part = (((b * T + t) * C + cell) * ROW_TILES + row_tile) * TILES_PER_SLOT
+            o_part += i % TILES_PER_SLOT
+            if MEMBERS > 1:  # which have one tile of rows
+                o_part += (o_first + o_in) // K * (TILES_PER_SLOT - 1)
+            tl.store(p_grad_slot + o_part * K + o_first + o_in, b_of_slot, mask=m_in)
 
     p_rows = p_grad_query + b * s_grad_query_b + o_head * s_grad_query_h
     store_rows(p_rows + o_site * s_grad_query_n, b_grad * scale, m_row, D, PAD_D)
@@ -271,7 +299,9 @@ def key_major_kernel(
         o_reader = table * E + first + o_row // (GROUP * X)
         m_row = o_row < (end - first) * (GROUP * X)
         o_tile = tl.load(p_cells + o_reader, mask=m_row, other=0).to(tl.int64)
-        o_head, o_site, m_row = query_rows(p_cell_sites, o_tile % C, o_row % (GROUP * X), m_row, X)
+        o_head, o_site, m_row = query_rows(
+            p_cell_sites + o_tile % C * X, o_row % (GROUP * X), m_row, X
+        )
         o_head = (key_head * TILES + o_tile // C) * GROUP + o_head
         o_query = (b * H + o_head) * n + o_site
         o_norm = o_query + b * H * n
@@ -404,15 +434,15 @@ def backward_queries(
     selection_heads, cells, slots = blocks.shape[1:]
     tiles = heads if selection_heads == heads else key_heads
     places, sites = cell_sites.shape[1], key_sites.shape[1]
-    rows = heads // tiles * places
     if tile is None:
-        tile = query_major_tile(problem_of(query, value, rows, sites, slots))
+        tile = query_major_tile(problem_of(query, value, blocks, cell_sites, key_sites))
+    rows = heads // tiles * places * tile.members
     row_tiles, per_slot = -(-rows // tile.rows), tiles_per_slot(sites, tile.keys)
     grad_slot = None
     if slot_bias is not None:
         shape = (batch, tiles, cells, row_tiles * per_slot, slots)
         grad_slot = slot_bias.new_empty(shape)
-    programs = row_tiles * cells * tiles * batch
+    programs = row_tiles * -(-cells // tile.members) * tiles * batch
     if programs:
         query_major_kernel[(programs,)](
             query,
@@ -445,7 +475,7 @@ def backward_queries(
             tiles,
             key_heads,
             selection_heads,
-            key_tiles(slots, sites, tile.keys),
+            key_tiles(tile.members * slots, sites, tile.keys),
             scale,
             X=places,
             R=sites,
@@ -458,6 +488,8 @@ def backward_queries(
             KEYS=tile.keys,
             TILES_PER_SLOT=per_slot,
             SLOTS=padded(max(tile.keys // sites, 1)),
+            MEMBERS=tile.members,
+            CONTAIN=tile.members > 1 or query_time is not None,
             PRECISION=precision(query.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -496,7 +528,7 @@ def backward_keys(
     places, (num_blocks, sites) = cell_sites.shape[1], key_sites.shape
     group = heads // (heads if blocks.shape[1] == heads else key_heads)
     if tile is None:
-        tile = key_major_tile(problem_of(query, value, group * places, sites, blocks.shape[3]))
+        tile = key_major_tile(problem_of(query, value, blocks, cell_sites, key_sites))
     if longest is None:
         longest = longest_segment(blocks, num_blocks, key_heads, group * places)
     readers = inverse(blocks, slot_bias, num_blocks, key_heads, longest)

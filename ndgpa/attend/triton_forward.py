@@ -1,9 +1,9 @@
 """Attention of each cell to the blocks of its selection: the forward kernel.
 
-One program holds the queries of one cell (all heads that share the selection and a key head), and
-walks over the cell's keys, whole blocks at a time, gathered row by row from where they are. Softmax
-is computed online in base 2 (Milakov and Gimelshein 2018; Dao et al. 2022). Letters and prefixes as
-in `triton_tiles`.
+One program holds the queries of one cell, or of a few small ones (all heads that share the
+selection and a key head), and walks over their keys, whole blocks at a time, gathered row by row
+from where they are. Softmax is computed online in base 2 (Milakov and Gimelshein 2018; Dao et al.
+2022). Letters and prefixes as in `triton_tiles`.
 """
 
 import triton
@@ -14,9 +14,11 @@ from ndgpa._ops import on_its_device
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
     Tile,
+    finite,
     forward_tile,
     key_rows,
     key_tiles,
+    keys_seen,
     load_rows,
     masked_logits,
     padded_width,
@@ -77,47 +79,63 @@ def forward_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    CONTAIN: tl.constexpr,  # a row may stand beside keys that it does not see
     PRECISION: tl.constexpr,
 ):
-    ROW_TILES: tl.constexpr = (GROUP * X + ROWS - 1) // ROWS
+    SITES: tl.constexpr = MEMBERS * X
+    ROW_TILES: tl.constexpr = (GROUP * SITES + ROWS - 1) // ROWS
     program = tl.program_id(0).to(tl.int64)
     row_tile = program % ROW_TILES
-    cell = program // ROW_TILES % C
-    t = program // (ROW_TILES * C) % T
-    b = program // (ROW_TILES * C) // T
+    programs = tl.cdiv(C, MEMBERS)
+    cell = program // ROW_TILES % programs * MEMBERS
+    t = program // (ROW_TILES * programs) % T
+    b = program // (ROW_TILES * programs) // T
+    cells = MEMBERS
+    if MEMBERS > 1:
+        cells = tl.minimum(C - cell, MEMBERS)
     key_head = t * key_heads // T
     slots = ((b * selection_heads + t * selection_heads // T) * C + cell) * K
 
     # (ROWS,)
     o_row = row_tile * ROWS + tl.arange(0, ROWS)
-    o_head, o_site, m_row = query_rows(p_cell_sites, cell, o_row, o_row < GROUP * X, X)
+    m_row = (o_row < GROUP * SITES) & (o_row % SITES < cells * X)
+    o_head, o_site, m_row = query_rows(p_cell_sites + cell * X, o_row, m_row, SITES)
     o_head = t * GROUP + o_head
     # (ROWS, PAD_D)
     p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
     b_query = load_rows(p_rows, m_row, D, PAD_D)
+    o_member = o_row % SITES // X
+    b_now = o_site
     if p_query_time is not None:
         b_now = tl.load(p_query_time + o_site)
 
+    b_lost = tl.zeros((ROWS,), tl.int32)
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     b_out = tl.zeros((ROWS, PAD_DV), tl.float32)
     p_keys = p_key + b * s_key_b + key_head * s_key_h
     p_values = p_value + b * s_value_b + key_head * s_value_h
+    keys = (b * key_heads + key_head) * n_k
     for i in range(0, num_key_tiles):
         # (KEYS,)
         o_slot, o_key, m_key = key_rows(
-            p_blocks + slots, p_key_sites, i, K, R, KEYS, TILES_PER_SLOT
+            p_blocks + slots, p_key_sites, i, cells * K, R, KEYS, TILES_PER_SLOT
         )
-        b_bias = tl.zeros((KEYS,), tl.float32)
-        if p_key_bias is not None:
-            p_bias = p_key_bias + (b * key_heads + key_head) * n_k + o_key
-            b_bias = tl.load(p_bias, mask=m_key, other=float("-inf")) * _LOG2_E
-            m_key = m_key & (b_bias != float("-inf"))
-        if p_slot_bias is not None:
-            b_bias += tl.load(p_slot_bias + slots + o_slot, mask=m_key, other=0.0) * _LOG2_E
-        m_seen = m_key[None, :]
-        if p_query_time is not None:
-            m_seen = m_seen & (tl.load(p_key_time + o_key)[None, :] <= b_now[:, None])
+        m_key, m_seen, b_bias = keys_seen(
+            p_slot_bias,
+            p_key_bias,
+            p_key_time,
+            b_now,
+            slots,
+            keys,
+            K,
+            o_slot,
+            o_key,
+            o_member,
+            m_key,
+            MEMBERS,
+        )
         # (KEYS, PAD_D), (ROWS, KEYS)
         b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
         b_s = masked_logits(b_query, b_key, scale, b_bias[None, :], m_seen, PRECISION)
@@ -128,6 +146,9 @@ def forward_kernel(
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         # (KEYS, PAD_DV)
         b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
+        if CONTAIN:
+            b_value, m_bad = finite(b_value)
+            b_lost = tl.maximum(b_lost, tl.max((m_seen & m_bad[None, :]).to(tl.int32), 1))
         b_out = b_out * b_shrink[:, None]
         b_out = tl.dot(b_p.to(b_value.dtype), b_value, b_out, input_precision=PRECISION)
         b_max = b_new_max
@@ -137,6 +158,8 @@ def forward_kernel(
     b_lse = tl.where(m_blind, float("-inf"), (b_max + tl.log2(b_sum)) / _LOG2_E)
     b_max = tl.where(m_blind, 0.0, b_max)
     b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
+    if CONTAIN:
+        b_out = tl.where(b_lost[:, None] > 0, float("nan"), b_out)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     store_rows(p_rows, b_out * b_norm[:, None], m_row, DV, PAD_DV)
     o_query = (b * T * GROUP + o_head) * n + o_site
@@ -168,10 +191,10 @@ def forward(
     selection_heads, cells, slots = blocks.shape[1:]
     tiles = heads if selection_heads == heads else key_heads
     places, sites = cell_sites.shape[1], key_sites.shape[1]
-    rows = heads // tiles * places
     if tile is None:
-        tile = forward_tile(problem_of(query, value, rows, sites, slots))
-    programs = -(-rows // tile.rows) * cells * tiles * batch
+        tile = forward_tile(problem_of(query, value, blocks, cell_sites, key_sites))
+    rows = heads // tiles * places * tile.members
+    programs = -(-rows // tile.rows) * -(-cells // tile.members) * tiles * batch
     if programs == 0:
         return
     forward_kernel[(programs,)](
@@ -199,7 +222,7 @@ def forward(
         tiles,
         key_heads,
         selection_heads,
-        key_tiles(slots, sites, tile.keys),
+        key_tiles(tile.members * slots, sites, tile.keys),
         scale * LOG2_E,
         X=places,
         R=sites,
@@ -211,6 +234,8 @@ def forward(
         ROWS=tile.rows,
         KEYS=tile.keys,
         TILES_PER_SLOT=tiles_per_slot(sites, tile.keys),
+        MEMBERS=tile.members,
+        CONTAIN=tile.members > 1 or query_time is not None,
         PRECISION=precision(query.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -326,18 +326,20 @@ def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:
 
 
 def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
-    """Ids of the k largest scores, in no order; of equal scores the lowest id."""
+    """Ids of the k largest scores, in no order; of equal ones the lowest id. NaN is the largest."""
     num_blocks = scores.shape[-1]
     if k == num_blocks:
         return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
     if scores.is_cuda:  # a host that looks for ties would wait
         return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
-    tied = values[..., k - 1] == values[..., k]
+    tied = ~(values[..., k - 1] > values[..., k])
     ids = ids[..., :k]
     if bool(tied.any()):
         rows, least = scores[tied], values[tied][:, k - 1, None]
-        above, equal = rows > least, rows == least
+        no_number = rows.isnan(), least.isnan()
+        above = (rows > least) | (no_number[0] & ~no_number[1])
+        equal = (rows == least) | (no_number[0] & no_number[1])
         left = k - above.sum(dim=-1, keepdim=True)
         keep = above | (equal & (equal.cumsum(dim=-1) <= left))
         ids[tied] = keep.nonzero()[:, 1].view(-1, k)

@@ -83,28 +83,6 @@ def test_a_short_last_block_is_masked_only_where_it_is_read(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_future_that_is_not_finite_does_not_reach_back() -> None:
-    """Within the block and the cell of the present too, in output and gradients."""
-    space, rule = ndgpa.Sequence(12, 4, 2), ndgpa.Fixed((0, 1, 2))
-    query, key, value = (torch.randn(1, 1, 12, 3) for _ in range(3))
-    no_key, no_value = key.clone(), value.clone()
-    no_key[:, :, 6:], no_value[:, :, 6:] = torch.nan, torch.inf
-
-    def early(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        out = ndgpa.gpa(*leaves, space, rule, causal=True, backend="torch")
-        grads = torch.autograd.grad(out[:, :, :6].square().sum(), leaves)
-        return [out[:, :, :6], *(x[:, :, :6] for x in grads)]
-
-    clean = early(query, key, value)
-    for ours, expected in zip(early(query, key, no_value), clean):
-        torch.testing.assert_close(ours, expected)
-    for ours, expected in zip(early(query, no_key, no_value)[:2], clean):
-        torch.testing.assert_close(ours, expected)
-    late = ndgpa.gpa(query, key, no_value, space, rule, causal=True, backend="torch")[:, :, 6:]
-    assert late.isnan().all()
-
-
 @pytest.mark.bad_input
 def test_forward_mode_derivatives_are_refused_and_not_dropped() -> None:
     x = torch.randn(1, 1, 12, 4)

@@ -53,6 +53,29 @@ class BackendContract:
                         atol=self.tolerance,
                     )
 
+    def test_a_future_that_is_not_finite_does_not_reach_back(self) -> None:
+        """Within the block and the cell of the present too, in output and gradients."""
+        space, rule = ndgpa.Sequence(12, 4, 2), ndgpa.Fixed((0, 1, 2))
+        query, key, value = torch.randn(3, 1, 1, 12, 3, dtype=self.dtype)
+        no_key, no_value = key.clone(), value.clone()
+        no_key[:, :, 6:], no_value[:, :, 6:] = torch.nan, torch.inf
+
+        def early(*inputs: Tensor) -> list[Tensor]:
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            out = ndgpa.gpa(*leaves, space, rule, causal=True, backend=self.backend)
+            assert not out[:, :, :6].isnan().any()
+            grads = torch.autograd.grad(out[:, :, :6].square().sum(), leaves)
+            return [out[:, :, :6], *(x[:, :, :6] for x in grads)]
+
+        clean = early(query, key, value)
+        for ours, expected in zip(early(query, key, no_value), clean):
+            torch.testing.assert_close(ours, expected)
+        # The late queries have no gradient, but 0 times their weights, which are NaN.
+        for ours, expected in zip(early(query, no_key, no_value)[:2], clean):
+            torch.testing.assert_close(ours, expected)
+        late = ndgpa.gpa(query, key, no_value, space, rule, causal=True, backend=self.backend)
+        assert late[:, :, 6:].isnan().all()
+
     @given(st.data())
     def test_every_block_kept_is_full_attention(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))

@@ -119,7 +119,7 @@ def test_of_equals_the_lowest_ids_are_taken():
     assert torch.equal(blocks, torch.arange(5, device="cuda").int().expand_as(blocks))
 
 
-@pytest.mark.parametrize("space", ["pivot", "clusters"])
+@pytest.mark.parametrize("space", ["pivot", "clusters", "tiny blocks"])
 def test_a_cuda_graph_captures_selection_forward_and_backward(space):
     space = SPACES[space]()
     inputs = _inputs(space, torch.bfloat16)

@@ -76,6 +76,7 @@ def test_a_batch_can_be_taken_apart_and_batched_again() -> None:
     same(structure_of(again), ndgpa.disjoint([one_by_one(graphs())[i] for i in (2, 0)]))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_collates_the_tables(workers: int) -> None:
     transform = GPACoarsening(4, 3)

@@ -1,5 +1,6 @@
 """TopK: the rule contract, the paper's relevance, ties, forced blocks, shared selections."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection import relevance as module
+from ndgpa.selection.top_k import top_k_lowest_id
 from tests import draw
 from tests.contracts.rule import RuleContract
 from tests.oracle import most_relevant, relevance, rows
@@ -123,6 +125,24 @@ def test_groups_do_not_see_each_other(clusters: ndgpa.Clusters, k: int, own: boo
             assert set(clusters.group[row].tolist()) <= {group}
             available = int((clusters.group == group).sum())
             assert len(row) >= min(k, available)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, torch.inf, -torch.inf, torch.nan]), min_size=2),
+    st.data(),
+)
+def test_of_equals_the_lowest_ids_are_taken_nan_and_infinities_included(
+    scores: list[float], data: Any
+) -> None:
+    k = data.draw(st.integers(1, len(scores)))
+    by_score = [
+        (not math.isnan(x), -x if not math.isnan(x) else 0, i) for i, x in enumerate(scores)
+    ]
+    expected = {i for _, _, i in sorted(by_score)[:k]}
+    rows = torch.tensor([[0.0] * len(scores), scores])  # the other row is full of ties as well
+    found = top_k_lowest_id(rows, k)
+    assert set(found[1].tolist()) == expected
+    assert sorted(found[0].tolist()) == list(range(k))
 
 
 def test_a_selection_shared_by_all_heads_sums_their_relevance() -> None:
