@@ -32,13 +32,22 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
 
 def count_candidates(problem: Problem) -> Int[Tensor, " C"]:
     """How many key blocks each cell may choose from: those of its group, if causal wholly past."""
-    structure, key_structure = problem.structure, problem.key_structure
+    structure, key_structure, causal = problem.structure, problem.key_structure, problem.causal
+    name = "past candidates" if causal else "candidates"
+    return structure.kept_with(
+        key_structure, name, lambda: _candidates(structure, key_structure, causal)
+    )
+
+
+def _candidates(
+    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
+) -> Int[Tensor, " C"]:
     space = torch.zeros(structure.num_cells, dtype=torch.int64, device=structure.device)
     key_space = torch.zeros(key_structure.num_blocks, dtype=torch.int64, device=space.device)
     if structure.cell_group is not None and key_structure.group is not None:
         space, key_space = structure.cell_group, key_structure.group
     now, last = torch.zeros_like(space), torch.zeros_like(key_space)
-    if problem.causal:
+    if causal:
         now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])
     steps = len(now) + len(last)  # more than there are ranks
     ends = (key_space * steps + last).sort().values

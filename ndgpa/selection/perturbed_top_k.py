@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ndgpa import _checks
+from ndgpa._ops import fold_into_batch
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.soft import log_relevance, weighted
 from ndgpa.selection.top_k import SHARE, top_k_lowest_id
@@ -56,56 +55,75 @@ class PerturbedTopK(Rule):
 
     def select(self, problem: Problem) -> Selection:
         scores = log_relevance(problem, self.share)
-        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        seed = torch.randint(2**31, ()) if self.seed is None else torch.tensor(self.seed)
         k = min(self.k, scores.shape[-1])
-        weight = _Chosen.apply(scores, k, self.sigma, self.samples, seed)
+        weight = chosen(scores, k, self.sigma, self.samples, seed)
         most = self.k * self.samples if self.at_most is None else self.at_most
         return weighted(weight, most, problem)
 
 
-class _Chosen(torch.autograd.Function):
-    """The share of samples in which each block is among the k best; noise is drawn twice, not kept.
+# Opaque operators, for a generator of its own is nothing that a compiled graph could hold.
+@torch.library.custom_op("ndgpa::perturbed_top_k", mutates_args=())
+def chosen(scores: Tensor, k: int, sigma: float, samples: int, seed: Tensor) -> Tensor:
+    """The share of samples in which each of the scores (*batch, B) is among the k best."""
+    weight = torch.zeros_like(scores)
+    for _, ids, seen in _draws(scores, k, sigma, samples, seed):
+        weight.scatter_add_(-1, ids, seen / samples)
+    return weight
+
+
+@torch.library.custom_op("ndgpa::perturbed_top_k_backward", mutates_args=())
+def _gradient(
+    grad: Tensor, scores: Tensor, weight: Tensor, k: int, sigma: float, samples: int, seed: Tensor
+) -> Tensor:
+    """The gradient of the scores; noise is drawn again, not kept.
 
     d E[y(s + sigma Z)] / ds = E[(y - E y) Z] / sigma, a product with the incoming gradient. The
     mean over the samples stands for E y, hence one less in the divisor, as for a variance.
     """
-
-    @staticmethod
-    def forward(
-        scores: Float[Tensor, "*batch B"], k: int, sigma: float, samples: int, seed: int
-    ) -> Float[Tensor, "*batch B"]:
-        weight = torch.zeros_like(scores)
-        for _, ids, seen in _draws(scores, k, sigma, samples, seed):
-            weight.scatter_add_(-1, ids, seen / samples)
-        return weight
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.options = inputs[1:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weight = ctx.saved_tensors
-        _, sigma, samples, _ = ctx.options
-        mean = (grad * weight).sum(dim=-1, keepdim=True)
-        total = torch.zeros_like(scores)
-        for noise, ids, seen in _draws(scores, *ctx.options):
-            gain = (grad.gather(-1, ids) * seen).sum(dim=-1, keepdim=True)
-            total += (gain - mean) * noise
-        total = total.masked_fill(scores == -torch.inf, 0)
-        return total / (sigma * (samples - 1)), None, None, None, None
+    mean = (grad * weight).sum(dim=-1, keepdim=True)
+    total = torch.zeros_like(scores)
+    for noise, ids, seen in _draws(scores, k, sigma, samples, seed):
+        gain = (grad.gather(-1, ids) * seen).sum(dim=-1, keepdim=True)
+        total += (gain - mean) * noise
+    return total.masked_fill(scores == -torch.inf, 0) / (sigma * (samples - 1))
 
 
 def _draws(
-    scores: Tensor, k: int, sigma: float, samples: int, seed: int
+    scores: Tensor, k: int, sigma: float, samples: int, seed: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Noise, the k best under it, and 1 where such a block may be chosen at all."""
-    generator = torch.Generator(scores.device).manual_seed(seed)
+    generator = torch.Generator(scores.device).manual_seed(int(seed))
     for _ in range(samples):
         noise = torch.randn(
             scores.shape, generator=generator, dtype=scores.dtype, device=scores.device
         )
         ids = top_k_lowest_id(scores + sigma * noise, k)
         yield noise, ids, (scores.gather(-1, ids) > -torch.inf).to(scores.dtype)
+
+
+@chosen.register_fake
+def _(scores: Tensor, k: int, sigma: float, samples: int, seed: Tensor) -> Tensor:
+    return torch.empty_like(scores)
+
+
+@_gradient.register_fake
+def _(
+    grad: Tensor, scores: Tensor, weight: Tensor, k: int, sigma: float, samples: int, seed: Tensor
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    scores, *ctx.options, seed = inputs
+    ctx.save_for_backward(scores, output, seed)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    scores, weight, seed = ctx.saved_tensors
+    return _gradient(grad, scores, weight, *ctx.options, seed), None, None, None, None
+
+
+chosen.register_autograd(_backward, setup_context=_save)
+chosen.register_vmap(fold_into_batch(chosen, batched=1))
+_gradient.register_vmap(fold_into_batch(_gradient, batched=3))

@@ -149,7 +149,7 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
-    @property
+    @table
     def is_even(self) -> bool:
         """Whether no table has an empty place."""
         return bool((self.blocks >= 0).all() and (self.cells >= 0).all())

@@ -39,6 +39,8 @@ class Clusters(SpatialStructure):
             None if time is None else time.long(),
             None if group is None else group.long(),
         )
+        # Known from the start: a compiled graph cannot ask for it, and a GPU would be waited for.
+        self._is_even = all(bool((x >= 0).all()) for x in self._tables[:2])
         self._copies: dict[torch.device, Clusters] = {}
 
     def __repr__(self) -> str:
@@ -58,7 +60,7 @@ class Clusters(SpatialStructure):
         if device not in self._copies:
             blocks, cells, time, group = self._tables
             copy = object.__new__(Clusters)
-            copy._sites, copy._copies = self._sites, {}
+            copy._sites, copy._is_even, copy._copies = self._sites, self._is_even, {}
             copy._tables = (
                 blocks.to(device),
                 cells.to(device),
@@ -71,6 +73,10 @@ class Clusters(SpatialStructure):
     @property
     def num_sites(self) -> int:
         return self._sites
+
+    @property
+    def is_even(self) -> bool:
+        return self._is_even
 
     @property
     def blocks(self) -> Int[Tensor, "B R"]:

@@ -15,8 +15,9 @@ from ndgpa.selection import Rule
         (ndgpa.TopRatio(0.4), True),
         (ndgpa.MultiLevel((3, 3)), True),
         (ndgpa.StraightThrough(ndgpa.TopK(2)), False),
+        (ndgpa.PerturbedTopK(2, seed=1), False),
     ],
-    ids=["union", "ratio", "levels", "straight-through"],
+    ids=["union", "ratio", "levels", "straight-through", "perturbed"],
 )
 def test_a_rule_compiles_without_a_graph_break(rule: Rule, causal: bool) -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
@@ -47,6 +48,37 @@ def test_a_rule_compiles_on_a_grid_that_was_never_used(rule: Rule) -> None:
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize(
+    "rule", [ndgpa.TopK(2), ndgpa.Fixed((0, 1)), ndgpa.TopP(0.5)], ids=["top-k", "fixed", "top-p"]
+)
+@pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [7, 3, 1, 5]], ids=["even", "ragged"])
+def test_a_rule_compiles_on_clusters_that_were_never_used(rule: Rule, sizes: list[int]) -> None:
+    x = torch.randn(1, 2, 16, 8)
+    block_of_site = torch.arange(4).repeat_interleave(torch.tensor(sizes))
+    first, second = (ndgpa.Clusters(block_of_site, torch.arange(4) // 2) for _ in range(2))
+
+    def call(query: torch.Tensor, space: ndgpa.SpatialStructure) -> torch.Tensor:
+        return ndgpa.gpa(query, x, x, space, rule)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, first), call(x, second))
+
+
+@pytest.mark.compiled
+def test_levels_compile_on_clusters_that_were_used() -> None:
+    space, x = ndgpa.Clusters(torch.arange(40) // 5, torch.arange(8) // 2), torch.randn(1, 2, 40, 8)
+
+    def call(query: torch.Tensor) -> torch.Tensor:
+        return ndgpa.gpa(query, x, x, space, ndgpa.MultiLevel((2, 2)))
+
+    expected = call(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.compiled
 def test_a_coarse_branch_compiles() -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
     operator = ndgpa.GPA(2, coarse="add")
@@ -69,5 +101,8 @@ def test_the_operators_of_selection_are_well_formed() -> None:
     torch.library.opcheck(call, (query, key, *options, None, 99, "head", 0.5, None, None))
     coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(3, 2), None, None)
     more = (always.clamp(max=4), 2, "mass", "head", 0.5, times[0], torch.arange(5))
+    scores = torch.randn(2, 3, 5, requires_grad=True)
+    call = torch.ops.ndgpa.perturbed_top_k.default
+    torch.library.opcheck(call, (scores, 2, 0.5, 3, torch.tensor(1)))
     call = torch.ops.ndgpa.select_top_k.default
     torch.library.opcheck(call, (*coarse, *more, torch.tensor([1, 2, 1]), 0.5, 1))

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.selection.perturbed_top_k import _Chosen
+from ndgpa.selection.perturbed_top_k import chosen
 from ndgpa.selection.soft import log_relevance
 from ndgpa.selection.soft_top_k import project
 from tests import draw
@@ -201,10 +201,10 @@ def test_a_cold_projection_is_the_hard_choice() -> None:
 def test_the_perturbed_gradient_is_that_of_the_mean_choice() -> None:
     """Many samples against finite differences of many samples of the same noise."""
     scores = torch.tensor([0.3, 0.0, -0.4, 0.1], dtype=torch.float64, requires_grad=True)
-    options = (2, 0.5, 10, 11)
+    options = (2, 0.5, 10, torch.tensor(11))
 
     def mean(x: torch.Tensor) -> torch.Tensor:
-        return _Chosen.apply(x.expand(4000, 4), *options).mean(dim=0)
+        return chosen(x.expand(4000, 4), *options).mean(dim=0)
 
     gain = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     (grad,) = torch.autograd.grad(mean(scores) @ gain, scores)
@@ -213,6 +213,18 @@ def test_the_perturbed_gradient_is_that_of_the_mean_choice() -> None:
             step = 0.1 * torch.eye(4, dtype=torch.float64)[i]
             up, down = (mean(scores + s) @ gain for s in (step, -step))
             assert grad[i].item() == pytest.approx(((up - down) / 0.2).item(), abs=0.08)
+
+
+def test_perturbed_choices_are_mapped() -> None:
+    """Each sample has noise of its own, so what is compared needs little of it."""
+    image = ndgpa.Image((8, 8), 2)
+    x = torch.randn(3, 1, 1, 64, 4, generator=draw.seeded(0))
+    calm = ndgpa.PerturbedTopK(2, sigma=1e-9, at_most=2, seed=3)
+
+    def call(query: torch.Tensor) -> torch.Tensor:
+        return ndgpa.gpa(query, query, query, image, calm)
+
+    torch.testing.assert_close(torch.vmap(call)(x), torch.stack([call(y) for y in x]))
 
 
 def test_noise_is_controlled() -> None:
