@@ -133,10 +133,9 @@ def query_major_kernel(
     b_grad_out = load_rows(p_rows, m_row, DV, PAD_DV)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     b_out = load_rows(p_rows, m_row, DV, PAD_DV)
+    # An output that is not finite and has no gradient sends none.
     b_terms = b_grad_out.to(tl.float32) * b_out.to(tl.float32)
-    if CONTAIN:  # an output that is not finite and has no gradient sends none
-        b_terms = tl.where(b_grad_out == 0, 0.0, b_terms)
-    b_mean = tl.sum(b_terms, 1)
+    b_mean = tl.sum(tl.where(b_grad_out == 0, 0.0, b_terms), 1)
     b_mean -= tl.load(p_grad_lse + o_query, mask=m_row, other=0.0)
     tl.store(p_mean + o_query, b_mean, mask=m_row)
     # (ROWS, PAD_D)
@@ -152,7 +151,7 @@ def query_major_kernel(
         o_slot, o_key, m_key = key_rows(
             p_blocks + slots, p_key_sites, i, cells * K, R, KEYS, TILES_PER_SLOT
         )
-        m_key, m_seen, b_bias = keys_seen(
+        m_load, m_seen, b_bias = keys_seen(
             p_slot_bias,
             p_key_bias,
             p_key_time,
@@ -167,11 +166,11 @@ def query_major_kernel(
             MEMBERS,
         )
         # (KEYS, PAD_D), (KEYS, PAD_DV), (ROWS, KEYS)
-        b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
+        b_key = load_rows(p_keys + o_key * s_key_n, m_load, D, PAD_D)
         b_s = masked_logits(b_query, b_key, scale * _LOG2_E, b_bias[None, :], m_seen, PRECISION)
         b_p = tl.exp2(b_s - b_max[:, None]) * b_norm[:, None]
-        b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
-        if CONTAIN:
+        b_value = load_rows(p_values + o_key * s_value_n, m_load, DV, PAD_DV)
+        if MEMBERS > 1:
             b_key, _ = finite(b_key)
             b_value, _ = finite(b_value)
         b_slope = tl.dot(b_grad_out, tl.trans(b_value), input_precision=PRECISION)
@@ -277,18 +276,20 @@ def key_major_kernel(
     m_exists = o_key >= 0
     o_key = tl.maximum(o_key, 0)
     m_key = m_exists
+    m_load = m_key
     b_bias = tl.zeros((KEYS,), tl.float32)
     o_bias = (b * key_heads + key_head) * n_k + o_key
     if p_key_bias is not None:
         b_bias = tl.load(p_key_bias + o_bias, mask=m_key, other=float("-inf")) * _LOG2_E
         m_key = m_key & (b_bias != float("-inf"))
+        m_load = m_key & (b_bias == b_bias)
     if p_key_time is not None:
         b_then = tl.load(p_key_time + o_key)
     # (KEYS, PAD_D), (KEYS, PAD_DV)
     p_rows = p_key + b * s_key_b + key_head * s_key_h + o_key * s_key_n
-    b_key = load_rows(p_rows, m_key, D, PAD_D)
+    b_key = load_rows(p_rows, m_load, D, PAD_D)
     p_rows = p_value + b * s_value_b + key_head * s_value_h + o_key * s_value_n
-    b_value = load_rows(p_rows, m_key, DV, PAD_DV)
+    b_value = load_rows(p_rows, m_load, DV, PAD_DV)
 
     b_grad_key = tl.zeros((KEYS, PAD_D), tl.float32)
     b_grad_value = tl.zeros((KEYS, PAD_DV), tl.float32)
@@ -308,6 +309,10 @@ def key_major_kernel(
         b_max = tl.load(p_norm + o_norm, mask=m_row, other=0.0)
         b_norm = tl.load(p_norm + H * n + o_norm, mask=m_row, other=0.0)
         b_mean = tl.load(p_mean + o_query, mask=m_row, other=0.0)
+        # A query that is not finite, and on which nothing depends, sends no gradient.
+        m_row = m_row & ((b_norm == b_norm) | (b_mean != b_mean))
+        b_max = tl.where(m_row, b_max, 0.0)
+        b_norm = tl.where(m_row, b_norm, 0.0)
         b_added = b_bias[:, None]
         if p_biases is not None:
             b_added += tl.load(p_biases + o_reader, mask=m_row, other=0.0)[None, :] * _LOG2_E

@@ -80,7 +80,6 @@ def forward_kernel(
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
     MEMBERS: tl.constexpr,
-    CONTAIN: tl.constexpr,  # a row may stand beside keys that it does not see
     PRECISION: tl.constexpr,
 ):
     SITES: tl.constexpr = MEMBERS * X
@@ -122,7 +121,7 @@ def forward_kernel(
         o_slot, o_key, m_key = key_rows(
             p_blocks + slots, p_key_sites, i, cells * K, R, KEYS, TILES_PER_SLOT
         )
-        m_key, m_seen, b_bias = keys_seen(
+        m_load, m_seen, b_bias = keys_seen(
             p_slot_bias,
             p_key_bias,
             p_key_time,
@@ -137,7 +136,7 @@ def forward_kernel(
             MEMBERS,
         )
         # (KEYS, PAD_D), (ROWS, KEYS)
-        b_key = load_rows(p_keys + o_key * s_key_n, m_key, D, PAD_D)
+        b_key = load_rows(p_keys + o_key * s_key_n, m_load, D, PAD_D)
         b_s = masked_logits(b_query, b_key, scale, b_bias[None, :], m_seen, PRECISION)
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
@@ -145,8 +144,8 @@ def forward_kernel(
         b_shrink = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         # (KEYS, PAD_DV)
-        b_value = load_rows(p_values + o_key * s_value_n, m_key, DV, PAD_DV)
-        if CONTAIN:
+        b_value = load_rows(p_values + o_key * s_value_n, m_load, DV, PAD_DV)
+        if MEMBERS > 1:
             b_value, m_bad = finite(b_value)
             b_lost = tl.maximum(b_lost, tl.max((m_seen & m_bad[None, :]).to(tl.int32), 1))
         b_out = b_out * b_shrink[:, None]
@@ -158,7 +157,7 @@ def forward_kernel(
     b_lse = tl.where(m_blind, float("-inf"), (b_max + tl.log2(b_sum)) / _LOG2_E)
     b_max = tl.where(m_blind, 0.0, b_max)
     b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
-    if CONTAIN:
+    if MEMBERS > 1:
         b_out = tl.where(b_lost[:, None] > 0, float("nan"), b_out)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     store_rows(p_rows, b_out * b_norm[:, None], m_row, DV, PAD_DV)
@@ -235,7 +234,6 @@ def forward(
         KEYS=tile.keys,
         TILES_PER_SLOT=tiles_per_slot(sites, tile.keys),
         MEMBERS=tile.members,
-        CONTAIN=tile.members > 1 or query_time is not None,
         PRECISION=precision(query.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -44,6 +44,8 @@ def fused(
     _checks.no_tangents("triton", query, key, value)
     _checks.triton_backend(query, value, DTYPES, WIDEST)
     selection = with_a_slot(selection)
+    if causal:
+        key_bias = _spoilt(key, value, key_bias)
     slot_bias = None if selection.bias is None else selection.bias.float()
     out, lse, _ = attend_triton(
         query,
@@ -194,6 +196,20 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     query, key, value = map(_side_by_side, (query, key, value))
     return _empty_grads(query, key, value, slot_bias, key_bias)
+
+
+def _spoilt(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:  # (b, hk, n_k)
+    """A bias of NaN for every key that is not finite, or whose value is not, unless it is hidden.
+
+    The future has a weight of 0, and 0 NaN is NaN: the kernels do not load such a key, and its bias
+    spoils the queries that see it. One pass over both, of which nothing but this is kept.
+    """
+    with torch.no_grad():
+        size = sum(torch.linalg.vector_norm(x, torch.inf, dim=3) for x in (key, value))
+        spoilt = ~size.isfinite()
+    if key_bias is None:
+        key_bias = torch.zeros_like(size, dtype=torch.float32)
+    return key_bias.float().masked_fill(spoilt & (key_bias != -torch.inf), torch.nan)
 
 
 def _empty_grads(

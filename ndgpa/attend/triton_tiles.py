@@ -87,15 +87,17 @@ def keys_seen(
     m_key,
     MEMBERS: tl.constexpr,
 ):
-    """Which keys of a tile exist, which rows see them, and what is added to their logits in base 2.
+    """Which keys of a tile to load, which rows see them, and what is added to logits in base 2.
 
     (KEYS,), (1 or ROWS, KEYS), (KEYS,). `slots` and `keys` are where the slots of the cell and the
-    keys of the head begin. Any of the pointers may be None.
+    keys of the head begin. Any of the pointers may be None. A key whose bias is NaN is not loaded,
+    so it spoils the rows that see it and no other.
     """
     b_bias = tl.zeros(o_key.shape, tl.float32)
     if p_key_bias is not None:
         b_bias = tl.load(p_key_bias + keys + o_key, mask=m_key, other=float("-inf")) * _LOG2_E
         m_key = m_key & (b_bias != float("-inf"))
+    m_load = m_key & (b_bias == b_bias)
     if p_slot_bias is not None:
         b_bias += tl.load(p_slot_bias + slots + o_slot, mask=m_key, other=0.0) * _LOG2_E
     m_seen = m_key[None, :]
@@ -103,7 +105,7 @@ def keys_seen(
         m_seen = m_seen & ((o_slot // K)[None, :] == o_member[:, None])
     if p_key_time is not None:
         m_seen = m_seen & (tl.load(p_key_time + o_key)[None, :] <= b_now[:, None])
-    return m_key, m_seen, b_bias
+    return m_load, m_seen, b_bias
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,24 +241,39 @@ class BackendContract:
             atol=self.tolerance,
         )
 
-    @given(st.data(), st.sampled_from([1.0, 4.0, 16.0]))
-    def test_errors_keep_to_twice_those_of_plain_torch(self, data: Any, size: float) -> None:
-        """In 16 and 32 bits, against float64, at three input scales; gradients three times."""
-        problem = data.draw(draw.problems(masked=False, same=True))
-        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-        inputs = [(size * x).to(dtype) for x in problem.inputs]
-        problem.affinity = "dot"
-        exact = _plain_derivatives(problem, [x.double() for x in inputs])
-        plain = _plain_derivatives(problem, inputs)
-        ours = self.derivatives(
-            problem.with_inputs(*inputs), _everything(problem), self.backend, order=1, lse=False
-        )
-        names = ("out", "query", "key", "value")
-        for name, mine, theirs, truth in zip(names, ours, plain, exact):
-            allowed = (theirs.double() - truth).abs().max()
-            floor = torch.finfo(dtype).eps * truth.abs().max()
-            budget = (2 if name == "out" else 3) * torch.maximum(allowed, floor)
-            assert (mine.double() - truth).abs().max() <= budget, name
+    @pytest.mark.parametrize("size", [1, 4, 16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_errors_keep_to_twice_those_of_plain_torch(
+        self, dtype: torch.dtype, size: float
+    ) -> None:
+        """In 16 and 32 bits, against float64, at three input scales; gradients three times.
+
+        Over thousands of rows: few of them, with weights that nearly tie, make most of the error.
+        """
+        for structure in (
+            ndgpa.Grid((9, 20), (4, 3), (1, 3)),
+            ndgpa.Clusters(torch.arange(180) % 7, torch.arange(7) // 3),
+        ):
+            generator = draw.seeded(0)
+            problem = draw.Problem(
+                *(
+                    (size * torch.randn(8, heads, 180, d, generator=generator)).to(dtype)
+                    for heads, d in ((4, 24), (2, 24), (2, 20))
+                ),
+                structure,
+                structure,
+                affinity="dot",
+                scale=None,
+                key_mask=None,
+            )
+            exact = _plain_derivatives(problem, [x.double() for x in problem.inputs])
+            plain = _plain_derivatives(problem, problem.inputs)
+            ours = self.derivatives(problem, _everything(problem), self.backend, order=1, lse=False)
+            for name, *found, truth in zip(
+                ("out", "query", "key", "value"), ours, plain, exact, strict=True
+            ):
+                error, allowed = ((x.double() - truth).norm() for x in found)
+                assert error <= (2 if name == "out" else 3) * allowed, name
 
     # What the tests call
 

@@ -68,11 +68,13 @@ def test_two_keys_by_hand():
     assert torch.allclose(lse.flatten(), torch.stack([(1 + e2).log(), torch.tensor(2.0).log()]))
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_and_masked_keys_are_never_read(dtype):
+def test_padding_and_masked_keys_are_never_read(dtype, causal):
     problem = attention(
-        Grid((5, 7), (2, 3), 2), heads=2, key_heads=2, width=20, value_width=12, keyed=True
-    ).rounded(dtype)
+        Grid((5, 7), (2, 3), 2, time_axis=0), heads=2, key_heads=2, width=20, value_width=12,
+        keyed=True, causal=causal,
+    ).rounded(dtype)  # fmt: skip
     hidden = problem.key_bias == -torch.inf
     clean = problem.solve(triton, dtype)
     problem.key[hidden] = torch.nan
