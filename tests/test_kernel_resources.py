@@ -75,7 +75,7 @@ def _attention(resources, dtype, d, dv, heads, key_heads, selection_heads, place
 
 
 def _selection(resources, relevance, d, heads, key_heads, selection_heads, places, blocks):
-    """Means, relevance and top-k with every option on: masks, biases, ragged, groups."""
+    """Means, relevance and top-k with every option on: masks, biases, ragged, groups, times."""
     meta, cells = resources.meta, 9
     x = meta(2, heads, 1000, d, dtype=torch.float16)
     table, out = meta(blocks, 5, dtype=torch.int64), meta(2, heads, blocks, d)
@@ -93,6 +93,8 @@ def _selection(resources, relevance, d, heads, key_heads, selection_heads, place
         relevance,
         selection_heads,
         0.1,
+        meta(cells, dtype=torch.int64),
+        meta(blocks, dtype=torch.int64),
     )
 
 

@@ -259,10 +259,10 @@ def _(
 ) -> Tensor:
     given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
     options = (k, relevance, share, scale)
-    plain = cell_time is None and counts is None and p is None
+    of_fixed_k = counts is None and p is None
     narrow = query.dtype == torch.float32 and query.shape[-1] <= WIDEST
-    if plain and narrow and has_triton(query):
-        return select_in_triton(*given, *options)
+    if of_fixed_k and narrow and has_triton(query):
+        return select_in_triton(*given, *options, cell_time, key_time)
     return select_in_torch(*given, *options, cell_time, key_time, counts, p, at_least)
 
 
@@ -279,13 +279,15 @@ def select_in_triton(
     relevance: str,
     share: str,
     scale: float,
+    cell_time: Tensor | None = None,
+    key_time: Tensor | None = None,
 ) -> Tensor:
     """As `select_in_torch`, in kernels, for float32 and fixed k."""
     from ndgpa.selection.triton_top_k import select
 
     heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
     given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
-    blocks = select(*given, k, relevance, heads, scale)
+    blocks = select(*given, k, relevance, heads, scale, cell_time, key_time)
     if forced is None:
         return blocks
     always = forced.expand(*blocks.shape[:2], -1, -1)

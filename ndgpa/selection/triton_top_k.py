@@ -86,6 +86,19 @@ def key_biases(
 
 
 @triton.jit
+def candidates(b_group, b_now, p_key_group, p_key_time, o_key, m_key):
+    """Which keys of a tile exist, are of the group of a row, and past to it: (1 or rows, keys)."""
+    m_seen = m_key[None, :]
+    if p_key_group is not None:
+        b_other = tl.load(p_key_group + o_key, mask=m_key, other=-1)
+        m_seen = m_seen & (b_group[:, None] == b_other[None, :])
+    if p_key_time is not None:
+        b_then = tl.load(p_key_time + o_key, mask=m_key, other=0)
+        m_seen = m_seen & (b_then[None, :] <= b_now[:, None])
+    return m_seen
+
+
+@triton.jit
 def lse_kernel(
     p_query,  # (L * gk * g, C * P, d) float32, contiguous as all that follow
     p_key,  # (L * gk, B, d)
@@ -93,6 +106,8 @@ def lse_kernel(
     p_log_size,  # (L, B), or None
     p_cell_group,  # (C,) int64, or None
     p_key_group,  # (B,) int64, or None
+    p_cell_time,  # (C,) int64, the earliest of the cell, or None
+    p_key_time,  # (B,) int64, the latest of the block, or None
     p_lse,  # (L * gk * g, C * P), in base 2
     C,
     B,
@@ -115,8 +130,12 @@ def lse_kernel(
     m_row = o_row < C * P
     p_rows = p_query + (head * C * P + o_row) * D
     b_query = load_features(p_rows, m_row, 0, D, WIDTH)
+    b_group = o_row
+    b_now = o_row
     if p_cell_group is not None:
         b_group = tl.load(p_cell_group + o_row // P, mask=m_row, other=0)
+    if p_cell_time is not None:
+        b_now = tl.load(p_cell_time + o_row // P, mask=m_row, other=0)
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     for start in range(0, B, KEYS):
@@ -129,10 +148,7 @@ def lse_kernel(
         p_keys = p_key + (head // G * B + o_key) * D
         b_s = scores(b_query, p_rows, m_row, p_keys, m_key, D, PAD_D, WIDTH, PRECISION)
         b_s = (b_s * scale + (b_bias + b_log_size)[None, :]) * _LOG2_E
-        m_seen = m_key[None, :]
-        if p_cell_group is not None:
-            b_other = tl.load(p_key_group + o_key, mask=m_key, other=-1)
-            m_seen = m_seen & (b_group[:, None] == b_other[None, :])
+        m_seen = candidates(b_group, b_now, p_key_group, p_key_time, o_key, m_key)
         b_s = tl.where(m_seen, b_s, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
@@ -152,6 +168,8 @@ def relevance_kernel(
     p_weight,  # (C, P)
     p_cell_group,  # (C,) int64, or None
     p_key_group,  # (B,) int64, or None
+    p_cell_time,  # (C,) int64, the earliest of the cell, or None
+    p_key_time,  # (B,) int64, the latest of the block, or None
     p_lse,  # (L * gk * g, C * P) in base 2, or None for logits in place of softmax weights
     p_out,  # (rows held, cells held, B): rows of L from `first_row`, cells from `first_cell`
     first_row,
@@ -189,8 +207,12 @@ def relevance_kernel(
     o_cell = first_cell + cell_tile * CELLS + o_in // PLACES
     o_of = first_cell + cell_tile * CELLS + tl.arange(0, CELLS)
     m_of = o_of < last_cell
+    b_group = o_of
+    b_now = o_of
     if p_cell_group is not None:
         b_group = tl.load(p_cell_group + o_of, mask=m_of, other=0)
+    if p_cell_time is not None:
+        b_now = tl.load(p_cell_time + o_of, mask=m_of, other=0)
     if SINGLE:
         o_only = o_cell * P + o_in % PLACES
         m_only = (o_in % PLACES < P) & (o_cell < last_cell)
@@ -219,10 +241,6 @@ def relevance_kernel(
             if p_lse is not None:
                 b_lse = tl.load(p_lse + head * C * P + o_row, mask=m_row, other=0.0)
                 b_s = (b_s + (b_bias + b_log_size)[None, :]) * _LOG2_E
-                if p_cell_group is not None:
-                    b_mine = tl.load(p_cell_group + o_cell, mask=m_row, other=0)
-                    b_other = tl.load(p_key_group + o_key, mask=m_key, other=-1)
-                    b_s = tl.where(b_mine[:, None] == b_other[None, :], b_s, float("-inf"))
                 b_r = tl.exp2(b_s - b_lse[:, None])
                 b_r = tl.where(b_r == b_r, b_r, 0.0) * b_weight[:, None]
             else:
@@ -232,11 +250,8 @@ def relevance_kernel(
                 b_sum += b_r
             else:
                 b_sum += tl.sum(tl.reshape(b_r, (CELLS, PLACES, KEYS)), 1)
-        m_unseen = m_hidden[None, :]
-        if p_cell_group is not None:
-            b_of = tl.load(p_key_group + o_key, mask=m_key, other=-1)
-            m_unseen = m_unseen | (b_group[:, None] != b_of[None, :])
-        b_sum = tl.where(m_unseen, float("-inf"), b_sum)
+        m_seen = candidates(b_group, b_now, p_key_group, p_key_time, o_key, m_key)
+        b_sum = tl.where(m_seen & (m_hidden == 0)[None, :], b_sum, float("-inf"))
         p_of = p_out + (row_held * cells_held + o_of - first_cell) * B
         m = m_of[:, None] & m_key[None, :]
         tl.store(p_of[:, None] + o_key[None, :], b_sum, mask=m)
@@ -291,6 +306,8 @@ def select(
     relevance: str,
     selection_heads: int,
     scale: float,
+    cell_time: Tensor | None = None,  # (C,)
+    key_time: Tensor | None = None,  # (B,)
 ) -> Tensor:  # (b, hs, C, min(k, B)) int32, ascending, empty slots last
     """The most relevant blocks of each cell; everything stays on the device."""
     batch, heads, cells = query.shape[:3]
@@ -309,9 +326,8 @@ def select(
         weight = weight.sum(dim=1, keepdim=True) * g
         g = 1
     query, key = query.contiguous(), key.contiguous()
-    bias, log_size, cell_group, key_group = map(
-        _contiguous, (bias, log_size, cell_group, key_group)
-    )
+    bias, log_size = map(_contiguous, (bias, log_size))
+    tables = tuple(map(_contiguous, (cell_group, key_group, cell_time, key_time)))
     rows, lse = batch * selection_heads, None
     if relevance == "mass":
         lse = log_sum_exp(
@@ -319,8 +335,7 @@ def select(
             key,
             bias,
             log_size,
-            cell_group,
-            key_group,
+            tables,
             heads_of_key=g,
             key_heads=gk,
             scale=scale,
@@ -337,8 +352,7 @@ def select(
                 key,
                 bias,
                 log_size,
-                cell_group,
-                key_group,
+                tables,
                 weight.contiguous(),
                 lse,
                 scores,
@@ -360,8 +374,7 @@ def log_sum_exp(
     key: Tensor,  # (b, key heads of all selections, B, d)
     bias: Tensor | None,
     log_size: Tensor | None,
-    cell_group: Tensor | None,
-    key_group: Tensor | None,
+    tables: tuple[Tensor | None, ...],  # group of cells and keys, time of cells and keys
     heads_of_key: int,
     key_heads: int,  # of one selection
     scale: float,
@@ -377,8 +390,7 @@ def log_sum_exp(
         key,
         bias,
         log_size,
-        cell_group,
-        key_group,
+        *tables,
         lse,
         cells,
         key.shape[2],
@@ -397,8 +409,7 @@ def cell_relevance(
     key: Tensor,  # (b, key heads of all selections, B, d)
     bias: Tensor | None,
     log_size: Tensor | None,
-    cell_group: Tensor | None,
-    key_group: Tensor | None,
+    tables: tuple[Tensor | None, ...],  # group of cells and keys, time of cells and keys
     weight: Tensor,  # (C, P)
     lse: Tensor | None,  # (b, h, C, P)
     scores: Tensor,  # (rows held, cells held, B), written
@@ -422,8 +433,7 @@ def cell_relevance(
         bias,
         log_size,
         weight,
-        cell_group,
-        key_group,
+        *tables,
         lse,
         scores,
         first_row,

@@ -1,5 +1,7 @@
 """The selection kernels against the torch formulas."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def coarse_problems(draw):
     key_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
     cells, places, blocks, width = (draw(st.integers(1, m)) for m in (9, 5, 70, 20))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    biased, ragged, grouped = (draw(st.booleans()) for _ in range(3))
+    biased, ragged, grouped, causal = (draw(st.booleans()) for _ in range(4))
     weight = torch.randint(0, 4, (cells, places), generator=g).float()
     weight[:, 0] += 1
     query = torch.randn(2, key_heads * group, cells, places, width, generator=g)
@@ -65,6 +67,8 @@ def coarse_problems(draw):
         "relevance": draw(st.sampled_from(["mass", "logit"])),
         "share": draw(st.sampled_from(["head", "group", "all"])),
         "scale": 0.4,
+        "cell_time": torch.randint(0, 5, (cells,), generator=g) if causal else None,
+        "key_time": torch.randint(0, 5, (blocks,), generator=g) if causal else None,
     }
 
 
@@ -165,25 +169,27 @@ def test_groups_and_grids_through_the_public_rule(monkeypatch):
     from ndgpa.selection import base
 
     structures = [
-        Grid((5, 7), 2, (2, 1)),
+        Grid((5, 7), 2, (2, 1), time_axis=0),
         Clusters(
             torch.tensor([0, 0, 1, 2, 2, 3, 3, 3]),
             torch.tensor([0, 0, 1, 1]),
+            time=torch.tensor([3, 1, 4, 1, 5, 9, 2, 6]),
             group=torch.tensor([0, 0, 1, 1]),
         ),
     ]
-    for structure in structures:
+    for structure, causal in itertools.product(structures, (False, True)):
         g = torch.Generator().manual_seed(1)
         q, k = (torch.randn(2, 2, structure.num_sites, 12, generator=g) for _ in range(2))
         mask = torch.rand(2, structure.num_sites, generator=g) < 0.8
         rule = ndgpa.TopK(2, force="own")
-        wanted = ndgpa.select(q, k, structure, rule, affinity="euclidean", key_mask=mask)
+        options = {"affinity": "euclidean", "key_mask": mask, "causal": causal}
+        wanted = ndgpa.select(q, k, structure, rule, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(top_k, "select_top_k", lambda *given: top_k.select_in_triton(*given[:12]))
+            patch.setattr(top_k, "select_top_k", lambda *given: top_k.select_in_triton(*given[:14]))
             patch.setattr(
                 base,
                 "seen_sums",
                 lambda s, x, seen=None: block_sums(x, seen, s.blocks, s.block_of_site),
             )
-            found = ndgpa.select(q, k, structure, rule, affinity="euclidean", key_mask=mask)
+            found = ndgpa.select(q, k, structure, rule, **options)
         assert torch.equal(found.blocks, wanted.blocks)
