@@ -309,10 +309,11 @@ def key_major_kernel(
         b_max = tl.load(p_norm + o_norm, mask=m_row, other=0.0)
         b_norm = tl.load(p_norm + H * n + o_norm, mask=m_row, other=0.0)
         b_mean = tl.load(p_mean + o_query, mask=m_row, other=0.0)
-        # A query that is not finite, and on which nothing depends, sends no gradient.
-        m_row = m_row & ((b_norm == b_norm) | (b_mean != b_mean))
-        b_max = tl.where(m_row, b_max, 0.0)
-        b_norm = tl.where(m_row, b_norm, 0.0)
+        if p_query_time is not None:
+            # A query that is not finite, and on which nothing depends, sends no gradient.
+            m_row = m_row & ((b_norm == b_norm) | (b_mean != b_mean))
+            b_max = tl.where(m_row, b_max, 0.0)
+            b_norm = tl.where(m_row, b_norm, 0.0)
         b_added = b_bias[:, None]
         if p_biases is not None:
             b_added += tl.load(p_biases + o_reader, mask=m_row, other=0.0)[None, :] * _LOG2_E
