@@ -205,10 +205,10 @@ def _spoilt(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:  # (
     spoils the queries that see it. One pass over both, of which nothing but this is kept.
     """
     with torch.no_grad():
-        size = sum(torch.linalg.vector_norm(x, torch.inf, dim=3) for x in (key, value))
-        spoilt = ~size.isfinite()
+        sizes = [torch.linalg.vector_norm(x, torch.inf, dim=3) for x in (key, value)]
+        spoilt = ~(sizes[0].isfinite() & sizes[1].isfinite())
     if key_bias is None:
-        key_bias = torch.zeros_like(size, dtype=torch.float32)
+        key_bias = torch.zeros_like(spoilt, dtype=torch.float32)
     return key_bias.float().masked_fill(spoilt & (key_bias != -torch.inf), torch.nan)
 
 

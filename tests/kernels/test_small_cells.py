@@ -61,3 +61,9 @@ def test_a_future_that_is_not_finite_does_not_exist(cell):
     for name in ("out", "lse", "query"):
         assert torch.equal(dirty[name][:, :, :10], clean[name][:, :, :10]), name
         assert dirty[name][:, :, 10:].isnan().all()
+
+
+def test_the_largest_numbers_are_finite():
+    problem = attention(Grid((8,), 2, 1, time_axis=0), causal=True, heads=1)
+    problem.query[:], problem.key[:], problem.value[:] = 0, 65504, 65504
+    assert (problem.solve(triton, torch.float16)["out"][:, :, 0] == 65504).all()
