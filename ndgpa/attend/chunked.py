@@ -320,7 +320,7 @@ class _Tiles:
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
-        taken = table.index_select(0, rows).view(*empty.shape, -1)
+        taken = table.index_select(0, rows).view(*empty.shape, table.shape[1])
         if self.has_empty:
             taken.masked_fill_(empty[..., None], 0)
         return taken.flatten(1)
@@ -331,7 +331,7 @@ class _Tiles:
         if self.slot_bias is not None:
             bias = bias + self.slot_bias[chunk, : empty.shape[1]][..., None]
         if self.key_bias is not None:
-            bias = bias + self.key_bias.index_select(0, rows).view(*empty.shape, -1)
+            bias = bias + self.key_bias.index_select(0, rows).view(*empty.shape, self.sites)
         bias = bias.masked_fill(empty[..., None], -torch.inf)
         return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
 
@@ -407,6 +407,9 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     query, key, value, grad_out, grad_lse, blocks, slot, bias, query_time, key_time = saved
     wanted = [query, key, value, slot, bias]
+    if query.numel() == 0:  # a graph of nothing has nothing to differentiate
+        zeros = [None if x is None else torch.zeros_like(x) for x in (*wanted, grad_out, grad_lse)]
+        return *zeros[:3], *zeros[5:], None, *zeros[3:5], None, None, None
     with torch.enable_grad(), without_autocast(query):
         inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
         cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]

@@ -221,6 +221,14 @@ class BackendContract:
         for grad, x in zip(torch.autograd.grad(out.sum(), leaves), leaves):
             assert grad.shape == x.shape
 
+    def test_a_batch_of_none_has_second_derivatives_of_none(self) -> None:
+        shape, space = (0, 2, 64, 4), ndgpa.Image((8, 8), 2, 2)
+        inputs = [torch.randn(shape, dtype=self.dtype, requires_grad=True) for _ in range(3)]
+        out = ndgpa.gpa(*inputs, space, 2, backend=self.backend)
+        grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        bend = torch.stack([g.square().sum() for g in grads]).sum()
+        assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
+
     @given(st.data())
     def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=torch.float32))
