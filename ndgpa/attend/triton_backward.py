@@ -96,13 +96,14 @@ def query_major_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
-    SLOTS: tl.constexpr,  # of a tile of keys, a power of two
+    SLOTS: tl.constexpr,  # a power of two, of at least the slots of a tile of keys
     MEMBERS: tl.constexpr,
     CONTAIN: tl.constexpr,  # a row may stand beside keys that it does not see
     PRECISION: tl.constexpr,
 ):
     SITES: tl.constexpr = MEMBERS * X
     ROW_TILES: tl.constexpr = (GROUP * SITES + ROWS - 1) // ROWS
+    IN_TILE: tl.constexpr = max(KEYS // R, 1)  # slots
     program = tl.program_id(0).to(tl.int64)
     row_tile = program % ROW_TILES
     programs = tl.cdiv(C, MEMBERS)
@@ -179,11 +180,11 @@ def query_major_kernel(
             b_g = tl.where(m_seen, b_g, 0.0)
         b_grad = tl.dot(b_g.to(b_key.dtype), b_key, b_grad, input_precision=PRECISION)
         if p_grad_slot is not None:
-            o_first = i // TILES_PER_SLOT * SLOTS
+            o_first = i // TILES_PER_SLOT * IN_TILE
             o_in = tl.arange(0, SLOTS)
             m_of = (o_slot - o_first)[None, :] == o_in[:, None]
             b_of_slot = tl.sum(tl.where(m_of, tl.sum(b_g, 0)[None, :], 0.0), 1)
-            m_in = (o_first + o_in < cells * K) & (o_in < tl.maximum(KEYS // R, 1))
+            m_in = (o_first + o_in < cells * K) & (o_in < IN_TILE)
             o_part = (((b * T + t) * C + cell) * ROW_TILES + row_tile) * TILES_PER_SLOT
             o_part += i % TILES_PER_SLOT
             if MEMBERS > 1:  # which have one tile of rows

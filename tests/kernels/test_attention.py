@@ -49,6 +49,14 @@ def test_blocks_of_any_size(sites, width):
     within_budget(problem, torch.float16)
 
 
+@pytest.mark.parametrize(("sites", "slots"), [(3, 30), (9, 8), (12, 12), (70, 3)])
+def test_selections_of_many_tiles_of_keys(sites, slots):
+    """Of blocks that leave room in a tile, and of blocks that need more than one."""
+    structure = Grid((sites * slots,), sites, max(1, slots // 2))
+    problem = attention(structure, heads=1, width=8, value_width=8, slots=slots, biased=True)
+    within_budget(problem, torch.float32)
+
+
 @pytest.mark.parametrize(("width", "value_width"), [(1, 1), (64, 5), (160, 64), (256, 256)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_heads_of_any_width(width, value_width, dtype):
