@@ -65,7 +65,7 @@ def key_rows(
     else:
         o_slot = i // TILES_PER_SLOT + tl.zeros_like(o_key)
         o_place = (i % TILES_PER_SLOT) * KEYS + o_key
-        m_key = o_place < R
+        m_key = (o_place < R) & (o_slot < K)
     b_block = tl.load(p_blocks + o_slot, mask=m_key, other=-1).to(tl.int64)
     m_key = m_key & (b_block >= 0)
     o_site = tl.load(p_key_sites + b_block * R + o_place, mask=m_key, other=-1)

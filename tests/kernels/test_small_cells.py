@@ -19,7 +19,7 @@ SMALL = {
 @pytest.mark.parametrize("causal", [False, True])
 def test_small_cells_are_within_the_budget(name, causal):
     structure, heads = SMALL[name]
-    small = Grid((9,), 3, 1) if "more than" in name else structure
+    small = Grid((25,), 3, 1) if "more than" in name else structure
     if causal:
         structure, small = (
             Clusters(s.block_of_site, s.cell_of_block, torch.arange(s.num_sites) // 2)
