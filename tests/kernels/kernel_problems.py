@@ -1,5 +1,6 @@
 """Attention problems of every form that the kernels take, and two plain ways to solve them."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -143,12 +144,20 @@ def within_budget(problem, dtype):
         assert error(ours[name], x) <= budget, (name, error(ours[name], x), budget)
 
 
+# A sweep draws problems of several tiles too.
+SWEEP = os.environ.get("HYPOTHESIS_PROFILE") == "sweep"
+MOST_SITES = 150 if SWEEP else 24
+SHAPES = [(11,), (23,), (5, 4), (4, 4), (3, 2, 3), (1, 9)]
+SHAPES += [(97,), (130,), (8, 16), (3, 5, 6)] if SWEEP else []
+LENGTHS = [1, 2, 3, 4, 12, 24] if SWEEP else [1, 2, 3, 4, 12]
+
+
 @st.composite
-def structures(draw, most: int = 24) -> SpatialStructure:
+def structures(draw, most: int = MOST_SITES) -> SpatialStructure:
     """Ragged grids of one to three axes, or random clusters; all with time."""
     if draw(st.booleans()):
-        shape = draw(st.sampled_from([(11,), (23,), (5, 4), (4, 4), (3, 2, 3), (1, 9)]))
-        factors = [draw(st.integers(1, min(4, n))) for n in shape]
+        shape = draw(st.sampled_from(SHAPES))
+        factors = [draw(st.integers(1, min(80 if SWEEP else 4, n))) for n in shape]
         blocks = [-(-n // d) for n, d in zip(shape, factors)]
         cells = [draw(st.integers(1, min(3, n))) for n in blocks]
         return Grid(shape, tuple(factors), tuple(cells), time_axis=0)
@@ -182,7 +191,7 @@ def problems(draw, scale: float = 1.0) -> Attention:
         selection_heads=draw(st.sampled_from([1, key_heads, heads])),
         width=draw(st.integers(1, 40)),
         value_width=draw(st.integers(1, 40)),
-        slots=draw(st.sampled_from([1, 2, 3, 4, 12])),
+        slots=draw(st.sampled_from(LENGTHS)),
         biased=draw(st.booleans()),
         keyed=draw(st.booleans()),
         causal=draw(st.booleans()),
