@@ -296,7 +296,7 @@ class SpatialStructure(abc.ABC):
         Returns:
             The parts; zeros in the empty places.
         """
-        return take_sites(x, self.cell_sites)
+        return take_sites(x, self.cell_sites, full=self.is_even)
 
     def compose(self, parts: Float[Tensor, "*batch C PR d"]) -> Float[Tensor, "*batch n d"]:
         """Put the cells together again; what stands in empty places is dropped.
@@ -307,7 +307,7 @@ class SpatialStructure(abc.ABC):
 
     def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
         """Lay the features out block by block, as the rows of `blocks`; zeros in empty places."""
-        return take_sites(x, self.blocks)
+        return take_sites(x, self.blocks, full=self.is_even)
 
 
 def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
@@ -327,9 +327,11 @@ def _span(
 
 
 def take_sites(
-    x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"]
+    x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"], full: bool = False
 ) -> Float[Tensor, "*batch rows R d"]:
-    """Features of the sites named, zeros where a site is -1."""
+    """Features of the sites named, zeros where a site is -1; `full` promises that none is."""
+    if full:
+        return x.index_select(-2, sites.flatten()).unflatten(-2, sites.shape)
     taken = x.index_select(-2, sites.flatten().clamp(min=0)).unflatten(-2, sites.shape)
     empty: Bool[Tensor, "rows R"] = sites < 0
     return taken.masked_fill_(empty[..., None], 0)
