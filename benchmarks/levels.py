@@ -12,7 +12,7 @@ points (the pixels, shaken). Columns:
     keep             of MultiLevel, one level more for each factor of four in n
     select_products  multiply-adds of queries and keys in `select`, for each site
     gpa_products     those and the ones of `attend`
-    select_s         seconds of `select`, best of `repeats`
+    select_s         seconds of `select`, median over rounds in which every size has its turn
     attend_s         seconds of `attend` with that selection
     gpa_s            their sum
     top_k_s          seconds of `select` with one level, where it takes less than about a minute
@@ -29,14 +29,14 @@ chosen on the mosaic CHOSEN_ON alone, with seed 1.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-from measure import write
+from measure import median_seconds, write
 from skimage import data as photographs
 from torch import Tensor
 
@@ -67,7 +67,8 @@ class Options:
     found_sides: tuple[int, ...] = (256, 512)
     seeds: tuple[int, ...] = (2, 3, 4)
     """Of the random filters."""
-    repeats: int = 2
+    rounds: int = 7
+    """In which every size is timed once."""
     threads: int = 2
 
 
@@ -119,15 +120,6 @@ def coverage(x: Tensor, structure: Any, selection: ndgpa.Selection) -> float:
     return total / 256
 
 
-def best(repeats: int, call: Callable[[], Any]) -> tuple[float, Any]:
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - begin)
-    return min(times), result
-
-
 def space_of(name: str, side: int, x: Tensor) -> tuple[Tensor, ndgpa.SpatialStructure, int]:
     """Features, structure and factor: blocks of 16 sites, cells of 4, four nodes to a parent."""
     if name == "image":
@@ -157,36 +149,59 @@ def products(structure: ndgpa.SpatialStructure, rule: ndgpa.MultiLevel) -> tuple
     return select, select + 2 * FEATURES * KEPT * structure.sites_per_block
 
 
-def row(name: str, side: int, options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Case:
+    """A space of one size, its rule, and what that selects; all tables are made."""
+
+    name: str
+    x: Tensor
+    structure: ndgpa.SpatialStructure
+    rule: ndgpa.MultiLevel
+    selection: ndgpa.Selection
+
+    def select(self) -> Any:
+        return ndgpa.select(self.x, self.x, self.structure, self.rule)
+
+    def attend(self) -> Any:
+        return ndgpa.attend(self.x, self.x, self.x, self.selection, self.structure)
+
+
+def case_of(name: str, side: int, options: Options) -> Case:
     x, structure, factor = space_of(name, side, features(side))
     rule = rule_for(side, factor, options)
+    return Case(name, x, structure, rule, ndgpa.select(x, x, structure, rule))
+
+
+def timed(cases: list[Case], rounds: int) -> list[dict[str, float]]:
+    """Medians over rounds in which every size has its turn: a slow minute is everyone's."""
+    seconds = [{"select_s": [], "attend_s": []} for _ in cases]
+    for _ in range(rounds):
+        for case, of_case in zip(cases, seconds):
+            for column, call in (("select_s", case.select), ("attend_s", case.attend)):
+                start = time.perf_counter()
+                call()
+                of_case[column].append(time.perf_counter() - start)
+    return [{column: median(times) for column, times in x.items()} for x in seconds]
+
+
+def row(case: Case, seconds: dict[str, float]) -> dict[str, Any]:
+    x, structure, rule = case.x, case.structure, case.rule
     selected, both = products(structure, rule)
-    about = {
-        "space": name,
-        "sites": side * side,
+    kept = coverage(x, structure, case.selection)
+    line = {
+        "space": case.name,
+        "sites": structure.num_sites,
         "keep": " ".join(map(str, rule.keep)),
         "select_products": selected,
         "gpa_products": both,
-    }
-    return about | timed(x, structure, rule, options)
-
-
-def timed(
-    x: Tensor, structure: ndgpa.SpatialStructure, rule: ndgpa.MultiLevel, options: Options
-) -> dict[str, float]:
-    ndgpa.select(x, x, structure, rule)  # makes the tables
-    select_s, selection = best(options.repeats, lambda: ndgpa.select(x, x, structure, rule))
-    attend_s, _ = best(options.repeats, lambda: ndgpa.attend(x, x, x, selection, structure))
-    found = coverage(x, structure, selection)
-    line = {
-        "select_s": select_s,
-        "attend_s": attend_s,
-        "gpa_s": select_s + attend_s,
-        "coverage": found,
+        **seconds,
+        "gpa_s": sum(seconds.values()),
+        "coverage": kept,
     }
     if structure.num_sites <= LARGEST_TOP_K:
-        line["top_k_s"], single = best(1, lambda: ndgpa.select(x, x, structure, KEPT))
-        line["ratio"] = found / coverage(x, structure, single)
+        line["top_k_s"] = median_seconds(lambda: ndgpa.select(x, x, structure, KEPT), repeats=3)
+        single = ndgpa.select(x, x, structure, KEPT)
+        line["ratio"] = kept / coverage(x, structure, single)
     return line
 
 
@@ -238,10 +253,8 @@ def exponent(rows: list[dict[str, Any]], column: str) -> float:
 def cost(options: Options) -> None:
     rows, exponents = [], {}
     for name in ("image", "sequence", "points"):
-        own = []
-        for side in options.sides:
-            own.append(row(name, side, options))
-            print(own[-1], flush=True)
+        cases = [case_of(name, side, options) for side in options.sides]
+        own = [row(case, of_case) for case, of_case in zip(cases, timed(cases, options.rounds))]
         columns = ("select_products", "gpa_products", "select_s", "gpa_s")
         exponents[name] = {column: exponent(own, column) for column in columns}
         print(f"{name}: exponents {exponents[name]}", flush=True)
