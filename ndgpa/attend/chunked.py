@@ -248,8 +248,7 @@ class _Tiles:
 
         # Where the future is not finite, a weight of zero does not hide it: 0 NaN is NaN.
         # A GPU is not asked; it would be waited for.
-        unsafe = key.is_cuda or not _all_finite(key, value)
-        self.unsafe = query_time is not None and unsafe
+        self.unsafe = query_time is not None and (key.is_cuda or not _all_finite(key, value))
 
     def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
