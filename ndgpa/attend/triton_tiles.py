@@ -43,7 +43,8 @@ def store_rows(p_rows, b_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 def query_rows(p_cell_sites, o_row, m_row, X: tl.constexpr):
     """Rows of a cell, head after head: the head within the group, the site, and which rows exist.
 
-    A row that does not exist points at site 0.
+    `p_cell_sites` is where the sites of the cell, X of them, begin (those of several small cells
+    follow on each other). A row that does not exist points at site 0.
     """
     o_site = tl.load(p_cell_sites + o_row % X, mask=m_row, other=-1)
     return o_row // X, tl.maximum(o_site, 0), o_site >= 0

@@ -251,7 +251,7 @@ def relevance_kernel(
             else:
                 b_sum += tl.sum(tl.reshape(b_r, (CELLS, PLACES, KEYS)), 1)
         m_seen = candidates(b_group, b_now, p_key_group, p_key_time, o_key, m_key)
-        b_sum = tl.where(m_seen & (m_hidden == 0)[None, :], b_sum, float("-inf"))
+        b_sum = tl.where(m_seen & ~m_hidden[None, :], b_sum, float("-inf"))
         p_of = p_out + (row_held * cells_held + o_of - first_cell) * B
         m = m_of[:, None] & m_key[None, :]
         tl.store(p_of[:, None] + o_key[None, :], b_sum, mask=m)
