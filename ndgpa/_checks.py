@@ -957,11 +957,19 @@ def antidiagonal(problem: Any, stride: int) -> None:
             )
 
 
-def preset_shape(who: str, shape: Any, rank: int) -> tuple[int, ...]:
-    sizes = _ints("shape", shape)
-    if len(sizes) != rank:
-        raise ValueError(f"{who} needs a shape of {rank} axes; got {shape}")
-    return sizes
+def preset_shape(who: str, name: str, sizes: Any, rank: int) -> tuple[int, ...]:
+    entries = _ints(name, sizes)
+    if len(entries) != rank:
+        raise ValueError(f"{who} needs a {name} of {rank} axes; got {sizes}")
+    return entries
+
+
+def level_weights(weights: Tensor, levels: int) -> None:
+    if not weights.dtype.is_floating_point or tuple(weights.shape) != (levels,):
+        raise ValueError(
+            f"quadtree_b needs {levels} floating weights, one more than topks has entries; got "
+            f"{weights.dtype} of shape {tuple(weights.shape)}"
+        )
 
 
 def multiple(who: str, name: str, value: int, of: int) -> None:

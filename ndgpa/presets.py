@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndgpa import _checks
 from ndgpa.functional import attend, select
 from ndgpa.operators import GPA, Operator
-from ndgpa.selection import Antidiagonal, Own, Rule, Selection, TopK, TopP
+from ndgpa.selection import Antidiagonal, Own, Problem, Rule, Selection, TopK
 from ndgpa.selection.multi_level import select_children
+from ndgpa.selection.slots import ascending
 from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure
 
 
@@ -85,14 +86,17 @@ def vsa(
 
     Args:
         shape: Frames, height, width, in tokens.
-        sparsity: The share of tiles that is not read, in [0, 1).
+        sparsity: The share of tiles that is not read, in [0, 1). As in the peer, the number read is
+            the ceiling of a floating product: 0.7 of 10 tiles leaves 4, as 1 - 0.7 is above 0.3.
+        tile: Tokens of a tile along each axis; an axis that is shorter is one tile long.
         gated: Whether the call takes a `gate` for the coarse branch, (b, h, n, dv).
     """
-    shape = _checks.preset_shape("vsa", shape, 3)  # type: ignore[assignment]
+    sizes = _checks.preset_shape("vsa", "shape", shape, 3)
+    tile_sizes = _checks.preset_shape("vsa", "tile", tile, 3)
     _checks.below_one("sparsity", sparsity)
-    video = Grid(shape, tile)
+    video = Grid(sizes, tuple(min(t, n) for t, n in zip(tile_sizes, sizes)))
     count = video.num_blocks
-    k = max(1, min(math.ceil((1 - sparsity) * count - 1e-9), count))
+    k = max(1, min(math.ceil((1 - sparsity) * count), count))
     branch = "gate" if gated else "add"
     operator = GPA(TopK(k, relevance="logit"), coarse=branch, coarse_sizes=False)
     return Preset(operator, video, video)
@@ -101,26 +105,35 @@ def vsa(
 def moba(length: int, chunk: int, top_k: int) -> Preset:
     """Mixture of Block Attention: each query reads its own chunk and the best past ones, causally.
 
-    Logits of single queries and mean keys; the own chunk counts as one of `top_k`.
+    Logits of single queries and mean keys; the own chunk counts as one of `top_k`. A chunk longer
+    than the sequence holds all of it.
 
     Source: Lu et al. 2025, "MoBA: Mixture of block attention for long-context LLMs".
     """
     _checks.positive_count("top_k", top_k)
     rule: Rule = Own() if top_k == 1 else TopK(top_k - 1, relevance="logit", force="own")
-    return Preset(GPA(rule, causal=True), Sequence(length, 1), Sequence(length, chunk))
+    return _causal(rule, length, "chunk", chunk)
 
 
 def nsa_selection(length: int, block: int = 64, top: int = 16) -> Preset:
     """The selection branch of Native Sparse Attention, causal, before its gate.
 
     Softmax over the complete past blocks for each query and head, summed over the query heads of a
-    key head, which share a selection; the own block counts as one of `top`.
+    key head, which share a selection; the own block counts as one of `top`. A block longer than the
+    sequence holds all of it.
 
     Source: Yuan et al. 2025, "Native sparse attention".
     """
     _checks.positive_count("top", top)
     rule: Rule = Own() if top == 1 else TopK(top - 1, share="group", force="own")
-    return Preset(GPA(rule, causal=True), Sequence(length, 1), Sequence(length, block))
+    return _causal(rule, length, "block", block)
+
+
+def _causal(rule: Rule, length: int, name: str, block: int) -> Preset:
+    """Select blocks of keys for each token of a sequence, causally."""
+    _checks.positive_count("length", length)
+    _checks.positive_count(name, block)
+    return Preset(GPA(rule, causal=True), Sequence(length, 1), Sequence(length, min(block, length)))
 
 
 def biformer(shape: tuple[int, int], dim: int, n_win: int = 7, topk: int = 4) -> Preset:
@@ -134,7 +147,7 @@ def biformer(shape: tuple[int, int], dim: int, n_win: int = 7, topk: int = 4) ->
     Args:
         dim: Channels of all heads together; the scale is 1/sqrt(dim).
     """
-    height, width = _checks.preset_shape("biformer", shape, 2)
+    height, width = _checks.preset_shape("biformer", "shape", shape, 2)
     _checks.at_most("n_win", n_win, min(height, width), "pixels of the shorter side")
     image = Image((height, width), (height // n_win, width // n_win))
     rule = TopK(topk, relevance="logit", share="all")
@@ -175,7 +188,9 @@ class _ZeroPadded:
 
 
 def quadtree_b(
-    shape: tuple[int, int], topks: tuple[int, ...], weights: tuple[float, ...] | None = None
+    shape: tuple[int, int],
+    topks: tuple[int, ...],
+    weights: Float[Tensor, " levels"] | tuple[float, ...] | None = None,
 ) -> Preset:
     """QuadTree attention B: messages of all levels of a pyramid, added with softmax weights.
 
@@ -188,22 +203,27 @@ def quadtree_b(
     Args:
         shape: Height and width, multiples of 2 for each of `topks`.
         topks: How many tokens are kept at each level but the finest, coarsest first.
-        weights: The learnt weight of each level before the softmax, coarsest first; None is 0s.
+        weights: The weight of each level before the softmax, coarsest first; None is 0s. To learn
+            them, give an `nn.Parameter`; it becomes a parameter of the preset's operator.
     """
-    height, width = _checks.preset_shape("quadtree_b", shape, 2)
+    height, width = _checks.preset_shape("quadtree_b", "shape", shape, 2)
     for size in (height, width):
         _checks.multiple("quadtree_b", "side", size, 2 ** len(topks))
-    weights = (0.0,) * (len(topks) + 1) if weights is None else weights
+    levels = len(topks) + 1
+    if not isinstance(weights, Tensor):
+        given = (0.0,) * levels if weights is None else weights
+        weights = torch.tensor(given, dtype=torch.float64)
+    _checks.level_weights(weights, levels)
     image = Image((height, width), 2)
     return Preset(_QuadTreeB(topks, weights), image, image)
 
 
-@dataclass(frozen=True)
-class _QuadTreeB:
-    topks: tuple[int, ...]
-    weights: tuple[float, ...]
+class _QuadTreeB(nn.Module):
+    def __init__(self, topks: tuple[int, ...], weights: Float[Tensor, " levels"]) -> None:
+        super().__init__()
+        self.topks, self.weights = topks, weights
 
-    def __call__(
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -220,7 +240,7 @@ class _QuadTreeB:
             space, q, k, v = levels[0]
             q, k, v = (space.downsample(x) for x in (q, k, v))
             levels.insert(0, (space.coarsened(2), q, k, v))
-        share = torch.tensor(self.weights, dtype=torch.float64).softmax(dim=0).tolist()
+        share = self.weights.to(torch.promote_types(self.weights.dtype, torch.float32)).softmax(0)
         _, q, k, v = levels[0]
         grouped = k.shape[1] != q.shape[1]
         out = share[0] * F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
@@ -264,6 +284,10 @@ def _choose(
 def xattention(length: int, block: int = 128, stride: int = 16, threshold: float = 0.9) -> Preset:
     """XAttention, not causal: blocks until a share of the antidiagonal relevance is reached.
 
+    It follows the paper. The released code, by a slip, reads block 0 in addition: it overwrites the
+    numbers of the blocks that it drops with 0, then marks all numbers as read. For its result, use
+    `GPA(Antidiagonal(stride, threshold) | Fixed((0,)))` on the same structures.
+
     Source: Xu et al. 2025, "XAttention: Block sparse attention with antidiagonal scoring".
 
     Args:
@@ -289,21 +313,47 @@ def svg2(
 ) -> Preset:
     """Attention between k-means clusters of the tokens, as in Sparse VideoGen 2.
 
-    A cluster of queries is a cell; it reads clusters of keys until a share p of its relevance,
-    each weighted by its size, and at least `min_ratio` of them. One clustering serves all heads.
+    A cluster of queries is a cell; it reads clusters of keys until they exceed a share p of its
+    relevance, each weighted by its size. One clustering serves all heads.
 
     Source: Yang et al. 2025, "Sparse VideoGen2".
 
     Args:
         query, key: The tokens to cluster.
+        min_ratio: The least share of `key_clusters` that is read, rounded down; clusters that stay
+            empty count towards `key_clusters`, as in the peer.
     """
     spaces = []
     for x, count in ((query, query_clusters), (key, key_clusters)):
         _checks.at_most("clusters", count, len(x), "tokens")
         block = k_means(x.detach(), count, iterations, seed)
         spaces.append(Clusters(block, torch.arange(int(block.max()) + 1, device=x.device)))
-    at_least = max(1, int(min_ratio * spaces[1].num_blocks))
-    return Preset(GPA(TopP(p, at_least)), *spaces)
+    return Preset(GPA(_MoreThanP(p, int(min_ratio * key_clusters))), *spaces)
+
+
+@dataclass(frozen=True)
+class _MoreThanP(Rule):
+    """Read the most relevant blocks until their share exceeds `p`, where `TopP` stops at p."""
+
+    p: float
+    at_least: int
+
+    def __post_init__(self) -> None:
+        _checks.share_of("p", self.p)
+
+    def select(self, problem: Problem) -> Selection:
+        """Select for cells of one block each."""
+        coarse = problem.coarse()
+        key = coarse.key.repeat_interleave(problem.query.shape[1] // problem.key.shape[1], dim=1)
+        logits = coarse.scale * coarse.query @ key.mT
+        if coarse.log_size is not None:
+            logits = logits + coarse.log_size[:, None, None]
+        logits, ids = logits.detach().sort(dim=-1, descending=True, stable=True)
+        reached = logits.softmax(dim=-1).cumsum(dim=-1).clamp(max=1)
+        enough = F.pad(reached[..., :-1] > self.p, (1, 0))
+        enough[..., : self.at_least] = False
+        ids = ids.masked_fill(enough | (logits == -torch.inf), -1)
+        return Selection(ascending(ids, problem.key_structure.num_blocks).int())
 
 
 def k_means(
