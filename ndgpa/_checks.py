@@ -37,6 +37,13 @@ def grid(
     return shape, block_shape, cell_shape
 
 
+def length(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"length of a Sequence must be an int; got {value!r}: for several axes, use Grid"
+        )
+
+
 def rank(who: str, shape: Any, axes: Sequence[str]) -> None:
     if len(_ints("shape", shape)) != len(axes):
         raise ValueError(f"{who} expects a shape ({', '.join(axes)}); got {shape}")
@@ -192,20 +199,27 @@ def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure")
 def query_and_key(
     query: Any, key: Any, structure: Any, key_structure: Any, affinity: str, causal: bool
 ) -> None:
-    for name, x in (("query", query), ("key", key)):
-        _features(name, x)
-    heads_and_features(query, key)
     for name, x, place, space in (
         ("query", query, "structure", structure),
         ("key", key, "key_structure", key_structure),
     ):
+        _features(name, x)
         _structure(place, space)
-        if x.shape[2] != space.num_sites:
-            raise ValueError(f"{name} has {x.shape[2]} sites but {place} has {space.num_sites}")
+        _sites(name, x, place, space.num_sites)
+    heads_and_features(query, key)
     _whole(structure)
     one_of("affinity", affinity, AFFINITIES)
     if causal and (structure.time is None or key_structure.time is None):
         raise ValueError("causal=True needs structures with time; this one has none")
+
+
+def _sites(name: str, x: Tensor, place: str, num_sites: int) -> None:
+    if x.shape[2] == num_sites:
+        return
+    hint = ""
+    if x.shape[1] == num_sites:
+        hint = f"; if its axes are (batch, sites, heads, features), use {name}.transpose(1, 2)"
+    raise ValueError(f"{name} has {x.shape[2]} sites but {place} has {num_sites}{hint}")
 
 
 def value_for(key: Tensor, value: Any) -> None:
@@ -328,8 +342,19 @@ def layer_key_heads(heads: int, key_heads: int) -> None:
 
 
 def layer_input(name: str, x: Tensor, width: int) -> None:
-    if x.ndim != 3 or x.shape[-1] != width:
-        raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}")
+    if x.ndim == 3 and x.shape[-1] == width:
+        return
+    hint = ""
+    if x.ndim > 3 and x.shape[-1] == width:
+        hint = f"; flatten the grid with {name}.flatten(1, -2)"
+    elif x.ndim > 3 and x.shape[1] == width:
+        hint = f"; flatten the grid with {name}.flatten(2).mT"
+    raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}{hint}")
+
+
+def layer_operator(operator: Any) -> None:
+    if isinstance(operator, type) or not callable(operator):
+        raise TypeError(f"operator must be an operator, such as GPA(12); got {operator!r}")
 
 
 def no_tangents(backend: str, *xs: Tensor) -> None:
@@ -351,9 +376,15 @@ def _features(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} must be of a floating dtype; got {x.dtype}")
+    if x.dtype.itemsize < 2:
+        raise TypeError(
+            f"{name} is {x.dtype}, but attention needs at least 16 bits: use "
+            f"{name}.to(torch.bfloat16)"
+        )
     if x.ndim != 4:
+        hint = f"; flatten the grid with {name}.flatten(2, -2)" if x.ndim > 4 else ""
         raise ValueError(
-            f"{name} must have shape (batch, heads, sites, features); got {tuple(x.shape)}"
+            f"{name} must have shape (batch, heads, sites, features); got {tuple(x.shape)}{hint}"
         )
 
 
@@ -443,25 +474,24 @@ def triton_backend(
     query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int
 ) -> None:
     """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    interpreted = not query.is_cuda
+    if interpreted and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}: use "
+            "backend='torch', or set TRITON_INTERPRET=1 before Python starts to test the kernels"
+        )
     if query.dtype not in dtypes:
         raise TypeError(f"backend 'triton' computes in {_listed(dtypes)}; got {query.dtype}")
+    if interpreted and query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
     for name, x in (("query", query), ("value", value)):
         if x.shape[3] > widest:
             raise ValueError(
                 f"backend 'triton' takes heads of at most {widest} features; "
                 f"{name} has {x.shape[3]}"
             )
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError("backend 'triton' needs the triton package, which is not installed")
-    if query.is_cuda:
-        return
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"backend 'triton' needs tensors on a GPU; query is on {query.device}. "
-            "Set TRITON_INTERPRET=1 before Python starts to run its interpreter"
-        )
-    if query.dtype == torch.bfloat16:
-        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
 
 
 # Operators
@@ -776,6 +806,22 @@ def disjoint(structures: Sequence[Any]) -> None:
 
 
 # PyTorch Geometric
+
+
+def homogeneous(data: Any) -> None:
+    if hasattr(data, "node_types"):
+        raise TypeError(
+            f"graphs must have one type of nodes; got {type(data).__name__}: convert it with "
+            "data.to_homogeneous()"
+        )
+
+
+def has_edges(data: Any) -> None:
+    if data.get("edge_index") is None:
+        raise ValueError(
+            "this graph has no edge_index; add edges first, e.g. with KNNGraph, or use "
+            "ndgpa.PointCloud for positions alone"
+        )
 
 
 def coarsened(data: Any) -> None:

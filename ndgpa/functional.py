@@ -51,6 +51,11 @@ def gpa(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
+    space = structure if key_structure is None else key_structure
+    _checks.query_and_key(query, key, structure, space, affinity, causal)
+    _checks.value_for(key, value)
+    _checks.scale(scale)
+    pick(backend, query, value)
     selection = select(
         query,
         key,

@@ -25,8 +25,12 @@ class SpatialAttention(nn.Module):
         operator: The attention, e.g. `GPA(12)`, `Full()`, `Nothing()`. An operator that is a module
             becomes a submodule.
 
+    To export a model, keep the structure as an attribute of a module that calls this one:
+    `torch.export` accepts no inputs but tensors and plain numbers.
+
     Raises:
         ValueError: A width is below 1, or the heads do not divide it.
+        TypeError: `operator` is not an operator.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class SpatialAttention(nn.Module):
         self.to_out = nn.Linear(value_dim, out_dim)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "operator" and not isinstance(value, nn.Module):
-            self._modules.pop(name, None)  # an operator that is a module gives way to any other
+        if name == "operator":
+            _checks.layer_operator(value)
+            if not isinstance(value, nn.Module):
+                self._modules.pop(name, None)  # an operator that is a module gives way to any other
         super().__setattr__(name, value)
 
     def forward(

@@ -57,6 +57,12 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
         TypeError,
         r"downsample must be an int or a tuple of ints; got 2\.0",
     ),
+    (
+        lambda: ndgpa.Sequence((100,), 4),
+        TypeError,
+        r"length of a Sequence must be an int; got \(100,\): for several axes, use Grid",
+    ),
+    (lambda: ndgpa.Sequence(0, 1), ValueError, r"shape \(0,\) has an empty axis"),
     (lambda: ndgpa.Grid(8.0, 2), TypeError, r"shape must be an int or a tuple of ints; got 8\.0"),
     (
         lambda: ndgpa.Neighborhood(7.0),
@@ -212,7 +218,28 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"query": features(2, 12, 4)},
         ValueError,
-        r"query must have shape \(batch, heads, sites, features\); got \(2, 12, 4\)",
+        r"query must have shape \(batch, heads, sites, features\); got \(2, 12, 4\)$",
+    ),
+    (
+        {"query": features(1, 12, 2, 4)},
+        ValueError,
+        r"query has 2 sites but structure has 12; if its axes are \(batch, sites, heads, features"
+        r"\), use query.transpose\(1, 2\)",
+    ),
+    (
+        {"key": features(1, 12, 2, 4)},
+        ValueError,
+        r"key has 2 sites but key_structure has 12; .* use key.transpose\(1, 2\)",
+    ),
+    (
+        {"query": features(1, 2, 3, 4, 4)},
+        ValueError,
+        r"got \(1, 2, 3, 4, 4\); flatten the grid with query.flatten\(2, -2\)",
+    ),
+    (
+        {"query": features().to(torch.float8_e4m3fn)},
+        TypeError,
+        r"query is torch.float8_e4m3fn, but attention needs at least 16 bits: use query.to\(torch",
     ),
     ({"query": None}, TypeError, "query must be a tensor; got NoneType"),
     (
@@ -279,6 +306,13 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
+class Untouched(ndgpa.TopK):
+    """A rule that must not be asked."""
+
+    def select(self, problem: Any) -> Any:
+        raise AssertionError("Phase 1 ran before the arguments were checked")
+
+
 @pytest.mark.parametrize(("wrong", "error", "words"), CALLS)
 def test_arguments_that_do_not_fit_are_refused(
     wrong: dict[str, Any], error: type[Exception], words: str
@@ -288,7 +322,7 @@ def test_arguments_that_do_not_fit_are_refused(
         "key": features(),
         "value": features(),
         "structure": SEQUENCE,
-        "rule": 2,
+        "rule": Untouched(2),
     }
     with pytest.raises(error, match=words):
         ndgpa.gpa(**{**arguments, **wrong})

@@ -52,6 +52,30 @@ def test_operators_are_swapped_by_one_argument() -> None:
     assert torch.equal(layers[0](x, IMAGE), full)
 
 
+@pytest.mark.bad_input
+def test_what_is_no_operator_is_refused() -> None:
+    words = r"operator must be an operator, such as GPA\(12\); got "
+    for wrong, name in ((12, "12"), ("full", "'full'"), (ndgpa.Full, "<class"), (None, "None")):
+        with pytest.raises(TypeError, match=words + name):
+            SpatialAttention(8, operator=wrong)
+    layer = SpatialAttention(8)
+    with pytest.raises(TypeError, match=words + "3"):
+        layer.operator = 3
+
+
+@pytest.mark.bad_input
+def test_a_grid_of_features_is_refused_with_the_flattening_it_needs() -> None:
+    layer = SpatialAttention(8)
+    channels_last, channels_first = torch.randn(2, 6, 8, 8), torch.randn(2, 8, 6, 5)
+    for x, words in (
+        (channels_last, r"got \(2, 6, 8, 8\); flatten the grid with x.flatten\(1, -2\)"),
+        (channels_first, r"got \(2, 8, 6, 5\); flatten the grid with x.flatten\(2\).mT"),
+        (torch.randn(2, 48, 7), r"x must have shape \(batch, sites, 8\); got \(2, 48, 7\)$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            layer(x, IMAGE)
+
+
 def test_copies_and_saved_states_give_the_same() -> None:
     layer = SpatialAttention(8, heads=2)
     x = torch.randn(1, 48, 8)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa.attend.chunked import chunked
 from ndgpa.attend.reference import reference
-from ndgpa.attend.triton_ops import fused, is_usable
+from ndgpa.attend.triton_ops import DTYPES, WIDEST, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
 
@@ -22,6 +22,8 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     if name is None:
         return fused if is_usable(query, value) else chunked
     _checks.one_of("backend", name, BACKENDS)
+    if name == "triton":
+        _checks.triton_backend(query, value, DTYPES, WIDEST)
     return BACKENDS[name]
 
 

@@ -34,15 +34,10 @@ def fused(
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, in Triton kernels: nothing is gathered, laid out anew or held per pair.
 
-    float32 products follow `torch.backends.cuda.matmul.fp32_precision` ("tf32" or exact).
-
-    Raises:
-        TypeError: The dtype is not float16, bfloat16 or float32.
-        ValueError: Triton is missing, the tensors are not on a GPU (and `TRITON_INTERPRET=1` is not
-            set), or a head has more than 256 features.
+    float32 products follow `torch.backends.cuda.matmul.fp32_precision` ("tf32" or exact). What it
+    can compute is checked where it is picked.
     """
     _checks.no_tangents("triton", query, key, value)
-    _checks.triton_backend(query, value, DTYPES, WIDEST)
     selection = with_a_slot(selection)
     if causal:
         key_bias = _spoilt(key, value, key_bias)

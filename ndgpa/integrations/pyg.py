@@ -55,6 +55,8 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
         self.position, self.edge_weight = position, edge_weight
 
     def forward(self, data: Data) -> Data:
+        _checks.homogeneous(data)
+        _checks.has_edges(data)
         structure = _graph(
             data.edge_index,
             data.num_nodes,
@@ -86,6 +88,7 @@ def structure_of(data: Data) -> Clusters:
     Raises:
         ValueError: They did not.
     """
+    _checks.homogeneous(data)
     _checks.coarsened(data)
     block_of_site, cell_of_block = data.gpa_block_of_site, data.gpa_cell_of_block
     graph_of_site = data.get("batch")

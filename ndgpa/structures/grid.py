@@ -221,6 +221,7 @@ class Grid(SpatialStructure):
 
 def Sequence(length: int, downsample: int, cell: int = 1) -> Grid:
     """A grid of one axis whose time is the index: samples, frames, tokens."""
+    _checks.length(length)
     return Grid((length,), downsample, cell, time_axis=0)
 
 

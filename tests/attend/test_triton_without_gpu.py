@@ -35,16 +35,33 @@ def _no_interpreter(monkeypatch):
 
 def test_tensors_on_the_cpu_are_refused():
     pytest.importorskip("triton")
-    with pytest.raises(ValueError, match="needs tensors on a GPU; query is on cpu"):
-        run(torch.randn(1, 1, 16, 4))
+    words = "needs tensors on a GPU; query is on cpu: use backend='torch', or set TRITON_INTERPRET"
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(ValueError, match=words):
+            run(torch.randn(1, 1, 16, 4, dtype=dtype))
 
 
-def test_double_precision_is_refused():
+def test_nothing_is_computed_before_the_backend_is_refused():
+    class Untouched(ndgpa.TopK):
+        def select(self, problem):
+            raise AssertionError("Phase 1 ran")
+
+    x = torch.randn(1, 1, 16, 4)
+    for backend in ("triton", "cuda"):
+        with pytest.raises(ValueError, match="backend"):
+            ndgpa.gpa(x, x, x, ndgpa.Sequence(16, 4), Untouched(2), backend=backend)
+
+
+def test_double_precision_is_refused(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(TypeError, match=r"computes in .*float32; got torch.float64"):
         run(torch.randn(1, 1, 16, 4, dtype=torch.float64))
 
 
-def test_wide_heads_are_refused():
+def test_wide_heads_are_refused(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="at most 256 features; query has 257"):
         run(torch.randn(1, 1, 16, 257))
 

@@ -14,7 +14,7 @@ from tests.oracle import rows
 
 pytest.importorskip("torch_geometric")
 
-from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.data import Batch, Data, HeteroData, InMemoryDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, GPSConv
 
@@ -216,6 +216,15 @@ def test_bad_input_is_named() -> None:
         structure_of(graph(4))
     with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
         GPACoarsening(0)
+    with pytest.raises(ValueError, match="this graph has no edge_index; add edges first, e.g. wi"):
+        GPACoarsening(2)(Data(pos=torch.rand(4, 2)))
+    kinds = HeteroData(one={"x": torch.rand(4, 2)}, other={"x": torch.rand(3, 2)})
+    kinds["one", "to", "other"].edge_index = torch.tensor([[0, 3], [2, 0]])
+    for call in (GPACoarsening(2), structure_of):
+        words = r"one type of nodes; got HeteroData: convert it with data.to_homogeneous\(\)"
+        with pytest.raises(TypeError, match=words):
+            call(kinds)
+    assert structure_of(GPACoarsening(2)(kinds.to_homogeneous())).num_sites == 7
     with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
         GPAConv(8, 3)
     edges = torch.tensor([[0, 1], [1, 2]])
