@@ -90,11 +90,11 @@ class Grid(SpatialStructure):
         radii = _checks.radius(radius, len(self.shape))
         table = torch.zeros(1, 1, dtype=torch.int64, device=self.on)
         for count, cell, reach in zip(self.grid_of_blocks, self.cell_shape, radii):
-            width = min(cell + 2 * reach, count + cell - 1)
+            width = min(cell + 2 * reach, count)
             begins = torch.arange(0, count, cell, device=self.on)
-            ends = (begins + cell).clamp(max=count) + reach
+            ends = (begins + cell + reach).clamp(max=count)
             along = (begins - reach).clamp(min=0)[:, None] + torch.arange(width, device=self.on)
-            along = along.masked_fill(along >= ends[:, None].clamp(max=count), -1)
+            along = along.masked_fill(along >= ends[:, None], -1)
             table = _outer(table, along, count)
         return table
 

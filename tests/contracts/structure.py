@@ -154,6 +154,38 @@ class StructureContract:
         assert moved.blocks.device == torch.device("meta")
         assert structure.to("meta") is moved
 
+    @given(st.data())
+    def test_a_copy_for_another_device_is_the_same_space(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        moved = structure.to("meta")
+        for name in ("num_sites", "num_blocks", "num_cells", "is_even"):
+            assert getattr(moved, name) == getattr(structure, name), name
+        for name in ("blocks", "cells", "time", "group"):
+            own, there = getattr(structure, name), getattr(moved, name)
+            assert (there is None) == (own is None), name
+            if own is not None:
+                assert (there.shape, there.dtype, there.device.type) == (
+                    own.shape,
+                    own.dtype,
+                    "meta",
+                )
+
+    @given(st.data())
+    def test_one_that_was_used_in_inference_mode_can_train(self, data: Any) -> None:
+        structure = data.draw(self.structures())
+        x = _features(data, structure)
+
+        def means_at_sites(x: torch.Tensor) -> torch.Tensor:
+            again = structure.compose(structure.partition(x))
+            return structure.downsample(again).index_select(2, structure.block_of_site)
+
+        with torch.inference_mode():
+            out = means_at_sites(x)
+        x.requires_grad_()
+        torch.testing.assert_close(means_at_sites(x), out.clone())
+        means_at_sites(x).sum().backward()
+        torch.testing.assert_close(x.grad, torch.ones_like(x))
+
 
 def _features(data: Any, structure: ndgpa.SpatialStructure) -> torch.Tensor:
     generator = seeded(data.draw(st.integers(0, 2**20)))

@@ -179,6 +179,35 @@ def test_it_stands_where_gps_conv_stands() -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in conv.parameters())
 
 
+@pytest.mark.parametrize("passes", [True, False], ids=["with messages", "attention alone"])
+def test_with_full_attention_it_is_gps_conv(passes: bool) -> None:
+    """The same weights, a norm of each node: both residuals, norms and the MLP are theirs."""
+    messages = GCNConv(8, 8) if passes else None
+    mine = GPAConv(8, 2, messages, ndgpa.Full()).double()
+    theirs = GPSConv(8, messages, 2, norm="layer_norm", norm_kwargs={"mode": "node"}).double()
+    attention = mine.attention
+    for module, state in (
+        (
+            theirs.attn,
+            {
+                "in_proj_weight": torch.cat(
+                    [x.weight for x in (attention.to_query, attention.to_key, attention.to_value)]
+                ),
+                "in_proj_bias": torch.zeros(24),
+                "out_proj.weight": attention.to_out.weight,
+                "out_proj.bias": attention.to_out.bias,
+            },
+        ),
+        (theirs.mlp, mine.mlp.state_dict()),
+    ):
+        module.load_state_dict(state)
+    batch = coarsened_batch()
+    x = batch.x.double()
+    expected = theirs(x, batch.edge_index, batch.batch)
+    out = mine(x, batch.edge_index, batch.batch, structure_of(batch))
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_message_passing_gets_the_other_arguments() -> None:
     class Weighted(nn.Module):
         def forward(self, x: Any, edge_index: Any, edge_weight: Any) -> Any:
@@ -216,7 +245,7 @@ def test_bad_input_is_named() -> None:
         structure_of(graph(4))
     with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
         GPACoarsening(0)
-    with pytest.raises(ValueError, match="this graph has no edge_index; add edges first, e.g. wi"):
+    with pytest.raises(ValueError, match=r"this graph has no edge_index; add edges first, e.g. wi"):
         GPACoarsening(2)(Data(pos=torch.rand(4, 2)))
     kinds = HeteroData(one={"x": torch.rand(4, 2)}, other={"x": torch.rand(3, 2)})
     kinds["one", "to", "other"].edge_index = torch.tensor([[0, 3], [2, 0]])

@@ -31,6 +31,24 @@ def test_tables_by_hand() -> None:
     assert repr(clusters) == ("Clusters(5 sites, 3 blocks of at most 3, 2 cells of at most 2)")
 
 
+@given(draw.clusters(time=True))
+def test_spans_are_the_earliest_and_latest_times(clusters: ndgpa.Clusters) -> None:
+    """Of times of either sign, in blocks and cells of several sizes."""
+    assert clusters.time is not None
+    times = clusters.time.tolist()
+    blocks = [[times[site] for site in sites] for sites in rows(clusters.blocks)]
+    cells = [[time for b in members for time in blocks[b]] for members in rows(clusters.cells)]
+    for span, members in ((clusters.block_span, blocks), (clusters.cell_span, cells)):
+        assert [x.tolist() for x in span] == [[min(x) for x in members], [max(x) for x in members]]
+
+
+def test_spans_of_negative_times_by_hand() -> None:
+    clusters = ndgpa.Clusters(
+        torch.tensor([0, 0, 1]), torch.tensor([0, 1]), torch.tensor([-5, -3, -4])
+    )
+    assert [x.tolist() for x in clusters.block_span] == [[-5, -4], [-3, -4]]
+
+
 @given(draw.grids())
 def test_a_grid_given_as_clusters_is_the_same_partition(grid: ndgpa.Grid) -> None:
     cell_of_block = torch.empty(grid.num_blocks, dtype=torch.int64)

@@ -112,8 +112,8 @@ def test_a_batch_of_batches_is_one_batch(
     for spaces in (timed, plain):
         if not spaces:
             continue
-        nested = ndgpa.disjoint([ndgpa.disjoint(spaces[:1]), ndgpa.disjoint(spaces)])
-        flat = ndgpa.disjoint([spaces[0], *spaces])
+        nested = ndgpa.disjoint([ndgpa.disjoint(spaces), *spaces[:1], ndgpa.disjoint(spaces)])
+        flat = ndgpa.disjoint([*spaces, spaces[0], *spaces])
         for name in ("blocks", "cells", "group", "time"):
             mine, theirs = getattr(nested, name), getattr(flat, name)
             assert (mine is None and theirs is None) or torch.equal(mine, theirs)

@@ -39,6 +39,53 @@ def test_cells_are_boxes_of_blocks(grid: ndgpa.Grid) -> None:
     assert [sorted(row) for row in rows(grid.cells)] == expected
 
 
+@given(draw.grids(), st.integers(0, 4))
+def test_near_blocks_are_those_within_the_radius_of_a_block_of_the_cell(
+    grid: ndgpa.Grid, radius: int
+) -> None:
+    """Each once; the last cell of an axis may be shorter than the others."""
+    place = [np.unravel_index(block, grid.grid_of_blocks) for block in range(grid.num_blocks)]
+
+    def distance(one: int, other: int) -> int:
+        return max(abs(int(a) - int(b)) for a, b in zip(place[one], place[other]))
+
+    for near, cell in zip(rows(grid.near_cells(radius)), rows(grid.cells)):
+        every = range(grid.num_blocks)
+        assert sorted(near) == [b for b in every if min(distance(b, own) for own in cell) <= radius]
+
+
+def test_near_blocks_of_a_short_last_cell_by_hand() -> None:
+    near = ndgpa.Grid(5, 1, 3).near_cells(1)
+    assert near.tolist() == [[0, 1, 2, 3, -1], [2, 3, 4, -1, -1]]
+
+
+@given(draw.grids(time=True), st.integers(1, 3))
+def test_a_block_of_blocks_lasts_as_long_as_a_whole_one(grid: ndgpa.Grid, factor: int) -> None:
+    """Its times are those it would have in a grid that goes on until its last block is whole."""
+    coarse = grid.coarsen(factor)
+    axis = grid.time_axis
+    assert axis is not None
+    whole = grid.block_shape[axis] * coarse.block_shape[axis]
+    shape = list(grid.shape)
+    shape[axis] += -shape[axis] % whole
+    longer = ndgpa.Grid(tuple(shape), grid.block_shape, time_axis=axis)
+    assert longer.time is not None
+    blocks = rows(longer.blocks)
+    times = [
+        [int(longer.time[site]) for block in members for site in blocks[block]]
+        for members in rows(longer.coarsen(coarse.block_shape).blocks)
+    ]
+    first, last = coarse.span_of_blocks(*grid.block_span)
+    assert first.tolist() == [min(x) for x in times]
+    assert last.tolist() == [max(x) for x in times]
+
+
+def test_spans_of_blocks_of_blocks_by_hand() -> None:
+    sequence = ndgpa.Sequence(11, 2)
+    first, last = sequence.coarsen(4).span_of_blocks(*sequence.block_span)
+    assert (first.tolist(), last.tolist()) == ([0, 8], [7, 15])
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_downsampling_is_average_pooling(rank: int) -> None:
     shape = (8, 4, 6)[:rank]
