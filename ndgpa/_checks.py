@@ -244,7 +244,7 @@ def heads_and_features(query: Tensor, key: Tensor) -> None:
         raise ValueError(f"query has {query.shape[3]} features per head but key has {key.shape[3]}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(
-            f"query has {query.shape[1]} heads, which is not a multiple of the {key.shape[1]} of key"
+            f"query has {query.shape[1]} heads, which is not a multiple of key's {key.shape[1]}"
         )
 
 
@@ -665,7 +665,7 @@ def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
 def performer_input(query: Tensor, projection: Tensor) -> None:
     if query.shape[-1] != projection.shape[1]:
         raise ValueError(
-            f"query has {query.shape[-1]} features a head but the Performer was made for "
+            f"query has {query.shape[-1]} features per head but the Performer was made for "
             f"{projection.shape[1]}"
         )
     if query.device != projection.device:

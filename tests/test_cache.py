@@ -119,8 +119,6 @@ def test_a_query_that_is_refused_may_be_given_again() -> None:
     cache.append(x, x)
     with pytest.raises(ValueError, match="query has 3 features per head but key has 4"):
         cache.attend(x[..., :3])
-    with pytest.raises(
-        ValueError, match="query has 3 heads, which is not a multiple of the 2 of key"
-    ):
+    with pytest.raises(ValueError, match="query has 3 heads, which is not a multiple of key's 2"):
         cache.attend(torch.randn(1, 3, 6, 4))
     assert cache.attend(x).shape == x.shape

@@ -250,7 +250,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"query": features(1, 3, 12, 4)},
         ValueError,
-        "query has 3 heads, which is not a multiple of the 2 of key",
+        "query has 3 heads, which is not a multiple of key's 2",
     ),
     ({"key": features(1, 2, 12, 3)}, ValueError, "query has 4 features per head but key has 3"),
     ({"value": features(1, 1, 12, 4)}, ValueError, "value has 1 heads and 12 sites but key has 2"),
