@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
@@ -45,36 +45,66 @@ def chunked(
     Heads that share a selection and a key head share one tile of queries.
     """
     _checks.no_tangents("torch", query, key, value)
-    selection = with_a_slot(selection)
-    heads, key_heads = query.shape[1], key.shape[1]
-    tiles = heads if selection.blocks.shape[1] == heads else key_heads
-    blocks = selection.blocks.expand(-1, tiles, -1, -1)
-    slot_bias = None
-    if selection.bias is not None:
-        slot_bias = selection.bias.to(torch.promote_types(query.dtype, torch.float32))
-        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
-    bias = _bias_by_block(key, key_bias, key_structure)
     query_time = key_time = None
     if causal:
         assert structure.time is not None
         assert key_structure.time is not None
         query_time = structure.time[structure.cell_sites.clamp(min=0)]
-        query_time = query_time.repeat(1, heads // tiles)
         key_time = key_structure.time[key_structure.blocks.clamp(min=0)]
-    out, lse = attend_chunked(
-        rearrange(structure.partition(query), "b (t g) c x d -> b t c (g x) d", t=tiles),
+    out, lse = attend_from_cells(
+        structure.partition(query),
         key_structure.by_block(key),
         key_structure.by_block(value),
-        blocks,
+        selection,
+        scale,
+        key_bias=_bias_by_block(key, key_bias, key_structure),
+        query_time=query_time,
+        key_time=key_time,
+    )
+    return structure.compose(out), structure.compose(lse[..., None])[..., 0]
+
+
+def attend_from_cells(
+    query: Float[Tensor, "b h C X d"],
+    key: Float[Tensor, "b hk B R d"],
+    value: Float[Tensor, "b hk B R dv"],
+    selection: Selection,
+    scale: float,
+    *,
+    key_bias: Float[Tensor, "b hk B R"] | None = None,
+    query_time: Int[Tensor, "C X"] | None = None,
+    key_time: Int[Tensor, "B R"] | None = None,
+) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
+    """Attend from queries laid out cell by cell to keys laid out block by block.
+
+    Args:
+        key_bias: Added to every logit of a key, -inf for an empty place of a block.
+        query_time, key_time: Keys of a later time than the query do not exist; None for no times.
+    """
+    selection = with_a_slot(selection)
+    heads, key_heads = query.shape[1], key.shape[1]
+    tiles = heads if selection.blocks.shape[1] == heads else key_heads
+    slot_bias = None
+    if selection.bias is not None:
+        slot_bias = selection.bias.to(torch.promote_types(query.dtype, torch.float32))
+        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
+    if query_time is not None:
+        query_time = query_time.repeat(1, heads // tiles)
+    out, lse = attend_chunked(
+        rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
+        key,
+        value,
+        selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias,
-        bias,
+        key_bias,
         query_time,
         key_time,
         scale,
     )
-    out = rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles)
-    lse = rearrange(lse, "b t c (g x) -> b (t g) c x 1", g=heads // tiles)
-    return structure.compose(out), structure.compose(lse)[..., 0]
+    return (
+        rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
+        rearrange(lse, "b t c (g x) -> b (t g) c x", g=heads // tiles),
+    )
 
 
 def with_a_slot(selection: Selection) -> Selection:

@@ -20,8 +20,15 @@ class Softmax:
 
     @property
     def lse(self) -> Tensor:  # (..., X)
-        """The log-sum-exp of the logits; -inf for a query that sees nothing."""
-        lse = self.logits.logsumexp(dim=-1)
+        """The log-sum-exp of the logits; -inf for a query that sees nothing.
+
+        Its value follows from the largest logit and the largest weight, a pass cheaper; but not its
+        derivatives, for of several that are largest, only all together bend as it does.
+        """
+        if self.logits.requires_grad:
+            lse = self.logits.logsumexp(dim=-1)
+        else:
+            lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
         return lse if self.blind is None else lse.masked_fill(self.blind[..., 0], -torch.inf)
 
 
