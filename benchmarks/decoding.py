@@ -28,7 +28,7 @@ from tqdm import tqdm
 import ndgpa
 
 HEADS, CHANNELS, BLOCK, KEPT = 8, 64, 16, 8
-SIZES = [4096, 16384, 32768, 65536]
+SIZES = [4096, 16384, 32768]
 SITES = 3 * BLOCK
 
 
@@ -69,7 +69,7 @@ def row(n: int, least: float) -> dict[str, Any]:
 
 
 def held(n: int) -> ndgpa.Cache:
-    """A cache of n sites that has decoded one cell since its prompt, and has room for more.
+    """A cache of n sites, whose room has grown already.
 
     The prompt is short, for its own attention is not the question.
     """
@@ -77,7 +77,7 @@ def held(n: int) -> ndgpa.Cache:
     query, key, value = features(BLOCK)
     cache.append(key, value)
     cache.attend(query)
-    for count in (n - 2 * BLOCK - 1, 1, BLOCK):
+    for count in (n - 2 * BLOCK, BLOCK):
         query, key, value = features(count)
         cache.append(key, value)
         cache.attend(query)

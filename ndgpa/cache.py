@@ -114,14 +114,18 @@ class Cache:
 
     def _continue(self, query: Tensor, begin: int) -> Tensor:
         """Sites after `begin`, cell by cell."""
-        step = self.downsample * self.cell
-        if begin % step == 0:
-            self._kept = self._select(query[:, :, :1], begin)
+        out, step = [], self.downsample * self.cell
         left = step - begin % step  # of the cell
-        if query.shape[2] <= left:
-            return self._read(query, begin)
-        now, later = query[:, :, :left], query[:, :, left:]
-        return torch.cat([self._read(now, begin), self._continue(later, begin + left)], dim=2)
+        while query.shape[2] > left:
+            out.append(self._of_one_cell(query[:, :, :left], begin))
+            query, begin, left = query[:, :, left:], begin + left, step
+        out.append(self._of_one_cell(query, begin))
+        return torch.cat(out, dim=2)
+
+    def _of_one_cell(self, query: Tensor, begin: int) -> Tensor:
+        if begin % (self.downsample * self.cell) == 0:
+            self._kept = self._select(query[:, :, :1], begin)
+        return self._read(query, begin)
 
     def _prefill(self, query: Tensor) -> Tensor:
         """All sites at once; what a cell that has more to come selects is kept besides."""
