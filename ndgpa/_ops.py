@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +36,38 @@ def fold_into_batch(op: Any, batched: int) -> Callable[..., Any]:
 def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
+
+
+def differentiate_gradient(
+    formula: Callable[..., Any],
+    inputs: list[Tensor | None],
+    grad_outputs: list[Tensor],
+    cotangents: Sequence[Tensor],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The derivative of a backward that is an operator: that of its formula's gradient.
+
+    Args:
+        formula: Takes `inputs` and returns the outputs; differentiable twice.
+        inputs: What the gradient was taken by, the query first; None for what there is none of.
+        grad_outputs: One for each output of the formula.
+        cotangents: One for the gradient of each input; not looked at where that is None.
+
+    Returns:
+        The gradients of the inputs and of `grad_outputs`; None for one of zeros.
+    """
+    given = [x.detach().requires_grad_() for x in inputs if x is not None]
+    slopes = [g.detach().requires_grad_() for g in grad_outputs]
+    if given[0].numel() == 0:  # a graph of nothing has nothing to differentiate
+        second: Iterator[Tensor | None] = iter([torch.zeros_like(x) for x in (*given, *slopes)])
+    else:
+        with torch.enable_grad(), without_autocast(given[0]):
+            left = iter(given)
+            outputs = formula(*(None if x is None else next(left) for x in inputs))
+            grads = torch.autograd.grad(outputs, given, slopes, create_graph=True)
+            weights = [c for c, x in zip(cotangents, inputs) if x is not None]
+            second = iter(torch.autograd.grad(grads, [*given, *slopes], weights, allow_unused=True))
+    by_inputs = [None if x is None else next(second) for x in inputs]
+    return by_inputs, list(second)
 
 
 def without_autocast(like: Tensor) -> torch.autocast:

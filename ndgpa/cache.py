@@ -1,18 +1,20 @@
 """Decoding: append keys and values, attend with the newest queries, as a causal prefill would."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import AFFINITIES, dot_form
-from ndgpa.functional import attend, gpa
+from ndgpa.attend.chunked import attend_from_cells
+from ndgpa.functional import gpa
 from ndgpa.selection import Coarse, Problem, Rule, Selection, TopK
-from ndgpa.structures import Clusters, Grid, Sequence
+from ndgpa.structures import Grid, Sequence
+from ndgpa.structures.base import SpatialStructure
 
 
 class Cache:
@@ -21,7 +23,9 @@ class Cache:
     What `attend` gives for the newest sites is what `ndgpa.gpa` gives for them, causally, on the
     whole `Sequence(length, downsample, cell)`. A cell selects at its first site, from the means of
     the blocks that are complete by then, and keeps its selection; so a step costs the means at the
-    beginning of a cell, and the kept blocks at every site. For inference: no gradient is kept.
+    beginning of a cell, and the kept blocks at every site, however long the sequence is. A step
+    compiles as one graph and never makes the host wait for a GPU. For inference: no gradient is
+    kept.
 
     Args:
         downsample, cell: Of the sequence.
@@ -58,10 +62,12 @@ class Cache:
         self.rule = TopK(rule) if isinstance(rule, int) else rule
         self.scale, self.affinity = scale, affinity
         self.length = 0
-        self._attended = 0
+        self._waiting = 0  # sites that no call of `attend` has been made for
         self._kept: Selection | None = None
         self._room_for = Sequence(downsample, downsample)
         self._key = self._value = self._means = torch.empty(1, 1, 0, 1)
+        self._bias: Tensor | None = None  # (b, hk, room, 1), what euclidean logits add
+        self._time = torch.empty(0, dtype=torch.int64)  # (room,)
 
     @torch.no_grad()
     def append(self, key: Float[Tensor, "b hk m d"], value: Float[Tensor, "b hk m dv"]) -> None:
@@ -71,6 +77,7 @@ class Cache:
             _checks.same_sequence("key", key, self._key)
             _checks.same_sequence("value", value, self._value)
         begin, self.length = self.length, self.length + key.shape[2]
+        self._waiting += key.shape[2]
         wide = torch.promote_types(key.dtype, torch.float32)
         step, blocks = self.downsample * self.cell, -(-self.length // self.downsample)
         room = -(-self.length // step) * step  # for all blocks of the newest cell
@@ -79,10 +86,17 @@ class Cache:
         self._means = _room(self._means, key, self._key.shape[2] // self.downsample, wide)
         self._key[:, :, begin : self.length] = key
         self._value[:, :, begin : self.length] = value
+        if len(self._time) != self._key.shape[2]:
+            self._time = torch.arange(self._key.shape[2], device=key.device)
+        bias, _ = dot_form(key, self.affinity, self._scale(key))
+        if bias is not None:
+            kept = bias[:, :, :0, None] if self._bias is None else self._bias
+            self._bias = _room(kept, bias[..., None], self._key.shape[2], wide)
+            self._bias[:, :, begin : self.length] = bias[..., None]
         first = begin // self.downsample
         new = self._key[:, :, first * self.downsample : blocks * self.downsample]
-        new = rearrange(new, "b h (B r) d -> b h B r d", r=self.downsample)
-        self._means[:, :, first:blocks] = new.sum(dim=3, dtype=wide) / self.downsample
+        new = self._by_block(new).sum(dim=3, dtype=wide)
+        self._means[:, :, first:blocks] = new / self.downsample
 
     @torch.no_grad()
     def attend(self, query: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m dv"]:
@@ -91,21 +105,27 @@ class Cache:
         Raises:
             ValueError: m is not the number of sites appended since the last call, or as for `gpa`.
         """
-        _checks.newest(query, self.length - self._attended)
+        _checks.newest(query, self._waiting)
         _checks.heads_and_features(query, self._key)
-        out = self._continue(query, self._attended) if self._attended else self._prefill(query)
-        self._attended = self.length
+        begin = self.length - self._waiting
+        out = self._continue(query, begin) if begin else self._prefill(query)
+        self._waiting = 0
         return out
 
     def _continue(self, query: Tensor, begin: int) -> Tensor:
         """Sites after `begin`, cell by cell."""
         out, step = [], self.downsample * self.cell
-        for new in query.split(_runs(begin, self.length, step), dim=2):
-            if begin % step == 0:
-                self._kept = self._select(new[:, :, :1], begin)
-            out.append(self._read(new, begin))
-            begin += new.shape[2]
+        left = step - begin % step  # of the cell
+        while query.shape[2] > left:
+            out.append(self._of_one_cell(query[:, :, :left], begin))
+            query, begin, left = query[:, :, left:], begin + left, step
+        out.append(self._of_one_cell(query, begin))
         return torch.cat(out, dim=2)
+
+    def _of_one_cell(self, query: Tensor, begin: int) -> Tensor:
+        if begin % (self.downsample * self.cell) == 0:
+            self._kept = self._select(query[:, :, :1], begin)
+        return self._read(query, begin)
 
     def _prefill(self, query: Tensor) -> Tensor:
         """All sites at once; what a cell that has more to come selects is kept besides."""
@@ -128,10 +148,8 @@ class Cache:
 
     def _select(self, query: Tensor, begin: int) -> Selection:
         """What the cell that begins with this query reads."""
-        step = self.downsample * self.cell
-        site = torch.arange(step, device=query.device)
-        cell = Clusters(site // self.downsample, torch.zeros_like(site[: self.cell]), begin + site)
-        later = query.new_zeros(*query.shape[:2], step - 1, query.shape[3])
+        cell = _NewestCell(begin // self.downsample, self.downsample, self.cell, query.device)
+        later = query.new_zeros(*query.shape[:2], cell.num_sites - 1, query.shape[3])
         problem = _Decoding(
             torch.cat([query, later], dim=2),
             self._key,
@@ -142,24 +160,29 @@ class Cache:
             causal=True,
             means=self._means,
         )
-        return self.rule.select(problem)
+        with without_autocast(query):
+            return self.rule.select(problem)
 
     def _read(self, query: Tensor, begin: int) -> Tensor:
         """Attend from sites of the newest cell."""
         assert self._kept is not None
+        query = cast_for_autocast(query)[0]
         time = torch.arange(begin, begin + query.shape[2], device=query.device)
-        block = torch.zeros_like(time)
-        return attend(
-            query,
-            self._key,
-            self._value,
-            self._kept,
-            Clusters(block, block[:1], time),
-            key_structure=self._sequence(),
-            scale=self.scale,
-            affinity=self.affinity,
-            causal=True,
-        )
+        with without_autocast(query):
+            out, _ = attend_from_cells(
+                query[:, :, None],
+                self._by_block(self._key),
+                self._by_block(self._value),
+                self._kept,
+                self._scale(query) * (1 if self.affinity == "dot" else 2),
+                key_bias=None if self._bias is None else self._by_block(self._bias)[..., 0],
+                query_time=time[None],
+                key_time=self._time.view(-1, self.downsample),
+            )
+        return out[:, :, 0].to(query.dtype)
+
+    def _by_block(self, x: Tensor) -> Tensor:  # (b, hk, room, d) -> (b, hk, B, R, d)
+        return x.unflatten(2, (-1, self.downsample))
 
     def _sequence(self) -> Grid:
         """The room there is; what is not filled yet is later than any query."""
@@ -169,6 +192,64 @@ class Cache:
 
     def _scale(self, query: Tensor) -> float:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+class _NewestCell(SpatialStructure):
+    """One whole cell of a sequence; all is known without a look at a table.
+
+    Args:
+        first_block: The block of the sequence that the cell begins with.
+        downsample, cell: Of the sequence.
+    """
+
+    def __init__(self, first_block: int, downsample: int, cell: int, device: torch.device) -> None:
+        self.first_block, self._on = first_block, device
+        self._blocks = torch.arange(cell * downsample, device=device).view(cell, downsample)
+
+    @property
+    def blocks(self) -> Int[Tensor, "B R"]:
+        return self._blocks
+
+    @property
+    def cells(self) -> Int[Tensor, "1 B"]:
+        return torch.arange(self.num_blocks, device=self._on)[None]
+
+    @property
+    def time(self) -> Int[Tensor, " n"]:
+        return self.first_block * self.sites_per_block + self._blocks.flatten()
+
+    @property
+    def num_sites(self) -> int:
+        return self._blocks.numel()
+
+    @property
+    def is_even(self) -> bool:
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        return self._on
+
+    def to(self, device: torch.device | str) -> "_NewestCell":
+        return _NewestCell(
+            self.first_block, self.sites_per_block, self.num_blocks, torch.device(device)
+        )
+
+    def coarsen(
+        self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
+    ) -> SpatialStructure:
+        raise NotImplementedError("queries of a cache are not coarsened")
+
+    def kept_with(self, other: SpatialStructure, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What the cell and the blocks of the sequence are to each other; that is not searched."""
+        past = int(
+            self.sites_per_block == 1
+        )  # of its blocks: a first one that is over as it begins
+        known: dict[str, Callable[[], Tensor]] = {
+            "overlapping": lambda: self.first_block + self.cells[:, past:],
+            "past candidates": lambda: torch.full((1,), self.first_block + past, device=self._on),
+        }
+        return known.get(name, make)()
 
 
 @dataclass(frozen=True)
@@ -206,9 +287,3 @@ def _room(kept: Tensor, new: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     if kept.shape[2]:
         grown[:, :, : kept.shape[2]] = kept
     return grown
-
-
-def _runs(begin: int, end: int, step: int) -> list[int]:
-    """Lengths of the pieces of [begin, end) between multiples of `step`."""
-    cuts = [begin, *range((begin // step + 1) * step, end, step), end]
-    return [b - a for a, b in pairwise(cuts)]

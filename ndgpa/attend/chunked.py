@@ -7,17 +7,18 @@ derivative differentiates the plain formula.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch, without_autocast
+from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
+from ndgpa.attend.softmax import Softmax, softmax
 from ndgpa.selection.base import Selection
 from ndgpa.structures.base import SpatialStructure
 
@@ -44,36 +45,66 @@ def chunked(
     Heads that share a selection and a key head share one tile of queries.
     """
     _checks.no_tangents("torch", query, key, value)
-    selection = with_a_slot(selection)
-    heads, key_heads = query.shape[1], key.shape[1]
-    tiles = heads if selection.blocks.shape[1] == heads else key_heads
-    blocks = selection.blocks.expand(-1, tiles, -1, -1)
-    slot_bias = None
-    if selection.bias is not None:
-        slot_bias = selection.bias.to(torch.promote_types(query.dtype, torch.float32))
-        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
-    bias = _bias_by_block(key, key_bias, key_structure)
     query_time = key_time = None
     if causal:
         assert structure.time is not None
         assert key_structure.time is not None
         query_time = structure.time[structure.cell_sites.clamp(min=0)]
-        query_time = query_time.repeat(1, heads // tiles)
         key_time = key_structure.time[key_structure.blocks.clamp(min=0)]
-    out, lse = attend_chunked(
-        rearrange(structure.partition(query), "b (t g) c x d -> b t c (g x) d", t=tiles),
+    out, lse = attend_from_cells(
+        structure.partition(query),
         key_structure.by_block(key),
         key_structure.by_block(value),
-        blocks,
+        selection,
+        scale,
+        key_bias=_bias_by_block(key, key_bias, key_structure),
+        query_time=query_time,
+        key_time=key_time,
+    )
+    return structure.compose(out), structure.compose(lse[..., None])[..., 0]
+
+
+def attend_from_cells(
+    query: Float[Tensor, "b h C X d"],
+    key: Float[Tensor, "b hk B R d"],
+    value: Float[Tensor, "b hk B R dv"],
+    selection: Selection,
+    scale: float,
+    *,
+    key_bias: Float[Tensor, "b hk B R"] | None = None,
+    query_time: Int[Tensor, "C X"] | None = None,
+    key_time: Int[Tensor, "B R"] | None = None,
+) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
+    """Attend from queries laid out cell by cell to keys laid out block by block.
+
+    Args:
+        key_bias: Added to every logit of a key, -inf for an empty place of a block.
+        query_time, key_time: Keys of a later time than the query do not exist; None for no times.
+    """
+    selection = with_a_slot(selection)
+    heads, key_heads = query.shape[1], key.shape[1]
+    tiles = heads if selection.blocks.shape[1] == heads else key_heads
+    slot_bias = None
+    if selection.bias is not None:
+        slot_bias = selection.bias.to(torch.promote_types(query.dtype, torch.float32))
+        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
+    if query_time is not None:
+        query_time = query_time.repeat(1, heads // tiles)
+    out, lse = attend_chunked(
+        rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
+        key,
+        value,
+        selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias,
-        bias,
+        key_bias,
         query_time,
         key_time,
         scale,
     )
-    out = rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles)
-    lse = rearrange(lse, "b t c (g x) -> b (t g) c x 1", g=heads // tiles)
-    return structure.compose(out), structure.compose(lse)[..., 0]
+    return (
+        rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
+        rearrange(lse, "b t c (g x) -> b (t g) c x", g=heads // tiles),
+    )
 
 
 def with_a_slot(selection: Selection) -> Selection:
@@ -117,8 +148,8 @@ def attend_chunked(
     with without_autocast(query):
         for chunk, width in problem.chunks():
             tile = problem.tile(chunk, width)
-            flat_out[chunk] = tile.out
-            flat_lse[chunk] = tile.lse
+            flat_out[chunk] = tile.out.to(out.dtype)
+            flat_lse[chunk] = tile.softmax.lse
     return out, lse
 
 
@@ -162,16 +193,16 @@ def attend_chunked_backward(
     problem = _Tiles(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
     with without_autocast(query):
         for chunk, width in problem.chunks():
-            tile = problem.tile(chunk, width)
-            g = flat_out[chunk].to(grad_key.dtype)
+            tile = problem.tile(chunk, width).contained
+            g, weights = flat_out[chunk].to(grad_key.dtype), tile.softmax.weights
             slope = torch.bmm(g, tile.value.mT)  # (c, X, Y): by the weights, then by the logits
-            mean = (slope * tile.weights).sum(dim=-1, keepdim=True)
-            slope.sub_(mean - flat_lse[chunk][..., None]).mul_(tile.weights)
+            mean = (slope * weights).sum(dim=-1, keepdim=True)
+            slope.sub_(mean - flat_lse[chunk][..., None]).mul_(weights)
             if not tile.is_plain:
-                slope.masked_fill_(tile.weights == 0, 0)
-            flat_query[chunk] = _scaled_bmm(slope, tile.key, scale)
+                slope.masked_fill_(weights == 0, 0)
+            flat_query[chunk] = _scaled_bmm(slope, tile.key, scale).to(grad_query.dtype)
             _add_rows(grad_key, rows, tile, _scaled_bmm(slope.mT, tile.query, scale))
-            _add_rows(grad_value, rows, tile, torch.bmm(tile.weights.mT, g))
+            _add_rows(grad_value, rows, tile, torch.bmm(weights.mT, g))
             if slot_bias is not None:
                 by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.view(-1, blocks.shape[-1])[chunk, :width] = by_slot
@@ -241,14 +272,6 @@ class _Tiles:
         self.first_row = (heads * num_blocks).repeat_interleave(cells)  # (tiles,)
         self.blocks = blocks.flatten(0, 2)
         self.has_empty = blocks.is_cuda or bool((blocks < 0).any())
-        # The blocks of which a key has a bias; all of them, where the bias shall get a gradient.
-        self.biased = None
-        if self.key_bias is not None:
-            self.biased = ((self.key_bias != 0) | self.key_bias.requires_grad).any(dim=1)
-
-        # Where the future is not finite, a weight of zero does not hide it: 0 NaN is NaN.
-        # A GPU is not asked; it would be waited for.
-        self.unsafe = query_time is not None and (key.is_cuda or not _all_finite(key, value))
 
     def _is_plain(self, rows: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
@@ -257,7 +280,11 @@ class _Tiles:
             return False
         if self.has_empty and bool(empty.any()):
             return False
-        return self.biased is None or not bool(self.biased.index_select(0, rows).any())
+        return self.key_bias is None or not self._is_biased(self.key_bias, rows)
+
+    def _is_biased(self, key_bias: Tensor, rows: Tensor) -> bool:
+        """Whether a key of these blocks has a bias; any, where the bias shall get a gradient."""
+        return key_bias.requires_grad or bool((key_bias.index_select(0, rows) != 0).any())
 
     def chunks(self) -> Iterator[tuple[Rows, int]]:
         """Tiles that keep to the budget together, and how many of their slots to look at.
@@ -300,22 +327,16 @@ class _Tiles:
         value = self._gather(self.value, rows, empty).unflatten(1, (-1, self.widths[1])).to(wide)
         logits = _scaled_bmm(query, key.mT, self.scale)
         is_plain = self._is_plain(rows, empty)
-        if is_plain:
-            weights, dead = logits.softmax(dim=-1), None
-        else:
+        is_causal = self.query_time is not None
+        if not is_plain:
             logits = logits + self._bias(chunk, rows, empty, wide)
-            if self.query_time is not None and self.key_time is not None:
-                now = self.query_time[self._cell(chunk)]
-                then = self.key_time[blocks.clamp(min=0)].flatten(1)
-                logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
-            dead = logits.amax(dim=-1, keepdim=True) == -torch.inf
-            logits = logits.masked_fill(dead, 0)
-            weights = logits.softmax(dim=-1).masked_fill(dead, 0)
-        unused, bad = empty.flatten() if self.has_empty else None, None
-        if self.unsafe:
-            bad = ~value.isfinite()
-            key, value = (x.nan_to_num(0.0, 0.0, 0.0) for x in (key, value))
-        return _Tile(query, key, value, rows, unused, logits, weights, dead, is_plain, bad)
+        if self.query_time is not None and self.key_time is not None:
+            now = self.query_time[self._cell(chunk)]
+            then = self.key_time[blocks.clamp(min=0)].flatten(1)
+            logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
+        weights = softmax(logits, may_be_blind=not is_plain)
+        unused = empty.flatten() if self.has_empty else None
+        return _Tile(query, key, value, rows, unused, weights, is_plain, is_causal)
 
     def _gather(self, table: Tensor, rows: Tensor, empty: Tensor) -> Tensor:  # (c, K * row)
         """Whole blocks as rows; zeros in empty slots."""
@@ -347,30 +368,37 @@ class _Tile:
     value: Tensor  # (c, Y, dv)
     rows: Tensor  # (c * K,): rows of the key table
     empty: Tensor | None  # (c * K,): empty slots, whose row stands for nothing
-    logits: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
-    weights: Tensor  # (c, X, Y), 0 throughout for a query that sees nothing
-    dead: Tensor | None  # (c, X, 1): the queries that see nothing
+    softmax: Softmax  # (c, X, Y)
     is_plain: bool  # no key is hidden from any query, and none has a bias
-    bad: Tensor | None  # (c, Y, dv): values that are not finite, here 0; None where all are
+    is_causal: bool  # keys may be hidden that are not finite, and a weight of 0 does not hide NaN
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)
-        """The weighted values; NaN where one that is not finite has a weight."""
-        out = torch.bmm(self.weights, self.value)
-        if self.bad is None:
+        """The weighted values; NaN where one that is not finite has a weight.
+
+        A value that is not finite spoils its feature for all queries of the tile, also at a weight
+        of 0; so where the result is finite, all values were.
+        """
+        out = torch.bmm(self.softmax.weights, self.value)
+        if not self.is_causal or _are_finite(out):
             return out
-        counts = torch.bmm((self.weights > 0).to(out.dtype), self.bad.to(out.dtype))
+        bad = ~self.value.isfinite()
+        out = torch.bmm(self.softmax.weights, self.value.masked_fill(bad, 0))
+        counts = torch.bmm((self.softmax.weights > 0).to(out.dtype), bad.to(out.dtype))
         return out.masked_fill(counts > 0, torch.nan)
 
     @property
-    def lse(self) -> Tensor:  # (c, X)
-        """Log-sum-exp of the logits, from the largest logit and the largest weight."""
-        lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
-        return lse if self.dead is None else lse.masked_fill(self.dead[..., 0], -torch.inf)
+    def contained(self) -> "_Tile":
+        """The same with zeros for keys and values that are not finite, where any may be hidden."""
+        if not self.is_causal or _are_finite(self.key, self.value):
+            return self
+        key, value = (x.nan_to_num(0.0, 0.0, 0.0) for x in (self.key, self.value))
+        return replace(self, key=key, value=value)
 
 
-def _all_finite(*xs: Tensor) -> bool:
-    return all(bool(x.isfinite().all()) for x in xs)
+def _are_finite(*xs: Tensor) -> bool:
+    """Whether all numbers are, by their sums; a GPU is not asked, for it would be waited for."""
+    return not xs[0].is_cuda and all(bool(x.sum().isfinite()) for x in xs)
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -405,26 +433,16 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
     saved = ctx.saved_tensors
     query, key, value, grad_out, grad_lse, blocks, slot, bias, query_time, key_time = saved
-    wanted = [query, key, value, slot, bias]
-    if query.numel() == 0:  # a graph of nothing has nothing to differentiate
-        zeros = [None if x is None else torch.zeros_like(x) for x in (*wanted, grad_out, grad_lse)]
-        return *zeros[:3], *zeros[5:], None, *zeros[3:5], None, None, None
-    with torch.enable_grad(), without_autocast(query):
-        inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
-        cotangent = [g.detach().requires_grad_() for g in (grad_out, grad_lse)]
-        q, k, v, *biases = inputs
-        problem = _Tiles(q, k, v, blocks, biases[0], biases[1], query_time, key_time, ctx.scale)
-        tile = problem.tile(slice(None), blocks.shape[-1])
-        lse = tile.lse if tile.dead is None else tile.lse.masked_fill(tile.dead[..., 0], 0)
-        out = torch.bmm(tile.weights, tile.value).to(value.dtype)
-        outputs = (out.view(grad_out.shape), lse.view(grad_lse.shape))
-        given = [x for x in inputs if x is not None]
-        grads = torch.autograd.grad(outputs, given, cotangent, create_graph=True)
-        weights = [c for c, x in zip(cotangents, wanted) if x is not None]
-        second = torch.autograd.grad(grads, [*given, *cotangent], weights, allow_unused=True)
-    by_input = iter(second[: len(given)])
-    of_wanted = [None if x is None else next(by_input) for x in wanted]
-    return *of_wanted[:3], *second[len(given) :], None, *of_wanted[3:], None, None, None
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, slot: Any, bias: Any) -> tuple[Tensor, Tensor]:
+        problem = _Tiles(q, k, v, blocks, slot, bias, query_time, key_time, ctx.scale)
+        tile = problem.tile(slice(None), blocks.shape[-1]).contained
+        out = torch.bmm(tile.softmax.weights, tile.value).to(v.dtype)
+        return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
+
+    given = [query, key, value, slot, bias]
+    by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)
+    return *by_input[:3], *by_grads, None, *by_input[3:], None, None, None
 
 
 attend_chunked.register_autograd(_backward, setup_context=_save)

@@ -6,13 +6,12 @@ Triton itself is imported when the first kernel runs.
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import _checks
-from ndgpa._ops import fold_into_batch, has_triton, without_autocast
-from ndgpa.attend.chunked import attend_chunked_backward, with_a_slot
+from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton
+from ndgpa.attend.chunked import attend_from_cells, with_a_slot
 from ndgpa.selection.base import Selection
 from ndgpa.structures.base import SpatialStructure, take_sites
 
@@ -282,64 +281,58 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the `torch` backend; out and lse are functions of the rest."""
     query, key, value, slot, bias, blocks, grad_out, grad_lse, *tables = ctx.saved_tensors
-    wanted = [query, key, value, slot, bias, grad_out, grad_lse]
-    with torch.enable_grad(), without_autocast(query):
-        inputs: list[Any] = [None if x is None else x.detach().requires_grad_() for x in wanted]
-        grads, weights = _plain_gradient(inputs, blocks, tables, ctx.scale, cotangents)
-        given = [x for x in inputs if x is not None]
-        second = iter(torch.autograd.grad(grads, given, weights, allow_unused=True))
-    of_wanted = [None if x is None else next(second) for x in inputs]
-    return *of_wanted[:5], None, *of_wanted[5:], *[None] * 7
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, slot: Any, bias: Any) -> tuple[Tensor, Tensor]:
+        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *tables, ctx.scale)
+
+    given = [query, key, value, slot, bias]
+    by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)
+    return *by_input, None, *by_grads, *[None] * 7
 
 
-def _plain_gradient(
-    inputs: list[Any],
-    blocks: Tensor,
-    tables: list[Any],
+def _attend_in_torch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    selection: Selection,
+    key_bias: Tensor | None,
+    cell_sites: Tensor,
+    key_sites: Tensor,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
     scale: float,
-    cotangents: tuple[Tensor, ...],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients cell by cell and block by block, and their cotangents laid out alike."""
-    query, key, value, slot, bias, grad_out, grad_lse = inputs
-    cell_sites, key_sites, query_time, key_time = tables
-    heads, key_heads = query.shape[1], key.shape[1]
-    count = heads if blocks.shape[1] == heads else key_heads
-
-    def by_cell(x: Tensor) -> Tensor:
-        return rearrange(take_sites(x, cell_sites), "b (t g) c x d -> b t c (g x) d", t=count)
-
-    if query_time is not None:
-        query_time = query_time[cell_sites.clamp(min=0)].repeat(1, heads // count)
+) -> tuple[Tensor, Tensor]:
+    """What the kernels compute, from the same tables."""
+    if query_time is not None and key_time is not None:
+        query_time = query_time[cell_sites.clamp(min=0)]
         key_time = key_time[key_sites.clamp(min=0)]
-    if bias is None:
-        bias = key.new_zeros(key.shape[:3], dtype=torch.float32)
-    hidden = (bias == -torch.inf)[..., None]
-    key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-    bias = take_sites(bias[..., None], key_sites)[..., 0].masked_fill(key_sites < 0, -torch.inf)
-    grads = attend_chunked_backward(
-        by_cell(query),
-        take_sites(key, key_sites),
-        take_sites(value, key_sites),
-        by_cell(grad_out),
-        by_cell(grad_lse[..., None])[..., 0],
-        blocks.expand(-1, count, -1, -1),
-        None if slot is None else slot.expand(-1, count, -1, -1),
-        bias,
-        query_time,
-        key_time,
+    if key_bias is None:
+        key_bias = key.new_zeros(key.shape[:3], dtype=torch.float32)
+    hidden = (key_bias == -torch.inf)[..., None]
+    out, lse = attend_from_cells(
+        take_sites(query, cell_sites),
+        take_sites(key.masked_fill(hidden, 0), key_sites),
+        take_sites(value.masked_fill(hidden, 0), key_sites),
+        selection,
         scale,
+        key_bias=take_sites(key_bias[..., None], key_sites)[..., 0].masked_fill(
+            key_sites < 0, -torch.inf
+        ),
+        query_time=query_time,
+        key_time=key_time,
     )
-    of_query, of_key, of_value, of_slot, of_bias = cotangents
-    weights = [
-        by_cell(of_query),
-        take_sites(of_key, key_sites),
-        take_sites(of_value, key_sites),
-        torch.zeros_like(grads[3]) if slot is None else of_slot.expand(-1, count, -1, -1),
-        torch.zeros_like(grads[4])
-        if inputs[4] is None
-        else take_sites(of_bias[..., None], key_sites)[..., 0],
-    ]
-    return list(grads), weights
+    count = query.shape[2]
+    return _by_site(out, cell_sites, count), _by_site(lse[..., None], cell_sites, count)[..., 0]
+
+
+def _by_site(
+    parts: Tensor, cell_sites: Tensor, count: int
+) -> Tensor:  # (b, h, C, X, d) -> (b, h, n, d)
+    """Put the cells together; what stands in empty places goes to a row that is dropped."""
+    sites = cell_sites.flatten()
+    rows = parts.new_zeros(*parts.shape[:2], count + 1, parts.shape[-1])
+    rows = rows.index_copy(2, sites.where(sites >= 0, count), parts.flatten(2, 3))
+    return rows[:, :, :count]
 
 
 attend_triton.register_autograd(_backward, setup_context=_save)

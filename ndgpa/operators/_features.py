@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndgpa._ops import fold_into_batch, without_autocast
+from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
 
 KERNELS = ("softmax", "relu")
 
@@ -271,19 +271,20 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient of the formula, one chunk that is everything."""
     query, key, value, grad_out, key_mask, projection = ctx.saved_tensors
     everything = slice(0, None)
-    with torch.enable_grad(), without_autocast(query):
-        given = [x.detach().requires_grad_() for x in (query, key, value, grad_out)]
-        q, k, v, g = given
+
+    def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         problem = _Problem(q, k, v, key_mask, projection, *ctx.options)
         problem.chunks = lambda x: iter([everything])  # type: ignore[method-assign]
         memory = problem.memory(problem.largest()[0])
-        out = problem.read(everything, *memory).out.flatten(1, 2)
-        total = (out * g.to(out.dtype)).sum()
-        grads = torch.autograd.grad(total, given[:3], create_graph=True)
-        second = torch.autograd.grad(grads, given, cotangents, allow_unused=True)
-    return *second, *[None] * 5
+        return problem.read(everything, *memory).out.flatten(1, 2).to(v.dtype)
+
+    by_input, by_grads = differentiate_gradient(
+        formula, [query, key, value], [grad_out], cotangents
+    )
+    return *by_input, *by_grads, *[None] * 5
 
 
 attend_by_features.register_autograd(_backward, setup_context=_save)

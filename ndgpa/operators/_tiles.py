@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa._ops import cast_for_autocast, fold_into_batch, without_autocast
+from ndgpa._ops import (
+    cast_for_autocast,
+    differentiate_gradient,
+    fold_into_batch,
+    without_autocast,
+)
+from ndgpa.attend.softmax import softmax
 
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -286,10 +292,7 @@ class _Problem:
         hidden = self._hidden(chunk)
         if hidden is not None:
             logits = logits + hidden
-        if not self.may_be_blind:
-            return logits.softmax(dim=-1).flatten(3, 4).flatten(0, 2)
-        blind = logits.amax(dim=-1, keepdim=True) == -torch.inf
-        weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+        weights = softmax(logits, self.may_be_blind).weights
         return weights.flatten(3, 4).flatten(0, 2)
 
     def _hidden(self, chunk: slice) -> Tensor | None:  # (b or 1, 1, c or 1, 1, X or 1, Y or 1)
@@ -375,24 +378,16 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
     query, key, value, grad_out, key_mask, bias, *tables = ctx.saved_tensors
-    queries, keys, pattern, seen, offset = tables
-    with torch.enable_grad(), without_autocast(query):
-        given = [x.detach().requires_grad_() for x in (query, key, value, bias) if x is not None]
-        cotangent = grad_out.detach().requires_grad_()
-        own_bias = None if bias is None else given[3]
-        q, k, v = given[:3]
-        problem = _Problem(
-            q, k, v, key_mask, own_bias, queries, keys, pattern, seen, offset, ctx.scale
-        )
-        tile = problem.tile(slice(None))
-        g = problem.gather_queries(cotangent.reshape(-1, cotangent.shape[-1]), tile)
-        out = (tile.weights @ tile.value).to(value.dtype).to(g.dtype)
-        grads = torch.autograd.grad((out * g).sum(), given, create_graph=True)
-        second = torch.autograd.grad(
-            grads, [*given, cotangent], cotangents[: len(given)], allow_unused=True
-        )
-    by_bias = None if bias is None else second[3]
-    return *second[:3], second[-1], None, by_bias, *[None] * 6
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
+        tile = _Problem(q, k, v, key_mask, bias, *tables, ctx.scale).tile(slice(None))
+        rows = _Rows(q.shape[:3], v.shape[3], v.detach())
+        rows.put(tile.query_rows, tile.weights @ tile.value)
+        return rows.result()
+
+    given = [query, key, value, bias]
+    by_input, by_grads = differentiate_gradient(formula, given, [grad_out], cotangents)
+    return *by_input[:3], *by_grads, None, by_input[3], *[None] * 6
 
 
 attend_tiles.register_autograd(_backward, setup_context=_save)
