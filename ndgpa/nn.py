@@ -66,6 +66,7 @@ class SpatialAttention(nn.Module):
         context_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n out_dim"]:
         """Attend from x to the context (to x itself where there is none).
 
@@ -73,6 +74,7 @@ class SpatialAttention(nn.Module):
             x: Features of the sites of `structure`.
             context: Features of the sites of `context_structure` (None: of `structure`).
             key_mask: True where a site of the context is seen.
+            query_mask: True where a site of x takes part in what queries share, as for `Operator`.
         """
         context = x if context is None else context
         _checks.layer_input("x", x, self.to_query.in_features)
@@ -85,7 +87,10 @@ class SpatialAttention(nn.Module):
                 (self.to_value(context), self.key_heads),
             )
         )
-        out = self.operator(query, key, value, structure, context_structure, key_mask=key_mask)
+        masks = {"key_mask": key_mask}
+        if query_mask is not None:  # an operator of one's own need not know of it
+            masks["query_mask"] = query_mask
+        out = self.operator(query, key, value, structure, context_structure, **masks)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def extra_repr(self) -> str:

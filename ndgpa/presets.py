@@ -157,11 +157,20 @@ class _ZeroPadded:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
     ) -> Tensor:
         grid = structure if key_structure is None else key_structure
         assert isinstance(grid, Grid)
         options: dict[str, Any] = {"scale": self.scale, "key_mask": key_mask}
-        selection = select(query, key, structure, self.rule, key_structure=grid, **options)
+        selection = select(
+            query,
+            key,
+            structure,
+            self.rule,
+            key_structure=grid,
+            query_mask=query_mask,
+            **options,
+        )
         whole = tuple(-(-n // r) * r for n, r in zip(grid.shape, grid.block_shape))
         more = [extra for n, w in zip(grid.shape[::-1], whole[::-1]) for extra in (0, w - n)]
         key, value = (
@@ -212,6 +221,7 @@ class _QuadTreeB:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
     ) -> Tensor:
         _checks.no_mask("quadtree_b", key_mask)
         structure = structure.to(query.device)

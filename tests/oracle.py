@@ -59,20 +59,41 @@ def relevance(
     scale: float,
     affinity: str,
     kind: str = "mass",
+    voters: list[bool] | None = None,
 ) -> np.ndarray:
-    """r_lj for one query head and its key head; NaN for a block of which nothing is seen."""
+    """r_lj for one query head and its key head; NaN for a block of which nothing is seen.
+
+    A query that is no voter is in no mean and counts for nothing.
+    """
+    voters = [True] * len(query) if voters is None else voters
     seen_sites = [[y for y in block if seen[y]] for block in key_blocks]
     sizes = [len(block) for block in seen_sites]
     means = [key[b].mean(axis=0) if b else np.zeros(key.shape[1]) for b in seen_sites]
     result = np.zeros((len(cells), len(key_blocks)))
     for cell, members in enumerate(cells):
-        for i in members:
-            mean = query[blocks[i]].mean(axis=0)
+        for voting in ([x for x in blocks[i] if voters[x]] for i in members):
+            if not voting:
+                continue
+            mean = query[voting].mean(axis=0)
             logits = [logit(mean, k, scale, affinity) for k in means]
             row = softmax(logits, sizes) if kind == "mass" else np.array(logits)
-            result[cell] += len(blocks[i]) * row
+            result[cell] += len(voting) * row
     result[:, [j for j, size in enumerate(sizes) if size == 0]] = np.nan
     return result
+
+
+def voters_of(
+    structure: ndgpa.SpatialStructure,
+    key_structure: ndgpa.SpatialStructure,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None = None,
+) -> list[bool]:
+    """Which queries of one sample take part in the selection; its masks are (n,), or None."""
+    if query_mask is not None:
+        return query_mask.tolist()
+    if key_mask is not None and key_structure is structure:
+        return key_mask.tolist()
+    return [True] * structure.num_sites
 
 
 def most_relevant(scores: np.ndarray, k: int, forced: Sequence[int] = ()) -> list[int]:
@@ -99,6 +120,7 @@ def algorithm_1(
     scale: float,
     affinity: str,
     key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
 ) -> Tensor:
     """Both phases, for every batch and head on its own."""
     blocks, cells = rows(structure.blocks), rows(structure.cells)
@@ -107,10 +129,13 @@ def algorithm_1(
     q, ks = (x.detach().numpy() for x in (query, key))
     out = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.float64)
     for b in range(query.shape[0]):
+        own_masks = [None if mask is None else mask[b] for mask in (key_mask, query_mask)]
         seen = [True] * key.shape[2] if key_mask is None else key_mask[b].tolist()
+        voters = voters_of(structure, key_structure, *own_masks)
         for h in range(query.shape[1]):
             g = h * key.shape[1] // query.shape[1]
-            scores = relevance(q[b, h], ks[b, g], blocks, cells, key_blocks, seen, scale, affinity)
+            given = (q[b, h], ks[b, g], blocks, cells, key_blocks, seen, scale, affinity)
+            scores = relevance(*given, voters=voters)
             for cell, members in enumerate(cells):
                 kept = most_relevant(scores[cell], k)
                 sites = [y for j in kept for y in key_blocks[j] if seen[y]]

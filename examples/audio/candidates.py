@@ -60,7 +60,10 @@ def _reader(question: Question, operator: Operator, structure: Sequence) -> Read
 
 def _gpa(question: Question, operator: GPA, structure: Sequence) -> Read:
     options = {"scale": operator.scale, "causal": operator.causal, "key_mask": question.known}
-    selection = select(question.query, question.key, structure, operator.rule, **options)
+    asking = torch.ones_like(question.known)  # gaps too
+    selection = select(
+        question.query, question.key, structure, operator.rule, query_mask=asking, **options
+    )
 
     def read(frames: Tensor) -> tuple[Tensor, Tensor]:
         sites, weights = key_weights(

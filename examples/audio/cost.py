@@ -45,7 +45,12 @@ def cost_of(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
     def call() -> Tensor:
         return attend(
-            question.query, question.key, question.value, structure, key_mask=question.known
+            question.query,
+            question.key,
+            question.value,
+            structure,
+            key_mask=question.known,
+            query_mask=torch.ones_like(question.known),
         )
 
     peak = peak_bytes(call)

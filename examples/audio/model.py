@@ -103,7 +103,12 @@ class Restorer(nn.Module):
         question, features, own, share = self.ask(wave, known)
         structure = space(own.shape[2])
         answer = operator(
-            question.query, question.key, question.value, structure, key_mask=question.known
+            question.query,
+            question.key,
+            question.value,
+            structure,
+            key_mask=question.known,
+            query_mask=torch.ones_like(question.known),  # gaps ask too
         )
         return self.answer(question, answer, features, own, share)
 

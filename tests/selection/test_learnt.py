@@ -16,7 +16,7 @@ from ndgpa.selection.soft import log_relevance
 from ndgpa.selection.soft_top_k import project
 from tests import draw
 from tests.contracts.rule import RuleContract
-from tests.oracle import relevance, rows
+from tests.oracle import relevance, rows, voters_of
 from tests.selection.causal_contract import CausalContract
 
 
@@ -92,6 +92,7 @@ def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[0].tolist()
+    mask = None if problem.key_mask is None else problem.key_mask[0]
     tables = (problem.structure.blocks, problem.structure.cells, problem.key_structure.blocks)
     for h in range(problem.query.shape[1]):
         expected = relevance(
@@ -101,6 +102,7 @@ def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
             seen,
             problem.logit_scale,
             problem.affinity,
+            voters=voters_of(problem.structure, problem.key_structure, mask),
         )
         expected = np.nan_to_num(expected)
         total = expected.sum(axis=1, keepdims=True)

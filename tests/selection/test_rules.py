@@ -13,7 +13,7 @@ import ndgpa
 from ndgpa.selection import Rule
 from tests import draw
 from tests.contracts.rule import RuleContract
-from tests.oracle import most_relevant, relevance, rows
+from tests.oracle import most_relevant, relevance, rows, voters_of
 from tests.selection.causal_contract import CausalContract
 
 
@@ -26,6 +26,7 @@ def scores_of(problem: draw.Problem, b: int, h: int, kind: str = "mass") -> np.n
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
+    mask = None if problem.key_mask is None else problem.key_mask[b]
     return relevance(
         problem.query[b, h].numpy(),
         problem.key[b, h * problem.key.shape[1] // problem.query.shape[1]].numpy(),
@@ -36,6 +37,7 @@ def scores_of(problem: draw.Problem, b: int, h: int, kind: str = "mass") -> np.n
         problem.logit_scale,
         problem.affinity,
         kind,
+        voters_of(problem.structure, problem.key_structure, mask),
     )
 
 

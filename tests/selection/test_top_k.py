@@ -15,7 +15,7 @@ from ndgpa.selection import relevance as module
 from ndgpa.selection.top_k import top_k_lowest_id
 from tests import draw
 from tests.contracts.rule import RuleContract
-from tests.oracle import most_relevant, relevance, rows
+from tests.oracle import most_relevant, relevance, rows, voters_of
 
 
 @st.composite
@@ -75,6 +75,7 @@ def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
+    mask = None if problem.key_mask is None else problem.key_mask[b]
     return relevance(
         problem.query[b, h].numpy(),
         problem.key[b, h * problem.key.shape[1] // problem.query.shape[1]].numpy(),
@@ -85,6 +86,7 @@ def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
         problem.logit_scale,
         problem.affinity,
         kind,
+        voters_of(problem.structure, problem.key_structure, mask),
     )
 
 

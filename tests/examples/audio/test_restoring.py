@@ -78,7 +78,8 @@ def test_the_strongest_keys_are_those_the_operator_reads(name):
     attend, frames = operator(name, 200), torch.tensor([0, 3, 77, 199])
     keys, weights = strongest_keys(asked, attend, space(200), frames, 1)
     one_hot = torch.eye(200).expand(1, 2, -1, -1)
-    out = attend(asked.query, asked.key, one_hot, space(200), key_mask=asked.known)[0, :, frames]
+    masks = {"key_mask": asked.known, "query_mask": torch.ones_like(asked.known)}
+    out = attend(asked.query, asked.key, one_hot, space(200), **masks)[0, :, frames]
     best = out.max(dim=-1)
     assert (keys[..., 0] == best.indices).all()
     torch.testing.assert_close(weights[..., 0], best.values)
