@@ -153,9 +153,9 @@ def test_logits_that_overflow_name_no_block_twice(huge: float) -> None:
     query, key = torch.ones(1, 4, 6, 2), torch.full((1, 4, 6, 2), huge)
     key[:, ::2] *= -1
     space = ndgpa.Sequence(6, 2)
-    for relevance in ("mass", "logit"):
+    for kind in ("mass", "logit"):
         for scale in (1.0, 1e20):
-            rule = ndgpa.TopK(2, relevance, share="all", force=(1,))
+            rule = ndgpa.TopK(2, kind, share="all", force=(1,))
             kept = ndgpa.select(query * huge, key, space, rule, scale=scale).blocks
             assert kept.tolist() == [[[[0, 1, 2]] * 3]]
 
