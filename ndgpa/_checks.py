@@ -249,18 +249,26 @@ def heads_and_features(query: Tensor, key: Tensor) -> None:
 
 
 def key_mask(mask: Any, key: Tensor) -> None:
+    _site_mask("key", "is seen", mask, key)
+
+
+def query_mask(mask: Any, query: Tensor) -> None:
+    _site_mask("query", "takes part in the selection", mask, query)
+
+
+def _site_mask(of: str, meaning: str, mask: Any, x: Tensor) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"key_mask must be a bool tensor, True where a key is seen; got {got}")
-    wanted = (key.shape[0], key.shape[2])
+        raise TypeError(f"{of}_mask must be a bool tensor, True where a {of} {meaning}; got {got}")
+    wanted = (x.shape[0], x.shape[2])
     if tuple(mask.shape) != wanted:
         raise ValueError(
-            f"key_mask must have shape (batch, sites) = {wanted}; got {tuple(mask.shape)}"
+            f"{of}_mask must have shape (batch, sites) = {wanted}; got {tuple(mask.shape)}"
         )
-    if mask.device != key.device:
-        raise ValueError(f"key_mask is on {mask.device} but key is on {key.device}")
+    if mask.device != x.device:
+        raise ValueError(f"{of}_mask is on {mask.device} but {of} is on {x.device}")
 
 
 def scale(value: Any) -> None:
@@ -504,12 +512,19 @@ def triton_backend(
 
 
 def operator_call(
-    query: Any, key: Any, value: Any, structure: Any, key_structure: Any, mask: Any
+    query: Any,
+    key: Any,
+    value: Any,
+    structure: Any,
+    key_structure: Any,
+    mask: Any,
+    voters: Any = None,
 ) -> None:
     """What every operator asks of its arguments."""
     query_and_key(query, key, structure, key_structure, "dot", causal=False)
     value_for(key, value)
     key_mask(mask, key)
+    query_mask(voters, query)
     if _has_tangents(query, key, value):
         raise NotImplementedError(
             "this operator has no forward-mode derivative; use reverse mode, or Full"
@@ -1005,6 +1020,8 @@ def antidiagonal(problem: Any, stride: int) -> None:
         )
     if problem.affinity != "dot" or problem.key_mask is not None:
         raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    if problem.query_mask is not None:
+        raise ValueError("Antidiagonal takes no query_mask")
     for name in ("structure", "key_structure"):
         space = getattr(problem, name)
         if not space.is_even or space.sites_per_block % stride or space.group is not None:

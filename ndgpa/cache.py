@@ -274,7 +274,7 @@ class _Decoding(Problem):
             bias,
             self.key_structure.block_sizes.to(wide)[None],
             None,
-            self.structure.block_sums(first.to(wide))[:, 0],
+            self.structure.block_sums(first.to(wide)).mT,
             scale,
         )
 

@@ -25,6 +25,7 @@ def gpa(
     affinity: str = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -42,6 +43,9 @@ def gpa(
             released code).
         causal: A site sees only sites of its own or an earlier time (of `structure.time`).
         key_mask: True where a key is seen; a key that is not seen does not exist.
+        query_mask: (batch, n), True where a query takes part in the selection; None means all, but
+            in self-attention (queries and keys on one structure) where a key is seen: padding has
+            no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -66,6 +70,7 @@ def gpa(
         affinity=affinity,
         causal=causal,
         key_mask=key_mask,
+        query_mask=query_mask,
     )
     return attend(
         query,
@@ -93,6 +98,7 @@ def select(
     affinity: str = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
 ) -> Selection:
     """Phase 1: find the key blocks that each cell of queries reads.
 
@@ -104,15 +110,17 @@ def select(
     rule = TopK(rule) if isinstance(rule, int) else rule
     _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
     _checks.key_mask(key_mask, key)
+    _checks.query_mask(query_mask, query)
     _checks.scale(scale)
     same = key_structure is structure
     structure = structure.to(query.device)
     key_structure = structure if same else key_structure.to(query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with without_autocast(query):
-        return rule.select(
-            Problem(query, key, structure, key_structure, scale, affinity, causal, key_mask)
+        problem = Problem(
+            query, key, structure, key_structure, scale, affinity, causal, key_mask, query_mask
         )
+        return rule.select(problem)
 
 
 def attend(

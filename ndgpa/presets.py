@@ -280,7 +280,7 @@ def _choose(
         space.by_block(key).detach(),
         query.new_zeros(len(query), *space.blocks.shape),
         kept[:, :, space.block_of_site],
-        query.new_ones(space.num_sites, 1),
+        query.new_ones(len(query), space.num_sites, 1),
         space.blocks,
         None,
         topk,

@@ -51,6 +51,13 @@ def clusters(draw: Any, time: bool | None = None, group: bool = False) -> ndgpa.
     return ndgpa.Clusters(_onto(sites, blocks, generator), cell_of_block, times, groups)
 
 
+@st.composite
+def anything(draw: Any, x: Tensor) -> Tensor:
+    """What may stand where nothing is to be read: other numbers, huge ones, NaN, infinities."""
+    numbers = torch.randn(x.shape, generator=seeded(draw(st.integers(0, 2**20)))).to(x)
+    return numbers * draw(st.sampled_from([5.0, 1e30, torch.nan, torch.inf, -torch.inf]))
+
+
 def structures(time: bool | None = None) -> st.SearchStrategy[ndgpa.SpatialStructure]:
     return st.one_of(grids(time=time), clusters(time=time))
 
@@ -117,10 +124,12 @@ def problems(
     same: bool | None = None,
     time: bool | None = None,
     max_batch: int = 2,
+    spaces: st.SearchStrategy[ndgpa.SpatialStructure] | None = None,
 ) -> Problem:
-    structure = draw(structures(time=time))
+    spaces = structures(time=time) if spaces is None else spaces
+    structure = draw(spaces)
     cross = not (draw(st.booleans()) if same is None else same)
-    key_structure = draw(structures(time=time)) if cross else structure
+    key_structure = draw(spaces) if cross else structure
     batch, key_heads = draw(st.integers(1, max_batch)), draw(st.integers(1, 2))
     heads = key_heads * draw(st.integers(1, 2))
     width, value_width = draw(st.integers(1, 5)), draw(st.integers(1, 4))

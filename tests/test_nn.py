@@ -170,7 +170,7 @@ def test_the_operators_pass_opcheck() -> None:
             torch.randn(1, 2, 6, 5),
             None,
             None,
-            torch.ones(3, 2),
+            torch.ones(1, 3, 2),
             None,
             None,
             None,

@@ -24,6 +24,7 @@ class Operator(Protocol):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """Attend.
 
@@ -31,6 +32,9 @@ class Operator(Protocol):
             structure: The space of the queries.
             key_structure: The space of the keys; None means the same.
             key_mask: True where a key is seen.
+            query_mask: True where a query takes part in what queries share: a selection, or
+                landmarks. None means all, but in self-attention where a key is seen. Operators
+                that answer each query on its own have no use for it.
         """
         ...
 

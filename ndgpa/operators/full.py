@@ -42,11 +42,13 @@ class Full:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
         _checks.query_and_key(query, key, structure, key_structure, self.affinity, self.causal)
         _checks.value_for(key, value)
         _checks.key_mask(key_mask, key)
+        _checks.query_mask(query_mask, query)
         _checks.scale(self.scale)
         structure, key_structure = structure.to(query.device), key_structure.to(query.device)
         query, key, value = cast_for_autocast(query, key, value)

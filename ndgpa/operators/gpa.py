@@ -49,11 +49,14 @@ class GPA:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
         gate: Float[Tensor, "b h n #dv"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """Attend.
 
         Args:
+            query_mask: As for `gpa`; in the coarse branch, too, a block's query is the mean over
+                its sites that take part.
             gate: What the coarse branch is multiplied with, one number for each feature or for
                 each site; only with `coarse="gate"`.
         """
@@ -69,6 +72,7 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
             key_mask=key_mask,
+            query_mask=query_mask,
         )
         out = attend(
             query,
@@ -88,7 +92,15 @@ class GPA:
         structure, key_structure = structure.to(query.device), key_structure.to(query.device)
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         problem = Problem(
-            query, key, structure, key_structure, scale, self.affinity, self.causal, key_mask
+            query,
+            key,
+            structure,
+            key_structure,
+            scale,
+            self.affinity,
+            self.causal,
+            key_mask,
+            query_mask,
         )
         with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)

@@ -89,9 +89,10 @@ class LocalSparse:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
         steps = 2 * len(self.pattern)
         _checks.heads_over_steps("LocalSparse", query.shape[1], steps)
         counts = head_counts("LocalSparse", query.shape[1], steps)

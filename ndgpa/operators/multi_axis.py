@@ -59,9 +59,10 @@ class MultiAxis:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
         _checks.halves("MultiAxis", query.shape[1])
         counts = head_counts("MultiAxis", query.shape[1], 2)
         outs = [

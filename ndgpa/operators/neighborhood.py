@@ -74,9 +74,10 @@ class Neighborhood(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
         tiles = self._tiles(structure, key_structure, query.device)
         if self.rel_bias is not None:
             _checks.rel_bias_heads(self.rel_bias, query)
@@ -173,9 +174,10 @@ class Hydra(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
         counts = head_counts("Hydra", query.shape[1], len(self.parts))
         outs = [
             part(

@@ -27,11 +27,13 @@ class Nothing:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
         _checks.query_and_key(query, key, structure, key_structure, "dot", causal=False)
         _checks.value_for(key, value)
         _checks.key_mask(key_mask, key)
+        _checks.query_mask(query_mask, query)
         (value,) = cast_for_autocast(value)
         return value.new_zeros(*query.shape[:3], value.shape[3])
 

@@ -20,7 +20,8 @@ class Nystrom(nn.Module):
     Q~ and K~ are means over m runs of sites in their natural order, or over the blocks of the
     structure. The pseudo-inverse is iterated from A^T / (max row sum x max column sum) of each
     matrix on its own, so that no sample depends on its batch. With at least as many landmarks as
-    queries or as keys it is full attention. A key that is not seen is in no landmark.
+    queries or as keys it is full attention. A key that is not seen is in no landmark, and in
+    self-attention no query of its site either.
 
     Source: Xiong et al. 2021, "Nystromformer: A Nystrom-based Algorithm for Approximating
     Self-Attention".
@@ -68,10 +69,13 @@ class Nystrom(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """As `Operator`; computed in float32 or wider."""
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        if query_mask is None and key_structure is structure:
+            query_mask = key_mask
         _checks.one_space("Nystrom", structure, key_structure)
         if self.conv is not None:
             _checks.nystrom_conv(self.conv.weight, query, structure, key_structure)
@@ -82,7 +86,7 @@ class Nystrom(nn.Module):
             if key_mask is not None:
                 unseen = ~key_mask[:, None, :, None]
                 key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-            out = self._attend(query, key, value, structure, key_structure, key_mask)
+            out = self._attend(query, key, value, structure, key_structure, key_mask, query_mask)
             if self.conv is not None:
                 out = out + self._convolve(value, query.shape[1])
         return out.to(dtype)
@@ -108,14 +112,17 @@ class Nystrom(nn.Module):
         structure: SpatialStructure,
         key_structure: SpatialStructure,
         key_mask: Tensor | None,
+        query_mask: Tensor | None,
     ) -> Tensor:
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         count = self._count(structure, key_structure)
         if count >= min(query.shape[2], key.shape[2]):
             return attend_to_all(query, key, value, scale=scale, key_mask=key_mask)
-        means, _ = self._means(query, structure, count, None)
+        means, asked = self._means(query, structure, count, query_mask)
         key_means, seen = self._means(key, key_structure, count, key_mask)
         between = _softmax(means, key_means, scale, seen)
+        if asked is not None:
+            between = between.masked_fill(~asked[:, None, :, None], 0)
         read = attend_to_all(means, key, value, scale=scale, key_mask=key_mask)
         read = pseudo_inverse(between, self.iterations) @ read
         return _per_head_values(query, key_means, read, scale, seen)
@@ -138,6 +145,7 @@ class Nystrom(nn.Module):
         if mask is None:
             return sums(x) / sums(torch.ones_like(x[:1, :1, :, :1])), None
         sizes = sums(mask[:, None, :, None].to(x.dtype))
+        x = x.masked_fill(~mask[:, None, :, None], 0)
         return sums(x) / sizes.clamp(min=1), sizes[:, 0, :, 0] > 0
 
     def _convolve(self, value: Tensor, heads: int) -> Tensor:

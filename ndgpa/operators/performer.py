@@ -79,9 +79,10 @@ class Performer(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
+        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
         _checks.one_space("Performer", structure, key_structure)
         _checks.performer_input(query, self.projection)
         projection = self.projection

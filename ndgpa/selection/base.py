@@ -41,7 +41,8 @@ class Problem:
     """All that a rule may look at: the arguments of `ndgpa.select`, checked and completed.
 
     query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
-    where a key is seen.
+    where a key is seen; query_mask is (batch, n), True where a query takes part in the selection.
+    None means all, but in self-attention (one structure) a key that is hidden is no query either.
     """
 
     query: Float[Tensor, "b h n d"]
@@ -52,6 +53,11 @@ class Problem:
     affinity: str = "dot"
     causal: bool = False
     key_mask: Bool[Tensor, "b n_k"] | None = None
+    query_mask: Bool[Tensor, "b n"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.query_mask is None and self.structure is self.key_structure:
+            object.__setattr__(self, "query_mask", self.key_mask)
 
     def of_heads(self, heads: list[int]) -> "Problem":
         """The same question for some of the heads, ascending."""
@@ -69,23 +75,31 @@ class Problem:
 
         If causal, the mean of a block of queries is over its sites of the cell's earliest time.
         """
-        wide = torch.promote_types(self.query.dtype, torch.float32)
-        query, weight = self.query, self.structure.block_sizes.to(wide)
-        if self.causal:
-            first = self.structure.first_in_cell[:, None]
-            query = query.masked_fill(~first, 0)
-            weight = self.structure.block_sums(first.to(wide))[:, 0]
-        query = seen_sums(self.structure, query) / weight.clamp(min=1)[:, None]
-        seen = self.key_structure.block_sizes.to(wide)[None]
-        if self.key_mask is not None:
-            seen = self.key_structure.block_sums(self.key_mask[..., None].to(wide))[..., 0]
-        key = seen_sums(self.key_structure, self.key, self.key_mask)
-        key = key / seen.clamp(min=1)[:, None, :, None]
+        query, weight = _seen_means(self.structure, self.query, self._voters())
+        key, seen = _seen_means(self.key_structure, self.key, self.key_mask)
         log_size = None
         if self.key_mask is not None or not self.key_structure.is_even:
             log_size = seen.log()
         bias, scale = dot_form(key, self.affinity, self.scale)
         return Coarse(query, key, bias, seen, log_size, weight, scale)
+
+    def _voters(self) -> Bool[Tensor, "b n"] | None:
+        """The queries that a selection is made from; None for all."""
+        if not self.causal:
+            return self.query_mask
+        first = self.structure.first_in_cell.expand(self.query.shape[0], -1)
+        return first if self.query_mask is None else first & self.query_mask
+
+
+def _seen_means(
+    structure: SpatialStructure, x: Float[Tensor, "b h n d"], seen: Bool[Tensor, "b n"] | None
+) -> tuple[Float[Tensor, "b h B d"], Float[Tensor, "#b B"]]:
+    """Means over the seen sites of each block, 0 where there are none, and their number."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    count = structure.block_sizes.to(wide)[None]
+    if seen is not None:
+        count = structure.block_sums(seen[..., None].to(wide))[..., 0]
+    return seen_sums(structure, x, seen) / count.clamp(min=1)[:, None, :, None], count
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,8 @@ class Coarse:
     The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
     softmax weighs a key block by its `seen` sites; `log_size` is their logarithm, -inf for a block
     of which nothing is seen and which therefore does not exist. None is one weight for all.
-    `weight` is how many sites the mean of each query block stands for.
+    `weight` is how many sites the mean of each query block stands for; 0 for a block that takes no
+    part.
     """
 
     query: Float[Tensor, "b h B d"]
@@ -103,7 +118,7 @@ class Coarse:
     bias: Float[Tensor, "b hk B_k"] | None
     seen: Float[Tensor, "#b B_k"]
     log_size: Float[Tensor, "#b B_k"] | None
-    weight: Float[Tensor, " B"]
+    weight: Float[Tensor, "#b B"]
     scale: float
 
 

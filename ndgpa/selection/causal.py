@@ -45,7 +45,7 @@ def _candidates(
     space = torch.zeros(structure.num_cells, dtype=torch.int64, device=structure.device)
     key_space = torch.zeros(key_structure.num_blocks, dtype=torch.int64, device=space.device)
     if structure.cell_group is not None and key_structure.group is not None:
-        space, key_space = structure.cell_group, key_structure.group
+        space, key_space = _ranked(structure.cell_group, key_structure.group)
     now, last = torch.zeros_like(space), torch.zeros_like(key_space)
     if causal:
         now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])
@@ -72,8 +72,9 @@ def blocks_between(
     now, until, first, last = _ranked(now, until, first, last)
     if cell_group is not None and group is not None:
         steps = int(torch.cat([until, last]).max()) + 1
-        now, until = now + steps * cell_group, until + steps * cell_group
-        first, last = first + steps * group, last + steps * group
+        space, key_space = _ranked(cell_group, group)
+        now, until = now + steps * space, until + steps * space
+        first, last = first + steps * key_space, last + steps * key_space
     begins, by_first = first.sort(stable=True)
     cell, place = _expand(
         torch.searchsorted(begins, now, right=True), torch.searchsorted(begins, until, right=True)
@@ -89,7 +90,7 @@ def blocks_between(
 
 
 def _ranked(*times: Tensor) -> list[Tensor]:
-    """Times as small numbers in the same order."""
+    """Times, or numbers of spaces, as small numbers in the same order."""
     ranks = torch.cat(times).unique(return_inverse=True)[1]
     return list(ranks.split([len(t) for t in times]))
 

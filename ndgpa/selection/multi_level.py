@@ -77,6 +77,7 @@ class MultiLevel(Rule):
         coarse = problem.coarse()
         nodes = list(_pyramid(problem, coarse, len(self.keep), self.factor))
         query, weight = by_cell(coarse, problem.structure)
+        weight = weight.expand(query.shape[0], -1, -1)
         query, scale = _scaled_last(query.detach(), coarse)
         now = problem.structure.cell_span[0] if problem.causal else None
         top = nodes[-1]
@@ -233,7 +234,7 @@ def select_children(
     key: Tensor,  # (b, hk, N, R, f): the children of each node
     log_size: Tensor,  # (b, N, R), -inf for a child that does not exist; 0 in empty places
     kept: Tensor,  # (b, hs, C, K) int32 nodes, -1 for an empty slot
-    weight: Tensor,  # (C, P)
+    weight: Tensor,  # (b, C, P)
     children: Tensor,  # (N, R) int64, -1 for an empty place
     always: Tensor | None,  # (C, F) children that are read anyway
     k: int,
@@ -272,7 +273,7 @@ def select_children(
                 later = _time_of(ranks, child_time) > cell_time[cells, None]
                 sizes, ranks = sizes.masked_fill(later, -torch.inf), ranks.masked_fill(later, -1)
             scores = _mass_of_children(
-                query[row, :, :, cells], rows_of_keys[row], sizes, weight[cells], scale, ids
+                query[row, :, :, cells], rows_of_keys[row], sizes, weight[b, cells], scale, ids
             )
             if always is not None:
                 ranks = _without(ranks, always[cells])
@@ -296,13 +297,13 @@ def _mass_of_children(
     scale: float,
     ids: Tensor,  # (c K,)
 ) -> Tensor:  # (c, K R)
-    total = torch.zeros_like(log_size)
+    total, hidden = torch.zeros_like(log_size), (log_size == -torch.inf)[:, None]
     for own, table in zip(query, keys):
         gathered = table.index_select(0, ids).view(*log_size.shape, query.shape[-1])
         tall = own.transpose(0, 1).flatten(1, 2)  # (c, g P, f)
         logits = torch.bmm(tall, gathered.mT)
         torch.add(log_size[:, None], logits, alpha=scale, out=logits)
-        mass = logits.softmax(dim=-1).nan_to_num_(0.0)
+        mass = logits.masked_fill_(hidden, -torch.inf).softmax(dim=-1).nan_to_num_(0.0)
         total += torch.bmm(weight.repeat(1, len(own))[:, None], mass)[:, 0]
     return total
 
@@ -359,4 +360,4 @@ def _(
     return kept.new_empty(*kept.shape[:3], width + forced)
 
 
-select_children.register_vmap(fold_into_batch(select_children, batched=4))
+select_children.register_vmap(fold_into_batch(select_children, batched=5))

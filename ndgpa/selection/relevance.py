@@ -18,7 +18,7 @@ def cell_relevance(
     key: Float[Tensor, "L gk B_k d"],
     bias: Float[Tensor, "L gk B_k"] | None,
     log_size: Float[Tensor, "L B_k"] | None,
-    weight: Float[Tensor, "C P"],
+    weight: Float[Tensor, "L C P"],
     cell_group: Int[Tensor, " C"] | None,
     key_group: Int[Tensor, " B_k"] | None,
     cell_time: Int[Tensor, " C"] | None,
@@ -51,7 +51,7 @@ def cell_relevance(
     """
     score = _mass if kind == "mass" else _logit
     hidden = log_size is not None or cell_group is not None or cell_time is not None
-    may_be_nan = hidden or not _all_finite(query, key)
+    may_be_nan = hidden or not _stays_finite(query, key, bias, weight, scale)
     for rows, cells in _tiles(query, key):
         seen = None
         if cell_group is not None and key_group is not None:
@@ -65,7 +65,7 @@ def cell_relevance(
             key[rows],
             None if bias is None else bias[rows],
             own_size,
-            weight[cells],
+            weight[rows, cells],
             seen,
             scale,
             may_be_nan,
@@ -93,7 +93,7 @@ def _mass(
     key: Tensor,  # (l, gk, B_k, d)
     bias: Tensor | None,  # (l, gk, B_k)
     log_size: Tensor | None,  # (l, 1, B_k)
-    weight: Tensor,  # (c, P)
+    weight: Tensor,  # (l, c, P)
     seen: Tensor | None,  # (c, B_k)
     scale: float,
     may_be_nan: bool,
@@ -109,7 +109,7 @@ def _mass(
         mass.nan_to_num_(nan=0.0)
     if query.shape[1:3].numel() == 1 and query.shape[4] == 1:
         return mass[:, 0, 0, :, 0] * weight
-    return mass.mul_(weight[..., None]).sum(dim=(1, 2, 4))
+    return mass.mul_(weight[:, None, None, ..., None]).sum(dim=(1, 2, 4))
 
 
 def _logit(
@@ -123,15 +123,19 @@ def _logit(
     may_be_nan: bool,
 ) -> Tensor:
     """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
-    summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
+    summed = (query * weight[:, None, None, ..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
     logits = summed @ key.transpose(-1, -2)
     if bias is not None:
         logits *= scale
-        logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
+        logits += bias[:, :, None] * (weight.sum(dim=2) * query.shape[2])[:, None, :, None]
         scale = 1.0
-    if may_be_nan:
-        logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    return logits.sum(dim=1) * scale
+    if not may_be_nan:
+        return logits.sum(dim=1) * scale
+    return _zero_for_nan(_zero_for_nan(logits).sum(dim=1) * scale)  # inf and -inf sum to NaN
+
+
+def _zero_for_nan(x: Tensor) -> Tensor:
+    return x.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -142,6 +146,16 @@ def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Te
     return logits if bias is None else logits.add_(bias[:, :, None])
 
 
-def _all_finite(*xs: Tensor) -> bool:
-    """Asked on the CPU, where the answer costs nothing; a GPU is not made to wait for it."""
-    return not xs[0].is_cuda and all(bool(x.isfinite().all()) for x in xs)
+def _stays_finite(
+    query: Tensor, key: Tensor, bias: Tensor | None, weight: Tensor, scale: float
+) -> bool:
+    """Whether the largest sum of logits there could be is a number, so that none is NaN.
+
+    Asked on the CPU, where the answer costs little; a GPU is not made to wait for it.
+    """
+    if query.is_cuda or not query.numel():
+        return False
+    most = query.abs().amax() * key.abs().amax() * (query.shape[-1] * max(1.0, abs(scale)))
+    if bias is not None:
+        most = most + bias.abs().amax()
+    return bool((most * weight.amax() * query.shape[1:3].numel() * query.shape[4]).isfinite())

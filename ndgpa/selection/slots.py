@@ -49,5 +49,7 @@ def without_blocks(
     scores: Float[Tensor, "*batch B_k"], always: Int[Tensor, "*batch F"]
 ) -> Float[Tensor, "*batch B_k"]:
     """Scores in which the blocks that are read anyway are no candidates."""
-    cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
-    return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")
+    places = scores.shape[-1] + 1  # one more, for the empty slots
+    taken = torch.zeros(*scores.shape[:-1], places, dtype=torch.bool, device=scores.device)
+    taken = taken.scatter(-1, always % places, value=True)[..., :-1]
+    return scores.masked_fill(taken, -torch.inf)

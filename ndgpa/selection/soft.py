@@ -43,7 +43,7 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
                 query[:, :, cells] * coarse.scale,
                 key,
                 added,
-                weight[cells].log(),
+                weight[:, cells].log(),
                 _hidden(problem, cells),
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing is random in it
@@ -73,7 +73,7 @@ def _log_mass(
     query: Tensor,  # (b, h, c, P, d), scaled
     key: Tensor,  # (b, h, B_k, d)
     added: Tensor,  # broadcasts with (b, h, 1, B_k)
-    log_weight: Tensor,  # (c, P), -inf for an empty place
+    log_weight: Tensor,  # (b or 1, c, P), -inf for what takes no part
     hidden: Tensor | None,  # (c, B_k)
 ) -> Tensor:  # (b, h, c, B_k)
     places = query.shape[3]
@@ -83,7 +83,7 @@ def _log_mass(
         logits = logits.masked_fill(hidden[:, None], -torch.inf)
     seen = logits > -torch.inf
     total = _logsumexp(logits, dim=-1)[..., None].masked_fill(~seen.any(-1, keepdim=True), 0)
-    mass = (logits - total).masked_fill(~seen, -torch.inf) + log_weight[..., None]
+    mass = (logits - total).masked_fill(~seen, -torch.inf) + log_weight[:, None, ..., None]
     return _logsumexp(mass, dim=3)
 
 

@@ -95,7 +95,7 @@ def most_relevant(
         coarse.key.detach(),
         None if coarse.bias is None else coarse.bias.detach(),
         None if log_size is None else log_size.expand(query.shape[0], -1),
-        weight,
+        weight.expand(query.shape[0], -1, -1),
         structure.cell_group,
         key_structure.group,
         always_read(force, problem),
@@ -113,10 +113,10 @@ def most_relevant(
 
 def by_cell(
     coarse: Coarse, structure: SpatialStructure
-) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "C P"]]:
+) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "#b C P"]]:
     """The coarse queries of each cell and what they weigh; zeros in the empty places."""
     cells, empty = structure.cells.clamp(min=0), structure.cells < 0
-    weight = coarse.weight[cells].masked_fill(empty, 0)
+    weight = coarse.weight[:, cells].masked_fill(empty, 0)
     query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
     return query, weight.to(query.dtype)
 
@@ -179,7 +179,7 @@ def select_in_torch(
     key: Tensor,  # (b, hk, B_k, d)
     bias: Tensor | None,  # (b, hk, B_k)
     log_size: Tensor | None,  # (b, B_k)
-    weight: Tensor,  # (C, P)
+    weight: Tensor,  # (b, C, P)
     cell_group: Tensor | None,  # (C,)
     key_group: Tensor | None,  # (B_k,)
     forced: Tensor | None,  # (C, F)
@@ -207,7 +207,7 @@ def select_in_torch(
         key.reshape(*split, *key.shape[2:]),
         None if bias is None else bias.reshape(*split, num_blocks),
         None if log_size is None else log_size.repeat_interleave(selection_heads, dim=0),
-        weight,
+        weight.repeat_interleave(selection_heads, dim=0),
         cell_group,
         key_group,
         cell_time,
@@ -320,7 +320,7 @@ def _(
     )
 
 
-select_top_k.register_vmap(fold_into_batch(select_top_k, batched=4))
+select_top_k.register_vmap(fold_into_batch(select_top_k, batched=5))
 
 
 def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:

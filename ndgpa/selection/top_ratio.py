@@ -1,7 +1,7 @@
 """A share of the blocks that there are, instead of a number of them."""
 
-import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from ndgpa import _checks
 from ndgpa.selection.base import Problem, Rule, Selection
@@ -9,8 +9,9 @@ from ndgpa.selection.causal import count_candidates
 from ndgpa.selection.relevance import RELEVANCE
 from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
 
-# 0.29 * 100 falls short of 29 by rounding alone.
-_SHORT = 1e-6
+# Of the fraction that a ratio is taken for: 0.29 is 29/100 and 1 / 3 is 1/3, whatever a float makes
+# of them. A product with the number of blocks still fits an int64.
+_DENOMINATOR = 10**8
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TopRatio(Rule):
     """Each cell reads the most relevant `ratio` of the key blocks that it may choose from.
 
     A cell may choose from the blocks of its group and, if causal, of the past; so rows differ in
-    length. The number is rounded down.
+    length. The number is rounded down, exactly: 0.29 of 100 blocks is 29.
 
     Source: int(r K) in SLA and SpargeAttn (Zhang et al. 2025).
 
@@ -45,11 +46,12 @@ class TopRatio(Rule):
         _checks.forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
-        limit = math.floor(self.ratio * problem.key_structure.num_blocks + _SHORT)
+        ratio = Fraction(self.ratio).limit_denominator(_DENOMINATOR)
+        limit = problem.key_structure.num_blocks * ratio.numerator // ratio.denominator
         counts = None
         if problem.causal or problem.structure.group is not None:
-            share = self.ratio * count_candidates(problem).double() + _SHORT
-            counts = share.floor().long().clamp(min=self.at_least)
+            counts = count_candidates(problem) * ratio.numerator // ratio.denominator
+            counts = counts.clamp(min=self.at_least)
         blocks = most_relevant(
             problem,
             max(self.at_least, limit),

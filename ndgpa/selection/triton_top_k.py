@@ -165,13 +165,15 @@ def relevance_kernel(
     p_key,  # (L * gk, B, d)
     p_bias,  # (L * gk, B), or None
     p_log_size,  # (L, B), or None
-    p_weight,  # (C, P)
+    p_weight,  # (b, C, P), batches `s_weight` apart
     p_cell_group,  # (C,) int64, or None
     p_key_group,  # (B,) int64, or None
     p_cell_time,  # (C,) int64, the earliest of the cell, or None
     p_key_time,  # (B,) int64, the latest of the block, or None
     p_lse,  # (L * gk * g, C * P) in base 2, or None for logits in place of softmax weights
     p_out,  # (rows held, cells held, B): rows of L from `first_row`, cells from `first_cell`
+    s_weight,
+    selections,  # of a batch
     first_row,
     first_cell,
     cells_held,
@@ -202,6 +204,7 @@ def relevance_kernel(
     share = program // cell_tiles % shares
     row_held = program // cell_tiles // shares
     row = first_row + row_held
+    p_weight += row // selections * s_weight
     # (ROWS,), (CELLS,)
     o_in = tl.arange(0, ROWS)
     o_cell = first_cell + cell_tile * CELLS + o_in // PLACES
@@ -250,6 +253,7 @@ def relevance_kernel(
                 b_sum += b_r
             else:
                 b_sum += tl.sum(tl.reshape(b_r, (CELLS, PLACES, KEYS)), 1)
+        b_sum = tl.where(b_sum == b_sum, b_sum, 0.0)
         m_seen = candidates(b_group, b_now, p_key_group, p_key_time, o_key, m_key)
         b_sum = tl.where(m_seen & ~m_hidden[None, :], b_sum, float("-inf"))
         p_of = p_out + (row_held * cells_held + o_of - first_cell) * B
@@ -298,7 +302,7 @@ def select(
     key: Tensor,  # (b, hk, B, d) float32
     bias: Tensor | None,  # (b, hk, B)
     log_size: Tensor | None,  # (b, B)
-    weight: Tensor,  # (C, P)
+    weight: Tensor,  # (b, C, P)
     cell_group: Tensor | None,  # (C,)
     key_group: Tensor | None,  # (B,)
     forced: Tensor | None,  # (C, F), excluded from the candidates
@@ -321,11 +325,12 @@ def select(
     if cell_group is None or key_group is None:
         cell_group = key_group = None
     if relevance == "logit":  # linear in the query: those of a cell are summed first
-        summed = (query * weight[..., None]).sum(dim=3)
+        summed = (query * weight[:, None, ..., None]).sum(dim=3)
         query = summed.unflatten(1, (-1, g)).sum(dim=2)[:, :, :, None]
-        weight = weight.sum(dim=1, keepdim=True) * g
+        weight = weight.sum(dim=2, keepdim=True) * g
         g = 1
     query, key = query.contiguous(), key.contiguous()
+    weight = weight if weight.stride()[1:] == (weight.shape[2], 1) else weight.contiguous()
     bias, log_size = map(_contiguous, (bias, log_size))
     tables = tuple(map(_contiguous, (cell_group, key_group, cell_time, key_time)))
     rows, lse = batch * selection_heads, None
@@ -353,7 +358,7 @@ def select(
                 bias,
                 log_size,
                 tables,
-                weight.contiguous(),
+                weight,
                 lse,
                 scores,
                 row,
@@ -410,7 +415,7 @@ def cell_relevance(
     bias: Tensor | None,
     log_size: Tensor | None,
     tables: tuple[Tensor | None, ...],  # group of cells and keys, time of cells and keys
-    weight: Tensor,  # (C, P)
+    weight: Tensor,  # (b, C, P), each contiguous
     lse: Tensor | None,  # (b, h, C, P)
     scores: Tensor,  # (rows held, cells held, B), written
     first_row: int,
@@ -436,6 +441,8 @@ def cell_relevance(
         *tables,
         lse,
         scores,
+        weight.stride(0),
+        key.shape[1] // key_heads,
         first_row,
         first_cell,
         cells_held,

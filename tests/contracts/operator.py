@@ -113,6 +113,26 @@ class OperatorContract:
         assert before[0].isfinite().all()
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
+    @pytest.mark.parametrize("filling", [9.0, torch.nan], ids=["numbers", "nan"])
+    def test_padding_does_not_exist(self, filling: float) -> None:
+        """As queries, keys and values at once, whatever stands in it; to the bit."""
+        operator, inputs, key_mask = self.ready(), self.inputs(), self.key_mask()
+        query_mask, options = key_mask, {"key_mask": key_mask}
+        if self.key_structure is not None:
+            query_mask = torch.arange(self.structure.num_sites) % 3 != torch.arange(2)[:, None]
+            options["query_mask"] = query_mask
+        masks = (query_mask, key_mask, key_mask)
+        filled = [
+            x.where(mask[:, None, :, None], filling * torch.randn_like(x))
+            for x, mask in zip(inputs, masks)
+        ]
+        before, after = (
+            operator(*xs, self.structure, self.key_structure, **options) for xs in (inputs, filled)
+        )
+        seen = query_mask[:, None, :, None].expand_as(before)
+        assert before[seen].isfinite().all()
+        assert torch.equal(before[seen], after[seen])
+
     def test_where_nothing_is_seen_the_output_is_zero(self) -> None:
         inputs = self.inputs()
         mask = torch.zeros_like(self.key_mask())

@@ -45,8 +45,8 @@ def coarse_problems(draw):
     cells, places, blocks, width = (draw(st.integers(1, m)) for m in (9, 5, 70, 20))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     biased, ragged, grouped, causal = (draw(st.booleans()) for _ in range(4))
-    weight = torch.randint(0, 4, (cells, places), generator=g).float()
-    weight[:, 0] += 1
+    weight = torch.randint(0, 4, (draw(st.integers(1, 2)), cells, places), generator=g).float()
+    weight[:, :, 0] += 1
     query = torch.randn(2, key_heads * group, cells, places, width, generator=g)
     log_size = torch.randint(0, 3, (2, blocks), generator=g).float().log()
     forced = None
@@ -59,7 +59,7 @@ def coarse_problems(draw):
         "key": torch.randn(2, key_heads, blocks, width, generator=g),
         "bias": torch.randn(2, key_heads, blocks, generator=g) if biased else None,
         "log_size": log_size if ragged else None,
-        "weight": weight,
+        "weight": weight.expand(2, -1, -1),
         "cell_group": torch.randint(0, 2, (cells,), generator=g) if grouped else None,
         "key_group": torch.randint(0, 2, (blocks,), generator=g) if grouped else None,
         "forced": forced,
@@ -135,7 +135,7 @@ def test_relevance_is_made_for_a_few_cells_at_a_time(monkeypatch):
     problem = coarse(
         torch.randn(1, 2, 7, 2, 8, generator=g),
         torch.randn(1, 2, 9, 8, generator=g),
-        torch.ones(7, 2),
+        torch.ones(1, 7, 2),
         k=3,
     )
     whole = top_k.select_in_triton(**problem)
@@ -149,7 +149,7 @@ def test_a_cell_of_more_blocks_than_a_tile_has_rows():
     problem = coarse(
         torch.randn(1, 1, 2, 150, 8, generator=g),
         torch.randn(1, 1, 20, 8, generator=g),
-        torch.ones(2, 150),
+        torch.ones(1, 2, 150),
         k=4,
     )
     assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
@@ -159,8 +159,19 @@ def test_a_nan_query_takes_no_part():
     g = torch.Generator().manual_seed(4)
     query, key = torch.randn(1, 1, 2, 2, 8, generator=g), torch.randn(1, 1, 9, 8, generator=g)
     query[0, 0, 0, 1, 3] = torch.nan
-    problem = coarse(query, key, torch.ones(2, 2), k=3)
+    problem = coarse(query, key, torch.ones(1, 2, 2), k=3)
     assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+
+
+def test_logits_that_overflow_name_no_block_twice():
+    """Sums of infinities of both signs are no numbers, and a forced block stays forced."""
+    g = torch.Generator().manual_seed(6)
+    query, key = torch.randn(2, 4, 3, 2, 8, generator=g), torch.randn(2, 4, 9, 8, generator=g)
+    problem = coarse(1e19 * query, 1e20 * key, torch.ones(2, 3, 2), k=3)
+    problem |= {"relevance": "logit", "share": "all", "forced": torch.tensor([[1, 4]] * 3)}
+    found = top_k.select_in_triton(**problem)
+    assert torch.equal(found, top_k.select_top_k(**problem))
+    assert (found[..., 1:] > found[..., :-1]).all()
 
 
 def test_groups_and_grids_through_the_public_rule(monkeypatch):

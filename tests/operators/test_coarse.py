@@ -13,7 +13,7 @@ import ndgpa
 from ndgpa.analysis import coverage
 from ndgpa.operators.coarse import add_by_block
 from tests import draw
-from tests.oracle import logit, rows, softmax
+from tests.oracle import logit, rows, softmax, voters_of
 
 
 def branch_of(problem: draw.Problem, b: int, h: int) -> np.ndarray:
@@ -26,8 +26,11 @@ def branch_of(problem: draw.Problem, b: int, h: int) -> np.ndarray:
     out = np.zeros((len(query), value.shape[1]))
     means = [key[ys].numpy().mean(0) if ys else np.zeros(key.shape[1]) for ys in key_blocks]
     values = [value[ys].numpy().mean(0) if ys else zero for ys in key_blocks]
+    mask = None if problem.key_mask is None else problem.key_mask[b]
+    voters = voters_of(problem.structure, problem.key_structure, mask)
     for sites in rows(problem.structure.blocks):
-        mean = query[sites].numpy().mean(axis=0)
+        asking = [x for x in sites if voters[x]]
+        mean = query[asking].numpy().mean(axis=0) if asking else np.zeros(query.shape[1])
         logits = [logit(mean, k, problem.logit_scale, problem.affinity) for k in means]
         weights = softmax(logits, [len(ys) for ys in key_blocks])
         out[sites] = sum((w * v for w, v in zip(weights, values)), zero)

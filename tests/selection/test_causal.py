@@ -148,6 +148,44 @@ def test_groups_stay_apart_under_time(clusters: ndgpa.Clusters, k: int) -> None:
         assert set(clusters.group[row].tolist()) <= {int(clusters.cell_group[cell])}
 
 
+@given(draw.clusters(group=True, time=True), st.data())
+def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) -> None:
+    """As large as an int64 can be, negative ones among them; on two structures as on one."""
+    huge = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3, unique=True)
+    names = torch.tensor(data.draw(huge | st.just([0, 2**62, -(2**62)])))
+    tables = clusters.block_of_site, clusters.cell_of_block, clusters.time
+    renamed = ndgpa.Clusters(*tables, names[clusters.group])
+    keys = ndgpa.Clusters(clusters.block_of_site, torch.arange(clusters.num_blocks), clusters.time)
+    x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
+    few = clusters.group != int(clusters.group[0])  # the keys of some spaces only
+    for rule in (ndgpa.TopK(2), ndgpa.TopRatio(0.5), ndgpa.TopP(0.5)):
+        for causal in (False, True):
+            one, other = (
+                ndgpa.select(x, x, space, rule, causal=causal).blocks
+                for space in (clusters, renamed)
+            )
+            assert torch.equal(one, other)
+    if few.any() and data.draw(st.booleans()):
+        sites = few[clusters.block_of_site]
+        blocks = clusters.block_of_site[sites].unique(return_inverse=True)[1]
+        groups = names[clusters.group[few]]
+        keys = ndgpa.Clusters(blocks, torch.arange(len(groups)), clusters.time[sites], groups)
+        kept = ndgpa.select(
+            x, x[:, :, sites], renamed, ndgpa.TopRatio(1.0), key_structure=keys, causal=True
+        ).blocks[0, 0]
+        for cell, row in enumerate(rows(kept)):
+            assert set(groups[row].tolist()) <= {int(renamed.cell_group[cell])}
+
+
+def test_a_space_whose_number_is_huge_reads_its_own_blocks() -> None:
+    """By hand: the reported case, spaces 0 and 2**62 of two cells each."""
+    site, group = torch.arange(8), torch.tensor([0, 0, 2**62, 2**62])
+    space = ndgpa.Clusters(site // 2, torch.arange(4), site, group)
+    x = torch.randn(1, 1, 8, 2)
+    kept = ndgpa.select(x, x, space, ndgpa.TopRatio(1.0), causal=True).blocks
+    assert rows(kept[0, 0]) == [[0], [0, 1], [2], [2, 3]]
+
+
 def test_a_sequence_by_hand() -> None:
     """Four blocks of two: a cell reads its own in part and the best of those before it."""
     key = torch.tensor([0, 0, 3, 3, 1, 1, 9, 9.0]).view(1, 1, 8, 1)

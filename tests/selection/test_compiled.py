@@ -95,11 +95,11 @@ def test_the_operators_of_selection_are_well_formed() -> None:
     children = torch.arange(10).view(5, 2)
     always = torch.tensor([[9], [-1], [0]])
     times = (torch.tensor([2, 5, 9]), torch.arange(10))
-    options = (torch.zeros(1, 5, 2), kept.contiguous(), torch.ones(3, 2), children)
+    options = (torch.zeros(1, 5, 2), kept.contiguous(), torch.ones(1, 3, 2), children)
     call = torch.ops.ndgpa.select_children.default
     torch.library.opcheck(call, (query, key, *options, always, 2, "head", 0.5, *times))
     torch.library.opcheck(call, (query, key, *options, None, 99, "head", 0.5, None, None))
-    coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(3, 2), None, None)
+    coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(1, 3, 2), None, None)
     more = (always.clamp(max=4), 2, "mass", "head", 0.5, times[0], torch.arange(5))
     scores = torch.randn(2, 3, 5, requires_grad=True)
     call = torch.ops.ndgpa.perturbed_top_k.default

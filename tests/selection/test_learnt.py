@@ -186,6 +186,19 @@ def test_the_projection_is_the_nearest_point(seed: int, k: int, count: int) -> N
 
 
 @given(st.integers(0, 2**20), st.integers(1, 5))
+def test_the_projection_says_to_the_last_bit_which_weights_are_between(seed: int, k: int) -> None:
+    """A pair next to the border, by hand: one is a hair above the other, so both share a unit."""
+    generator = draw.seeded(seed)
+    above = 10 + torch.rand(k, generator=generator, dtype=torch.float64)
+    below = -10 - torch.rand(3, generator=generator, dtype=torch.float64)
+    for gap in (2.0**-20, 2.0**-40, 2.0**-50):
+        pair = torch.tensor([0.0, -1.0 + gap], dtype=torch.float64)
+        weight = project(torch.cat([above, pair, below]), k + 1)
+        assert weight[:k].tolist() == [1.0] * k
+        assert weight[k:].tolist() == [1 - gap / 2, gap / 2, 0.0, 0.0, 0.0]
+
+
+@given(st.integers(0, 2**20), st.integers(1, 5))
 @draw.FEW
 def test_the_projection_has_the_right_gradient(seed: int, k: int) -> None:
     x = torch.randn(3, 6, generator=draw.seeded(seed), dtype=torch.float64, requires_grad=True)

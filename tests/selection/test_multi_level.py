@@ -84,6 +84,7 @@ def test_levels_are_descended_as_the_definition_says(data: Any) -> None:
     """Loops in float64: estimate the nodes, keep the best, look at their children."""
     problem = data.draw(draw.problems(max_batch=1, masked=False))
     problem.affinity = "dot"
+    problem.scale = data.draw(st.sampled_from([None, 0.3, -0.7]))
     rule = data.draw(multi_levels(problem))
     assume(rule.share == "head" and not rule.force)
     kept = ndgpa.select(
@@ -165,6 +166,29 @@ def test_a_peak_that_the_mean_hides_is_found_by_the_bound() -> None:
     for estimate, expected in (("box", 10), ("mean", 0)):
         rule = ndgpa.MultiLevel((1, 1, 1), estimate=estimate)
         assert ndgpa.select(query, key, one, rule, **options).blocks.item() == expected
+
+
+@pytest.mark.parametrize("affinity", ["dot", "euclidean"])
+def test_a_negative_scale_seeks_the_least_product(affinity: str) -> None:
+    """By hand: the bound takes the other corner of the box; far keys, where distances attract."""
+    key = torch.zeros(1, 1, 16, 1)
+    key[0, 0, 10], key[0, 0, 11], key[0, 0, 3] = 6.0, -7.0, 5.0
+    options = {"key_structure": ndgpa.Sequence(16, 1), "scale": -1.0, "affinity": affinity}
+    query, one, rule = torch.ones(1, 1, 1, 1), ndgpa.Sequence(1, 1), ndgpa.MultiLevel((1, 1, 1))
+    assert ndgpa.select(query, key, one, rule, **options).blocks.item() == 11
+
+
+def test_a_block_of_hidden_keys_is_in_no_box() -> None:
+    """By hand: all keys are negative, so a hidden block counted as 0 would be the greatest."""
+    key = torch.tensor([-5.0, -9.0, -1.0, -1.0]).view(1, 1, 4, 1)
+    mask = torch.tensor([[True, False, True, True]])
+    one, rule = ndgpa.Sequence(1, 1), ndgpa.MultiLevel((1, 1))
+    options = {"key_structure": ndgpa.Sequence(4, 1), "scale": 1.0, "key_mask": mask}
+    for sign, wanted in ((1.0, 2), (-1.0, 0)):
+        query = torch.full((1, 1, 1, 1), sign)
+        assert ndgpa.select(query, key, one, rule, **options).blocks.item() == wanted
+        turned = ndgpa.select(-query, -key, one, rule, **options).blocks
+        assert turned.item() == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

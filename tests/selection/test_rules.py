@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
+from ndgpa.selection.union import once
 from tests import draw
 from tests.contracts.rule import RuleContract
 from tests.oracle import most_relevant, relevance, rows, voters_of
@@ -41,7 +42,7 @@ def scores_of(problem: draw.Problem, b: int, h: int, kind: str = "mass") -> np.n
     )
 
 
-class TestTopRatio(RuleContract):
+class TestTopRatio(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.builds(
@@ -52,8 +53,10 @@ class TestTopRatio(RuleContract):
             st.sampled_from(["head", "group", "all"]),
         )
 
+    causal_rules = rules
 
-class TestTopP(RuleContract):
+
+class TestTopP(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.builds(
@@ -65,12 +68,16 @@ class TestTopP(RuleContract):
             st.sampled_from([(), (0,)]),
         )
 
+    causal_rules = rules
 
-class TestFixed(RuleContract):
+
+class TestFixed(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         number = st.integers(0, problem.key_structure.num_blocks - 1)
         return st.lists(number, max_size=3).map(lambda ids: ndgpa.Fixed(tuple(ids)))
+
+    causal_rules = rules
 
 
 class TestUnion(RuleContract, CausalContract):
@@ -88,15 +95,58 @@ class TestUnion(RuleContract, CausalContract):
         )
 
 
-class TestPerHead(RuleContract):
+class TestPerHead(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         one = TestTopP.rules(problem) | st.just(ndgpa.TopK(2)) | TestFixed.rules(problem)
         heads = problem.query.shape[1]
         return st.tuples(*[one] * heads).map(ndgpa.PerHead)
 
+    @classmethod
+    def causal_rules(cls, problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        soft = st.just(ndgpa.SoftTopK(2)) | st.just(ndgpa.Fixed((0,)) | ndgpa.SoftTopK(1))
+        heads = problem.query.shape[1]
+        return st.tuples(*[soft | st.just(ndgpa.TopK(1))] * heads).map(ndgpa.PerHead)
 
-class TestNeighborhood:
+
+class TestOwn(CausalContract):
+    @staticmethod
+    def causal_problems() -> st.SearchStrategy[draw.Problem]:
+        return draw.problems(time=True, same=True)
+
+    @staticmethod
+    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        return st.just(ndgpa.Own())
+
+    @given(st.data())
+    def test_blocks_that_hold_the_sites_of_the_cell_less_those_wholly_later(
+        self, data: Any
+    ) -> None:
+        """By loops: on the same sites, cut otherwise."""
+        length = data.draw(st.integers(1, 30))
+        queries = ndgpa.Sequence(length, data.draw(st.integers(1, length)))
+        downsample = data.draw(st.integers(1, length))
+        time = torch.randint(-5, 5, (length,), generator=draw.seeded(data.draw(st.integers(0, 99))))
+        block_of_site = torch.arange(length) // downsample
+        keys = ndgpa.Clusters(block_of_site, torch.arange(int(block_of_site[-1]) + 1), time)
+        x = torch.zeros(1, 1, length, 1)
+        kept = ndgpa.select(x, x, queries, ndgpa.Own(), key_structure=keys, causal=True).blocks
+        for cell, sites in enumerate(rows(queries.cell_sites)):
+            own = sorted({x // downsample for x in sites})
+            until = int(queries.cell_span[1][cell])
+            seen = [j for j in own if time[block_of_site == j].min() <= until]
+            assert rows(kept[0, 0, cell, None]) == [seen]
+
+
+class TestNeighborhood(CausalContract):
+    @staticmethod
+    def causal_problems() -> st.SearchStrategy[draw.Problem]:
+        return draw.problems(same=True, spaces=draw.grids(time=True))
+
+    @staticmethod
+    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        return st.integers(0, 2).map(ndgpa.Window)
+
     @given(st.data())
     def test_blocks_within_the_radius_and_no_others(self, data: Any) -> None:
         grid = data.draw(draw.grids())
@@ -150,6 +200,41 @@ def test_the_ratio_counts_the_blocks_that_a_cell_may_choose_from(data: Any) -> N
     for h in range(problem.query.shape[1]):
         scores = scores_of(problem, 0, h, rule.relevance)
         assert rows(kept[0, h]) == [most_relevant(row, count) for row in scores]
+
+
+@given(st.integers(1, 400), st.data())
+def test_a_ratio_is_exact_whatever_a_float_makes_of_it(blocks: int, data: Any) -> None:
+    """k of n blocks, and hundredths as they are written."""
+    k, percent = data.draw(st.integers(1, blocks)), data.draw(st.integers(1, 100))
+    x, causal = torch.zeros(1, 1, blocks, 1), data.draw(st.booleans())
+    for ratio, wanted in ((k / blocks, k), (percent / 100, max(1, percent * blocks // 100))):
+        time = torch.zeros(blocks).long()  # all blocks are past to every cell
+        spaces = [ndgpa.Clusters(torch.arange(blocks), torch.zeros(blocks).int(), time)] * 2
+        rule = ndgpa.TopRatio(ratio)
+        kept = ndgpa.select(x, x, spaces[0], rule, causal=causal).blocks
+        assert int((kept >= 0).sum()) == wanted
+
+
+def test_29_hundredths_of_100_blocks_are_29() -> None:
+    x, space = torch.zeros(1, 1, 100, 1), ndgpa.Sequence(100, 1, 100)
+    for ratio, wanted in ((0.29, 29), (0.57, 57), (0.58, 58), (1 / 3, 33), (0.2999999, 29)):
+        assert ndgpa.select(x, x, space, ndgpa.TopRatio(ratio)).blocks.shape[-1] == wanted
+
+
+def test_the_block_that_reaches_p_is_the_last_one_read() -> None:
+    """By hand: four equal blocks reach a half with two, in numbers that a float holds."""
+    x, space = torch.zeros(1, 1, 4, 1), ndgpa.Sequence(4, 1)
+    for p, wanted in ((0.25, [0]), (0.5, [0, 1]), (0.75, [0, 1, 2]), (0.76, [0, 1, 2, 3])):
+        assert rows(ndgpa.select(x, x, space, ndgpa.TopP(p)).blocks[0, 0]) == [wanted] * 4
+
+
+def test_antidiagonals_meet_queries_with_keys_in_reverse() -> None:
+    """By hand: a run of two queries meets the block whose keys are the same run backwards."""
+    query = torch.tensor([[9.0, 0.0], [0.0, 9.0]]).view(1, 1, 2, 2)
+    key = torch.cat([query, query.flip(2)], dim=2)
+    options = {"key_structure": ndgpa.Sequence(4, 2), "scale": 1.0}
+    kept = ndgpa.select(query, key, ndgpa.Sequence(2, 2), ndgpa.Antidiagonal(2, 0.5), **options)
+    assert rows(kept.blocks[0, 0]) == [[1]]
 
 
 def test_a_causal_ratio_grows_with_the_past() -> None:
@@ -228,6 +313,23 @@ def test_a_union_keeps_the_bias_of_the_first_rule_that_names_a_block() -> None:
     selection = ndgpa.select(x, x, ndgpa.Sequence(8, 2, 4), union)
     assert selection.blocks.flatten().tolist() == [0, 1, 2, 3, -1]
     assert selection.bias.flatten().tolist()[:4] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+@given(st.integers(0, 2**20), st.integers(1, 200))
+def test_a_union_of_many_slots_keeps_each_block_with_its_first_bias(seed: int, width: int) -> None:
+    """By a loop over the slots, long enough rows that a sort which is not stable shows."""
+    generator = draw.seeded(seed)
+    blocks = torch.randint(-1, 9, (1, 1, 3, width), generator=generator).int()
+    bias = torch.randn(blocks.shape, generator=generator)
+    merged = once(blocks, bias, 9)
+    for cell in range(3):
+        first: dict[int, float] = {}
+        for block, number in zip(blocks[0, 0, cell].tolist(), bias[0, 0, cell].tolist()):
+            if block >= 0:
+                first.setdefault(block, number)
+        assert rows(merged.blocks[0, 0, cell, None]) == [sorted(first)]
+        kept = merged.bias[0, 0, cell, : len(first)].tolist()
+        assert kept == [first[block] for block in sorted(first)]
 
 
 @given(st.data())

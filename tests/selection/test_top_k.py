@@ -147,6 +147,42 @@ def test_of_equals_the_lowest_ids_are_taken_nan_and_infinities_included(
     assert sorted(found[0].tolist()) == list(range(k))
 
 
+@pytest.mark.parametrize("huge", [1e20, 1e30, -1e20])
+def test_logits_that_overflow_name_no_block_twice(huge: float) -> None:
+    """Heads of infinities of both signs, the sum of which is no number; and a forced block."""
+    query, key = torch.ones(1, 4, 6, 2), torch.full((1, 4, 6, 2), huge)
+    key[:, ::2] *= -1
+    space = ndgpa.Sequence(6, 2)
+    for kind in ("mass", "logit"):
+        for scale in (1.0, 1e20):
+            rule = ndgpa.TopK(2, kind, share="all", force=(1,))
+            kept = ndgpa.select(query * huge, key, space, rule, scale=scale).blocks
+            assert kept.tolist() == [[[[0, 1, 2]] * 3]]
+
+
+@given(st.data())
+def test_slots_hold_a_block_once_whatever_overflows(data: Any) -> None:
+    problem = data.draw(draw.problems(torch.float32))
+    rule = data.draw(top_ks(problem))
+    huge = data.draw(st.sampled_from([1e20, 1e30, torch.inf, torch.nan]))
+    query, key = huge * problem.query, 1e20 * problem.key
+    kept = ndgpa.select(query, key, problem.structure, rule, **problem.options).blocks
+    for row in rows(kept.flatten(0, 2)):
+        assert len(set(row)) == len(row)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_query_that_is_no_number_has_no_say(lost: float, heads: int) -> None:
+    """By hand: of two blocks of a cell, the one that is numbers decides; so with two heads."""
+    key = torch.eye(4).view(1, 1, 4, 4).expand(1, heads, 4, 4)
+    query = torch.zeros(1, heads, 2, 4)
+    query[:, :, 0, 3], query[:, :, 1] = 9.0, lost
+    options = {"key_structure": ndgpa.Sequence(4, 1), "scale": 1.0}
+    rule = ndgpa.TopK(1, share="all")
+    assert ndgpa.select(query, key, ndgpa.Sequence(2, 1, 2), rule, **options).blocks.item() == 3
+
+
 def test_a_selection_shared_by_all_heads_sums_their_relevance() -> None:
     """Two heads that want different blocks, by hand."""
     key = torch.eye(4).view(1, 1, 4, 4).expand(1, 2, 4, 4)
