@@ -172,11 +172,13 @@ class Phase1:
             logits = [logit(q, k, problem.logit_scale, problem.affinity) for k in means]
             row = softmax(logits, [len(seen[j]) for j in chosen]) if kind == "mass" else logits
             result[chosen] += len(sites) * np.array(row)
-            largest = max((abs(problem.logit_scale) * np.abs(q) @ np.abs(k) for k in means), default=0)
-            squares = max((abs(problem.logit_scale) * (k @ k + q @ q) for k in means), default=0)
-            terms = largest + (squares if problem.affinity == "euclidean" else 0)
-            size += len(sites) * (1 + terms)
+            size += len(sites) * (1 + max((self._terms(q, k) for k in means), default=0.0))
         return result, size
+
+    def _terms(self, q: np.ndarray, k: np.ndarray) -> float:
+        """The sum of the sizes of what is added up to a logit."""
+        squares = q @ q + k @ k if self.problem.affinity == "euclidean" else 0.0
+        return abs(self.problem.logit_scale) * float(np.abs(q) @ np.abs(k) + squares)
 
 
 def heads_of(table: int, tables: int, heads: int) -> list[int]:
