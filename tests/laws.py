@@ -150,10 +150,10 @@ def _derivatives(
     twice: bool,
 ) -> list[Tensor]:
     """Output, log-sum-exp, gradients of a fixed functional of both, and gradients of those."""
-    leaves = [x.to(dtype).requires_grad_() for x in problem.inputs]
+    leaves = [x.detach().to(dtype).requires_grad_() for x in problem.inputs]
     if selection.bias is not None:
         wide = torch.promote_types(dtype, torch.float32)
-        leaves.append(selection.bias.to(wide).requires_grad_())
+        leaves.append(selection.bias.detach().to(wide).requires_grad_())
     selection = ndgpa.Selection(selection.blocks, leaves[3] if len(leaves) > 3 else None)
     out, lse = attend(problem, selection, *leaves[:3])
     sees = lse.masked_fill(lse.detach() == -torch.inf, 0)

@@ -11,6 +11,6 @@ from tests.test_problems import COUNT, FIRST
 DTYPES = (torch.float32, torch.float16)
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + -(-COUNT // 20)))
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + -(-COUNT // 10)))
 def test_a_drawn_problem_keeps_every_law_of_backends(seed: int) -> None:
     check(problem(seed, DTYPES, sites=10), ("triton",), OF_BACKENDS)
