@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 
-.PHONY: demo test test-slow lint bench gpu gpu-train clean
+.PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m examples.images.pose_morphing
@@ -17,10 +17,21 @@ test: lint
 	$(RUN) -m pytest -m "not slow and (compiled or bad_input)"
 	TRITON_INTERPRET=1 $(RUN) -m pytest -m "not slow" tests/kernels
 
+# PROBLEMS drawn problems from number PROBLEMS_SEED on, which the command lines show.
+test-slow: PROBLEMS := $(or $(PROBLEMS),2000)
+test-slow: PROBLEMS_SEED := $(or $(PROBLEMS_SEED),$(shell date +%s))
 test-slow: $(VENV)/.installed
+	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) $(RUN) -m pytest tests/test_problems.py
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
-	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest tests/kernels
+	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep \
+		$(RUN) -m pytest tests/kernels
+	$(MAKE) mutants
+
+# Whether the tests notice small faults; JOBS of them at a time.
+JOBS ?= 1
+mutants: $(VENV)/.installed
+	$(RUN) -m tests.mutants --jobs $(JOBS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
