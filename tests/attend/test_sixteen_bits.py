@@ -24,7 +24,7 @@ RULES = {
     "fixed": ndgpa.Fixed((0, 2)),
     "levels": ndgpa.MultiLevel((2, 2)),
     "projection": ndgpa.SoftTopK(2),
-    "perturbed": ndgpa.PerturbedTopK(2),
+    "perturbed": ndgpa.PerturbedTopK(2, seed=1),
     "heads": ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2))),
 }
 CASES = [
