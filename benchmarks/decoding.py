@@ -5,7 +5,7 @@
 One batch, 8 heads of 64 channels, float32, blocks of 16 sites, cells of one block, 8 kept blocks.
 The cache holds n sites; then 48 more come one at a time: three cells. After each, the same query
 goes to `scaled_dot_product_attention` over all keys and values, so both are timed in turns on the
-same machine in the same state. One thread.
+same machine in the same state. One thread; on a shared machine look at the ratios.
 
 Columns: `n` sites held; `*_ms` milliseconds a site: `step_ms` the median of append and attend,
 `begin_ms` the median of those that begin a cell, which select, `mean_ms` over all 48, `dense_ms`

@@ -283,7 +283,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, slot, bias, blocks, grad_out, grad_lse, *tables = ctx.saved_tensors
 
     def formula(q: Tensor, k: Tensor, v: Tensor, slot: Any, bias: Any) -> tuple[Tensor, Tensor]:
-        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *tables, ctx.scale)
+        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *tables, scale=ctx.scale)
 
     given = [query, key, value, slot, bias]
     by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd.functional import hessian
 
 import ndgpa
 from tests import draw
@@ -101,6 +102,42 @@ class BackendContract:
                 mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
             )
 
+    def test_the_log_sum_exp_of_two_equal_logits_bends_by_a_quarter(self) -> None:
+        query = torch.ones(1, 1, 1, 1, dtype=self.dtype)
+        first = ndgpa.Selection(torch.zeros(1, 1, 1, 1, dtype=torch.int32))
+
+        def log_sum_exp(key: Tensor) -> Tensor:
+            return ndgpa.attend(
+                query,
+                key.view(1, 1, 2, 1),
+                key.view(1, 1, 2, 1),
+                first,
+                ndgpa.Sequence(1, 1),
+                key_structure=ndgpa.Sequence(2, 2),
+                scale=1.0,
+                backend=self.backend,
+                return_lse=True,
+            )[1].sum()
+
+        found = hessian(log_sum_exp, torch.zeros(2, dtype=self.dtype))
+        expected = torch.tensor([[1, -1], [-1, 1]], dtype=self.dtype) / 4
+        torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
+
+    @given(st.data())
+    def test_second_derivatives_agree_where_logits_tie(self, data: Any) -> None:
+        """Constant inputs, zeros, frames that repeat, and signs alone."""
+        problem = data.draw(draw.problems(dtype=self.dtype))
+        selection = data.draw(draw.selections(problem))
+        tie = data.draw(st.sampled_from([_constant, torch.zeros_like, _repeated, torch.sign]))
+        query, key, value = problem.inputs
+        problem = problem.with_inputs(query, tie(key), value)
+        ours = self.derivatives(problem, selection, self.backend)
+        reference = self.derivatives(problem, selection, "reference")
+        for mine, theirs in zip(ours, reference, strict=True):
+            torch.testing.assert_close(
+                mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
+            )
+
     @given(st.data())
     def test_later_times_do_not_matter(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False, time=True))
@@ -115,10 +152,17 @@ class BackendContract:
             problem.key.masked_fill(later[:, None], 7.0),
             problem.value.masked_fill(later[:, None], -3.0),
         )
-        before, after = (
-            self.attend(p, selection, causal=True)[:, :, time <= now] for p in (problem, changed)
+        bad = data.draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+        lost = problem.with_inputs(
+            problem.query,
+            problem.key.masked_fill(later[:, None], bad),
+            problem.value.masked_fill(later[:, None], bad),
         )
-        assert torch.equal(before, after)
+        before, *after = (
+            self.attend(p, selection, causal=True)[:, :, time <= now]
+            for p in (problem, changed, lost)
+        )
+        assert all(torch.equal(before, x) for x in after)
 
     @given(st.data())
     def test_causal_attention_to_everything_is_masked_full_attention(self, data: Any) -> None:
@@ -336,6 +380,16 @@ def _everything(problem: draw.Problem) -> ndgpa.Selection:
     blocks = torch.arange(problem.key_structure.num_blocks, dtype=torch.int32)
     shape = (problem.query.shape[0], 1, problem.structure.num_cells, len(blocks))
     return ndgpa.Selection(blocks.expand(shape))
+
+
+def _constant(x: Tensor) -> Tensor:
+    return x[:, :, :1].expand_as(x)
+
+
+def _repeated(x: Tensor) -> Tensor:
+    """The first half of the sites again."""
+    half = x[:, :, : -(-x.shape[2] // 2)]
+    return torch.cat([half, half], dim=2)[:, :, : x.shape[2]]
 
 
 def _rows(mask: Tensor | None) -> Tensor | None:
