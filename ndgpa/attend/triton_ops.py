@@ -59,6 +59,7 @@ def fused(
         structure.time if causal else None,
         key_structure.time if causal else None,
         scale,
+        key_structure.is_partition,
     )
     return out, lse
 
@@ -85,6 +86,7 @@ def attend_triton(
     query_time: Tensor | None,  # (n,) int64
     key_time: Tensor | None,  # (n_k,) int64
     scale: float,
+    partition: bool = True,  # every site of the keys is in exactly one row of key_sites
 ) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
     """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
     from ndgpa.attend.triton_forward import forward
@@ -116,6 +118,7 @@ def _(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_out(query, value)
 
@@ -137,6 +140,7 @@ def attend_triton_backward(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
     from ndgpa.attend.triton_backward import backward_keys, backward_queries
@@ -172,6 +176,7 @@ def attend_triton_backward(
         grad_value=grads[2],
         grad_bias=grad_bias,
         scale=scale,
+        partition=partition,
     )
     return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
 
@@ -193,6 +198,7 @@ def _(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     query, key, value = map(_side_by_side, (query, key, value))
     return _empty_grads(query, key, value, slot_bias, key_bias)
@@ -267,16 +273,16 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     out, _, norm = output
-    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:-1])
-    ctx.scale = inputs[-1]
+    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:10])
+    ctx.options = inputs[10:]
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     given, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, ctx.scale)
+    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, *ctx.options)
     slot = grads[3] if given[3] is not None else None
     bias = grads[4] if given[4] is not None else None
-    return *grads[:3], slot, bias, *[None] * 6
+    return *grads[:3], slot, bias, *[None] * 7
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -294,7 +300,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         given = [x for x in inputs if x is not None]
         second = iter(torch.autograd.grad(grads, given, weights, allow_unused=True))
     of_wanted = [None if x is None else next(second) for x in inputs]
-    return *of_wanted[:5], None, *of_wanted[5:], *[None] * 7
+    return *of_wanted[:5], None, *of_wanted[5:], *[None] * 8
 
 
 def _plain_gradient(

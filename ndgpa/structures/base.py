@@ -149,6 +149,12 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
+    @property
+    def is_partition(self) -> bool:
+        """Whether every site is in exactly one block, as all structures promise but those that are
+        only attended to (`Sampled`)."""
+        return True
+
     @table
     def is_even(self) -> bool:
         """Whether no table has an empty place."""

@@ -97,6 +97,11 @@ class Sampled(SpatialStructure):
     def cells(self) -> Int[Tensor, "C P"]:
         return self.structure.cells
 
+    @property
+    def is_partition(self) -> bool:
+        """No: a site may be in no block, or in several."""
+        return False
+
     @table
     def block_of_site(self) -> Int[Tensor, " n"]:
         """There is none: a site may be in no block, or in several."""
