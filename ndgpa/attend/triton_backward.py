@@ -350,10 +350,10 @@ def key_major_kernel(
         o_out = o_key
         if BY_PLACE:
             o_out = block * R + o_place
-        p_rows = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
-        store_rows(p_rows + o_out * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
-        p_rows = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
-        store_rows(p_rows + o_out * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
+        p_grad_keys = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
+        store_rows(p_grad_keys + o_out * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
+        p_grad_values = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
+        store_rows(p_grad_values + o_out * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
         if p_grad_bias is not None:
             p_bias = p_grad_bias + (b * key_heads + key_head) * n_out
             tl.store(p_bias + o_out, b_grad_bias, mask=m_exists)

@@ -190,11 +190,7 @@ class SpatialStructure(abc.ABC):
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
         """Where each site stands in the flattened `cell_sites`."""
-        places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)
-        flat = self.cell_sites.flatten()
-        filled = flat >= 0
-        places[flat[filled]] = filled.nonzero()[:, 0]
-        return places
+        return _place_of_member(self.cell_sites, self.num_sites)
 
     # Spans of time, for causal attention
 
@@ -345,7 +341,13 @@ def take_sites(
 
 def _row_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
     """For each of `count` members of a table, the row that it stands in."""
-    rows = torch.empty(count, dtype=torch.int64, device=table.device)
-    filled = table >= 0
-    rows[table[filled]] = filled.nonzero()[:, 0]
-    return rows
+    return _place_of_member(table, count) // table.shape[1]
+
+
+def _place_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
+    """For each of `count` members of a table, where it stands in the flattened table."""
+    flat = table.flatten()
+    places = torch.empty(count + 1, dtype=torch.int64, device=table.device)  # the last for -1
+    member = torch.where(flat < 0, count, flat)
+    places.scatter_(0, member, torch.arange(len(flat), device=table.device))
+    return places[:-1]
