@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import attention, attention_backward, count_products, pairs_of_tables
 from ndgpa._ops import fold_into_batch, has_triton, without_autocast
 from ndgpa.attend.chunked import attend_chunked_backward, with_a_slot
 from ndgpa.selection.base import Selection
@@ -357,3 +358,41 @@ attend_triton.register_autograd(_backward, setup_context=_save)
 attend_triton_backward.register_autograd(_backward_twice, setup_context=_save_gradient)
 attend_triton.register_vmap(fold_into_batch(attend_triton, batched=6))
 attend_triton_backward.register_vmap(fold_into_batch(attend_triton_backward, batched=10))
+
+
+@count_products(attend_triton)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    slot_bias: Any,
+    key_bias: Any,
+    blocks: Any,
+    cell_sites: Any,
+    key_sites: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
+    return attention(pairs, query[3], value[3])
+
+
+@count_products(attend_triton_backward)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    slot_bias: Any,
+    key_bias: Any,
+    blocks: Any,
+    grad_out: Any,
+    grad_lse: Any,
+    out: Any,
+    norm: Any,
+    cell_sites: Any,
+    key_sites: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
+    return attention_backward(pairs, query[3], value[3])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import blocks_between
@@ -360,3 +362,10 @@ def _(
 
 
 select_children.register_vmap(fold_into_batch(select_children, batched=4))
+
+
+@count_products(select_children)
+def _(query: Any, key: Any, log_size: Any, kept: Any, *_: Any, **__: Any) -> int:
+    """The logits of all children of what was kept, and the weighted sum of their masses."""
+    queries = math.prod(query[:4])
+    return 2 * queries * kept[3] * key[3] * (query[4] + 1)
