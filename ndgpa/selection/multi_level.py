@@ -105,7 +105,7 @@ class MultiLevel(Rule):
                 _signed(query) if box else query,
                 parent.structure.by_block(node.features(box)),
                 _sizes_by_parent(node, parent).expand(query.shape[0], -1, -1),
-                _besides(kept, parent, problem, f"straddling {self.factor} {level}"),
+                _besides(kept, problem, self.factor, level + 1),
                 weight,
                 parent.structure.blocks,
                 always_read(self.force, problem) if level == 0 else None,
@@ -186,20 +186,36 @@ def _extreme(structure: SpatialStructure, x: Tensor, empty: float) -> Tensor:
 
 
 def _besides(
-    kept: Int[Tensor, "b hs C K"], parent: _Nodes, problem: Problem, name: str
+    kept: Int[Tensor, "b hs C K"],
+    problem: Problem,
+    factor: int | tuple[int, ...],
+    level: int,
 ) -> Int[Tensor, "b hs C K2"]:
-    """The kept nodes and, if causal, those that are partly later than the cell."""
-    if parent.first is None or parent.last is None:
+    """The kept nodes of a level and, if causal, those that are partly later than the cell."""
+    if not problem.causal:
         return kept
-    first, last, structure = parent.first, parent.last, problem.structure
-    now = structure.cell_span[0]
-    table = structure.kept_with(
+    table = problem.structure.kept_with(
         problem.key_structure,  # times are its own; another one may have parents that are equal
-        name,
-        lambda: blocks_between(now, now, first, last, structure.cell_group, parent.group),
+        f"straddling {factor} {level}",
+        lambda own, keys: _straddling(own, keys, factor, level),
     )
     table = table.int().expand(*kept.shape[:2], -1, -1)
     return torch.cat([kept, table], dim=-1)
+
+
+def _straddling(
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    factor: int | tuple[int, ...],
+    level: int,
+) -> Int[Tensor, "C E"]:
+    """The nodes of a level that are neither wholly past nor wholly later than a cell."""
+    nodes, (first, last) = key_structure, key_structure.block_span
+    for _ in range(level):
+        nodes = nodes.coarsened(factor)
+        first, last = nodes.span_of_blocks(first, last)
+    now = structure.cell_span[0]
+    return blocks_between(now, now, first, last, structure.cell_group, nodes.group)
 
 
 def _sizes_by_parent(node: _Nodes, parent: _Nodes) -> Float[Tensor, "#b N R"]:

@@ -1,6 +1,6 @@
 """The paper's rule: for each cell, the k most relevant key blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -135,13 +135,14 @@ def always_read(
     if not force and not problem.causal:
         return None
 
-    def make() -> Tensor:
+    def make(own: SpatialStructure, keys: SpatialStructure) -> Tensor:
         tables = []
         if force:
-            tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
+            of_tables = replace(problem, structure=own, key_structure=keys)
+            tables.append(seen_blocks(forced_blocks(force, own, keys), of_tables))
         if problem.causal:
-            tables.append(overlapping(structure, key_structure))
-        return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+            tables.append(overlapping(own, keys))
+        return each_once(torch.cat(tables, dim=1), keys.num_blocks)
 
     name = f"always read: {force}, causal: {problem.causal}"
     return structure.kept_with(key_structure, name, make)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ndgpa import _checks
 
 T = TypeVar("T")
+MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
 
 class table(Generic[T]):
@@ -157,7 +158,9 @@ class SpatialStructure(abc.ABC):
 
     @table
     def is_even(self) -> bool:
-        """Whether no table has an empty place."""
+        """Whether no table has an empty place; False on device "meta", where nothing can tell."""
+        if self.blocks.is_meta:
+            return False
         return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
 
     # Tables that follow from the two
@@ -232,15 +235,23 @@ class SpatialStructure(abc.ABC):
     def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
         return WeakKeyDictionary()
 
-    def kept_with(self, other: "SpatialStructure", name: str, make: Callable[[], Tensor]) -> Tensor:
-        """A table of this structure and another one, made at its first use."""
+    def kept_with(self, other: "SpatialStructure", name: str, make: MakeTable) -> Tensor:
+        """A table of this structure and another one, made at its first use.
+
+        On device "meta" it is made from the structures that were copied there, which have values.
+        """
         if torch.compiler.is_compiling():
-            return make()
+            return make(self, other)
         tables = self._kept.setdefault(other, {})
         if name not in tables:
             with torch.inference_mode(False):
-                tables[name] = make()
+                tables[name] = self._made_with(other, make)
         return tables[name]
+
+    def _made_with(self, other: "SpatialStructure", make: MakeTable) -> Tensor:
+        if self.device.type != "meta":
+            return make(self, other)
+        return make(self.to("cpu"), other.to("cpu")).to("meta")
 
     @table
     def _coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
@@ -251,7 +262,10 @@ class SpatialStructure(abc.ABC):
         kept = self._coarsened
         if factor in kept:
             return kept[factor]
-        made = self.coarsen(factor)
+        if self.device.type == "meta":
+            made = self.to("cpu").coarsened(factor).to("meta")
+        else:
+            made = self.coarsen(factor)
         if not torch.compiler.is_compiling():
             kept[factor] = made
         return made

@@ -23,7 +23,7 @@ class Sampling(abc.ABC):
 
     def __call__(self, structure: SpatialStructure) -> "Sampled":
         """The structure to attend over, as `key_structure`; made once."""
-        sites = structure.kept_with(structure, repr(self), lambda: self.table(structure))
+        sites = structure.kept_with(structure, repr(self), lambda own, _: self.table(own))
         return Sampled(structure, sites)
 
 
