@@ -1,8 +1,10 @@
 """What the custom operators of the package share."""
 
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -70,8 +72,10 @@ def differentiate_gradient(
     return by_inputs, list(second)
 
 
-def without_autocast(like: Tensor) -> torch.autocast:
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """A context in which the body of an operator computes in the dtypes it was written in."""
+    if like.is_meta:  # which has no autocast
+        return contextlib.nullcontext()
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -94,6 +98,6 @@ def on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
 def cast_for_autocast(*xs: Tensor) -> list[Tensor]:
     """Cast as autocast casts the inputs of an attention; float64 stays."""
     device = xs[0].device.type
-    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
+    if xs[0].is_meta or not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
         return list(xs)
     return [x.to(torch.get_autocast_dtype(device)) for x in xs]

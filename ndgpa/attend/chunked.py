@@ -6,6 +6,7 @@ one opaque operator each, so a compiled graph holds one node for any number of c
 derivative differentiates the plain formula.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
 from ndgpa.attend.softmax import Softmax, softmax
 from ndgpa.selection.base import Selection
@@ -449,3 +451,20 @@ attend_chunked.register_autograd(_backward, setup_context=_save)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=_save)
 attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
 attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))
+
+
+@count_products(attend_chunked)
+def _(query: Any, key: Any, value: Any, blocks: Any, *_: Any, **__: Any) -> int:
+    return attention(_pairs(query, key, blocks), query[-1], value[-1])
+
+
+@count_products(attend_chunked_backward)
+def _(
+    query: Any, key: Any, value: Any, grad_out: Any, grad_lse: Any, blocks: Any, *_: Any, **__: Any
+) -> int:
+    return attention_backward(_pairs(query, key, blocks), query[-1], value[-1])
+
+
+def _pairs(query: Any, key: Any, blocks: Any) -> int:
+    """Queries by the keys of all slots, given shapes."""
+    return math.prod(query[:4]) * blocks[3] * key[3]

@@ -84,6 +84,15 @@ def inverse(
     )
 
 
+def sorted_places(
+    key_sites: Int[Tensor, "B R"], num_sites: int
+) -> tuple[Int[Tensor, " places"], Int[Tensor, " n1"]]:
+    """The places of the table in the order of the sites that stand in them, and where each site's
+    begin. Empty places come last."""
+    order, starts = _sorted(key_sites.reshape(1, -1), num_sites)
+    return order[0], starts[0]
+
+
 def _sorted(
     slots: Int[Tensor, "L E"], num_blocks: int
 ) -> tuple[Int[Tensor, "L E"], Int[Tensor, "L B1"]]:

@@ -7,15 +7,18 @@
 Query-major: as the forward, one program per tile of a cell's queries, gives the gradients of query
 and slot bias, and w. Key-major: one program per segment of the readers of a key block (`inverse`)
 gives those of key, value and key bias; the third kernel adds up the segments of hot blocks, in
-order. Letters and prefixes as in `triton_tiles`.
+order. Where a site may stand in no block or in several, both write one row for each place of each
+block, and a fourth kernel adds up the places of each site, in order. Letters and prefixes as in
+`triton_tiles`.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ndgpa._ops import on_its_device
-from ndgpa.attend.inverse import inverse
+from ndgpa.attend.inverse import inverse, sorted_places
 from ndgpa.attend.triton_tiles import (
     LOG2_E,
     Tile,
@@ -183,7 +186,9 @@ def query_major_kernel(
             o_first = i // TILES_PER_SLOT * IN_TILE
             o_in = tl.arange(0, SLOTS)
             m_of = (o_slot - o_first)[None, :] == o_in[:, None]
-            b_of_slot = tl.sum(tl.where(m_of, tl.sum(b_g, 0)[None, :], 0.0), 1)
+            # A row that does not exist has a weight all the same: that of logit 0 plus the bias.
+            b_of_key = tl.sum(tl.where(m_row[:, None], b_g, 0.0), 0)
+            b_of_slot = tl.sum(tl.where(m_of, b_of_key[None, :], 0.0), 1)
             m_in = (o_first + o_in < cells * K) & (o_in < IN_TILE)
             o_part = (((b * T + t) * C + cell) * ROW_TILES + row_tile) * TILES_PER_SLOT
             o_part += i % TILES_PER_SLOT
@@ -211,9 +216,9 @@ def key_major_kernel(
     p_cells,  # (L, E) int32: the fields of `Inverse`, contiguous
     p_biases,  # (L, E) float32, or None
     p_segments,  # (L, S, 4) int32
-    p_grad_key,  # (b, hk, n_k, d)
-    p_grad_value,  # (b, hk, n_k, dv)
-    p_grad_bias,  # (b, hk, n_k) float32, contiguous, or None
+    p_grad_key,  # (b, hk, n_out, d): n_out is n_k, or B * R with BY_PLACE
+    p_grad_value,  # (b, hk, n_out, dv)
+    p_grad_bias,  # (b, hk, n_out) float32, contiguous, or None
     p_parts,  # (b, hk, parts, R, PART) float32, contiguous
     s_query_b,
     s_query_h,
@@ -235,6 +240,7 @@ def key_major_kernel(
     s_grad_value_n,
     n,
     n_k,
+    n_out,
     C,
     E,
     S,
@@ -254,6 +260,7 @@ def key_major_kernel(
     KEYS: tl.constexpr,
     TILES_PER_BLOCK: tl.constexpr,
     PART: tl.constexpr,  # d + dv + 1, aligned
+    BY_PLACE: tl.constexpr,  # gradients of places of blocks, not of sites
     PRECISION: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
@@ -340,12 +347,16 @@ def key_major_kernel(
 
     b_grad_key *= scale
     if part < 0:
+        o_out = o_key
+        if BY_PLACE:
+            o_out = block * R + o_place
         p_grad_keys = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
-        store_rows(p_grad_keys + o_key * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
+        store_rows(p_grad_keys + o_out * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
         p_grad_values = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
-        store_rows(p_grad_values + o_key * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
+        store_rows(p_grad_values + o_out * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
         if p_grad_bias is not None:
-            tl.store(p_grad_bias + o_bias, b_grad_bias, mask=m_exists)
+            p_bias = p_grad_bias + (b * key_heads + key_head) * n_out
+            tl.store(p_bias + o_out, b_grad_bias, mask=m_exists)
     else:
         p_part = p_parts + (((b * key_heads + key_head) * parts + part) * R + o_place) * PART
         store_rows(p_part, b_grad_key, m_exists, D, PAD_D)
@@ -359,16 +370,16 @@ def add_parts_kernel(
     p_parts,  # (b, hk, parts, R, PART) float32, contiguous
     p_hot,  # (L, H, 3) int32, contiguous
     p_key_sites,  # (B, R) int64
-    p_grad_key,  # (b, hk, n_k, d)
-    p_grad_value,  # (b, hk, n_k, dv)
-    p_grad_bias,  # (b, hk, n_k) float32, contiguous, or None
+    p_grad_key,  # (b, hk, n_out, d): n_out is n_k, or B * R with BY_PLACE
+    p_grad_value,  # (b, hk, n_out, dv)
+    p_grad_bias,  # (b, hk, n_out) float32, contiguous, or None
     s_grad_key_b,
     s_grad_key_h,
     s_grad_key_n,
     s_grad_value_b,
     s_grad_value_h,
     s_grad_value_n,
-    n_k,
+    n_out,
     H,
     key_heads,
     table_heads,
@@ -381,6 +392,7 @@ def add_parts_kernel(
     KEYS: tl.constexpr,
     TILES_PER_BLOCK: tl.constexpr,
     PART: tl.constexpr,  # d + dv + 1, aligned
+    BY_PLACE: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     key_tile = program % TILES_PER_BLOCK
@@ -406,13 +418,52 @@ def add_parts_kernel(
         b_grad_value += load_rows(p_part + D, m_key, DV, PAD_DV)
         if p_grad_bias is not None:
             b_grad_bias += tl.load(p_part + D + DV, mask=m_key, other=0.0)
+    o_out = o_key
+    if BY_PLACE:
+        o_out = block * R + o_place
     p_rows = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
-    store_rows(p_rows + o_key * s_grad_key_n, b_grad_key, m_key, D, PAD_D)
+    store_rows(p_rows + o_out * s_grad_key_n, b_grad_key, m_key, D, PAD_D)
     p_rows = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
-    store_rows(p_rows + o_key * s_grad_value_n, b_grad_value, m_key, DV, PAD_DV)
+    store_rows(p_rows + o_out * s_grad_value_n, b_grad_value, m_key, DV, PAD_DV)
     if p_grad_bias is not None:
-        p_bias = p_grad_bias + (b * key_heads + key_head) * n_k
-        tl.store(p_bias + o_key, b_grad_bias, mask=m_key)
+        p_bias = p_grad_bias + (b * key_heads + key_head) * n_out
+        tl.store(p_bias + o_out, b_grad_bias, mask=m_key)
+
+
+@triton.jit
+def add_places_kernel(
+    p_of_place,  # (b, hk, places, WIDTH) float32, contiguous
+    p_order,  # (places,) int64: the places of each site, site after site
+    p_starts,  # (n_k + 1,) int64: where those of each site begin
+    p_grad,  # (b, hk, n_k, WIDTH)
+    s_grad_b,
+    s_grad_h,
+    s_grad_n,
+    n_k,
+    places,
+    key_heads,
+    WIDTH: tl.constexpr,
+    PAD: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(n_k, KEYS)
+    key_head = program // tiles % key_heads
+    b = program // tiles // key_heads
+    # (KEYS,)
+    o_key = program % tiles * KEYS + tl.arange(0, KEYS)
+    m_key = o_key < n_k
+    o_first = tl.load(p_starts + o_key, mask=m_key, other=0)
+    o_end = tl.load(p_starts + o_key + 1, mask=m_key, other=0)
+    p_of_place += (b * key_heads + key_head) * places * WIDTH
+    # (KEYS, PAD)
+    b_sum = tl.zeros((KEYS, PAD), tl.float32)
+    for i in range(0, tl.max(o_end - o_first)):
+        m_place = o_first + i < o_end
+        o_place = tl.load(p_order + o_first + i, mask=m_place, other=0)
+        b_sum += load_rows(p_of_place + o_place * WIDTH, m_place, WIDTH, PAD)
+    p_rows = p_grad + b * s_grad_b + key_head * s_grad_h + o_key * s_grad_n
+    store_rows(p_rows, b_sum, m_key, WIDTH, PAD)
 
 
 @on_its_device
@@ -527,10 +578,20 @@ def backward_keys(
     grad_value: Tensor,
     grad_bias: Tensor | None,
     scale: float,
+    partition: bool = True,
     tile: Tile | None = None,
     longest: int | None = None,
 ) -> None:
-    """Write the gradients of key, value and key bias. `longest` is that of `inverse`."""
+    """Write the gradients of key, value and key bias.
+
+    Args:
+        partition: Every site of the keys is in exactly one block.
+        longest: That of `inverse`.
+    """
+    grads = [x for x in (grad_key, grad_value, grad_bias) if x is not None]
+    if not partition:
+        grad_key, grad_value, *biases = [_by_place(x, key_sites) for x in grads]
+        grad_bias = biases[0] if biases else None
     (batch, heads, n, d), (_, key_heads, n_k, dv) = query.shape, value.shape
     places, (num_blocks, sites) = cell_sites.shape[1], key_sites.shape
     group = heads // (heads if blocks.shape[1] == heads else key_heads)
@@ -552,6 +613,7 @@ def backward_keys(
         "PAD_DV": padded_width(dv),
         "TILES_PER_BLOCK": per_block,
         "PART": part_width,
+        "BY_PLACE": not partition,
     }
     key_major_kernel[(programs,)](
         query,
@@ -580,6 +642,7 @@ def backward_keys(
         *rows_strides(grad_value),
         n,
         n_k,
+        grad_key.shape[2],
         blocks.shape[2],
         readers.cells.shape[1],
         readers.segments.shape[1],
@@ -599,27 +662,61 @@ def backward_keys(
         **shape,
     )
     hot = readers.hot.shape[1]
-    if hot == 0:
-        return
-    add_parts_kernel[(per_block * hot * key_heads * batch,)](
-        parts,
-        readers.hot,
-        key_sites,
-        grad_key,
-        grad_value,
-        grad_bias,
-        *rows_strides(grad_key),
-        *rows_strides(grad_value),
-        n_k,
-        hot,
-        key_heads,
-        min(blocks.shape[1], key_heads),
-        readers.parts,
-        KEYS=tile.keys,
-        num_warps=4,
-        enable_fp_fusion=True,
-        **shape,
-    )
+    if hot:
+        add_parts_kernel[(per_block * hot * key_heads * batch,)](
+            parts,
+            readers.hot,
+            key_sites,
+            grad_key,
+            grad_value,
+            grad_bias,
+            *rows_strides(grad_key),
+            *rows_strides(grad_value),
+            grad_key.shape[2],
+            hot,
+            key_heads,
+            min(blocks.shape[1], key_heads),
+            readers.parts,
+            KEYS=tile.keys,
+            num_warps=4,
+            enable_fp_fusion=True,
+            **shape,
+        )
+    if not partition:
+        of_places = [x for x in (grad_key, grad_value, grad_bias) if x is not None]
+        _add_places(of_places, key_sites, grads)
+
+
+def _by_place(grad: Tensor, key_sites: Tensor) -> Tensor:
+    """Room for the gradients of all places of the blocks."""
+    shape = *grad.shape[:2], key_sites.numel(), *grad.shape[3:]
+    return grad.new_empty(shape, dtype=torch.float32)
+
+
+def _add_places(of_places: list[Tensor], key_sites: Tensor, grads: list[Tensor]) -> None:
+    """Write the sums over the places of each site; 0 for a site that stands nowhere."""
+    order, starts = sorted_places(key_sites, num_sites=grads[0].shape[2])
+    for of_place, grad in zip(of_places, grads, strict=True):
+        if grad.dim() == 3:  # a bias is a feature
+            of_place, grad = of_place[..., None], grad[..., None]
+        (batch, key_heads, n_k, width), places = grad.shape, of_place.shape[2]
+        pad = padded_width(width)
+        keys = max(2048 // pad, 1)
+        add_places_kernel[(-(-n_k // keys) * key_heads * batch,)](
+            of_place,
+            order,
+            starts,
+            grad,
+            *rows_strides(grad),
+            n_k,
+            places,
+            key_heads,
+            WIDTH=width,
+            PAD=pad,
+            KEYS=keys,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
 
 
 def longest_segment(blocks: Tensor, num_blocks: int, key_heads: int, rows: int) -> int:

@@ -154,7 +154,7 @@ def forward_kernel(
 
     m_blind = b_sum == 0
     b_sum = tl.where(m_blind, 1.0, b_sum)
-    b_lse = tl.where(m_blind, float("-inf"), (b_max + tl.log2(b_sum)) / _LOG2_E)
+    b_lse = (b_max + tl.log2(b_sum)) / _LOG2_E  # -inf of a blind row: its largest logit is
     b_max = tl.where(m_blind, 0.0, b_max)
     b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
     if MEMBERS > 1:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import attention, attention_backward, count_products, pairs_of_tables
 from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton
 from ndgpa.attend.chunked import attend_from_cells, with_a_slot
 from ndgpa.selection.base import Selection
@@ -53,6 +54,7 @@ def fused(
         structure.time if causal else None,
         key_structure.time if causal else None,
         scale,
+        key_structure.is_partition,
     )
     return out, lse
 
@@ -79,6 +81,7 @@ def attend_triton(
     query_time: Tensor | None,  # (n,) int64
     key_time: Tensor | None,  # (n_k,) int64
     scale: float,
+    partition: bool = True,  # every site of the keys is in exactly one row of key_sites
 ) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
     """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
     from ndgpa.attend.triton_forward import forward
@@ -110,6 +113,7 @@ def _(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_out(query, value)
 
@@ -131,6 +135,7 @@ def attend_triton_backward(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
     from ndgpa.attend.triton_backward import backward_keys, backward_queries
@@ -166,6 +171,7 @@ def attend_triton_backward(
         grad_value=grads[2],
         grad_bias=grad_bias,
         scale=scale,
+        partition=partition,
     )
     return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
 
@@ -187,6 +193,7 @@ def _(
     query_time: Tensor | None,
     key_time: Tensor | None,
     scale: float,
+    partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     query, key, value = map(_side_by_side, (query, key, value))
     return _empty_grads(query, key, value, slot_bias, key_bias)
@@ -261,16 +268,16 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     out, _, norm = output
-    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:-1])
-    ctx.scale = inputs[-1]
+    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:10])
+    ctx.options = inputs[10:]
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     given, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, ctx.scale)
+    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, *ctx.options)
     slot = grads[3] if given[3] is not None else None
     bias = grads[4] if given[4] is not None else None
-    return *grads[:3], slot, bias, *[None] * 6
+    return *grads[:3], slot, bias, *[None] * 7
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -287,7 +294,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
     given = [query, key, value, slot, bias]
     by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)
-    return *by_input, None, *by_grads, *[None] * 7
+    return *by_input, None, *by_grads, *[None] * 8
 
 
 def _attend_in_torch(
@@ -339,3 +346,41 @@ attend_triton.register_autograd(_backward, setup_context=_save)
 attend_triton_backward.register_autograd(_backward_twice, setup_context=_save_gradient)
 attend_triton.register_vmap(fold_into_batch(attend_triton, batched=6))
 attend_triton_backward.register_vmap(fold_into_batch(attend_triton_backward, batched=10))
+
+
+@count_products(attend_triton)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    slot_bias: Any,
+    key_bias: Any,
+    blocks: Any,
+    cell_sites: Any,
+    key_sites: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
+    return attention(pairs, query[3], value[3])
+
+
+@count_products(attend_triton_backward)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    slot_bias: Any,
+    key_bias: Any,
+    blocks: Any,
+    grad_out: Any,
+    grad_lse: Any,
+    out: Any,
+    norm: Any,
+    cell_sites: Any,
+    key_sites: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
+    return attention_backward(pairs, query[3], value[3])

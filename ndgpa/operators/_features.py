@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndgpa._flops import count_products
 from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
 
 KERNELS = ("softmax", "relu")
@@ -291,3 +292,33 @@ attend_by_features.register_autograd(_backward, setup_context=_save)
 attend_by_features_backward.register_autograd(_backward_twice, setup_context=_save)
 attend_by_features.register_vmap(fold_into_batch(attend_by_features, batched=4))
 attend_by_features_backward.register_vmap(fold_into_batch(attend_by_features_backward, batched=5))
+
+
+@count_products(attend_by_features)
+def _(query: Any, key: Any, value: Any, key_mask: Any, projection: Any, *_: Any, **__: Any) -> int:
+    """Exponents of queries, and of keys twice, for the largest comes first; M; out and weight."""
+    queries, keys = math.prod(query[:3]), math.prod(key[:3])
+    exponents = (queries + 2 * keys) * query[3]
+    return 2 * projection[0] * (exponents + keys * value[3] + queries * (value[3] + 1))
+
+
+@count_products(attend_by_features_backward)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    grad_out: Any,
+    key_mask: Any,
+    projection: Any,
+    scale: float,
+    eps: float,
+    kernel: str,
+    **_: Any,
+) -> int:
+    """All of the forward; exponents of keys again; and back through each, the largest too."""
+    queries, keys, (features, width) = math.prod(query[:3]), math.prod(key[:3]), projection
+    forward = (queries + 2 * keys) * width + keys * value[3] + queries * (value[3] + 1)
+    to_memory = queries * (2 * value[3] + 1 + width)
+    to_keys = keys * (2 * width + 2 * value[3])
+    to_largest = math.prod(key[:2]) * width if kernel == "softmax" else 0
+    return 2 * features * (forward + to_memory + to_keys + to_largest)

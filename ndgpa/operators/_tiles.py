@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
     cast_for_autocast,
     differentiate_gradient,
@@ -394,3 +395,36 @@ attend_tiles.register_autograd(_backward, setup_context=_save)
 attend_tiles_backward.register_autograd(_backward_twice, setup_context=_save)
 attend_tiles.register_vmap(fold_into_batch(attend_tiles, batched=4))
 attend_tiles_backward.register_vmap(fold_into_batch(attend_tiles_backward, batched=5))
+
+
+@count_products(attend_tiles)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    key_mask: Any,
+    bias: Any,
+    queries: Any,
+    keys: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
+    return attention(pairs, query[3], value[3])
+
+
+@count_products(attend_tiles_backward)
+def _(
+    query: Any,
+    key: Any,
+    value: Any,
+    grad_out: Any,
+    key_mask: Any,
+    bias: Any,
+    queries: Any,
+    keys: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
+    return attention_backward(pairs, query[3], value[3])

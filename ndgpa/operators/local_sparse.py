@@ -158,7 +158,7 @@ class LocalSparse:
 
 
 @torch.library.custom_op(
-    "ndgpa::local_sparse_tables", mutates_args=(), device_types=("cpu", "cuda")
+    "ndgpa::local_sparse_tables", mutates_args=(), device_types=("cpu", "cuda", "meta")
 )
 def local_sparse_tables(
     shape: list[int],

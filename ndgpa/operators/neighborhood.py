@@ -209,7 +209,7 @@ class Hydra(nn.Module):
 
 
 @torch.library.custom_op(
-    "ndgpa::neighborhood_tables", mutates_args=(), device_types=("cpu", "cuda")
+    "ndgpa::neighborhood_tables", mutates_args=(), device_types=("cpu", "cuda", "meta")
 )
 def neighborhood_tables(
     shape: list[int],

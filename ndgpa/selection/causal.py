@@ -21,11 +21,8 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
     return structure.kept_with(
         key_structure,
         "overlapping",
-        lambda: blocks_between(
-            *structure.cell_span,
-            *key_structure.block_span,
-            structure.cell_group,
-            key_structure.group,
+        lambda own, keys: blocks_between(
+            *own.cell_span, *keys.block_span, own.cell_group, keys.group
         ),
     )
 
@@ -35,7 +32,7 @@ def count_candidates(problem: Problem) -> Int[Tensor, " C"]:
     structure, key_structure, causal = problem.structure, problem.key_structure, problem.causal
     name = "past candidates" if causal else "candidates"
     return structure.kept_with(
-        key_structure, name, lambda: _candidates(structure, key_structure, causal)
+        key_structure, name, lambda own, keys: _candidates(own, keys, causal)
     )
 
 

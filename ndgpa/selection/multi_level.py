@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import blocks_between
@@ -104,7 +106,7 @@ class MultiLevel(Rule):
                 _signed(query) if box else query,
                 parent.structure.by_block(node.features(box)),
                 _sizes_by_parent(node, parent).expand(query.shape[0], -1, -1),
-                _besides(kept, parent, problem, f"straddling {self.factor} {level}"),
+                _besides(kept, problem, self.factor, level + 1),
                 weight,
                 parent.structure.blocks,
                 always_read(self.force, problem) if level == 0 else None,
@@ -185,20 +187,36 @@ def _extreme(structure: SpatialStructure, x: Tensor, empty: float) -> Tensor:
 
 
 def _besides(
-    kept: Int[Tensor, "b hs C K"], parent: _Nodes, problem: Problem, name: str
+    kept: Int[Tensor, "b hs C K"],
+    problem: Problem,
+    factor: int | tuple[int, ...],
+    level: int,
 ) -> Int[Tensor, "b hs C K2"]:
-    """The kept nodes and, if causal, those that are partly later than the cell."""
-    if parent.first is None or parent.last is None:
+    """The kept nodes of a level and, if causal, those that are partly later than the cell."""
+    if not problem.causal:
         return kept
-    first, last, structure = parent.first, parent.last, problem.structure
-    now = structure.cell_span[0]
-    table = structure.kept_with(
+    table = problem.structure.kept_with(
         problem.key_structure,  # times are its own; another one may have parents that are equal
-        name,
-        lambda: blocks_between(now, now, first, last, structure.cell_group, parent.group),
+        f"straddling {factor} {level}",
+        lambda own, keys: _straddling(own, keys, factor, level),
     )
     table = table.int().expand(*kept.shape[:2], -1, -1)
     return torch.cat([kept, table], dim=-1)
+
+
+def _straddling(
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    factor: int | tuple[int, ...],
+    level: int,
+) -> Int[Tensor, "C E"]:
+    """The nodes of a level that are neither wholly past nor wholly later than a cell."""
+    nodes, (first, last) = key_structure, key_structure.block_span
+    for _ in range(level):
+        nodes = nodes.coarsened(factor)
+        first, last = nodes.span_of_blocks(first, last)
+    now = structure.cell_span[0]
+    return blocks_between(now, now, first, last, structure.cell_group, nodes.group)
 
 
 def _sizes_by_parent(node: _Nodes, parent: _Nodes) -> Float[Tensor, "#b N R"]:
@@ -361,3 +379,10 @@ def _(
 
 
 select_children.register_vmap(fold_into_batch(select_children, batched=5))
+
+
+@count_products(select_children)
+def _(query: Any, key: Any, log_size: Any, kept: Any, *_: Any, **__: Any) -> int:
+    """The logits of all children of what was kept, and the weighted sum of their masses."""
+    queries = math.prod(query[:4])
+    return 2 * queries * kept[3] * key[3] * (query[4] + 1)

@@ -24,10 +24,10 @@ def each_once(table: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*
 def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch k"]:
     """Cut to the longest row; empty slots must be last.
 
-    It looks at values, so a GPU, which would be made to wait, and a compiled graph, whose shapes
-    are fixed, keep the width.
+    It looks at values, so a GPU, which would be made to wait, a device without any, and a compiled
+    graph, whose shapes are fixed, keep the width.
     """
-    if table.is_cuda or torch.compiler.is_compiling() or table.shape[-1] == 0:
+    if not table.is_cpu or torch.compiler.is_compiling() or table.shape[-1] == 0:
         return table
     used = (table >= 0).flatten(0, -2).any(dim=0)
     return table[..., : max(1, int(used.sum()))]

@@ -1,12 +1,14 @@
 """The paper's rule: for each cell, the k most relevant key blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import _checks
+from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch, has_triton
 from ndgpa.selection.base import Coarse, Problem, Rule, Selection
 from ndgpa.selection.causal import overlapping
@@ -133,13 +135,14 @@ def always_read(
     if not force and not problem.causal:
         return None
 
-    def make() -> Tensor:
+    def make(own: SpatialStructure, keys: SpatialStructure) -> Tensor:
         tables = []
         if force:
-            tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
+            of_tables = replace(problem, structure=own, key_structure=keys)
+            tables.append(seen_blocks(forced_blocks(force, own, keys), of_tables))
         if problem.causal:
-            tables.append(overlapping(structure, key_structure))
-        return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
+            tables.append(overlapping(own, keys))
+        return each_once(torch.cat(tables, dim=1), keys.num_blocks)
 
     name = f"always read: {force}, causal: {problem.causal}"
     return structure.kept_with(key_structure, name, make)
@@ -367,3 +370,25 @@ def ranked(
         reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
         drop = drop | (reached & (place >= at_least))
     return ids[..., :k].masked_fill(drop, -1)
+
+
+@count_products(select_top_k)
+def _(
+    query: Any,
+    key: Any,
+    bias: Any,
+    log_size: Any,
+    weight: Any,
+    cell_group: Any,
+    key_group: Any,
+    forced: Any,
+    k: int,
+    relevance: str,
+    share: str,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """The coarse logits; of sums over the queries of a cell where only those are wanted."""
+    batch, heads, cells, places, width = query
+    rows = heads * places if relevance == "mass" else heads if share == "head" else key[1]
+    return 2 * batch * rows * cells * key[2] * width

@@ -17,6 +17,7 @@ from torch import Tensor
 from ndgpa import _checks
 
 T = TypeVar("T")
+MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
 
 class table(Generic[T]):
@@ -149,9 +150,17 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
+    @property
+    def is_partition(self) -> bool:
+        """Whether every site is in exactly one block, as all structures promise but those that are
+        only attended to (`Sampled`)."""
+        return True
+
     @table
     def is_even(self) -> bool:
-        """Whether no table has an empty place."""
+        """Whether no table has an empty place; False on device "meta", where nothing can tell."""
+        if self.blocks.is_meta:
+            return False
         return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
 
     # Tables that follow from the two
@@ -184,11 +193,7 @@ class SpatialStructure(abc.ABC):
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
         """Where each site stands in the flattened `cell_sites`."""
-        places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)
-        flat = self.cell_sites.flatten()
-        filled = flat >= 0
-        places[flat[filled]] = filled.nonzero()[:, 0]
-        return places
+        return _place_of_member(self.cell_sites, self.num_sites)
 
     # Spans of time, for causal attention
 
@@ -230,15 +235,23 @@ class SpatialStructure(abc.ABC):
     def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
         return WeakKeyDictionary()
 
-    def kept_with(self, other: "SpatialStructure", name: str, make: Callable[[], Tensor]) -> Tensor:
-        """A table of this structure and another one, made at its first use."""
+    def kept_with(self, other: "SpatialStructure", name: str, make: MakeTable) -> Tensor:
+        """A table of this structure and another one, made at its first use.
+
+        On device "meta" it is made from the structures that were copied there, which have values.
+        """
         if torch.compiler.is_compiling():
-            return make()
+            return make(self, other)
         tables = self._kept.setdefault(other, {})
         if name not in tables:
             with torch.inference_mode(False):
-                tables[name] = make()
+                tables[name] = self._made_with(other, make)
         return tables[name]
+
+    def _made_with(self, other: "SpatialStructure", make: MakeTable) -> Tensor:
+        if self.device.type != "meta":
+            return make(self, other)
+        return make(self.to("cpu"), other.to("cpu")).to("meta")
 
     @table
     def _coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
@@ -249,7 +262,10 @@ class SpatialStructure(abc.ABC):
         kept = self._coarsened
         if factor in kept:
             return kept[factor]
-        made = self.coarsen(factor)
+        if self.device.type == "meta":
+            made = self.to("cpu").coarsened(factor).to("meta")
+        else:
+            made = self.coarsen(factor)
         if not torch.compiler.is_compiling():
             kept[factor] = made
         return made
@@ -339,7 +355,13 @@ def take_sites(
 
 def _row_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
     """For each of `count` members of a table, the row that it stands in."""
-    rows = torch.empty(count, dtype=torch.int64, device=table.device)
-    filled = table >= 0
-    rows[table[filled]] = filled.nonzero()[:, 0]
-    return rows
+    return _place_of_member(table, count) // table.shape[1]
+
+
+def _place_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
+    """For each of `count` members of a table, where it stands in the flattened table."""
+    flat = table.flatten()
+    places = torch.empty(count + 1, dtype=torch.int64, device=table.device)  # the last for -1
+    member = torch.where(flat < 0, count, flat)
+    places.scatter_(0, member, torch.arange(len(flat), device=table.device))
+    return places[:-1]

@@ -60,7 +60,8 @@ class Clusters(SpatialStructure):
         if device not in self._copies:
             blocks, cells, time, group = self._tables
             copy = object.__new__(Clusters)
-            copy._sites, copy._is_even, copy._copies = self._sites, self._is_even, {}
+            copy._sites, copy._is_even = self._sites, self._is_even
+            copy._copies = {self.device: self} if device.type == "meta" else {}
             copy._tables = (
                 blocks.to(device),
                 cells.to(device),

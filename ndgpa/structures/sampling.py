@@ -23,7 +23,7 @@ class Sampling(abc.ABC):
 
     def __call__(self, structure: SpatialStructure) -> "Sampled":
         """The structure to attend over, as `key_structure`; made once."""
-        sites = structure.kept_with(structure, repr(self), lambda: self.table(structure))
+        sites = structure.kept_with(structure, repr(self), lambda own, _: self.table(own))
         return Sampled(structure, sites)
 
 
@@ -96,6 +96,11 @@ class Sampled(SpatialStructure):
     @property
     def cells(self) -> Int[Tensor, "C P"]:
         return self.structure.cells
+
+    @property
+    def is_partition(self) -> bool:
+        """No: a site may be in no block, or in several."""
+        return False
 
     @table
     def block_of_site(self) -> Int[Tensor, " n"]:

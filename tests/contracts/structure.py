@@ -136,7 +136,7 @@ class StructureContract:
     @given(st.data())
     def test_one_that_has_been_used_can_be_pickled(self, data: Any) -> None:
         structure = data.draw(self.structures())
-        structure.kept_with(structure, "own", lambda: structure.blocks)
+        structure.kept_with(structure, "own", lambda own, _: own.blocks)
         again = pickle.loads(pickle.dumps(structure))
         assert torch.equal(again.blocks, structure.blocks)
         assert torch.equal(again.cells, structure.cells)

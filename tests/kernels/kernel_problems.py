@@ -38,6 +38,10 @@ class Attention:
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, (Tensor, SpatialStructure))}
         return replace(self, **{k: v.to(device) for k, v in tensors.items()})
 
+    def with_keys(self, key_structure: SpatialStructure) -> "Attention":
+        """The same with other tables of the same keys."""
+        return replace(self, key_structure=key_structure)
+
     def rounded(self, dtype: torch.dtype) -> "Attention":
         """The same with features that the dtype holds exactly, and biases that float32 does."""
         features = {
@@ -196,6 +200,7 @@ def problems(draw, scale: float = 1.0) -> Attention:
         keyed=draw(st.booleans()),
         causal=draw(st.booleans()),
         scale=scale,
+        bias=draw(st.sampled_from([1.0, 100.0])),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -214,6 +219,7 @@ def attention(
     keyed=False,
     causal=False,
     scale=1.0,
+    bias=1.0,
     seed=0,
 ) -> Attention:
     key_structure = structure if key_structure is None else key_structure
@@ -230,13 +236,13 @@ def attention(
     key_bias = None
     if keyed:
         hidden = torch.rand((batch, key_heads, n_k), generator=g) < 0.2
-        key_bias = normal(batch, key_heads, n_k).masked_fill(hidden, -torch.inf)
+        key_bias = (bias * normal(batch, key_heads, n_k)).masked_fill(hidden, -torch.inf)
     return Attention(
         scale * normal(batch, heads, n, width),
         scale * normal(batch, key_heads, n_k, width),
         scale * normal(batch, key_heads, n_k, value_width),
         blocks.masked_fill(empty, -1),
-        normal(*blocks.shape) if biased else None,
+        bias * normal(*blocks.shape) if biased else None,
         key_bias,
         structure,
         key_structure,

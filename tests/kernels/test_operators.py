@@ -174,3 +174,15 @@ def test_the_interpreter_refuses_what_it_gets_wrong():
     x = torch.randn(1, 1, 10, 4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"interpreter does not multiply torch\.bfloat16"):
         ndgpa.gpa(x, x, x, Grid((10,), 2, 2), 2, backend="triton")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_without_values_give_shapes_and_dtypes(form):
+    problem = attention(Grid((5, 2), 2, (2, 1), time_axis=0), **SMALL, **form)
+    found = []
+    for device in ("cpu", "meta"):
+        there = problem.to(device)
+        there = replace(there, structure=there.structure.to(device))
+        answer = there.solve(triton, torch.float16)
+        found.append({name: (x.shape, x.dtype) for name, x in answer.items()})
+    assert found[0] == found[1]
