@@ -168,6 +168,19 @@ def test_a_peak_that_the_mean_hides_is_found_by_the_bound() -> None:
         assert ndgpa.select(query, key, one, rule, **options).blocks.item() == expected
 
 
+@pytest.mark.parametrize("estimate", ["box", "mean"])
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_a_future_that_is_no_number_changes_nothing_before_it(estimate: str, lost: float) -> None:
+    x = torch.randn(1, 2, 64, 4, generator=draw.seeded(0))
+    space, rule = ndgpa.Sequence(64, 4), ndgpa.MultiLevel((2, 2), estimate=estimate)
+    before = ndgpa.gpa(x, x, x, space, rule, causal=True)
+    for now in range(3, 64, 7):
+        y = x.clone()
+        y[:, :, now + 1 :] = lost
+        after = ndgpa.gpa(y, y, y, space, rule, causal=True)
+        assert torch.equal(before[:, :, : now + 1], after[:, :, : now + 1])
+
+
 @pytest.mark.parametrize("affinity", ["dot", "euclidean"])
 def test_a_negative_scale_seeks_the_least_product(affinity: str) -> None:
     """By hand: the bound takes the other corner of the box; far keys, where distances attract."""

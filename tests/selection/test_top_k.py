@@ -160,6 +160,15 @@ def test_logits_that_overflow_name_no_block_twice(huge: float) -> None:
             assert kept.tolist() == [[[[0, 1, 2]] * 3]]
 
 
+def test_infinities_of_both_signs_count_as_nothing() -> None:
+    """By hand: two heads disagree beyond all bounds on block 0, and agree on block 1."""
+    query = torch.full((1, 2, 1, 1), 1e20)
+    key = torch.tensor([[1e20, 1e-20, 0.0], [-1e20, 1e-20, 0.0]]).view(1, 2, 3, 1)
+    options = {"key_structure": ndgpa.Sequence(3, 1), "scale": 1.0}
+    rule = ndgpa.TopK(1, "logit", share="all")
+    assert ndgpa.select(query, key, ndgpa.Sequence(1, 1), rule, **options).blocks.item() == 1
+
+
 @given(st.data())
 def test_slots_hold_a_block_once_whatever_overflows(data: Any) -> None:
     problem = data.draw(draw.problems(torch.float32))
