@@ -288,9 +288,10 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the `torch` backend; out and lse are functions of the rest."""
     query, key, value, slot, bias, blocks, grad_out, grad_lse, *tables = ctx.saved_tensors
+    options = (*tables, ctx.scale)
 
     def formula(q: Tensor, k: Tensor, v: Tensor, slot: Any, bias: Any) -> tuple[Tensor, Tensor]:
-        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *tables, scale=ctx.scale)
+        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *options)
 
     given = [query, key, value, slot, bias]
     by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)

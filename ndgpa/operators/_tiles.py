@@ -379,9 +379,10 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
     query, key, value, grad_out, key_mask, bias, *tables = ctx.saved_tensors
+    options = (*tables, ctx.scale)
 
     def formula(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
-        tile = _Problem(q, k, v, key_mask, bias, *tables, scale=ctx.scale).tile(slice(None))
+        tile = _Problem(q, k, v, key_mask, bias, *options).tile(slice(None))
         rows = _Rows(q.shape[:3], v.shape[3], v.detach())
         rows.put(tile.query_rows, tile.weights @ tile.value)
         return rows.result()
