@@ -47,7 +47,8 @@ def clusters(draw: Any, time: bool | None = None, group: bool = False) -> ndgpa.
         times = torch.randint(-5, 5, (sites,), generator=generator)
     groups = None
     if group:
-        groups = torch.randint(0, 3, (cells,), generator=generator)[cell_of_block]
+        ids = torch.tensor([0, 1, 2**62])[torch.randint(0, 3, (cells,), generator=generator)]
+        groups = ids[cell_of_block]
     return ndgpa.Clusters(_onto(sites, blocks, generator), cell_of_block, times, groups)
 
 
@@ -167,4 +168,6 @@ def selections(draw: Any, problem: Problem, bias: bool | None = None) -> ndgpa.S
     added = None
     if draw(st.booleans()) if bias is None else bias:
         added = torch.randn(shape, generator=generator, dtype=torch.float64).to(problem.query.dtype)
+        if draw(st.booleans()):
+            added = 100 * added.sign()
     return ndgpa.Selection(blocks.int(), added)

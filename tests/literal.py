@@ -250,12 +250,17 @@ def _most_relevant(answer, b, heads, cell, named, kind, force, most, least=None,
         if answer.are_equal():
             assert max(chosen) < min(left), f"of equals, {sorted(chosen)} are not the lowest"
     if p is not None and p < 1 and chosen:
-        total, have = scores[free].sum(), scores[list(chosen)].sum()
-        if len(chosen) < min(most, len(free)):
-            assert have >= p * total - slack, f"{sorted(chosen)} hold less than {p}"
-        if len(chosen) > least:
-            before = have - scores[list(chosen)].min()
-            assert before <= p * total + slack, f"{sorted(chosen)} are more than it takes"
+        _reaches(p, scores, slack, chosen, free, most, least)
+
+
+def _reaches(p, scores, slack, chosen, free, most, least) -> None:
+    """`chosen` hold the share p of the relevance, and would not without the least of them."""
+    total, have = scores[free].sum(), scores[list(chosen)].sum()
+    if len(chosen) < min(most, len(free)):
+        assert have >= p * total - slack, f"{sorted(chosen)} hold less than {p}"
+    if len(chosen) > least:
+        before = have - scores[list(chosen)].min()
+        assert before <= p * total + slack, f"{sorted(chosen)} are more than it takes"
 
 
 def _top_k(answer, rule, b, heads, cell, named, weights) -> None:
@@ -353,8 +358,33 @@ def _perturbed_top_k(answer, rule, b, heads, cell, named, weights) -> None:
         assert abs(total - min(rule.k, len(free))) < 1e-5, f"weights sum to {total}"
 
 
-def _nothing(answer, rule, b, heads, cell, named, weights) -> None:
-    """Any answer: `Antidiagonal` has a literal test of its own."""
+def _antidiagonal(answer, rule, b, heads, cell, named, weights) -> None:
+    """Query s of a run of sites meets key stride - 1 - s of another; a share p of the softmax."""
+    phase, problem, (h,) = answer.phase, answer.problem, heads
+    query, key = (x.detach().double().numpy() for x in problem.inputs[:2])
+    g = h * key.shape[1] // query.shape[1]
+    runs = [
+        (j, y)
+        for j, sites in enumerate(phase.key_blocks)
+        for y in zip(*[iter(sites)] * rule.stride)
+    ]
+    scores, size = np.zeros(phase.count), 0.0
+    for sites in (phase.blocks[i] for i in phase.cells[cell]):
+        for x in zip(*[iter(sites)] * rule.stride):
+            pairs = [query[b, h, list(reversed(x))] * key[b, g, list(y)] for _, y in runs]
+            scale = problem.logit_scale / rule.stride
+            for (j, _), mass in zip(runs, softmax([scale * terms.sum() for terms in pairs])):
+                scores[j] += mass
+            size += 1 + max(abs(scale) * abs(terms).sum() for terms in pairs)
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    slack, everything = 64 * torch.finfo(wide).eps * size, list(range(phase.count))
+    if rule.p == 1:
+        _exactly(named, set(everything))
+        return
+    left = [j for j in everything if j not in named]
+    if left:
+        assert scores[list(named)].min() >= scores[left].max() - slack, f"not the best: {named}"
+    _reaches(rule.p, scores, slack, named, everything, phase.count, 1)
 
 
 CHECKS = {
@@ -368,5 +398,5 @@ CHECKS = {
     ndgpa.StraightThrough: _straight_through,
     ndgpa.SoftTopK: _soft_top_k,
     ndgpa.PerturbedTopK: _perturbed_top_k,
-    ndgpa.Antidiagonal: _nothing,
+    ndgpa.Antidiagonal: _antidiagonal,
 }

@@ -252,7 +252,7 @@ def _rule(draw: random.Random, generator: torch.Generator, drawn: Problem) -> Ru
     if _shrinks(drawn.key_structure):
         makers += [_multi_level, _multi_level]
     if _strides(drawn):
-        makers += [_antidiagonal] * 3
+        makers += [_antidiagonal] * 8
     return draw.choice(makers)(draw, generator, drawn)
 
 
