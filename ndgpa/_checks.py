@@ -53,7 +53,9 @@ def one_factor(name: str, value: Any) -> int:
     """A factor that counts members, so a single int."""
     factors = _ints(name, value)
     if len(factors) != 1 or factors[0] < 1:
-        raise ValueError(f"{name} must be one int of at least 1 here; got {value}")
+        raise ValueError(
+            f"{name} must be one int of at least 1 for a structure that is not a Grid; got {value}"
+        )
     return factors[0]
 
 
@@ -79,20 +81,21 @@ def clusters(
     given = [x for x in (block_of_site, cell_of_block, time, group) if x is not None]
     if len({x.device for x in given}) > 1:
         raise ValueError(
-            f"the vectors are on different devices: {_listed(x.device for x in given)}"
+            "block_of_site, cell_of_block, time and group must be on one device; got "
+            f"{_listed(x.device for x in given)}"
         )
     if group is not None:
         first = torch.zeros(int(cell_of_block.max()) + 1, dtype=torch.int64, device=group.device)
         first[cell_of_block.long()] = group.long()
         if bool((first[cell_of_block.long()] != group).any()):
-            raise ValueError("a cell holds blocks of two groups; a cell must lie within one group")
+            raise ValueError("a cell has blocks of different groups; it must lie within one group")
 
 
 def points(position: Any, downsample: Any, cell: Any) -> None:
     if not isinstance(position, Tensor):
         raise TypeError(f"position must be a tensor; got {type(position).__name__}")
     if not position.dtype.is_floating_point:
-        raise TypeError(f"position must be of a floating dtype; got {position.dtype}")
+        raise TypeError(f"position must have a floating-point dtype; got {position.dtype}")
     if position.ndim != 2 or position.shape[1] == 0:
         raise ValueError(
             f"position must have shape (points, dimensions); got {tuple(position.shape)}"
@@ -100,7 +103,7 @@ def points(position: Any, downsample: Any, cell: Any) -> None:
     if len(position) == 0:
         raise ValueError("position is empty; a structure needs at least one site")
     if not bool(position.isfinite().all()):
-        raise ValueError("position holds NaN or infinite coordinates")
+        raise ValueError("position has NaN or infinite coordinates")
     counts(len(position), downsample, cell)
 
 
@@ -140,7 +143,7 @@ def _int_vector(name: str, vector: Any) -> None:
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(vector).__name__}")
     if vector.dtype.is_floating_point or vector.dtype.is_complex or vector.dtype == torch.bool:
-        raise TypeError(f"{name} must be of an integer dtype; got {vector.dtype}")
+        raise TypeError(f"{name} must have an integer dtype; got {vector.dtype}")
     if vector.ndim != 1:
         raise ValueError(f"{name} must have one axis; got shape {tuple(vector.shape)}")
 
@@ -175,21 +178,23 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
 def forced(force: Any) -> None:
     for item in force:
         if item != "own" and (isinstance(item, bool) or not isinstance(item, int)):
-            raise TypeError(f"force names blocks by 'own' or by number; got {item!r}")
+            raise TypeError(f"force must be 'own' or numbers of blocks; got {item!r}")
         if item != "own" and item < 0:
-            raise ValueError(f"force names block {item}; numbers start at 0")
+            raise ValueError(f"force contains block {item}; numbers start at 0")
 
 
 def forced_ids(largest: int, num_blocks: int) -> None:
     if largest >= num_blocks:
-        raise ValueError(f"force names block {largest} but key_structure has {num_blocks} blocks")
+        raise ValueError(
+            f"force contains block {largest} but key_structure has {num_blocks} blocks"
+        )
 
 
 def own_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
     if key_structure.num_sites != structure.num_sites:
         raise ValueError(
-            "force='own' needs queries and keys on one structure, or on two of the same sites; "
-            "name blocks by number instead"
+            "own blocks need queries and keys on the same sites; structure has "
+            f"{structure.num_sites} sites but key_structure has {key_structure.num_sites}"
         )
 
 
@@ -209,8 +214,9 @@ def query_and_key(
     heads_and_features(query, key)
     _whole(structure)
     one_of("affinity", affinity, AFFINITIES)
-    if causal and (structure.time is None or key_structure.time is None):
-        raise ValueError("causal=True needs structures with time; this one has none")
+    for place, space in (("structure", structure), ("key_structure", key_structure)):
+        if causal and space.time is None:
+            raise ValueError(f"causal=True needs structures with time; {place} has none")
 
 
 def _sites(name: str, x: Tensor, place: str, num_sites: int) -> None:
@@ -235,10 +241,10 @@ def value_for(key: Tensor, value: Any) -> None:
 def heads_and_features(query: Tensor, key: Tensor) -> None:
     _alike("query", query, "key", key)
     if key.shape[3] != query.shape[3]:
-        raise ValueError(f"query has {query.shape[3]} features a head but key has {key.shape[3]}")
+        raise ValueError(f"query has {query.shape[3]} features per head but key has {key.shape[3]}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(
-            f"key has {key.shape[1]} heads, which does not divide the {query.shape[1]} of query"
+            f"query has {query.shape[1]} heads, which is not a multiple of key's {key.shape[1]}"
         )
 
 
@@ -262,8 +268,8 @@ def scale(value: Any) -> None:
         return
     if isinstance(value, Tensor) or not hasattr(value, "__float__"):
         raise TypeError(
-            f"scale must be a number; got {type(value).__name__} (with a scale that is learnt, "
-            "multiply the queries)"
+            f"scale must be a number; got {type(value).__name__}: to learn a scale, multiply the "
+            "queries by it"
         )
     if not math.isfinite(value):
         raise ValueError(f"scale must be finite; got {value}")
@@ -279,8 +285,8 @@ def selection_for(
 
     if not isinstance(selection, Selection):
         raise TypeError(
-            f"selection must be a Selection; got {type(selection).__name__}: a table of blocks "
-            "becomes one by Selection(blocks)"
+            f"selection must be a Selection; got {type(selection).__name__}: wrap a table of "
+            "blocks as Selection(blocks)"
         )
     blocks = selection.blocks
     batch, heads, cells, _ = blocks.shape
@@ -332,13 +338,13 @@ def layer_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_d
         positive_count(name, width)
     for name, width in (("query_dim", query_dim), ("value_dim", value_dim)):
         if width % heads:
-            raise ValueError(f"{heads} heads do not divide {name} {width}")
+            raise ValueError(f"{name} must be a multiple of the {heads} heads; got {width}")
 
 
 def layer_key_heads(heads: int, key_heads: int) -> None:
     positive_count("key_heads", key_heads)
     if heads % key_heads:
-        raise ValueError(f"{key_heads} key heads do not divide the {heads} heads")
+        raise ValueError(f"heads must be a multiple of the {key_heads} key heads; got {heads}")
 
 
 def layer_input(name: str, x: Tensor, width: int) -> None:
@@ -375,7 +381,7 @@ def _features(name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
     if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} must be of a floating dtype; got {x.dtype}")
+        raise TypeError(f"{name} must have a floating-point dtype; got {x.dtype}")
     if x.dtype.itemsize < 2:
         raise TypeError(
             f"{name} is {x.dtype}, but attention needs at least 16 bits: use "
@@ -410,13 +416,13 @@ def _whole(structure: "SpatialStructure") -> None:
     from ndgpa.structures.sampling import Sampled
 
     if isinstance(structure, Sampled):
-        raise TypeError("structure is sampled; only key_structure can be, as every query is wanted")
+        raise TypeError("a sampled structure can only be passed as key_structure")
 
 
 def _int_tensor(name: str, x: Any) -> None:
     if not isinstance(x, Tensor) or x.dtype not in (torch.int32, torch.int64):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be an int32 tensor; got {got}")
+        raise TypeError(f"{name} must be an int32 or int64 tensor; got {got}")
 
 
 def _listed(items: Iterable[Any], form: Any = str) -> str:
@@ -430,8 +436,8 @@ def site_ids(name: str, sites: Any, num_sites: int) -> None:
     _int_vector(name, sites)
     if len(sites) and not 0 <= int(sites.min()) <= int(sites.max()) < num_sites:
         raise ValueError(
-            f"{name} runs from {int(sites.min())} to {int(sites.max())} but there are "
-            f"{num_sites} sites"
+            f"{name} must be between 0 and {num_sites - 1}; got numbers from {int(sites.min())} to "
+            f"{int(sites.max())}"
         )
 
 
@@ -524,7 +530,7 @@ def neighborhood(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) 
         if not sizes or min(sizes) < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
     if rel_bias and (heads is None or not isinstance(kernel, tuple)):
-        raise ValueError("rel_bias needs heads, and kernel as a tuple of one int per axis")
+        raise ValueError("rel_bias=True needs heads, and a kernel given as one int per axis")
     if heads is not None:
         positive_count("heads", heads)
 
@@ -573,7 +579,7 @@ def parts(given: Any) -> None:
         raise ValueError("parts is empty; Hydra needs at least one operator")
     for part in given:
         if not callable(part):
-            raise TypeError(f"a part must be an operator; got {type(part).__name__}")
+            raise TypeError(f"parts must be operators; got {type(part).__name__}")
 
 
 def hydra_lists(kernels: Any, dilations: Any) -> tuple[list[Any], list[Any]]:
@@ -588,12 +594,14 @@ def hydra_lists(kernels: Any, dilations: Any) -> tuple[list[Any], list[Any]]:
 
 def enough_heads(who: str, heads: int, count: int) -> None:
     if heads < count:
-        raise ValueError(f"{who} has {count} parts but query has {heads} heads; each needs one")
+        raise ValueError(
+            f"{who} has {count} parts but query has {heads} heads; each part needs one"
+        )
 
 
 def features_for_mask(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
     if query is None or key is None:
-        raise ValueError(f"{who} chooses its keys by their features; its mask needs query and key")
+        raise ValueError(f"the mask of {who} depends on the features: give query and key")
     return query, key
 
 
@@ -632,7 +640,7 @@ def as_many_blocks(
 ) -> None:
     if structure.num_blocks != key_structure.num_blocks:
         raise ValueError(
-            f"{who} pairs the blocks of queries and keys, but structure has "
+            f"{who} needs as many blocks of queries as of keys; structure has "
             f"{structure.num_blocks} and key_structure {key_structure.num_blocks}"
         )
 
@@ -640,7 +648,7 @@ def as_many_blocks(
 def one_space(who: str, *structures: "SpatialStructure") -> None:
     if any(structure.group is not None for structure in structures):
         raise NotImplementedError(
-            f"{who} does not keep apart the spaces of a structure with groups; call it for each"
+            f"{who} does not support structures with groups; call it once for each group"
         )
 
 
@@ -649,7 +657,7 @@ def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
     if redraw_every is not None:
         positive_count("redraw_every", redraw_every)
     if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale of a Performer must be above 0; got {scale}")
+        raise ValueError(f"scale of a Performer must be positive and finite; got {scale}")
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0; got {eps}")
 
@@ -657,7 +665,7 @@ def performer(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
 def performer_input(query: Tensor, projection: Tensor) -> None:
     if query.shape[-1] != projection.shape[1]:
         raise ValueError(
-            f"query has {query.shape[-1]} features a head but the Performer was made for "
+            f"query has {query.shape[-1]} features per head but the Performer was made for "
             f"{projection.shape[1]}"
         )
     if query.device != projection.device:
@@ -671,15 +679,16 @@ def block_size(block: Any) -> None:
 
 def halves(who: str, heads: int) -> None:
     if heads % 2:
-        raise ValueError(f"{who} splits the query heads in two halves; got {heads}")
+        raise ValueError(f"{who} needs an even number of query heads; got {heads}")
 
 
 def paired_blocks(structure: "SpatialStructure", key_structure: "SpatialStructure") -> None:
     as_many_blocks("MultiAxis", structure, key_structure)
     if structure.sites_per_block != key_structure.sites_per_block:
         raise ValueError(
-            f"MultiAxis pairs the places within blocks of queries and keys, but structure has "
-            f"{structure.sites_per_block} a block and key_structure {key_structure.sites_per_block}"
+            f"MultiAxis needs blocks of one size; those of structure have "
+            f"{structure.sites_per_block} sites and those of key_structure "
+            f"{key_structure.sites_per_block}"
         )
 
 
@@ -698,7 +707,7 @@ def stride(value: int, n: int) -> None:
 def heads_over_steps(who: str, heads: int, steps: int) -> None:
     if heads == 0 or heads % steps:
         raise ValueError(
-            f"{who} splits the query heads evenly over {steps} steps; {heads} heads do not split"
+            f"{who} needs a multiple of {steps} query heads, as many for each step; got {heads}"
         )
 
 
@@ -707,7 +716,7 @@ def heads_over_steps(who: str, heads: int, steps: int) -> None:
 
 def flow_steps(steps: Any) -> None:
     if len(steps) == 0:
-        raise ValueError("there is no step; information flow needs at least one")
+        raise ValueError("steps is empty; information flow needs at least one")
     for i, step in enumerate(steps):
         if not isinstance(step, Tensor) or step.dtype != torch.bool:
             got = step.dtype if isinstance(step, Tensor) else type(step).__name__
@@ -763,7 +772,7 @@ def _edge_index(edge_index: Any) -> None:
         raise TypeError(f"edge_index must be a tensor; got {type(edge_index).__name__}")
     dtype = edge_index.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        raise TypeError(f"edge_index must be of an integer dtype; got {dtype}")
+        raise TypeError(f"edge_index must have an integer dtype; got {dtype}")
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must have shape (2, edges); got {tuple(edge_index.shape)}")
 
@@ -772,7 +781,7 @@ def _edge_weight(weight: Any, edges: int) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"edge_weight must be a tensor; got {type(weight).__name__}")
     if weight.dtype.is_complex or weight.dtype == torch.bool:
-        raise TypeError(f"edge_weight must be of a real dtype; got {weight.dtype}")
+        raise TypeError(f"edge_weight must have a real dtype; got {weight.dtype}")
     if tuple(weight.shape) != (edges,):
         raise ValueError(f"edge_weight must have shape ({edges},); got {tuple(weight.shape)}")
     if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
@@ -781,12 +790,12 @@ def _edge_weight(weight: Any, edges: int) -> None:
 
 def graph_method(method: str, has_position: bool) -> None:
     if method == "kd" and not has_position:
-        raise ValueError("method 'kd' splits by position, and none is given")
+        raise ValueError("method 'kd' needs positions, and none are given")
     needed = {"metis": "pymetis", "landmark": "scipy"}.get(method)
     if needed is not None and find_spec(needed) is None:
         raise ImportError(
-            f"Graph needs {needed} for method {method!r}; pip install 'ndgpa[graph]', or give "
-            "positions"
+            f"Graph needs {needed} for method {method!r}; install it with: pip install "
+            "'ndgpa[graph]', or give positions"
         )
 
 
@@ -801,7 +810,7 @@ def disjoint(structures: Sequence[Any]) -> None:
     timed = [structure.time is not None for structure in structures]
     if any(timed) and not all(timed):
         raise ValueError(
-            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has one"
+            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has"
         )
 
 
@@ -827,7 +836,7 @@ def has_edges(data: Any) -> None:
 def coarsened(data: Any) -> None:
     if data.get("gpa_block_of_site") is None:
         raise ValueError(
-            "this graph has no GPA tables; put it through GPACoarsening first, as a transform or "
+            "this graph has no GPA tables; apply GPACoarsening first, as a transform or "
             "pre_transform"
         )
 
@@ -838,9 +847,9 @@ def node_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
     if len(batch) != num_nodes:
         raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
     if bool((batch[1:] < batch[:-1]).any()):
-        raise ValueError("batch must be ascending: the nodes of a graph stand together")
+        raise ValueError("batch must be sorted: the nodes of each graph follow one another")
     if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
-        raise ValueError("edge_index joins nodes of two graphs of the batch")
+        raise ValueError("edge_index connects nodes of different graphs in the batch")
 
 
 # Rules beyond TopK
@@ -876,13 +885,13 @@ def radius(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def no_neighborhood(name: str) -> str:
-    return f"{name} does not say which blocks are near a cell; a Grid does"
+    return f"{name} does not know which blocks are near a cell; use a Grid"
 
 
 def only_read(name: str) -> str:
     return (
-        f"a sampled structure has no {name}: its sites are not each in one block; it is for "
-        "attending to, as key_structure"
+        f"a sampled structure has no {name}, as a site may be in several blocks or in none; it "
+        "can only be passed as key_structure"
     )
 
 
@@ -903,7 +912,7 @@ def fixed_blocks(blocks: Any) -> None:
 def fixed_for(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
     if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
         raise ValueError(
-            f"Fixed names blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+            f"Fixed has blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
         )
     if blocks.is_cuda or torch.compiler.is_compiling():
         return
@@ -952,8 +961,8 @@ def level_factor(factor: Any) -> None:
 def level_shrinks(level: int, levels: int, before: int, after: int) -> None:
     if after >= before:
         raise ValueError(
-            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes over "
-            f"{before}: the levels do not nest; use fewer levels or a larger factor"
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes, no fewer "
+            f"than the {before} below it; use fewer levels or a larger factor"
         )
 
 
@@ -970,8 +979,8 @@ def positive(name: str, value: Any) -> None:
 def one_time(holds: bool) -> None:
     if not holds:
         raise ValueError(
-            "a causal coarse branch needs query blocks of one time each, as of single frames or "
-            "single tokens; a mean over several times would look ahead"
+            "a causal coarse branch needs query blocks within one time, such as one frame or one "
+            "token; a mean over several times would look ahead"
         )
 
 
@@ -983,7 +992,7 @@ def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
     if not isinstance(gate, Tensor):
         raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
     if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
-        raise ValueError(f"gate must have shape {out}, or 1 feature; got {tuple(gate.shape)}")
+        raise ValueError(f"gate must have shape {out} or {(*out[:3], 1)}; got {tuple(gate.shape)}")
 
 
 # Rules and presets of the peers
@@ -991,14 +1000,16 @@ def gate_for(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
 
 def antidiagonal(problem: Any, stride: int) -> None:
     if problem.causal:
-        raise NotImplementedError("Antidiagonal is not causal: its estimate looks ahead")
+        raise NotImplementedError(
+            "Antidiagonal does not support causal=True: its estimate looks ahead"
+        )
     if problem.affinity != "dot" or problem.key_mask is not None:
         raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
     for name in ("structure", "key_structure"):
         space = getattr(problem, name)
         if not space.is_even or space.sites_per_block % stride or space.group is not None:
             raise ValueError(
-                f"Antidiagonal needs whole blocks of a multiple of {stride} sites in one group; "
+                f"Antidiagonal needs full blocks of a multiple of {stride} sites and no groups; "
                 f"{name} is {space!r}"
             )
 
@@ -1031,12 +1042,12 @@ def below_one(name: str, value: Any) -> None:
 def at_most(name: str, value: int, limit: int, of: str) -> None:
     positive_count(name, value)
     if value > limit:
-        raise ValueError(f"{name} {value} is more than the {limit} {of}")
+        raise ValueError(f"{name} must be at most {limit}, the number of {of}; got {value}")
 
 
 def no_mask(who: str, mask: Any) -> None:
     if mask is not None:
-        raise ValueError(f"{who} takes no key_mask")
+        raise ValueError(f"{who} does not support key_mask")
 
 
 # Decoding
@@ -1046,7 +1057,7 @@ def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
     wanted = (*kept.shape[:2], kept.shape[3])
     if (*new.shape[:2], new.shape[3]) != wanted or new.dtype != kept.dtype:
         raise ValueError(
-            f"the cache holds a {name} of (batch, heads, features) = {wanted} and {kept.dtype}; "
+            f"{name} must match the cache, (batch, heads, features) = {wanted} and {kept.dtype}; "
             f"got {(*new.shape[:2], new.shape[3])} and {new.dtype}"
         )
 
@@ -1054,7 +1065,9 @@ def same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
 def newest(query: Any, wanted: int) -> None:
     _features("query", query)
     if wanted == 0:
-        raise ValueError("every site of the cache has its output; append keys and values first")
+        raise ValueError(
+            "every site of the cache already has its output; append keys and values first"
+        )
     if query.shape[2] != wanted:
         raise ValueError(
             f"query has {query.shape[2]} sites but {wanted} were appended since the last call"

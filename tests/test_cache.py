@@ -98,8 +98,8 @@ def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match="append keys and values first"):
         cache.attend(x)
     wrong: list[tuple[Any, str]] = [
-        (x[:, :1], "the cache holds a key of"),
-        (x.double(), "the cache holds a key of"),
+        (x[:, :1], "key must match the cache"),
+        (x.double(), "key must match the cache"),
     ]
     for y, match in wrong:
         with pytest.raises(ValueError, match=match):
@@ -117,8 +117,8 @@ def test_a_query_that_is_refused_may_be_given_again() -> None:
     x = torch.randn(1, 2, 6, 4)
     cache = ndgpa.Cache(2, 1, 2)
     cache.append(x, x)
-    with pytest.raises(ValueError, match="query has 3 features a head but key has 4"):
+    with pytest.raises(ValueError, match="query has 3 features per head but key has 4"):
         cache.attend(x[..., :3])
-    with pytest.raises(ValueError, match="key has 2 heads, which does not divide the 3 of query"):
+    with pytest.raises(ValueError, match="query has 3 heads, which is not a multiple of key's 2"):
         cache.attend(torch.randn(1, 3, 6, 4))
     assert cache.attend(x).shape == x.shape

@@ -73,7 +73,7 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: ndgpa.Clusters(torch.arange(4), torch.arange(4)).coarsen([2, 2]),
         ValueError,
-        r"factor must be one int of at least 1 here; got \[2, 2\]",
+        r"factor must be one int of at least 1 for a structure that is not a Grid; got \[2, 2\]",
     ),
     (
         lambda: ndgpa.Clusters(torch.tensor([]).long(), torch.tensor([0])),
@@ -93,7 +93,7 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: ndgpa.Clusters(torch.tensor([0.0, 1.0]), torch.tensor([0, 0])),
         TypeError,
-        "block_of_site must be of an integer dtype; got torch.float32",
+        "block_of_site must have an integer dtype; got torch.float32",
     ),
     (
         lambda: ndgpa.Clusters([0, 1], torch.tensor([0, 0])),
@@ -115,19 +115,19 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
             torch.tensor([0, 1]), torch.tensor([0, 0]), group=torch.tensor([0, 1])
         ),
         ValueError,
-        "a cell holds blocks of two groups; a cell must lie within one group",
+        "a cell has blocks of different groups; it must lie within one group",
     ),
     (
         lambda: ndgpa.Clusters(
             torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2, dtype=torch.int64).to("meta")
         ),
         ValueError,
-        "the vectors are on different devices: cpu, cpu, meta",
+        "time and group must be on one device; got cpu, cpu, meta",
     ),
     (
         lambda: ndgpa.Clusters(torch.tensor([0, 1]), torch.tensor([0, 0])).coarsen(0),
         ValueError,
-        "factor must be one int of at least 1 here; got 0",
+        "factor must be one int of at least 1 for a structure that is not a Grid; got 0",
     ),
 ]
 
@@ -157,12 +157,12 @@ RULES: list[tuple[Any, type[Exception], str]] = [
         r"factor must be an int or a tuple of ints; got \[2, 2\]",
     ),
     (lambda: ndgpa.MultiLevel((2, 2), (2, 0)), ValueError, "factor must be at least 1"),
-    (lambda: ndgpa.TopK(2, force="all"), TypeError, "force names blocks by 'own' or by number"),
-    (lambda: ndgpa.TopK(2, force=-1), ValueError, "force names block -1; numbers start at 0"),
+    (lambda: ndgpa.TopK(2, force="all"), TypeError, "force must be 'own' or numbers of blocks"),
+    (lambda: ndgpa.TopK(2, force=-1), ValueError, "force contains block -1; numbers start at 0"),
     (
         lambda: ndgpa.select(features(), features(), SEQUENCE, ndgpa.TopK(2, force=4)),
         ValueError,
-        "force names block 4 but key_structure has 4 blocks",
+        "force contains block 4 but key_structure has 4 blocks",
     ),
     (
         lambda: ndgpa.select(
@@ -173,12 +173,12 @@ RULES: list[tuple[Any, type[Exception], str]] = [
             key_structure=ndgpa.Sequence(10, 2),
         ),
         ValueError,
-        "force='own' needs queries and keys on one structure, or on two of the same sites",
+        "own blocks need queries and keys on the same sites; structure has 12 sites but key_str",
     ),
     (
         lambda: ndgpa.Selection(torch.zeros(1, 1, 4, 2)),
         TypeError,
-        "blocks must be an int32 tensor; got torch.float32",
+        "blocks must be an int32 or int64 tensor; got torch.float32",
     ),
     (
         lambda: ndgpa.Selection(torch.zeros(4, 2, dtype=torch.int32)),
@@ -245,14 +245,14 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"key": torch.ones(1, 2, 12, 4, dtype=torch.int64)},
         TypeError,
-        "key must be of a floating dtype; got torch.int64",
+        "key must have a floating-point dtype; got torch.int64",
     ),
     (
         {"query": features(1, 3, 12, 4)},
         ValueError,
-        "key has 2 heads, which does not divide the 3 of query",
+        "query has 3 heads, which is not a multiple of key's 2",
     ),
-    ({"key": features(1, 2, 12, 3)}, ValueError, "query has 4 features a head but key has 3"),
+    ({"key": features(1, 2, 12, 3)}, ValueError, "query has 4 features per head but key has 3"),
     ({"value": features(1, 1, 12, 4)}, ValueError, "value has 1 heads and 12 sites but key has 2"),
     ({"query": features(2, 2, 12, 4)}, ValueError, "query has a batch of 2 but key has 1"),
     (
@@ -267,7 +267,11 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"query": features(device="meta")}, ValueError, "query is on meta but key is on cpu"),
     ({"structure": (12,)}, TypeError, "structure must be a SpatialStructure; got tuple"),
-    ({"structure": ndgpa.Strided(2)(SEQUENCE)}, TypeError, "only key_structure can be"),
+    (
+        {"structure": ndgpa.Strided(2)(SEQUENCE)},
+        TypeError,
+        "a sampled structure can only be passed as key_structure",
+    ),
     ({"rule": 0}, ValueError, "k must be at least 1; got 0"),
     ({"rule": "top"}, TypeError, "rule must be a Rule or an int; got str"),
     ({"scale": float("nan")}, ValueError, "scale must be finite; got nan"),
@@ -301,7 +305,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"structure": ndgpa.Image((3, 4), 2), "causal": True},
         ValueError,
-        "causal=True needs structures with time; this one has none",
+        "causal=True needs structures with time; structure has none",
     ),
 ]
 

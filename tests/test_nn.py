@@ -184,7 +184,7 @@ def test_the_operators_pass_opcheck() -> None:
 
 @pytest.mark.bad_input
 def test_widths_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+    with pytest.raises(ValueError, match="query_dim must be a multiple of the 3 heads; got 8"):
         SpatialAttention(8, heads=3)
     with pytest.raises(ValueError, match="key_dim must be at least 1; got 0"):
         SpatialAttention(8, key_dim=0)

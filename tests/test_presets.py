@@ -443,10 +443,16 @@ def test_paper_pivot(even: bool) -> None:
             lambda: presets.quadtree_b((8, 8), (2,), (0.0, 0.0, 0.0)),
             "quadtree_b needs 2 floating weights, one more than topks has entries",
         ),
-        (lambda: presets.biformer((4, 9), 6, 7), "n_win 7 is more than the 4 pixels"),
+        (
+            lambda: presets.biformer((4, 9), 6, 7),
+            "n_win must be at most 4, the number of pixels of the shorter side; got 7",
+        ),
         (lambda: presets.xattention(100, 16, 4), "length that is a multiple of 16"),
         (lambda: presets.xattention(96, 16, 3), "block that is a multiple of 3"),
-        (lambda: presets.svg2(torch.zeros(4, 2), torch.zeros(4, 2), 5, 2), "clusters 5 is more"),
+        (
+            lambda: presets.svg2(torch.zeros(4, 2), torch.zeros(4, 2), 5, 2),
+            "clusters must be at most 4",
+        ),
     ],
 )
 def test_a_structure_that_a_preset_cannot_have_is_named(
@@ -461,7 +467,7 @@ def test_a_preset_is_called_on_its_own_number_of_sites() -> None:
     x = torch.randn(1, 1, 20, 2)
     with pytest.raises(ValueError, match="query has 20 sites but structure has 22"):
         presets.moba(22, 4, 2)(x, x, x)
-    with pytest.raises(ValueError, match="whole blocks of a multiple of 4"):
+    with pytest.raises(ValueError, match="full blocks of a multiple of 4"):
         ndgpa.select(x, x, ndgpa.Sequence(20, 6), ndgpa.Antidiagonal(4, 0.5))
     with pytest.raises(NotImplementedError, match="its estimate looks ahead"):
         ndgpa.select(x, x, ndgpa.Sequence(20, 4), ndgpa.Antidiagonal(4, 0.5), causal=True)

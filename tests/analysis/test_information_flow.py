@@ -142,10 +142,12 @@ def test_steps_that_do_not_fit_are_refused() -> None:
     a, b = torch.ones(3, 4, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="step 1 has 5 keys but the step before has 3 queries"):
         information_flow([a, b])
-    with pytest.raises(ValueError, match="there is no step"):
+    with pytest.raises(ValueError, match="steps is empty"):
         fewest_steps([])
     with pytest.raises(TypeError, match="step 0 must be a bool tensor"):
         path_counts([a.float()])
     x = torch.zeros(1, 1, 16, 2)
-    with pytest.raises(ValueError, match="GPA chooses its keys by their features"):
+    with pytest.raises(
+        ValueError, match="the mask of GPA depends on the features: give query and key"
+    ):
         ndgpa.GPA(1).mask(ndgpa.Grid(16, 2), query=x)

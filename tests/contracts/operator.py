@@ -188,11 +188,11 @@ class OperatorContract:
         operator, (query, key, value) = self.ready(), self.inputs()
         with pytest.raises(ValueError, match=r"query has \d+ sites but structure has \d+"):
             self.call(query[:, :, 1:], key, value, operator=operator)
-        with pytest.raises(ValueError, match="does not divide"):
+        with pytest.raises(ValueError, match="is not a multiple of"):
             self.call(query[:, :3], key, value, operator=operator)
         with pytest.raises(ValueError, match="value has"):
             self.call(query, key, value[:, :, 1:], operator=operator)
-        with pytest.raises(TypeError, match="floating dtype"):
+        with pytest.raises(TypeError, match="floating-point dtype"):
             self.call(query.long(), key.long(), value, operator=operator)
         with pytest.raises(TypeError, match="key_mask must be a bool tensor"):
             self.call(query, key, value, operator=operator, key_mask=torch.ones(2, 48))

@@ -241,7 +241,7 @@ def test_tables_by_hand() -> None:
 
 @pytest.mark.bad_input
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="this graph has no GPA tables; put it through"):
+    with pytest.raises(ValueError, match="this graph has no GPA tables; apply GPACoarsening"):
         structure_of(graph(4))
     with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
         GPACoarsening(0)
@@ -254,12 +254,15 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(TypeError, match=words):
             call(kinds)
     assert structure_of(GPACoarsening(2)(kinds.to_homogeneous())).num_sites == 7
-    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+    with pytest.raises(ValueError, match="query_dim must be a multiple of the 3 heads; got 8"):
         GPAConv(8, 3)
     edges = torch.tensor([[0, 1], [1, 2]])
     for batch, words in (
-        (torch.tensor([0, 1, 0]), "batch must be ascending: the nodes of a graph stand together"),
-        (torch.tensor([0, 0, 1]), "edge_index joins nodes of two graphs of the batch"),
+        (
+            torch.tensor([0, 1, 0]),
+            "batch must be sorted: the nodes of each graph follow one another",
+        ),
+        (torch.tensor([0, 0, 1]), "edge_index connects nodes of different graphs in the batch"),
         (torch.tensor([0, 0]), "batch has 2 entries but there are 3 nodes"),
     ):
         with pytest.raises(ValueError, match=words):

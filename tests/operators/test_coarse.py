@@ -196,12 +196,12 @@ def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
         coverage(x, x, selection, image, key_structure=sampled)
     with pytest.raises(NotImplementedError, match="has no compose"):
         sampled.compose(sampled.partition(x))
-    with pytest.raises(TypeError, match="only key_structure can be"):
+    with pytest.raises(TypeError, match="a sampled structure can only be passed as key_structure"):
         ndgpa.attend(x, x, x, selection, sampled, key_structure=image)
 
 
 def test_a_halo_needs_a_grid() -> None:
     x = torch.randn(1, 1, 4, 1)
     clusters = ndgpa.Clusters(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0]))
-    with pytest.raises(NotImplementedError, match="does not say which blocks are near"):
+    with pytest.raises(NotImplementedError, match="does not know which blocks are near"):
         ndgpa.GPA(1, read=ndgpa.Halo(1))(x, x, x, clusters)

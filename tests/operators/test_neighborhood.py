@@ -267,7 +267,7 @@ def test_errors_say_what_was_wanted() -> None:
         Neighborhood((1, 1, 1))(x, x, x, ndgpa.Grid((3, 4), 1))
     with pytest.raises(ValueError, match="kernel must be at least 1; got 0"):
         Neighborhood(0)
-    with pytest.raises(ValueError, match="rel_bias needs heads"):
+    with pytest.raises(ValueError, match="rel_bias=True needs heads"):
         Neighborhood(3, rel_bias=True)
     with pytest.raises(ValueError, match="query has 4 heads but the relative bias was made for 2"):
         Neighborhood((3, 3), rel_bias=True, heads=2)(x, x, x, ndgpa.Grid((3, 4), 1))

@@ -170,5 +170,7 @@ def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="structure has 4 and key_structure 3"):
         Nystrom("blocks")(x, y, y, ndgpa.Grid(12, 3), ndgpa.Grid(9, 3))
     grouped = ndgpa.Clusters(torch.arange(12) // 6, torch.arange(2), group=torch.arange(2))
-    with pytest.raises(NotImplementedError, match="Nystrom does not keep apart the spaces"):
+    with pytest.raises(
+        NotImplementedError, match="Nystrom does not support structures with groups"
+    ):
         Nystrom(4)(x, x, x, grouped)

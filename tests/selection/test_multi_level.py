@@ -221,7 +221,7 @@ def test_levels_that_do_not_nest_are_named() -> None:
     x = torch.randn(1, 1, 16, 2)
     with pytest.raises(ValueError, match="MultiLevel has 4 levels, but level 3 would have 1 nodes"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1,) * 4))
-    with pytest.raises(ValueError, match="the levels do not nest"):
+    with pytest.raises(ValueError, match="use fewer levels or a larger factor"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1, 1), factor=1))
     with pytest.raises(TypeError, match="keep must be a tuple"):
         ndgpa.MultiLevel(3)

@@ -124,7 +124,7 @@ class TestNeighborhood:
                 x, x, ndgpa.Sequence(4, 2), ndgpa.Window(1), key_structure=ndgpa.Sequence(4, 1)
             )
         clusters = ndgpa.Clusters(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0]))
-        with pytest.raises(NotImplementedError, match="does not say which blocks are near"):
+        with pytest.raises(NotImplementedError, match="does not know which blocks are near"):
             ndgpa.select(x, x, clusters, ndgpa.Window(1))
         with pytest.raises(ValueError, match="radius has 2 entries but the grid has 1 axes"):
             ndgpa.select(x, x, ndgpa.Sequence(4, 2), ndgpa.Window((1, 1)))
@@ -272,7 +272,7 @@ def test_fixed_blocks_of_each_cell_by_hand() -> None:
         (lambda: ndgpa.TopP(0.5, 3, 2), ValueError, "at_most 2 is less than at_least 3"),
         (lambda: ndgpa.TopRatio(-0.1), ValueError, r"ratio must lie in \(0, 1\]"),
         (lambda: ndgpa.TopRatio(0.5, relevance="x"), ValueError, "unknown relevance 'x'"),
-        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 tensor"),
+        (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 or int64 tensor"),
         (lambda: ndgpa.Union((3,)), TypeError, "Union needs rules; got int"),
         (lambda: ndgpa.PerHead([]), TypeError, "PerHead needs a tuple of rules"),
         (lambda: ndgpa.TopK(2) | 3, TypeError, "unsupported operand"),
@@ -288,9 +288,9 @@ def test_bad_rules_are_named(make: Any, error: type[Exception], match: str) -> N
     ("rule", "match"),
     [
         (ndgpa.Fixed((9,)), "Fixed names block 9 but key_structure has 4 blocks"),
-        (ndgpa.Fixed(torch.zeros(3, 1).int()), "Fixed names blocks for 3 cells"),
+        (ndgpa.Fixed(torch.zeros(3, 1).int()), "Fixed has blocks for 3 cells"),
         (ndgpa.PerHead((ndgpa.TopK(1),)), "PerHead has 1 rules but query has 2 heads"),
-        (ndgpa.TopP(0.5, force=(7,)), "force names block 7"),
+        (ndgpa.TopP(0.5, force=(7,)), "force contains block 7"),
     ],
 )
 def test_rules_that_do_not_fit_are_named(rule: Rule, match: str) -> None:

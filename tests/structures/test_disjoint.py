@@ -128,7 +128,7 @@ def test_a_batch_of_batches_is_one_batch(
         (
             [ndgpa.Sequence(4, 2), ndgpa.Image((2, 2), 1)],
             ValueError,
-            "structure 1 has no time but structure 0 has one",
+            "structure 1 has no time but structure 0 has$",
         ),
         (
             [ndgpa.Sequence(4, 2), ndgpa.Sequence(4, 2).to("meta")],

@@ -201,9 +201,13 @@ def test_without_pymetis_one_warning_and_landmarks(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("hidden", "method", "words"),
     [
-        (("pymetis",), "metis", "Graph needs pymetis for method 'metis'; pip install"),
-        (("scipy",), "landmark", "Graph needs scipy for method 'landmark'; pip install"),
-        (("pymetis", "scipy"), "auto", "Graph needs pymetis for method 'metis'; pip install"),
+        (("pymetis",), "metis", "Graph needs pymetis for method 'metis'; install it with: pip"),
+        (("scipy",), "landmark", "Graph needs scipy for method 'landmark'; install it with: pip"),
+        (
+            ("pymetis", "scipy"),
+            "auto",
+            "Graph needs pymetis for method 'metis'; install it with: pip",
+        ),
     ],
 )
 def test_a_missing_package_is_named(
@@ -298,8 +302,8 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"edge_index": PATH.float()}, TypeError, "edge_index must be of an integer dtype; got"),
-        ({"edge_index": PATH.bool()}, TypeError, "edge_index must be of an integer dtype; got"),
+        ({"edge_index": PATH.float()}, TypeError, "edge_index must have an integer dtype; got"),
+        ({"edge_index": PATH.bool()}, TypeError, "edge_index must have an integer dtype; got"),
         ({"edge_index": PATH.T}, ValueError, r"edge_index must have shape \(2, edges\); got \(3,"),
         ({"edge_index": PATH[0]}, ValueError, r"edge_index must have shape \(2, edges\); got"),
         ({"edge_index": [[0], [1]]}, TypeError, "edge_index must be a tensor; got list"),
@@ -310,18 +314,18 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
         ({"downsample": 5}, ValueError, "downsample 5 is larger than the number of sites, 4"),
         ({"downsample": 0}, ValueError, "downsample must be at least 1; got 0"),
         ({"cell": 3}, ValueError, "cell 3 is larger than the number of blocks, 2"),
-        ({"method": "kd"}, ValueError, "method 'kd' splits by position, and none is given"),
+        ({"method": "kd"}, ValueError, "method 'kd' needs positions, and none are given"),
         ({"method": "louvain"}, ValueError, "unknown method 'louvain'; expected one of 'auto'"),
         ({"position": torch.zeros(3, 2)}, ValueError, "position has 3 rows but there are 4 nodes"),
         (
             {"position": torch.full((4, 2), torch.nan)},
             ValueError,
-            "position holds NaN or infinite coordinates",
+            "position has NaN or infinite coordinates",
         ),
         ({"edge_weight": torch.ones(2)}, ValueError, r"edge_weight must have shape \(3,\); got"),
         ({"edge_weight": -torch.ones(3)}, ValueError, "edge_weight must be finite and not neg"),
         ({"edge_weight": torch.full((3,), torch.nan)}, ValueError, "edge_weight must be finite"),
-        ({"edge_weight": PATH[0] > 0}, TypeError, "edge_weight must be of a real dtype; got"),
+        ({"edge_weight": PATH[0] > 0}, TypeError, "edge_weight must have a real dtype; got"),
         ({"time": torch.arange(3)}, ValueError, "time has 3 entries but there are 4 sites"),
     ],
 )

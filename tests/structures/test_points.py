@@ -72,8 +72,12 @@ def test_the_same_points_make_the_same_structure() -> None:
     [
         ((torch.zeros(4), 2), ValueError, r"position must have shape \(points, dimensions\); got"),
         ((torch.zeros(0, 2), 1), ValueError, "position is empty; a structure needs at least one"),
-        ((torch.zeros(4, 2).long(), 1), TypeError, "position must be of a floating dtype; got"),
-        ((torch.tensor([[0.0], [torch.nan]]), 1), ValueError, "position holds NaN or infinite"),
+        (
+            (torch.zeros(4, 2).long(), 1),
+            TypeError,
+            "position must have a floating-point dtype; got",
+        ),
+        ((torch.tensor([[0.0], [torch.nan]]), 1), ValueError, "position has NaN or infinite"),
         ((torch.zeros(4, 2), 5), ValueError, "downsample 5 is larger than the number of sites, 4"),
         ((torch.zeros(4, 2), 2, 3), ValueError, "cell 3 is larger than the number of blocks, 2"),
         ((torch.zeros(4, 2), 0), ValueError, "downsample must be at least 1; got 0"),
