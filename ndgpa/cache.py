@@ -14,7 +14,7 @@ from ndgpa.attend.chunked import attend_from_cells
 from ndgpa.functional import gpa
 from ndgpa.selection import Coarse, Problem, Rule, Selection, TopK
 from ndgpa.structures import Grid, Sequence
-from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.base import MakeTable, SpatialStructure
 
 
 class Cache:
@@ -240,7 +240,7 @@ class _NewestCell(SpatialStructure):
     ) -> SpatialStructure:
         raise NotImplementedError("queries of a cache are not coarsened")
 
-    def kept_with(self, other: SpatialStructure, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def kept_with(self, other: SpatialStructure, name: str, make: MakeTable) -> Tensor:
         """What the cell and the blocks of the sequence are to each other; that is not searched."""
         past = int(
             self.sites_per_block == 1
@@ -249,7 +249,7 @@ class _NewestCell(SpatialStructure):
             "overlapping": lambda: self.first_block + self.cells[:, past:],
             "past candidates": lambda: torch.full((1,), self.first_block + past, device=self._on),
         }
-        return known.get(name, make)()
+        return known[name]() if name in known else make(self, other)
 
 
 @dataclass(frozen=True)
