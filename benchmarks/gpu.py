@@ -9,7 +9,7 @@ attention is `scaled_dot_product_attention`, by each of its backends that takes 
 FlexAttention is compiled and given the same block lists, its inputs laid out block by block
 beforehand. `--peers DIR` names a folder that holds the Python package `fastvideo_kernel` (VSA; its
 Triton kernel is called, on inputs laid out beforehand). `--tiles` times every tile that compiles,
-for whoever tunes `ndgpa/attend/triton_tiles.py`.
+for whoever tunes `ndgpa/attention/triton/tiles.py`.
 
 Writes results/GPU.json and results/GPU.md. Columns: `ms` median of repeats; `least_ms` the larger
 of the least operations over the measured matrix product rate and the least bytes over the measured
@@ -366,8 +366,9 @@ def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
 
     Small cells are timed both joined, so that they fill a tile, and one by one.
     """
-    from ndgpa.attend import triton_backward, triton_forward
-    from ndgpa.attend.triton_tiles import Tile, problem_of
+    from ndgpa.attention.triton import backward as triton_backward
+    from ndgpa.attention.triton import forward as triton_forward
+    from ndgpa.attention.triton.tiles import Tile, problem_of
 
     problem = Problem(case, bench)
     tables = problem.selection.blocks, problem.space.cell_sites, problem.space.blocks

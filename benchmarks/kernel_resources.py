@@ -23,7 +23,7 @@ import triton
 from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
-from ndgpa.attend import triton_backward, triton_forward
+from ndgpa.attention.triton import triton_forward
 from ndgpa.selection import triton_means, triton_top_k
 
 RESULTS = Path(__file__).parent / "results"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 T = TypeVar("T")
 
@@ -101,3 +102,17 @@ def cast_for_autocast(*xs: Tensor) -> list[Tensor]:
     if xs[0].is_meta or not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
         return list(xs)
     return [x.to(torch.get_autocast_dtype(device)) for x in xs]
+
+
+def no_tangents(backend: str, *xs: Tensor) -> None:
+    """A custom operator drops the tangents of forward-mode derivatives without a word."""
+    if has_tangents(*xs):
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
+        )
+
+
+def has_tangents(*xs: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in xs)

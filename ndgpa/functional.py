@@ -5,11 +5,10 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.attend import pick, skips_hidden_keys
-from ndgpa.selection import Problem, Rule, Selection, TopK
+from ndgpa.attention import pick, skips_hidden_keys
+from ndgpa.problem import Problem, Selection, check_selection, dot_form, hide_keys
+from ndgpa.selection import Rule, TopK
 from ndgpa.structures import SpatialStructure
 
 
@@ -55,36 +54,21 @@ def gpa(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    space = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, space, affinity, causal)
-    _checks.value_for(key, value)
-    _checks.scale(scale)
-    pick(backend, query, value)
-    selection = select(
+    rule = as_rule(rule)
+    problem = Problem.of(
         query,
         key,
         structure,
-        rule,
         key_structure=key_structure,
         scale=scale,
         affinity=affinity,
         causal=causal,
         key_mask=key_mask,
         query_mask=query_mask,
+        value=value,
     )
-    return attend(
-        query,
-        key,
-        value,
-        selection,
-        structure,
-        key_structure=key_structure,
-        scale=scale,
-        affinity=affinity,
-        causal=causal,
-        key_mask=key_mask,
-        backend=backend,
-    )
+    pick(backend, query, value)
+    return _attend(problem, value, _select(problem, rule), backend)[0]
 
 
 def select(
@@ -105,22 +89,19 @@ def select(
     Arguments and errors as for `gpa`. The relevance is computed in float32 or wider, whatever the
     dtype of the inputs.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.rule_or_count(rule)
-    rule = TopK(rule) if isinstance(rule, int) else rule
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.query_mask(query_mask, query)
-    _checks.scale(scale)
-    same = key_structure is structure
-    structure = structure.to(query.device)
-    key_structure = structure if same else key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with without_autocast(query):
-        problem = Problem(
-            query, key, structure, key_structure, scale, affinity, causal, key_mask, query_mask
-        )
-        return rule.select(problem)
+    rule = as_rule(rule)
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+        query_mask=query_mask,
+    )
+    return _select(problem, rule)
 
 
 def attend(
@@ -147,32 +128,55 @@ def attend(
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.value_for(key, value)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = cast_for_autocast(query, key, value)
-    run = pick(backend, query, value)
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+        value=value,
+    )
+    check_selection(selection, query, key, structure)
+    out, lse = _attend(problem, value, selection, backend)
+    return (out, lse) if return_lse else out
+
+
+def as_rule(rule: Rule | int) -> Rule:
+    """The rule itself; an int k means `TopK(k)`."""
+    if not isinstance(rule, Rule | int):
+        raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
+    return TopK(rule) if isinstance(rule, int) else rule
+
+
+def _select(problem: Problem, rule: Rule) -> Selection:
+    with without_autocast(problem.query):
+        return rule.select(problem)
+
+
+def _attend(
+    problem: Problem, value: Tensor, selection: Selection, backend: str | None
+) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+    query, key, value = cast_for_autocast(problem.query, problem.key, value)
+    run, mask = pick(backend, query, value), problem.key_mask
     with without_autocast(query):
-        if key_mask is not None and not (skips_hidden_keys(run) and affinity == "dot"):
-            unseen = ~key_mask[:, None, :, None]
+        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
+            unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        bias, dot_scale = dot_form(key, affinity, scale)
+        bias, scale = dot_form(key, problem.affinity, problem.scale)
         out, lse = run(
             query,
             key,
             value,
             selection,
-            structure,
-            key_structure,
-            scale=dot_scale,
-            key_bias=hide_keys(bias, key, key_mask),
-            causal=causal,
+            problem.structure,
+            problem.key_structure,
+            scale=scale,
+            key_bias=hide_keys(bias, key, mask),
+            causal=problem.causal,
         )
-        if return_lse and affinity == "euclidean":
-            lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
-    return (out, lse) if return_lse else out
+        if problem.affinity == "euclidean":
+            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
+    return out, lse

@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.operators import GPA, Operator
 from ndgpa.structures import SpatialStructure
 
@@ -22,7 +22,7 @@ class SpatialAttention(nn.Module):
         out_dim: Features of the output; None means `query_dim`.
         key_heads: How many heads of keys and values the heads share; divides `heads`. None means
             one for each.
-        operator: The attention, e.g. `GPA(12)`, `Full()`, `Nothing()`. An operator that is a module
+        operator: The attention, e.g. `GPA(12)`, `Full()`, `NoAttention()`. An operator that is a module
             becomes a submodule.
 
     To export a model, keep the structure as an attribute of a module that calls this one:
@@ -48,8 +48,8 @@ class SpatialAttention(nn.Module):
         value_dim = query_dim if value_dim is None else value_dim
         out_dim = query_dim if out_dim is None else out_dim
         key_heads = heads if key_heads is None else key_heads
-        _checks.layer_widths(query_dim, heads, key_dim, value_dim, out_dim)
-        _checks.layer_key_heads(heads, key_heads)
+        _check_widths(query_dim, heads, key_dim, value_dim, out_dim)
+        _check_key_heads(heads, key_heads)
         self.heads, self.key_heads = heads, key_heads
         self.operator = operator
         self.to_query = nn.Linear(query_dim, query_dim, bias=False)
@@ -59,7 +59,7 @@ class SpatialAttention(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "operator":
-            _checks.layer_operator(value)
+            _check_operator(value)
             if not isinstance(value, nn.Module):
                 self._modules.pop(name, None)  # an operator that is a module gives way to any other
         super().__setattr__(name, value)
@@ -83,8 +83,8 @@ class SpatialAttention(nn.Module):
             query_mask: True where a site of x takes part in what queries share, as for `Operator`.
         """
         context = x if context is None else context
-        _checks.layer_input("x", x, self.to_query.in_features)
-        _checks.layer_input("context", context, self.to_key.in_features)
+        _check_input("x", x, self.to_query.in_features)
+        _check_input("context", context, self.to_key.in_features)
         query, key, value = (
             rearrange(y, "b n (h d) -> b h n d", h=h)
             for y, h in (
@@ -101,3 +101,39 @@ class SpatialAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, operator={self.operator}"
+
+
+def _check_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_dim: int) -> None:
+    arguments.positive_count("heads", heads)
+    for name, width in (
+        ("query_dim", query_dim),
+        ("key_dim", key_dim),
+        ("value_dim", value_dim),
+        ("out_dim", out_dim),
+    ):
+        arguments.positive_count(name, width)
+    for name, width in (("query_dim", query_dim), ("value_dim", value_dim)):
+        if width % heads:
+            raise ValueError(f"{name} must be a multiple of the {heads} heads; got {width}")
+
+
+def _check_key_heads(heads: int, key_heads: int) -> None:
+    arguments.positive_count("key_heads", key_heads)
+    if heads % key_heads:
+        raise ValueError(f"heads must be a multiple of the {key_heads} key heads; got {heads}")
+
+
+def _check_input(name: str, x: Tensor, width: int) -> None:
+    if x.ndim == 3 and x.shape[-1] == width:
+        return
+    hint = ""
+    if x.ndim > 3 and x.shape[-1] == width:
+        hint = f"; flatten the grid with {name}.flatten(1, -2)"
+    elif x.ndim > 3 and x.shape[1] == width:
+        hint = f"; flatten the grid with {name}.flatten(2).mT"
+    raise ValueError(f"{name} must have shape (batch, sites, {width}); got {tuple(x.shape)}{hint}")
+
+
+def _check_operator(operator: Any) -> None:
+    if isinstance(operator, type) or not callable(operator):
+        raise TypeError(f"operator must be an operator, such as GPA(12); got {operator!r}")

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.functional import attend, select
 from ndgpa.operators import GPA, Operator
-from ndgpa.selection import Antidiagonal, Own, Problem, Rule, Selection, TopK
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection import Antidiagonal, Own, Rule, TopK
+from ndgpa.selection.coarse import coarse_level
 from ndgpa.selection.multi_level import select_children
 from ndgpa.selection.slots import ascending
 from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure
@@ -52,7 +54,7 @@ def paper_pivot(side: int = 256) -> Preset:
     Args:
         side: Pixels along each side, a multiple of 64.
     """
-    _checks.multiple("paper_pivot", "side", side, 64)
+    _check_multiple("paper_pivot", "side", side, 64)
     image = Image((side, side), side // 64, 2)
     return Preset(GPA(TopK(12), scale=1.0), image, image)
 
@@ -65,7 +67,7 @@ def chal(height: int = 512, kappa: int = 4) -> Preset:
     Args:
         height: Pixels, a multiple of 64; the width is half of it.
     """
-    _checks.multiple("chal", "height", height, 64)
+    _check_multiple("chal", "height", height, 64)
     image = Image((height, height // 2), height // 64)
     return Preset(GPA(TopK(kappa), scale=1.0), image, image)
 
@@ -91,9 +93,9 @@ def vsa(
         tile: Tokens of a tile along each axis; an axis that is shorter is one tile long.
         gated: Whether the call takes a `gate` for the coarse branch, (b, h, n, dv).
     """
-    sizes = _checks.preset_shape("vsa", "shape", shape, 3)
-    tile_sizes = _checks.preset_shape("vsa", "tile", tile, 3)
-    _checks.below_one("sparsity", sparsity)
+    sizes = _shape("vsa", "shape", shape, 3)
+    tile_sizes = _shape("vsa", "tile", tile, 3)
+    arguments.below_one("sparsity", sparsity)
     video = Grid(sizes, tuple(min(t, n) for t, n in zip(tile_sizes, sizes)))
     count = video.num_blocks
     k = max(1, min(math.ceil((1 - sparsity) * count), count))
@@ -110,7 +112,7 @@ def moba(length: int, chunk: int, top_k: int) -> Preset:
 
     Source: Lu et al. 2025, "MoBA: Mixture of block attention for long-context LLMs".
     """
-    _checks.positive_count("top_k", top_k)
+    arguments.positive_count("top_k", top_k)
     rule: Rule = Own() if top_k == 1 else TopK(top_k - 1, relevance="logit", force="own")
     return _causal(rule, length, "chunk", chunk)
 
@@ -124,15 +126,15 @@ def nsa_selection(length: int, block: int = 64, top: int = 16) -> Preset:
 
     Source: Yuan et al. 2025, "Native sparse attention".
     """
-    _checks.positive_count("top", top)
+    arguments.positive_count("top", top)
     rule: Rule = Own() if top == 1 else TopK(top - 1, share="group", force="own")
     return _causal(rule, length, "block", block)
 
 
 def _causal(rule: Rule, length: int, name: str, block: int) -> Preset:
     """Select blocks of keys for each token of a sequence, causally."""
-    _checks.positive_count("length", length)
-    _checks.positive_count(name, block)
+    arguments.positive_count("length", length)
+    arguments.positive_count(name, block)
     return Preset(GPA(rule, causal=True), Sequence(length, 1), Sequence(length, min(block, length)))
 
 
@@ -147,8 +149,8 @@ def biformer(shape: tuple[int, int], dim: int, n_win: int = 7, topk: int = 4) ->
     Args:
         dim: Channels of all heads together; the scale is 1/sqrt(dim).
     """
-    height, width = _checks.preset_shape("biformer", "shape", shape, 2)
-    _checks.at_most("n_win", n_win, min(height, width), "pixels of the shorter side")
+    height, width = _shape("biformer", "shape", shape, 2)
+    arguments.at_most("n_win", n_win, min(height, width), "pixels of the shorter side")
     image = Image((height, width), (height // n_win, width // n_win))
     rule = TopK(topk, relevance="logit", share="all")
     return Preset(_ZeroPadded(rule, dim**-0.5), image, image)
@@ -215,14 +217,14 @@ def quadtree_b(
         weights: The weight of each level before the softmax, coarsest first; None is 0s. To learn
             them, give an `nn.Parameter`; it becomes a parameter of the preset's operator.
     """
-    height, width = _checks.preset_shape("quadtree_b", "shape", shape, 2)
+    height, width = _shape("quadtree_b", "shape", shape, 2)
     for size in (height, width):
-        _checks.multiple("quadtree_b", "side", size, 2 ** len(topks))
+        _check_multiple("quadtree_b", "side", size, 2 ** len(topks))
     levels = len(topks) + 1
     if not isinstance(weights, Tensor):
         given = (0.0,) * levels if weights is None else weights
         weights = torch.tensor(given, dtype=torch.float64)
-    _checks.level_weights(weights, levels)
+    _check_level_weights(weights, levels)
     image = Image((height, width), 2)
     return Preset(_QuadTreeB(topks, weights), image, image)
 
@@ -243,7 +245,7 @@ class _QuadTreeB(nn.Module):
         key_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
-        _checks.no_mask("quadtree_b", key_mask)
+        _check_no_mask("quadtree_b", key_mask)
         structure = structure.to(query.device)
         levels = [(structure, query, key, value)]
         for _ in self.topks:
@@ -305,8 +307,8 @@ def xattention(length: int, block: int = 128, stride: int = 16, threshold: float
         stride: Tokens of a run, which divide a block.
         threshold: The share of relevance.
     """
-    _checks.multiple("xattention", "length", length, block)
-    _checks.multiple("xattention", "block", block, stride)
+    _check_multiple("xattention", "length", length, block)
+    _check_multiple("xattention", "block", block, stride)
     sequence = Sequence(length, block)
     return Preset(GPA(Antidiagonal(stride, threshold)), sequence, sequence)
 
@@ -335,7 +337,7 @@ def svg2(
     """
     spaces = []
     for x, count in ((query, query_clusters), (key, key_clusters)):
-        _checks.at_most("clusters", count, len(x), "tokens")
+        arguments.at_most("clusters", count, len(x), "tokens")
         block = k_means(x.detach(), count, iterations, seed)
         spaces.append(Clusters(block, torch.arange(int(block.max()) + 1, device=x.device)))
     return Preset(GPA(_MoreThanP(p, int(min_ratio * key_clusters))), *spaces)
@@ -349,11 +351,11 @@ class _MoreThanP(Rule):
     at_least: int
 
     def __post_init__(self) -> None:
-        _checks.share_of("p", self.p)
+        arguments.share_of("p", self.p)
 
     def select(self, problem: Problem) -> Selection:
         """Select for cells of one block each."""
-        coarse = problem.coarse()
+        coarse = coarse_level(problem)
         key = coarse.key.repeat_interleave(problem.query.shape[1] // problem.key.shape[1], dim=1)
         logits = coarse.scale * coarse.query @ key.mT
         if coarse.log_size is not None:
@@ -379,3 +381,28 @@ def k_means(
         centre = torch.where(size[:, None] > 0, sums / size.clamp(min=1)[:, None], centre)
         own = torch.cdist(x, centre).argmin(dim=1)
     return own.unique(return_inverse=True)[1]
+
+
+def _shape(who: str, name: str, sizes: Any, rank: int) -> tuple[int, ...]:
+    entries = arguments.ints(name, sizes)
+    if len(entries) != rank:
+        raise ValueError(f"{who} needs a {name} of {rank} axes; got {sizes}")
+    return entries
+
+
+def _check_level_weights(weights: Tensor, levels: int) -> None:
+    if not weights.dtype.is_floating_point or tuple(weights.shape) != (levels,):
+        raise ValueError(
+            f"quadtree_b needs {levels} floating weights, one more than topks has entries; got "
+            f"{weights.dtype} of shape {tuple(weights.shape)}"
+        )
+
+
+def _check_multiple(who: str, name: str, value: int, of: int) -> None:
+    if value % of:
+        raise ValueError(f"{who} needs a {name} that is a multiple of {of}; got {value}")
+
+
+def _check_no_mask(who: str, mask: Any) -> None:
+    if mask is not None:
+        raise ValueError(f"{who} does not support key_mask")

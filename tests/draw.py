@@ -26,12 +26,12 @@ def grids(draw: Any, max_rank: int = 4, time: bool | None = None) -> ndgpa.Grid:
     for _ in range(rank):
         room = MAX_SITES // math.prod(shape)
         shape.append(draw(st.integers(1, max(1, min(room, 24 if rank == 1 else 9)))))
-    downsample = tuple(draw(st.integers(1, min(size, 4))) for size in shape)
-    blocks = [-(-size // d) for size, d in zip(shape, downsample)]
+    block = tuple(draw(st.integers(1, min(size, 4))) for size in shape)
+    blocks = [-(-size // d) for size, d in zip(shape, block)]
     cell = tuple(draw(st.integers(1, min(count, 3))) for count in blocks)
     has_time = draw(st.booleans()) if time is None else time
     time_axis = draw(st.integers(0, rank - 1)) if has_time else None
-    return ndgpa.Grid(tuple(shape), downsample, cell, time_axis=time_axis)
+    return ndgpa.Grid(tuple(shape), block, cell, time_axis=time_axis)
 
 
 @st.composite

@@ -49,7 +49,7 @@ def gpa(problem: Problem, backend: str) -> Tensor:
 def selects_what_the_loops_select(problem: Problem, backends: Sequence[str]) -> None:
     if isinstance(problem.rule, ndgpa.PerHead):
         _selects_by_head(problem)
-    elif isinstance(problem.rule, ndgpa.Union):
+    elif isinstance(problem.rule, ndgpa.selection.Union):
         _selects_the_union(problem)
     else:
         _selects(problem, problem.rule, select(problem))

@@ -398,5 +398,5 @@ CHECKS = {
     ndgpa.StraightThrough: _straight_through,
     ndgpa.SoftTopK: _soft_top_k,
     ndgpa.PerturbedTopK: _perturbed_top_k,
-    ndgpa.Antidiagonal: _antidiagonal,
+    ndgpa.selection.Antidiagonal: _antidiagonal,
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.selection import Problem as Question
+from ndgpa import Problem as Question
 from ndgpa.selection import Rule
 from ndgpa.structures.sampling import Sampled
 
@@ -156,9 +156,17 @@ def _samples(key_structure: ndgpa.SpatialStructure, structure: ndgpa.SpatialStru
 
 
 def _sampling(draw: random.Random, structure: ndgpa.SpatialStructure) -> Any:
-    kinds = [ndgpa.Strided(2), ndgpa.Strided(3), ndgpa.Jittered(1), ndgpa.Jittered(2, seed=3)]
+    kinds = [
+        ndgpa.structures.Strided(2),
+        ndgpa.structures.Strided(3),
+        ndgpa.structures.Jittered(1),
+        ndgpa.structures.Jittered(2, seed=3),
+    ]
     if isinstance(structure, ndgpa.Grid):
-        kinds += [ndgpa.Halo(1), ndgpa.Halo(tuple(draw.randint(0, 2) for _ in structure.shape))]
+        kinds += [
+            ndgpa.structures.Halo(1),
+            ndgpa.structures.Halo(tuple(draw.randint(0, 2) for _ in structure.shape)),
+        ]
     return draw.choice(kinds)
 
 
@@ -310,7 +318,9 @@ def _window(draw: random.Random, _: torch.Generator, drawn: Problem) -> Rule:
 
 def _union(draw: random.Random, generator: torch.Generator, drawn: Problem) -> Rule:
     makers = [_top_k, _top_ratio, _top_p, _fixed, _given, _learnt]
-    return ndgpa.Union(tuple(make(draw, generator, drawn) for make in draw.sample(makers, 2)))
+    return ndgpa.selection.Union(
+        tuple(make(draw, generator, drawn) for make in draw.sample(makers, 2))
+    )
 
 
 def _per_head(draw: random.Random, generator: torch.Generator, drawn: Problem) -> Rule:
@@ -350,4 +360,4 @@ def _multi_level(draw: random.Random, _: torch.Generator, drawn: Problem) -> Rul
 
 
 def _antidiagonal(draw: random.Random, _: torch.Generator, drawn: Problem) -> Rule:
-    return ndgpa.Antidiagonal(2, draw.choice([0.3, 0.9, 1.0]))
+    return ndgpa.selection.Antidiagonal(2, draw.choice([0.3, 0.9, 1.0]))

@@ -38,22 +38,22 @@ RULES = [
 )
 @FEW
 def test_decoding_equals_prefill(
-    rule: Rule, downsample: int, cell: int, pieces: list[int], affinity: str, seed: int
+    rule: Rule, block: int, cell: int, pieces: list[int], affinity: str, seed: int
 ) -> None:
     """Any pieces, cells of one site and pooled ones, heads that share keys."""
     generator = seeded(seed)
-    pieces = [max(pieces[0], 2 * downsample * cell), *pieces[1:]]
+    pieces = [max(pieces[0], 2 * block * cell), *pieces[1:]]
     length = sum(pieces)
     query, key, value = (
         torch.randn(2, heads, length, d, generator=generator, dtype=torch.float64)
         for heads, d in ((4, 3), (2, 3), (2, 5))
     )
-    cache = ndgpa.Cache(downsample, cell, rule, affinity=affinity)
+    cache = ndgpa.Cache(block, cell, rule, affinity=affinity)
     outs = []
     for q, k, v in zip(*(x.split(pieces, dim=2) for x in (query, key, value))):
         cache.append(k, v)
         outs.append(cache.attend(q))
-    whole = ndgpa.Sequence(length, downsample, cell)
+    whole = ndgpa.Sequence(length, block, cell)
     expected = ndgpa.gpa(query, key, value, whole, rule, causal=True, affinity=affinity)
     torch.testing.assert_close(torch.cat(outs, dim=2), expected, rtol=1e-11, atol=1e-11)
     assert cache.length == length
@@ -224,7 +224,7 @@ def test_misuse_is_named() -> None:
     for y, match in wrong:
         with pytest.raises(ValueError, match=match):
             cache.append(y, y)
-    with pytest.raises(ValueError, match="downsample must be at least 1"):
+    with pytest.raises(ValueError, match="block must be at least 1"):
         ndgpa.Cache(0, 1, 2)
     with pytest.raises(TypeError, match="rule must be a Rule or an int; got str"):
         ndgpa.Cache(2, 1, "x")  # type: ignore[arg-type]

@@ -19,11 +19,11 @@ def features(*shape: int, **options: Any) -> torch.Tensor:
 GRIDS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ndgpa.Grid((), 1), ValueError, "shape has no axes; a grid needs at least one"),
     (lambda: ndgpa.Grid((4, 0), 1), ValueError, "shape .4, 0. has an empty axis"),
-    (lambda: ndgpa.Image((4, 4), 0), ValueError, "downsample must be at least 1; got 0 for axis 0"),
+    (lambda: ndgpa.Image((4, 4), 0), ValueError, "block must be at least 1; got 0 for axis 0"),
     (
         lambda: ndgpa.Image((4, 4), (2, 5)),
         ValueError,
-        "downsample 5 is larger than axis 1, which has 4 sites",
+        "block 5 is larger than axis 1, which has 4 sites",
     ),
     (lambda: ndgpa.Image((4, 4), 2, -1), ValueError, "cell must be at least 1; got -1 for axis 0"),
     (
@@ -34,7 +34,7 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: ndgpa.Video((4, 4, 4), (2, 2)),
         ValueError,
-        "downsample has 2 entries but the grid has 3 axes",
+        "block has 2 entries but the grid has 3 axes",
     ),
     (
         lambda: ndgpa.Image((4, 4, 4), 2),
@@ -51,11 +51,11 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
         TypeError,
         r"shape must be an int or a tuple of ints; got \(4.0, 4\)",
     ),
-    (lambda: ndgpa.Sequence(4, True), TypeError, "downsample must be an int or a tuple of ints"),
+    (lambda: ndgpa.Sequence(4, True), TypeError, "block must be an int or a tuple of ints"),
     (
         lambda: ndgpa.Image((8, 8), 2.0),
         TypeError,
-        r"downsample must be an int or a tuple of ints; got 2\.0",
+        r"block must be an int or a tuple of ints; got 2\.0",
     ),
     (
         lambda: ndgpa.Sequence((100,), 4),
@@ -65,11 +65,15 @@ GRIDS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ndgpa.Sequence(0, 1), ValueError, r"shape \(0,\) has an empty axis"),
     (lambda: ndgpa.Grid(8.0, 2), TypeError, r"shape must be an int or a tuple of ints; got 8\.0"),
     (
-        lambda: ndgpa.Neighborhood(7.0),
+        lambda: ndgpa.operators.Neighborhood(7.0),
         TypeError,
         r"kernel must be an int or a tuple of ints; got 7\.0",
     ),
-    (lambda: ndgpa.MultiAxis(2.5), TypeError, r"block must be an int or a tuple of ints; got 2\.5"),
+    (
+        lambda: ndgpa.operators.MultiAxis(2.5),
+        TypeError,
+        r"block must be an int or a tuple of ints; got 2\.5",
+    ),
     (
         lambda: ndgpa.Clusters(torch.arange(4), torch.arange(4)).coarsen([2, 2]),
         ValueError,
@@ -268,7 +272,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": features(device="meta")}, ValueError, "query is on meta but key is on cpu"),
     ({"structure": (12,)}, TypeError, "structure must be a SpatialStructure; got tuple"),
     (
-        {"structure": ndgpa.Strided(2)(SEQUENCE)},
+        {"structure": ndgpa.structures.Strided(2)(SEQUENCE)},
         TypeError,
         "a sampled structure can only be passed as key_structure",
     ),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.attend.chunked import attend_chunked, attend_chunked_backward
-from ndgpa.attend.triton_ops import attend_triton, attend_triton_backward
-from ndgpa.operators._features import attend_by_features, attend_by_features_backward
-from ndgpa.operators._tiles import attend_tiles, attend_tiles_backward
+from ndgpa.attention.chunked import attend_chunked, attend_chunked_backward
+from ndgpa.attention.features import attend_by_features, attend_by_features_backward
+from ndgpa.attention.tiles import attend_tiles, attend_tiles_backward
+from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
 from ndgpa.selection.multi_level import select_children
 from ndgpa.selection.top_k import select_top_k
 

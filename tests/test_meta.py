@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.selection.means import block_sums
+from ndgpa.structures.means import block_sums
 from tests.test_waiting import RULES, SPACES
 
 pytestmark = pytest.mark.compiled  # the shape checks ask for more than there is
@@ -17,17 +17,19 @@ GRID = ndgpa.Grid((6, 7), 2, 1, time_axis=0)
 OPERATORS: dict[str, Any] = {
     "gpa": ndgpa.GPA(2),
     "gpa with a coarse branch": ndgpa.GPA(2, coarse="add"),
-    "gpa, sampled": ndgpa.GPA(2, read=ndgpa.Strided(2)),
+    "gpa, sampled": ndgpa.GPA(2, read=ndgpa.structures.Strided(2)),
     "gpa, near blocks": ndgpa.GPA(ndgpa.Window(1)),
     "full": ndgpa.Full(),
     "full, causal": ndgpa.Full(causal=True),
-    "nothing": ndgpa.Nothing(),
-    "nystrom": ndgpa.Nystrom(4),
-    "performer": ndgpa.Performer(8),
-    "neighborhood": ndgpa.Neighborhood((3, 3), rel_bias=True, heads=4),
-    "hydra": ndgpa.Hydra([ndgpa.Neighborhood(3), ndgpa.Neighborhood(3, 2)]),
-    "local sparse": ndgpa.LocalSparse(),
-    "several axes": ndgpa.MultiAxis(2),
+    "nothing": ndgpa.operators.NoAttention(),
+    "nystrom": ndgpa.operators.Nystrom(4),
+    "performer": ndgpa.operators.Performer(8),
+    "neighborhood": ndgpa.operators.Neighborhood((3, 3), rel_bias=True, heads=4),
+    "hydra": ndgpa.operators.Hydra(
+        [ndgpa.operators.Neighborhood(3), ndgpa.operators.Neighborhood(3, 2)]
+    ),
+    "local sparse": ndgpa.operators.LocalSparse(),
+    "several axes": ndgpa.operators.MultiAxis(2),
 }
 
 

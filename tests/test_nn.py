@@ -35,7 +35,7 @@ def test_without_a_context_it_attends_to_itself() -> None:
 def test_operators_are_swapped_by_one_argument() -> None:
     layers = [
         SpatialAttention(8, operator=operator)
-        for operator in (ndgpa.GPA(3), ndgpa.Full(), ndgpa.Nothing())
+        for operator in (ndgpa.GPA(3), ndgpa.Full(), ndgpa.operators.NoAttention())
     ]
     for layer in layers[1:]:
         layer.load_state_dict(layers[0].state_dict())
@@ -45,7 +45,7 @@ def test_operators_are_swapped_by_one_argument() -> None:
     assert torch.equal(nothing, layers[0].to_out.bias.expand_as(nothing))
     layers[0].operator = ndgpa.GPA(IMAGE.num_blocks)
     torch.testing.assert_close(layers[0](x, IMAGE), full)
-    layers[0].operator = ndgpa.Performer(8)  # a module, and from a module to none
+    layers[0].operator = ndgpa.operators.Performer(8)  # a module, and from a module to none
     assert "operator" in dict(layers[0].named_modules())
     layers[0].operator = ndgpa.Full()
     assert "operator" not in dict(layers[0].named_modules())
@@ -154,7 +154,7 @@ def test_it_exports_with_a_batch_of_any_size() -> None:
 
 @pytest.mark.compiled
 def test_the_operators_pass_opcheck() -> None:
-    from ndgpa.attend.chunked import attend_chunked
+    from ndgpa.attention.chunked import attend_chunked
     from ndgpa.selection.top_k import select_top_k
 
     tiles = torch.randn(1, 2, 3, 4, 5, requires_grad=True)

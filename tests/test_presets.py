@@ -322,7 +322,7 @@ def test_xattention(released: bool, threshold: float, even: bool) -> None:
                 )
     preset = presets.xattention(length, block, stride, threshold)
     if released:
-        rule = ndgpa.Antidiagonal(stride, threshold) | ndgpa.Fixed((0,))
+        rule = ndgpa.selection.Antidiagonal(stride, threshold) | ndgpa.Fixed((0,))
         preset = presets.Preset(ndgpa.GPA(rule), preset.structure, preset.key_structure)
     agree(preset(*inputs), out, inputs)
 
@@ -433,7 +433,7 @@ def test_paper_pivot(even: bool) -> None:
         (lambda: presets.vsa((4, 4)), "vsa needs a shape of 3 axes"),
         (lambda: presets.vsa((4, 4, 4), 1.0), r"sparsity must lie in \[0, 1\)"),
         (lambda: presets.vsa((4, 4, 4), tile=(4, 4)), "vsa needs a tile of 3 axes"),
-        (lambda: presets.vsa((4, 4, 4), tile=(4, 0, 4)), "downsample must be at least 1; got 0"),
+        (lambda: presets.vsa((4, 4, 4), tile=(4, 0, 4)), "block must be at least 1; got 0"),
         (lambda: presets.moba(16, 0, 2), "chunk must be at least 1; got 0"),
         (lambda: presets.nsa_selection(16, 2.5), "block must be an int; got 2.5"),
         (lambda: presets.nsa_selection(0), "length must be at least 1; got 0"),
@@ -468,6 +468,6 @@ def test_a_preset_is_called_on_its_own_number_of_sites() -> None:
     with pytest.raises(ValueError, match="query has 20 sites but structure has 22"):
         presets.moba(22, 4, 2)(x, x, x)
     with pytest.raises(ValueError, match="full blocks of a multiple of 4"):
-        ndgpa.select(x, x, ndgpa.Sequence(20, 6), ndgpa.Antidiagonal(4, 0.5))
+        ndgpa.select(x, x, ndgpa.Sequence(20, 6), ndgpa.selection.Antidiagonal(4, 0.5))
     with pytest.raises(NotImplementedError, match="its estimate looks ahead"):
-        ndgpa.select(x, x, ndgpa.Sequence(20, 4), ndgpa.Antidiagonal(4, 0.5), causal=True)
+        ndgpa.select(x, x, ndgpa.Sequence(20, 4), ndgpa.selection.Antidiagonal(4, 0.5), causal=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures import SpatialStructure
 
 
@@ -34,7 +34,7 @@ def gpa_entries(
     Raises:
         ValueError, TypeError: k is no int of at least 1.
     """
-    _checks.positive_count("k", k)
+    arguments.positive_count("k", k)
     key_structure = structure if key_structure is None else key_structure
     keys = min(k, key_structure.num_blocks) * key_structure.sites_per_block
     return AffinityEntries(

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.analysis._rows import logit_rows
-from ndgpa.selection import Selection
+from ndgpa.problem import Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 # Logits held at a time.
@@ -51,24 +51,27 @@ def coverage(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+    )
+    structure, key_structure = problem.structure, problem.key_structure
+    check_selection(selection, query, key, structure)
     if samples is not None:
-        _checks.positive_count("samples", samples)
+        arguments.positive_count("samples", samples)
     if not selection.blocks.is_cuda:
-        _checks.block_ids(selection.blocks, key_structure.num_blocks)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+        check_block_ids(selection.blocks, key_structure.num_blocks)
     sites = _draw(structure.num_sites, samples, seed).to(query.device)
     shares = seeing = torch.zeros((), device=query.device)
     of_one = max(1, query.shape[:2].numel() * key.shape[2])
     for chunk in sites.split(max(1, _CHUNK // of_one)):
-        rows = logit_rows(
-            query, key, chunk, structure, key_structure, scale, affinity, causal, key_mask
-        )
+        rows = logit_rows(problem, chunk)
         kept = _kept(selection, chunk, structure, key_structure, query.shape[1])
         blind = rows.amax(dim=-1) == -torch.inf
         share = _share(rows, kept).masked_fill(blind, 0)

@@ -9,13 +9,11 @@ Source: Section 3 of Daras et al. 2020, "Your Local GAN": information flow graph
 
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from ndgpa import _checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +25,7 @@ def information_flow(steps: Sequence[Bool[Tensor, "_ _"]]) -> Bool[Tensor, "quer
     Raises:
         ValueError: There is no step, or one has not the keys that the one before has queries.
     """
-    _checks.flow_steps(steps)
+    _check_steps(steps)
     reached = steps[0]
     for step in steps[1:]:
         reached = _then(reached, step)
@@ -45,7 +43,7 @@ def fewest_steps(steps: Sequence[Bool[Tensor, "_ _"]], at_most: int = 64) -> int
     Returns:
         The number; None if `at_most` steps are not enough.
     """
-    _checks.flow_steps([*steps, steps[0]] if len(steps) else steps)
+    _check_steps([*steps, steps[0]] if len(steps) else steps)
     reached: Tensor | None = None
     for count, step in enumerate(islice(cycle(steps), at_most), start=1):
         reached = step if reached is None else _then(reached, step)
@@ -56,7 +54,7 @@ def fewest_steps(steps: Sequence[Bool[Tensor, "_ _"]], at_most: int = 64) -> int
 
 def path_counts(steps: Sequence[Bool[Tensor, "_ _"]]) -> Float[Tensor, "queries inputs"]:
     """How many paths lead from each input to each output; float64, exact below 2^53."""
-    _checks.flow_steps(steps)
+    _check_steps(steps)
     counts = steps[0].double()
     for step in steps[1:]:
         counts = step.double() @ counts
@@ -89,7 +87,7 @@ def picture_of_masks(
     return figure
 
 
-def picture_of_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figure":
+def plot_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figure":
     """The flow graph, a column of sites before and after each step, with what hears of one input.
 
     Needs matplotlib. Save the figure with `figure.savefig(path)`.
@@ -101,7 +99,7 @@ def picture_of_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figur
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    _checks.flow_steps(steps)
+    _check_steps(steps)
     sizes = [steps[0].shape[1], *(step.shape[0] for step in steps)]
     figure = Figure(figsize=(2 + 2 * len(steps), max(3.0, 0.14 * max(sizes))), layout="constrained")
     axis = figure.subplots()
@@ -133,3 +131,19 @@ def _sites(axis: "object", column: int, heard: Bool[Tensor, " n"]) -> None:
 def _then(reached: Bool[Tensor, "n n_in"], step: Bool[Tensor, "m n"]) -> Bool[Tensor, "m n_in"]:
     """A product of counts in float32: sums of at most 2^24 ones are exact, and above 0 anyway."""
     return step.float() @ reached.float() > 0
+
+
+def _check_steps(steps: Any) -> None:
+    if len(steps) == 0:
+        raise ValueError("steps is empty; information flow needs at least one")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.bool:
+            got = step.dtype if isinstance(step, Tensor) else type(step).__name__
+            raise TypeError(f"step {i} must be a bool tensor (queries, keys); got {got}")
+        if step.ndim != 2:
+            raise ValueError(f"step {i} must have two axes; got shape {tuple(step.shape)}")
+        if i and step.shape[1] != steps[i - 1].shape[0]:
+            raise ValueError(
+                f"step {i} has {step.shape[1]} keys but the step before has "
+                f"{steps[i - 1].shape[0]} queries"
+            )

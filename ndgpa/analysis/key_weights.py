@@ -5,9 +5,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.analysis._rows import logit_rows
-from ndgpa.selection import Selection
+from ndgpa.analysis._rows import check_sites, logit_rows
+from ndgpa.problem import Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 
@@ -40,20 +39,23 @@ def key_weights(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
-    _checks.site_ids("sites", sites, structure.num_sites)
-    if not selection.blocks.is_cuda:
-        _checks.block_ids(selection.blocks, key_structure.num_blocks)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    sites = sites.to(query.device).long()
-    rows = logit_rows(
-        query, key, sites, structure, key_structure, scale, affinity, causal, key_mask
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
     )
+    structure, key_structure = problem.structure, problem.key_structure
+    check_selection(selection, query, key, structure)
+    check_sites("sites", sites, structure.num_sites)
+    if not selection.blocks.is_cuda:
+        check_block_ids(selection.blocks, key_structure.num_blocks)
+    sites = sites.to(query.device).long()
+    rows = logit_rows(problem, sites)
     cells = structure.cell_of_site[sites]
     key_sites = rearrange(
         key_structure.upsample(selection.blocks[:, :, cells]), "b hs s k r -> b hs s (k r)"

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa.analysis._rows import check_sites
 from ndgpa.operators import Operator
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.grid import check_same_rank, grid_shape
 
 # Queries whose rows are made in one call of the operator.
 _ROWS = 64
@@ -39,7 +40,7 @@ def attention_map(
     Raises:
         ValueError, TypeError: A site does not exist, or as the operator says.
     """
-    _checks.site_ids("sites", sites, structure.num_sites)
+    check_sites("sites", sites, structure.num_sites)
     query, key = query.detach(), key.detach()
     parts = [
         _rows(operator, query, key, structure, some, key_structure, key_mask)
@@ -74,7 +75,7 @@ def saliency(
     return total / readers.clamp(min=1)
 
 
-def over_the_grid(
+def to_grid(
     x: Float[Tensor, "*batch n"], structure: SpatialStructure, size: tuple[int, ...] | None = None
 ) -> Float[Tensor, "..."]:
     """Numbers of sites as an image (or sequence, or video) over their grid.
@@ -88,11 +89,11 @@ def over_the_grid(
     Raises:
         TypeError: The structure is not a Grid.
     """
-    shape = _checks.grid_shape("over_the_grid", "structure", structure)
+    shape = grid_shape("to_grid", "structure", structure)
     image = x.unflatten(-1, shape)
     if size is None:
         return image
-    _checks.same_rank(size, shape)
+    check_same_rank(size, shape)
     flat = image.reshape(1, -1, *shape)
     return F.interpolate(flat, size=size, mode="nearest-exact").view(*x.shape[:-1], *size)
 

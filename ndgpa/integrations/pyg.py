@@ -1,6 +1,6 @@
 """PyTorch Geometric: coarsen graphs once as a transform, batch them, attend over the batch.
 
-    dataset = MyDataset(root, pre_transform=GPACoarsening(downsample=16, cell=4))
+    dataset = MyDataset(root, pre_transform=GPACoarsening(block=16, cell=4))
     for batch in DataLoader(dataset, batch_size=32):
         structure = structure_of(batch)
         x = layer(batch.x, batch.edge_index, batch.batch, structure=structure)
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.nn import SpatialAttention
 from ndgpa.operators import GPA, Operator
 from ndgpa.structures import Clusters, Graph, SpatialStructure, disjoint
+from ndgpa.structures.graph import check_edge_index
 
 
 class GPACoarsening(BaseTransform):  # type: ignore[misc]
@@ -31,7 +32,7 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
     `gpa_num_blocks` and `gpa_num_cells`.
 
     Args:
-        downsample: Nodes in a block; all of them in a graph that has fewer.
+        block: Nodes in a block; all of them in a graph that has fewer.
         cell: Blocks in a cell; all of them in a graph that has fewer.
         method: As for `ndgpa.Graph`.
         position: The attribute that holds positions, used where a graph has it.
@@ -43,24 +44,24 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
 
     def __init__(
         self,
-        downsample: int,
+        block: int,
         cell: int = 1,
         method: str = "auto",
         position: str = "pos",
         edge_weight: str | None = None,
     ) -> None:
-        _checks.positive_count("downsample", downsample)
-        _checks.positive_count("cell", cell)
-        self.downsample, self.cell, self.method = downsample, cell, method
+        arguments.positive_count("block", block)
+        arguments.positive_count("cell", cell)
+        self.block, self.cell, self.method = block, cell, method
         self.position, self.edge_weight = position, edge_weight
 
     def forward(self, data: Data) -> Data:
-        _checks.homogeneous(data)
-        _checks.has_edges(data)
+        _check_homogeneous(data)
+        _check_has_edges(data)
         structure = _graph(
             data.edge_index,
             data.num_nodes,
-            self.downsample,
+            self.block,
             self.cell,
             position=data.get(self.position),
             method=self.method,
@@ -74,8 +75,7 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(downsample={self.downsample}, cell={self.cell}, "
-            f"method={self.method!r})"
+            f"{type(self).__name__}(block={self.block}, cell={self.cell}, method={self.method!r})"
         )
 
 
@@ -88,8 +88,8 @@ def structure_of(data: Data) -> Clusters:
     Raises:
         ValueError: They did not.
     """
-    _checks.homogeneous(data)
-    _checks.coarsened(data)
+    _check_homogeneous(data)
+    _check_coarsened(data)
     block_of_site, cell_of_block = data.gpa_block_of_site, data.gpa_cell_of_block
     graph_of_site = data.get("batch")
     if graph_of_site is None:
@@ -116,7 +116,7 @@ class GPAConv(nn.Module):
         heads: How many heads; divides `channels`.
         conv: The message passing, called as `conv(x, edge_index, **kwargs)`; None for none.
         operator: The attention, e.g. `ndgpa.GPA(12)` or `ndgpa.Full()`.
-        downsample, cell: As for `ndgpa.Graph`, for calls without a structure.
+        block, cell: As for `ndgpa.Graph`, for calls without a structure.
         dropout: Probability, after message passing, attention and in the MLP.
 
     Raises:
@@ -129,14 +129,14 @@ class GPAConv(nn.Module):
         heads: int = 1,
         conv: nn.Module | None = None,
         operator: Operator = GPA(12),  # noqa: B008 (frozen)
-        downsample: int = 16,
+        block: int = 16,
         cell: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _checks.positive_count("downsample", downsample)
-        _checks.positive_count("cell", cell)
-        self.downsample, self.cell = downsample, cell
+        arguments.positive_count("block", block)
+        arguments.positive_count("cell", cell)
+        self.block, self.cell = block, cell
         self.conv = conv
         self.attention = SpatialAttention(channels, heads, operator=operator)
         self.dropout = nn.Dropout(dropout)
@@ -170,7 +170,7 @@ class GPAConv(nn.Module):
             kwargs: For `conv`.
         """
         if structure is None:
-            structure = structure_of_edges(edge_index, len(x), self.downsample, self.cell, batch)
+            structure = structure_of_edges(edge_index, len(x), self.block, self.cell, batch)
         attended = self.attention(x[None], structure)[0]
         out = self.norm_attention(x + self.dropout(attended))
         if self.conv is not None:
@@ -182,7 +182,7 @@ class GPAConv(nn.Module):
 def structure_of_edges(
     edge_index: Int[Tensor, "2 E"],
     num_nodes: int,
-    downsample: int,
+    block: int,
     cell: int = 1,
     batch: Int[Tensor, " n"] | None = None,
 ) -> Clusters:
@@ -195,21 +195,54 @@ def structure_of_edges(
         ValueError: `batch` descends, or an edge joins two graphs.
     """
     if batch is None:
-        return _graph(edge_index, num_nodes, downsample, cell)
-    _checks.node_batch(batch, edge_index, num_nodes)
+        return _graph(edge_index, num_nodes, block, cell)
+    _check_batch(batch, edge_index, num_nodes)
     sizes = batch.unique_consecutive(return_counts=True)[1].tolist()
     graphs, first = [], 0
     for size in sizes:
         inside = (edge_index[0] >= first) & (edge_index[0] < first + size)
-        graphs.append(_graph(edge_index[:, inside] - first, size, downsample, cell))
+        graphs.append(_graph(edge_index[:, inside] - first, size, block, cell))
         first += size
     return disjoint(graphs)
 
 
-def _graph(
-    edge_index: Tensor, num_nodes: int, downsample: int, cell: int, **options: Any
-) -> Clusters:
+def _graph(edge_index: Tensor, num_nodes: int, block: int, cell: int, **options: Any) -> Clusters:
     """A `Graph` whose counts give way to graphs that are smaller."""
-    downsample = min(downsample, max(num_nodes, 1))
-    cell = min(cell, max(-(-num_nodes // downsample), 1))
-    return Graph(edge_index, num_nodes, downsample, cell, **options)
+    block = min(block, max(num_nodes, 1))
+    cell = min(cell, max(-(-num_nodes // block), 1))
+    return Graph(edge_index, num_nodes, block, cell, **options)
+
+
+def _check_homogeneous(data: Any) -> None:
+    if hasattr(data, "node_types"):
+        raise TypeError(
+            f"graphs must have one type of nodes; got {type(data).__name__}: convert it with "
+            "data.to_homogeneous()"
+        )
+
+
+def _check_has_edges(data: Any) -> None:
+    if data.get("edge_index") is None:
+        raise ValueError(
+            "this graph has no edge_index; add edges first, e.g. with KNNGraph, or use "
+            "ndgpa.PointCloud for positions alone"
+        )
+
+
+def _check_coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; apply GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def _check_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    arguments.int_vector("batch", batch)
+    check_edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be sorted: the nodes of each graph follow one another")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index connects nodes of different graphs in the batch")

@@ -6,7 +6,7 @@ from ndgpa.operators.gpa import GPA
 from ndgpa.operators.local_sparse import LocalSparse
 from ndgpa.operators.multi_axis import MultiAxis
 from ndgpa.operators.neighborhood import Hydra, Neighborhood
-from ndgpa.operators.nothing import Nothing
+from ndgpa.operators.no_attention import NoAttention
 from ndgpa.operators.nystrom import Nystrom
 from ndgpa.operators.performer import Performer
 
@@ -17,7 +17,7 @@ __all__ = [
     "LocalSparse",
     "MultiAxis",
     "Neighborhood",
-    "Nothing",
+    "NoAttention",
     "Nystrom",
     "Operator",
     "Performer",

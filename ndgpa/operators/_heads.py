@@ -5,8 +5,6 @@ from itertools import accumulate
 from jaxtyping import Float
 from torch import Tensor
 
-from ndgpa import _checks
-
 
 def head_counts(who: str, heads: int, parts: int) -> tuple[int, ...]:
     """How many heads each part has: even shares in order, the last heads % parts one more.
@@ -14,7 +12,7 @@ def head_counts(who: str, heads: int, parts: int) -> tuple[int, ...]:
     Raises:
         ValueError: There are fewer heads than parts.
     """
-    _checks.enough_heads(who, heads, parts)
+    _check_enough_heads(who, heads, parts)
     share, left = divmod(heads, parts)
     return (share,) * (parts - left) + (share + 1,) * left
 
@@ -41,3 +39,10 @@ def heads_of_part(
         taken = slice(start - first * group, end - first * group)
         key, value = (x.repeat_interleave(group, dim=1)[:, taken] for x in (key, value))
     return query, key, value
+
+
+def _check_enough_heads(who: str, heads: int, count: int) -> None:
+    if heads < count:
+        raise ValueError(
+            f"{who} has {count} parts but query has {heads} heads; each part needs one"
+        )

@@ -1,10 +1,12 @@
 """What every attention of the package can be called as."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ndgpa._ops import has_tangents
+from ndgpa.problem import check_key_mask, check_query_and_key, check_query_mask, check_value
 from ndgpa.structures import SpatialStructure
 
 
@@ -58,3 +60,40 @@ class SaysMask(Operator, Protocol):
             query, key: For an operator that chooses its keys by their features; others ignore them.
         """
         ...
+
+
+def check_call(
+    query: Any,
+    key: Any,
+    value: Any,
+    structure: Any,
+    key_structure: Any,
+    mask: Any,
+    voters: Any = None,
+) -> None:
+    """What every operator asks of its arguments."""
+    check_query_and_key(query, key, structure, key_structure, "dot", causal=False)
+    check_value(key, value)
+    check_key_mask(mask, key)
+    check_query_mask(voters, query)
+    if has_tangents(query, key, value):
+        raise NotImplementedError(
+            "this operator has no forward-mode derivative; use reverse mode, or Full"
+        )
+
+
+def check_as_many_blocks(
+    who: str, structure: SpatialStructure, key_structure: SpatialStructure
+) -> None:
+    if structure.num_blocks != key_structure.num_blocks:
+        raise ValueError(
+            f"{who} needs as many blocks of queries as of keys; structure has "
+            f"{structure.num_blocks} and key_structure {key_structure.num_blocks}"
+        )
+
+
+def check_one_space(who: str, *structures: SpatialStructure) -> None:
+    if any(structure.group is not None for structure in structures):
+        raise NotImplementedError(
+            f"{who} does not support structures with groups; call it once for each group"
+        )

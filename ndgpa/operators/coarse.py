@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ndgpa import _checks
-from ndgpa.selection import Problem
-from ndgpa.selection.means import seen_sums
+from ndgpa.problem import Problem
+from ndgpa.selection.coarse import coarse_level
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.means import seen_sums
 
 
 def coarse_attention(
@@ -32,7 +32,7 @@ def coarse_attention(
         (b, h, B, dv), in the dtype of `value`; 0 for a block that sees nothing.
     """
     key_structure = problem.key_structure
-    coarse = replace(problem, causal=False).coarse()
+    coarse = coarse_level(replace(problem, causal=False))
     means = seen_sums(key_structure, value, problem.key_mask)
     means = means / coarse.seen.clamp(min=1)[:, None, :, None]
     added = _mask(problem, coarse.query)
@@ -73,7 +73,7 @@ def _mask(problem: Problem, like: Tensor) -> Tensor:  # (1, 1, 1 or B, B_k)
         seen = structure.group[:, None] == key_structure.group
     if problem.causal:
         first, last = structure.block_span
-        _checks.one_time(bool((first == last).all()))
+        _check_one_time(bool((first == last).all()))
         seen = seen & (first[:, None] >= key_structure.block_span[1])
     return like.new_zeros(()).where(seen, -torch.inf)[None, None]
 
@@ -128,3 +128,11 @@ class _AddByBlock(torch.autograd.Function):
                 by_gate = grad * coarse.index_select(2, ctx.structure.block_of_site)
                 by_gate = by_gate.sum_to_size(gate.shape)
         return grad, ctx.structure.block_sums(flow).to(coarse.dtype), by_gate, None
+
+
+def _check_one_time(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "a causal coarse branch needs query blocks within one time, such as one frame or one "
+            "token; a mean over several times would look ahead"
+        )

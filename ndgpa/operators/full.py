@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.affinity import dot_form, hide_keys
+from ndgpa.problem import Problem, dot_form, hide_keys
 from ndgpa.structures import SpatialStructure, visible
 
 
@@ -44,21 +43,25 @@ class Full:
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.query_and_key(query, key, structure, key_structure, self.affinity, self.causal)
-        _checks.value_for(key, value)
-        _checks.key_mask(key_mask, key)
-        _checks.query_mask(query_mask, query)
-        _checks.scale(self.scale)
-        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+        problem = Problem.of(
+            query,
+            key,
+            structure,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
+            query_mask=query_mask,
+            value=value,
+        )
         query, key, value = cast_for_autocast(query, key, value)
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        bias, scale = dot_form(key, self.affinity, scale)
+        bias, scale = dot_form(key, self.affinity, problem.scale)
         bias = hide_keys(bias, key, key_mask)
-        seen = visible(structure, key_structure, self.causal)
+        seen = visible(problem.structure, problem.key_structure, self.causal)
         with without_autocast(query):
             return _attend(query, key, value, _mask(query, bias, seen), scale).to(query.dtype)
 

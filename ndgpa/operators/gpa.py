@@ -1,16 +1,18 @@
 """Grid Partitioned Attention with its options bound."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import without_autocast
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
-from ndgpa.selection import Problem, Rule
+from ndgpa.problem import Problem
+from ndgpa.selection import Rule
 from ndgpa.structures import SpatialStructure, visible
 from ndgpa.structures.sampling import Sampling
 
@@ -38,7 +40,7 @@ class GPA:
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
-            _checks.one_of("coarse", self.coarse, ("add", "gate"))
+            arguments.one_of("coarse", self.coarse, ("add", "gate"))
 
     def __call__(
         self,
@@ -60,7 +62,7 @@ class GPA:
             gate: What the coarse branch is multiplied with, one number for each feature or for
                 each site; only with `coarse="gate"`.
         """
-        _checks.gate_for(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
+        _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
         key_structure = structure if key_structure is None else key_structure
         selection = select(
             query,
@@ -120,7 +122,7 @@ class GPA:
 
         There is a group for each batch and selection head. A coarse branch reads every key.
         """
-        query, key = _checks.features_for_mask("GPA", query, key)
+        query, key = _check_features_given("GPA", query, key)
         key_structure = structure if key_structure is None else key_structure
         selection = select(
             query,
@@ -141,3 +143,20 @@ class GPA:
         mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
         seen = visible(structure, key_structure, self.causal)
         return mask if seen is None else mask & seen
+
+
+def _check_features_given(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
+    if query is None or key is None:
+        raise ValueError(f"the mask of {who} depends on the features: give query and key")
+    return query, key
+
+
+def _check_gate(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out} or {(*out[:3], 1)}; got {tuple(gate.shape)}")

@@ -11,10 +11,13 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
+from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators._tiles import Tiles, attend_in_tiles
+from ndgpa.operators.base import check_call, check_one_space
+from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.grid import check_same_rank, grid_shape
 
 PATTERNS = ("ltr", "rtl", "strided", "fixed")
 ORDERS = ("esa", "raster")
@@ -73,12 +76,12 @@ class LocalSparse:
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
             object.__setattr__(self, "pattern", (self.pattern,))
-        _checks.local_sparse(self.pattern, PATTERNS)
-        _checks.one_of("order", self.order, ORDERS)
-        _checks.one_of("resize", self.resize, RESIZES)
-        _checks.scale(self.scale)
+        _check_patterns(self.pattern, PATTERNS)
+        arguments.one_of("order", self.order, ORDERS)
+        arguments.one_of("resize", self.resize, RESIZES)
+        check_scale(self.scale)
         if self.stride is not None:
-            _checks.positive_count("stride", self.stride)
+            arguments.positive_count("stride", self.stride)
 
     def __call__(
         self,
@@ -92,9 +95,9 @@ class LocalSparse:
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
         steps = 2 * len(self.pattern)
-        _checks.heads_over_steps("LocalSparse", query.shape[1], steps)
+        _check_heads_over_steps("LocalSparse", query.shape[1], steps)
         counts = head_counts("LocalSparse", query.shape[1], steps)
         outs = [
             attend_in_tiles(
@@ -123,11 +126,11 @@ class LocalSparse:
     def _tiles(
         self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
     ) -> list[Tiles]:
-        _checks.one_space("LocalSparse", structure, key_structure)
+        check_one_space("LocalSparse", structure, key_structure)
         shape, key_shape = self._shapes(structure, key_structure)
         n = math.prod(key_shape)
         stride = math.isqrt(n) if self.stride is None else self.stride
-        _checks.stride(stride, n)
+        _check_stride(stride, n)
         tiles = []
         for pattern in self.pattern:
             for step in (1, 2):
@@ -150,10 +153,10 @@ class LocalSparse:
         same = key_structure is structure
         if self.order == "raster" and (same or self.resize == "official"):
             return (structure.num_sites,), (key_structure.num_sites,)
-        shape = _checks.grid_shape("LocalSparse", "structure", structure)
-        key_shape = _checks.grid_shape("LocalSparse", "key_structure", key_structure)
+        shape = grid_shape("LocalSparse", "structure", structure)
+        key_shape = grid_shape("LocalSparse", "key_structure", key_structure)
         if self.resize == "geometric":
-            _checks.same_rank(shape, key_shape)
+            check_same_rank(shape, key_shape)
         return shape, key_shape
 
 
@@ -312,3 +315,22 @@ def _representatives(
         [np.ones((stride, len(chosen)), dtype=bool), np.eye(stride, dtype=bool)], axis=1
     )
     return _cut(slots, stride), keys, _repeat(seen, slots)
+
+
+def _check_patterns(patterns: Any, known: Any) -> None:
+    if len(patterns) == 0:
+        raise ValueError("pattern is empty; name at least one")
+    for pattern in patterns:
+        arguments.one_of("pattern", pattern, known)
+
+
+def _check_stride(value: int, n: int) -> None:
+    if value > n:
+        raise ValueError(f"stride {value} is larger than the {n} sites of key_structure")
+
+
+def _check_heads_over_steps(who: str, heads: int, steps: int) -> None:
+    if heads == 0 or heads % steps:
+        raise ValueError(
+            f"{who} needs a multiple of {steps} query heads, as many for each step; got {heads}"
+        )

@@ -1,6 +1,7 @@
 """Multi-axis attention (HiT): half of the heads within blocks, half across them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +9,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
+from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators._tiles import Tiles, attend_in_tiles
+from ndgpa.operators.base import check_as_many_blocks, check_call, check_one_space
+from ndgpa.problem import check_scale
 from ndgpa.structures import Grid, SpatialStructure
-from ndgpa.structures.grid import PerAxis
+from ndgpa.structures.grid import PerAxis, grid_shape
 
 # Queries of one tile: those of a larger group are cut.
 _QUERIES = 256
@@ -47,8 +50,8 @@ class MultiAxis:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.block_size(self.block)
-        _checks.scale(self.scale)
+        _check_block(self.block)
+        check_scale(self.scale)
 
     def __call__(
         self,
@@ -62,8 +65,8 @@ class MultiAxis:
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        _checks.halves("MultiAxis", query.shape[1])
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        _check_halves("MultiAxis", query.shape[1])
         counts = head_counts("MultiAxis", query.shape[1], 2)
         outs = [
             attend_in_tiles(
@@ -92,14 +95,14 @@ class MultiAxis:
     def _tiles(
         self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
     ) -> tuple[Tiles, Tiles]:
-        _checks.one_space("MultiAxis", structure, key_structure)
+        check_one_space("MultiAxis", structure, key_structure)
         if self.block is not None:
             shapes = (
-                _checks.grid_shape("MultiAxis(block=...)", name, space)
+                grid_shape("MultiAxis(block=...)", name, space)
                 for name, space in (("structure", structure), ("key_structure", key_structure))
             )
             structure, key_structure = (Grid(shape, self.block, device=device) for shape in shapes)
-        _checks.paired_blocks(structure, key_structure)
+        _check_paired_blocks(structure, key_structure)
         blocks, key_blocks = structure.to(device).blocks, key_structure.to(device).blocks
         return _groups(blocks, key_blocks), _groups(blocks.mT, key_blocks.mT)
 
@@ -110,3 +113,23 @@ def _groups(queries: Int[Tensor, "G x"], keys: Int[Tensor, "G y"]) -> Tiles:
     padded = F.pad(queries, (0, -queries.shape[1] % size), value=-1)
     cut = rearrange(padded, "g (c x) -> (g c) x", x=size)
     return Tiles(cut, keys.repeat_interleave(padded.shape[1] // size, dim=0))
+
+
+def _check_block(block: Any) -> None:
+    if block is not None and min(arguments.ints("block", block), default=0) < 1:
+        raise ValueError(f"block must be at least 1; got {block}")
+
+
+def _check_halves(who: str, heads: int) -> None:
+    if heads % 2:
+        raise ValueError(f"{who} needs an even number of query heads; got {heads}")
+
+
+def _check_paired_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> None:
+    check_as_many_blocks("MultiAxis", structure, key_structure)
+    if structure.sites_per_block != key_structure.sites_per_block:
+        raise ValueError(
+            f"MultiAxis needs blocks of one size; those of structure have "
+            f"{structure.sites_per_block} sites and those of key_structure "
+            f"{key_structure.sites_per_block}"
+        )

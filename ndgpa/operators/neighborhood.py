@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
+from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators._tiles import Tiles, attend_in_tiles
-from ndgpa.operators.base import Operator, SaysMask
+from ndgpa.operators.base import Operator, SaysMask, check_call
+from ndgpa.operators.hydra import _check_parts, _paired_lists
+from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
-from ndgpa.structures.grid import PerAxis
+from ndgpa.structures.grid import PerAxis, check_same_rank, grid_shape
 
 
 class Neighborhood(nn.Module):
@@ -55,8 +57,8 @@ class Neighborhood(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        _checks.neighborhood(kernel, dilation, rel_bias, heads)
-        _checks.scale(scale)
+        _check_options(kernel, dilation, rel_bias, heads)
+        check_scale(scale)
         self.kernel, self.dilation, self.scale = kernel, dilation, scale
         self.rel_bias: nn.Parameter | None = None
         if rel_bias:
@@ -77,10 +79,10 @@ class Neighborhood(nn.Module):
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
         tiles = self._tiles(structure, key_structure, query.device)
         if self.rel_bias is not None:
-            _checks.rel_bias_heads(self.rel_bias, query)
+            _check_rel_bias(self.rel_bias, query)
         return attend_in_tiles(
             query,
             key,
@@ -111,9 +113,9 @@ class Neighborhood(nn.Module):
     def _tiles(
         self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
     ) -> Tiles:
-        shape = _checks.grid_shape("Neighborhood", "structure", structure)
-        key_shape = _checks.grid_shape("Neighborhood", "key_structure", key_structure)
-        kernel, dilation = _checks.windows(self.kernel, self.dilation, shape, key_shape)
+        shape = grid_shape("Neighborhood", "structure", structure)
+        key_shape = grid_shape("Neighborhood", "key_structure", key_structure)
+        kernel, dilation = _windows(self.kernel, self.dilation, shape, key_shape)
         biased = self.rel_bias is not None
         queries, keys, pattern, seen, offset = neighborhood_tables(
             list(shape), list(key_shape), list(kernel), list(dilation), biased, device
@@ -138,7 +140,7 @@ class Hydra(nn.Module):
 
     def __init__(self, parts: list[Operator] | tuple[Operator, ...]) -> None:
         super().__init__()
-        _checks.parts(parts)
+        _check_parts(parts)
         self.parts = tuple(parts)
         self.learned = nn.ModuleDict(
             {str(i): part for i, part in enumerate(parts) if isinstance(part, nn.Module)}
@@ -154,7 +156,7 @@ class Hydra(nn.Module):
         scale: float | None = None,
     ) -> "Hydra":
         """Neighborhoods from a list of kernels and one of dilations; a list of one serves all."""
-        kernels, dilations = _checks.hydra_lists(kernels, dilations)
+        kernels, dilations = _paired_lists(kernels, dilations)
         shares: tuple[int | None, ...] = (None,) * len(kernels)
         if heads is not None:
             shares = head_counts("Hydra", heads, len(kernels))
@@ -177,7 +179,7 @@ class Hydra(nn.Module):
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
         counts = head_counts("Hydra", query.shape[1], len(self.parts))
         outs = [
             part(
@@ -331,3 +333,46 @@ def _product(tables: list[Array], sizes: tuple[int, ...]) -> Array:
         total = (total[:, None, :, None] * size + table[None, :, None, :]).reshape(shape)
         hidden = (hidden[:, None, :, None] | (table < 0)[None, :, None, :]).reshape(shape)
     return np.where(hidden, -1, total)
+
+
+def _check_options(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) -> None:
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        sizes = arguments.ints(name, value)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if rel_bias and (heads is None or not isinstance(kernel, tuple)):
+        raise ValueError("rel_bias=True needs heads, and a kernel given as one int per axis")
+    if heads is not None:
+        arguments.positive_count("heads", heads)
+
+
+def _windows(
+    kernel: Any, dilation: Any, shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and dilation, one int per axis each, that fit the grid of the keys."""
+    check_same_rank(shape, key_shape)
+    sizes = []
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        entries = arguments.ints(name, value) * (len(shape) if isinstance(value, int) else 1)
+        if len(entries) != len(shape):
+            raise ValueError(
+                f"{name} has {len(entries)} entries but the grid has {len(shape)} axes"
+            )
+        sizes.append(entries)
+    for axis, (k, d, size) in enumerate(zip(*sizes, key_shape)):
+        if k * d > size:
+            raise ValueError(
+                f"kernel {k} with dilation {d} covers {k * d} sites but axis {axis} of the keys "
+                f"has {size}; kernel x dilation must not exceed it"
+            )
+    return sizes[0], sizes[1]
+
+
+def _check_rel_bias(rel_bias: Tensor, query: Tensor) -> None:
+    if rel_bias.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the relative bias was made for "
+            f"{rel_bias.shape[0]}"
+        )
+    if rel_bias.device != query.device:
+        raise ValueError(f"the relative bias is on {rel_bias.device} but query on {query.device}")

@@ -1,14 +1,18 @@
 """Nystromformer: every pair of sites through a few landmarks."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.operators._dense import attend_to_all
+from ndgpa.attention.dense import attend_to_all
+from ndgpa.operators.base import check_as_many_blocks, check_call, check_one_space
 from ndgpa.operators.full import Full
+from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
 
 
@@ -50,8 +54,8 @@ class Nystrom(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        _checks.nystrom(landmarks, iterations, conv_kernel, heads)
-        _checks.scale(scale)
+        _check_options(landmarks, iterations, conv_kernel, heads)
+        check_scale(scale)
         self.landmarks, self.iterations, self.scale = landmarks, iterations, scale
         self.conv: nn.Conv1d | None = None
         if conv_kernel is not None:
@@ -73,12 +77,12 @@ class Nystrom(nn.Module):
     ) -> Float[Tensor, "b h n dv"]:
         """As `Operator`; computed in float32 or wider."""
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
         if query_mask is None and key_structure is structure:
             query_mask = key_mask
-        _checks.one_space("Nystrom", structure, key_structure)
+        check_one_space("Nystrom", structure, key_structure)
         if self.conv is not None:
-            _checks.nystrom_conv(self.conv.weight, query, structure, key_structure)
+            _check_conv(self.conv.weight, query, structure, key_structure)
         dtype = cast_for_autocast(value)[0].dtype
         wide = torch.promote_types(value.dtype, torch.float32)
         query, key, value = (x.to(wide).contiguous() for x in (query, key, value))
@@ -130,7 +134,7 @@ class Nystrom(nn.Module):
     def _count(self, structure: SpatialStructure, key_structure: SpatialStructure) -> int:
         if isinstance(self.landmarks, int):
             return self.landmarks
-        _checks.as_many_blocks("Nystrom", structure, key_structure)
+        check_as_many_blocks("Nystrom", structure, key_structure)
         return structure.num_blocks
 
     def _means(
@@ -201,3 +205,33 @@ def _per_head_values(
     """Attention in which every query head has values of its own."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     return attend_to_all(query, key, value, scale=scale, key_mask=seen)
+
+
+def _check_options(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any) -> None:
+    if landmarks != "blocks":
+        if isinstance(landmarks, str):
+            raise ValueError(f"unknown landmarks {landmarks!r}; expected a number or 'blocks'")
+        arguments.positive_count("landmarks", landmarks)
+    arguments.positive_count("iterations", iterations)
+    if conv_kernel is None:
+        return
+    arguments.positive_count("conv_kernel", conv_kernel)
+    if conv_kernel % 2 == 0:
+        raise ValueError(f"conv_kernel must be odd; got {conv_kernel}")
+    if heads is None:
+        raise ValueError("conv_kernel needs heads, the number of query heads")
+    arguments.positive_count("heads", heads)
+
+
+def _check_conv(
+    weight: Tensor,
+    query: Tensor,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+) -> None:
+    if key_structure is not structure:
+        raise ValueError("conv_kernel needs queries and keys on one structure")
+    if weight.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the convolution was made for {weight.shape[0]}"
+        )

@@ -1,14 +1,16 @@
 """Performer: softmax attention as a dot product of random features, linear in the sites."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast
-from ndgpa.operators._features import KERNELS, attend_by_features
+from ndgpa.attention.features import KERNELS, attend_by_features
+from ndgpa.operators.base import check_call, check_one_space
 from ndgpa.operators.full import Full
 from ndgpa.structures import SpatialStructure
 
@@ -60,11 +62,11 @@ class Performer(nn.Module):
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        _checks.positive_count("head_dim", head_dim)
+        arguments.positive_count("head_dim", head_dim)
         features = max(1, int(head_dim * math.log(head_dim))) if features is None else features
-        _checks.performer(features, redraw_every, scale, eps)
-        _checks.one_of("kernel", kernel, KERNELS)
-        _checks.one_of("row_norm", row_norm, ROW_NORMS)
+        _check_options(features, redraw_every, scale, eps)
+        arguments.one_of("kernel", kernel, KERNELS)
+        arguments.one_of("row_norm", row_norm, ROW_NORMS)
         self.redraw_every, self.kernel, self.row_norm = redraw_every, kernel, row_norm
         self.seed, self.scale, self.eps = seed, scale, eps
         self.register_buffer("projection", draw_projection(features, head_dim, row_norm, seed))
@@ -82,9 +84,9 @@ class Performer(nn.Module):
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        _checks.one_space("Performer", structure, key_structure)
-        _checks.performer_input(query, self.projection)
+        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        check_one_space("Performer", structure, key_structure)
+        _check_input(query, self.projection)
         projection = self.projection
         if self.training and self.redraw_every is not None and not _is_recomputing():
             redraw(projection, self._calls, self.redraw_every, self.row_norm, self.seed)
@@ -156,3 +158,23 @@ def redraw(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: i
 @redraw.register_fake
 def _(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: int) -> None:
     return None
+
+
+def _check_options(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
+    arguments.positive_count("features", features)
+    if redraw_every is not None:
+        arguments.positive_count("redraw_every", redraw_every)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale of a Performer must be positive and finite; got {scale}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+
+
+def _check_input(query: Tensor, projection: Tensor) -> None:
+    if query.shape[-1] != projection.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} features per head but the Performer was made for "
+            f"{projection.shape[1]}"
+        )
+    if query.device != projection.device:
+        raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa.selection.base import Problem
+from ndgpa.problem import Problem
 from ndgpa.structures.base import SpatialStructure
 
 

@@ -1,13 +1,15 @@
 """Blocks named in advance: attention sinks, prefix tokens, any static pattern."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.slots import each_once, seen_blocks
 
 
@@ -29,14 +31,36 @@ class Fixed(Rule):
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Tensor):
             object.__setattr__(self, "blocks", torch.tensor(self.blocks, dtype=torch.int64))
-        _checks.fixed_blocks(self.blocks)
+        _check_blocks(self.blocks)
 
     def select(self, problem: Problem) -> Selection:
         assert isinstance(self.blocks, Tensor)
         num_cells, num_blocks = problem.structure.num_cells, problem.key_structure.num_blocks
-        _checks.fixed_for(self.blocks, num_cells, num_blocks)
+        _check_fits(self.blocks, num_cells, num_blocks)
         table = self.blocks.to(problem.query.device).long()
         table = table[(None,) * (4 - table.ndim)]
         table = table.expand(problem.query.shape[0], -1, num_cells, -1)
         table = each_once(seen_blocks(table, problem), num_blocks)
         return Selection(table.int())
+
+
+def _check_blocks(blocks: Any) -> None:
+    arguments.int_tensor("blocks", blocks)
+    if not 1 <= blocks.ndim <= 4:
+        raise ValueError(
+            "blocks must have shape (width,), (cells, width), (heads, cells, width) or (batch, "
+            f"heads, cells, width); got {tuple(blocks.shape)}"
+        )
+
+
+def _check_fits(blocks: Tensor, num_cells: int, num_blocks: int) -> None:
+    if blocks.ndim > 1 and blocks.shape[-2] not in (1, num_cells):
+        raise ValueError(
+            f"Fixed has blocks for {blocks.shape[-2]} cells but structure has {num_cells}"
+        )
+    if blocks.is_cuda or torch.compiler.is_compiling():
+        return
+    if blocks.numel() and int(blocks.max()) >= num_blocks:
+        raise ValueError(
+            f"Fixed names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
+        )

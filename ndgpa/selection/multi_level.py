@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch
-from ndgpa.selection.base import Coarse, Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.causal import blocks_between
+from ndgpa.selection.coarse import Coarse, by_cell, coarse_level
 from ndgpa.selection.slots import ascending
 from ndgpa.selection.top_k import (
     SHARE,
     always_read,
     as_tuple,
-    by_cell,
+    check_forced,
     most_relevant,
     select_top_k,
 )
@@ -65,18 +67,18 @@ class MultiLevel(Rule):
     estimate: str = "box"
 
     def __post_init__(self) -> None:
-        _checks.kept_per_level(self.keep)
-        _checks.level_factor(self.factor)
-        _checks.one_of("estimate", self.estimate, ESTIMATES)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        _check_keep(self.keep)
+        _check_factor(self.factor)
+        arguments.one_of("estimate", self.estimate, ESTIMATES)
+        arguments.one_of("share", self.share, SHARE)
+        check_forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         if len(self.keep) == 1:
             return Selection(
                 most_relevant(problem, self.keep[0], share=self.share, force=self.force)
             )
-        coarse = problem.coarse()
+        coarse = coarse_level(problem)
         nodes = list(_pyramid(problem, coarse, len(self.keep), self.factor))
         query, weight = by_cell(coarse, problem.structure)
         weight = weight.expand(query.shape[0], -1, -1)
@@ -153,7 +155,7 @@ def _pyramid(
     yield nodes
     for level in range(1, levels):
         structure = nodes.structure.coarsened(factor)
-        _checks.level_shrinks(level, levels, nodes.structure.num_blocks, structure.num_blocks)
+        _check_shrinks(level, levels, nodes.structure.num_blocks, structure.num_blocks)
         nodes = _parents(nodes, structure)
         yield nodes
 
@@ -386,3 +388,25 @@ def _(query: Any, key: Any, log_size: Any, kept: Any, *_: Any, **__: Any) -> int
     """The logits of all children of what was kept, and the weighted sum of their masses."""
     queries = math.prod(query[:4])
     return 2 * queries * kept[3] * key[3] * (query[4] + 1)
+
+
+def _check_keep(keep: Any) -> None:
+    if not isinstance(keep, tuple) or not keep:
+        raise TypeError(f"keep must be a tuple with one count for each level; got {keep!r}")
+    for count in keep:
+        arguments.positive_count("keep", count)
+
+
+def _check_factor(factor: Any) -> None:
+    if not isinstance(factor, (int, tuple)):
+        raise TypeError(f"factor must be an int or a tuple of ints; got {factor!r}")
+    if min(arguments.ints("factor", factor), default=0) < 1:
+        raise ValueError(f"factor must be at least 1; got {factor}")
+
+
+def _check_shrinks(level: int, levels: int, before: int, after: int) -> None:
+    if after >= before:
+        raise ValueError(
+            f"MultiLevel has {levels} levels, but level {level} would have {after} nodes, no fewer "
+            f"than the {before} below it; use fewer levels or a larger factor"
+        )

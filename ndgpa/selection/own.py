@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.slots import each_once, seen_blocks
 from ndgpa.selection.top_k import forced_blocks
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import fold_into_batch
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.soft import log_relevance, weighted
 from ndgpa.selection.top_k import SHARE, top_k_lowest_id
 
@@ -47,11 +48,11 @@ class PerturbedTopK(Rule):
     share: str = "head"
 
     def __post_init__(self) -> None:
-        _checks.positive_count("k", self.k)
-        _checks.positive("sigma", self.sigma)
-        _checks.positive_count("samples - 1", self.samples - 1)
-        _checks.bounds(1, self.at_most)
-        _checks.one_of("share", self.share, SHARE)
+        arguments.positive_count("k", self.k)
+        arguments.positive("sigma", self.sigma)
+        arguments.positive_count("samples - 1", self.samples - 1)
+        arguments.bounds(1, self.at_most)
+        arguments.one_of("share", self.share, SHARE)
 
     def select(self, problem: Problem) -> Selection:
         scores = log_relevance(problem, self.share)

@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ndgpa.selection.base import Problem, Selection
+from ndgpa.problem import Problem, Selection
 from ndgpa.selection.causal import overlapping
-from ndgpa.selection.top_k import by_cell
+from ndgpa.selection.coarse import by_cell, coarse_level
 
 # Coarse scores of one tile of cells; they are recomputed in the backward.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -22,7 +22,7 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
     Args:
         share: As for `TopK`.
     """
-    coarse = problem.coarse()
+    coarse = coarse_level(problem)
     query, weight = by_cell(coarse, problem.structure)
     batch, heads, num_cells, places, _ = query.shape
     repeats = heads // coarse.key.shape[1]

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule, check_rules
 from ndgpa.selection.soft import log_relevance
 
 
@@ -27,7 +27,7 @@ class StraightThrough(Rule):
     rule: Rule
 
     def __post_init__(self) -> None:
-        _checks.rules("StraightThrough", (self.rule,))
+        check_rules("StraightThrough", (self.rule,))
 
     def select(self, problem: Problem) -> Selection:
         hard = self.rule.select(problem)

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch, has_triton
-from ndgpa.selection.base import Coarse, Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.causal import overlapping
+from ndgpa.selection.coarse import by_cell, coarse_level
 from ndgpa.selection.relevance import RELEVANCE, cell_relevance
 from ndgpa.selection.slots import (
     ascending,
@@ -53,10 +55,10 @@ class TopK(Rule):
     force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
-        _checks.positive_count("k", self.k)
-        _checks.one_of("relevance", self.relevance, RELEVANCE)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.positive_count("k", self.k)
+        arguments.one_of("relevance", self.relevance, RELEVANCE)
+        arguments.one_of("share", self.share, SHARE)
+        check_forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         return Selection(most_relevant(problem, self.k, self.relevance, self.share, self.force))
@@ -87,7 +89,7 @@ def most_relevant(
     Returns:
         int32 ids, ascending, -1 in the empty slots, which are last.
     """
-    coarse = problem.coarse()
+    coarse = coarse_level(problem)
     structure, key_structure = problem.structure, problem.key_structure
     query, weight = by_cell(coarse, structure)
     log_size = coarse.log_size
@@ -111,16 +113,6 @@ def most_relevant(
         p,
         at_least,
     )
-
-
-def by_cell(
-    coarse: Coarse, structure: SpatialStructure
-) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "#b C P"]]:
-    """The coarse queries of each cell and what they weigh; zeros in the empty places."""
-    cells, empty = structure.cells.clamp(min=0), structure.cells < 0
-    weight = coarse.weight[:, cells].masked_fill(empty, 0)
-    query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
-    return query, weight.to(query.dtype)
 
 
 def always_read(
@@ -158,7 +150,7 @@ def forced_blocks(
     """The forced blocks of each cell; -1 for an empty slot."""
     named = sorted({item for item in force if isinstance(item, int)})
     if named:
-        _checks.forced_ids(named[-1], key_structure.num_blocks)
+        _check_forced_ids(named[-1], key_structure.num_blocks)
     tables = []
     if named:
         table = torch.tensor(named, dtype=torch.int64, device=structure.device)
@@ -172,7 +164,7 @@ def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) ->
     """The key blocks that hold the sites of each cell."""
     if key_structure is structure:
         return structure.cells
-    _checks.own_blocks(structure, key_structure)
+    _check_own_blocks(structure, key_structure)
     own = lookup(key_structure.block_of_site[:, None], structure.cell_sites)[..., 0]
     return without_empty_columns(each_once(own, key_structure.num_blocks))
 
@@ -392,3 +384,26 @@ def _(
     batch, heads, cells, places, width = query
     rows = heads * places if relevance == "mass" else heads if share == "head" else key[1]
     return 2 * batch * rows * cells * key[2] * width
+
+
+def check_forced(force: Any) -> None:
+    for item in force:
+        if item != "own" and (isinstance(item, bool) or not isinstance(item, int)):
+            raise TypeError(f"force must be 'own' or numbers of blocks; got {item!r}")
+        if item != "own" and item < 0:
+            raise ValueError(f"force contains block {item}; numbers start at 0")
+
+
+def _check_forced_ids(largest: int, num_blocks: int) -> None:
+    if largest >= num_blocks:
+        raise ValueError(
+            f"force contains block {largest} but key_structure has {num_blocks} blocks"
+        )
+
+
+def _check_own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> None:
+    if key_structure.num_sites != structure.num_sites:
+        raise ValueError(
+            "own blocks need queries and keys on the same sites; structure has "
+            f"{structure.num_sites} sites but key_structure has {key_structure.num_sites}"
+        )

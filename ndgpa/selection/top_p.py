@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
-from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.top_k import SHARE, as_tuple, check_forced, most_relevant
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class TopP(Rule):
     force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
-        _checks.share_of("p", self.p)
-        _checks.bounds(self.at_least, self.at_most)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.share_of("p", self.p)
+        arguments.bounds(self.at_least, self.at_most)
+        arguments.one_of("share", self.share, SHARE)
+        check_forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         most = problem.key_structure.num_blocks if self.at_most is None else self.at_most

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
 from ndgpa.selection.causal import count_candidates
 from ndgpa.selection.relevance import RELEVANCE
-from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+from ndgpa.selection.top_k import SHARE, as_tuple, check_forced, most_relevant
 
 # Of the fraction that a ratio is taken for: 0.29 is 29/100 and 1 / 3 is 1/3, whatever a float makes
 # of them. A product with the number of blocks still fits an int64.
@@ -39,11 +40,11 @@ class TopRatio(Rule):
     force: tuple[int | str, ...] | int | str = ()
 
     def __post_init__(self) -> None:
-        _checks.share_of("ratio", self.ratio)
-        _checks.positive_count("at_least", self.at_least)
-        _checks.one_of("relevance", self.relevance, RELEVANCE)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.share_of("ratio", self.ratio)
+        arguments.positive_count("at_least", self.at_least)
+        arguments.one_of("relevance", self.relevance, RELEVANCE)
+        arguments.one_of("share", self.share, SHARE)
+        check_forced(as_tuple(self.force))
 
     def select(self, problem: Problem) -> Selection:
         ratio = Fraction(self.ratio).limit_denominator(_DENOMINATOR)

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
-
 T = TypeVar("T")
 MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
@@ -97,7 +95,7 @@ class SpatialStructure(abc.ABC):
         Args:
             radius: In blocks, from the nearest block of the cell; on a grid one for each axis.
         """
-        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+        raise NotImplementedError(_no_neighborhood(type(self).__name__))
 
     def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
         """Every `step`-th site of each block; -1 for an empty place."""
@@ -108,7 +106,7 @@ class SpatialStructure(abc.ABC):
 
         Only where a structure knows what is near.
         """
-        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+        raise NotImplementedError(_no_neighborhood(type(self).__name__))
 
     @property
     def time(self) -> Int[Tensor, " n"] | None:
@@ -365,3 +363,13 @@ def _place_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " 
     member = torch.where(flat < 0, count, flat)
     places.scatter_(0, member, torch.arange(len(flat), device=table.device))
     return places[:-1]
+
+
+def check_structure(name: str, x: Any) -> None:
+
+    if not isinstance(x, SpatialStructure):
+        raise TypeError(f"{name} must be a SpatialStructure; got {type(x).__name__}")
+
+
+def _no_neighborhood(name: str) -> str:
+    return f"{name} does not know which blocks are near a cell; use a Grid"

@@ -1,10 +1,12 @@
 """Any partition, given as two int vectors."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -31,7 +33,7 @@ class Clusters(SpatialStructure):
         time: Int[Tensor, " n"] | None = None,
         group: Int[Tensor, " B"] | None = None,
     ) -> None:
-        _checks.clusters(block_of_site, cell_of_block, time, group)
+        _check_vectors(block_of_site, cell_of_block, time, group)
         self._sites = len(block_of_site)
         self._tables = (
             _members(block_of_site),
@@ -100,7 +102,7 @@ class Clusters(SpatialStructure):
 
         No run crosses from one group to another. A site of the result has the latest time in it.
         """
-        factor, cell = _checks.one_factor("factor", factor), _checks.one_factor("cell", cell)
+        factor, cell = arguments.one_factor("factor", factor), arguments.one_factor("cell", cell)
         group = self.group
         if group is None:
             group = torch.zeros(self.num_blocks, dtype=torch.int64, device=self.device)
@@ -142,3 +144,46 @@ def _runs(group: Int[Tensor, " m"], length: int) -> tuple[Int[Tensor, " m"], Int
     start = torch.where(new_group, position, 0).cummax(0).values
     begins = (position - start) % length == 0
     return begins.long().cumsum(0) - 1, group[begins]
+
+
+def _check_vectors(
+    block_of_site: Tensor, cell_of_block: Tensor, time: Tensor | None, group: Tensor | None
+) -> None:
+    num_blocks = _check_numbering("block_of_site", block_of_site)
+    _check_numbering("cell_of_block", cell_of_block)
+    if len(cell_of_block) != num_blocks:
+        raise ValueError(
+            f"cell_of_block has {len(cell_of_block)} entries but block_of_site names "
+            f"{num_blocks} blocks"
+        )
+    for name, vector, _check_length, of in (
+        ("time", time, len(block_of_site), "sites"),
+        ("group", group, num_blocks, "blocks"),
+    ):
+        if vector is None:
+            continue
+        arguments.int_vector(name, vector)
+        if len(vector) != _check_length:
+            raise ValueError(f"{name} has {len(vector)} entries but there are {_check_length} {of}")
+    given = [x for x in (block_of_site, cell_of_block, time, group) if x is not None]
+    if len({x.device for x in given}) > 1:
+        raise ValueError(
+            "block_of_site, cell_of_block, time and group must be on one device; got "
+            f"{arguments.listed(x.device for x in given)}"
+        )
+    if group is not None:
+        first = torch.zeros(int(cell_of_block.max()) + 1, dtype=torch.int64, device=group.device)
+        first[cell_of_block.long()] = group.long()
+        if bool((first[cell_of_block.long()] != group).any()):
+            raise ValueError("a cell has blocks of different groups; it must lie within one group")
+
+
+def _check_numbering(name: str, vector: Any) -> int:
+    """How many numbers a vector uses; they must be 0, 1, ... without gaps."""
+    arguments.int_vector(name, vector)
+    if len(vector) == 0:
+        raise ValueError(f"{name} is empty; a structure needs at least one site")
+    used = vector.unique()
+    if int(used[0]) != 0 or int(used[-1]) != len(used) - 1:
+        raise ValueError(f"{name} must use the numbers 0, 1, 2, ... without gaps")
+    return len(used)

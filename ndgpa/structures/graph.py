@@ -2,16 +2,16 @@
 
 import warnings
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures.clusters import Clusters
-from ndgpa.structures.points import kd_partition
+from ndgpa.structures.points import check_points, kd_partition
 
 METHODS = ("auto", "kd", "metis", "landmark")
 
@@ -23,7 +23,7 @@ _AT_A_TIME = 64
 def Graph(
     edge_index: Int[Tensor, "2 E"],
     num_nodes: int,
-    downsample: int,
+    block: int,
     cell: int = 1,
     position: Float[Tensor, "n p"] | None = None,
     method: str = "auto",
@@ -32,7 +32,7 @@ def Graph(
 ) -> Clusters:
     """A partition of a graph into connected-as-can-be blocks and cells of exact size.
 
-    All blocks have `downsample` nodes and all cells `cell` blocks, but for the last of each. Blocks
+    All blocks have `block` nodes and all cells `cell` blocks, but for the last of each. Blocks
     are numbered so that neighbours in number are near in the graph, so `coarsen` gives good
     further levels.
 
@@ -46,7 +46,7 @@ def Graph(
     Args:
         edge_index: Pairs of nodes, as in PyTorch Geometric.
         num_nodes: How many nodes there are.
-        downsample: Nodes in a block.
+        block: Nodes in a block.
         cell: Blocks in a cell.
         position: Coordinates of the nodes, finite, floating.
         method: "kd" splits by position and looks at no edge, "metis" needs the package pymetis,
@@ -62,17 +62,17 @@ def Graph(
         ValueError, TypeError: The arguments do not describe a graph, or a count does not fit it.
         ImportError: The method needs a package that is not installed (extra `graph`).
     """
-    _checks.graph(edge_index, num_nodes, downsample, cell, position, edge_weight, time)
-    _checks.one_of("method", method, METHODS)
+    _check_graph(edge_index, num_nodes, block, cell, position, edge_weight, time)
+    arguments.one_of("method", method, METHODS)
     method = _pick(method, position is not None)
     if method == "kd":
         assert position is not None
         coordinates = position.detach().double().cpu().numpy()
-        block_of_site, cell_of_block = kd_partition(coordinates, downsample, cell)
+        block_of_site, cell_of_block = kd_partition(coordinates, block, cell)
     else:
         edges = _undirected(edge_index, num_nodes, edge_weight)
         partition = _metis_partition if method == "metis" else _landmark_partition
-        block_of_site, cell_of_block = partition(edges, num_nodes, downsample, cell)
+        block_of_site, cell_of_block = partition(edges, num_nodes, block, cell)
     device = edge_index.device
     return Clusters(
         torch.from_numpy(block_of_site).to(device), torch.from_numpy(cell_of_block).to(device), time
@@ -91,7 +91,7 @@ def _pick(method: str, has_position: bool) -> str:
         )
         return "landmark"
     method = "metis" if method == "auto" else method
-    _checks.graph_method(method, has_position)
+    _check_method(method, has_position)
     return method
 
 
@@ -305,3 +305,69 @@ def _landmark_coordinates(edges: _Edges, num_nodes: int, landmarks: int = 6) -> 
 def _farthest(hops: np.ndarray) -> int:
     """The farthest node that is reached."""
     return int(np.where(np.isinf(hops), -1, hops).argmax())
+
+
+def _check_graph(
+    edge_index: Any,
+    num_nodes: Any,
+    block: Any,
+    cell: Any,
+    position: Any,
+    edge_weight: Any,
+    time: Any,
+) -> None:
+    check_edge_index(edge_index)
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
+        raise TypeError(f"num_nodes must be an int; got {num_nodes!r}")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes is {num_nodes}; a structure needs at least one site")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index names node {low if low < 0 else high}; nodes are numbered from 0 to "
+                f"{num_nodes - 1}"
+            )
+    arguments.counts(num_nodes, block, cell)
+    if position is not None:
+        check_points(position, block, cell)
+        if len(position) != num_nodes:
+            raise ValueError(f"position has {len(position)} rows but there are {num_nodes} nodes")
+    if edge_weight is not None:
+        _check_edge_weight(edge_weight, edge_index.shape[1])
+    if time is not None:
+        arguments.int_vector("time", time)
+        if len(time) != num_nodes:
+            raise ValueError(f"time has {len(time)} entries but there are {num_nodes} sites")
+
+
+def check_edge_index(edge_index: Any) -> None:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index must be a tensor; got {type(edge_index).__name__}")
+    dtype = edge_index.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"edge_index must have an integer dtype; got {dtype}")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape (2, edges); got {tuple(edge_index.shape)}")
+
+
+def _check_edge_weight(weight: Any, edges: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"edge_weight must be a tensor; got {type(weight).__name__}")
+    if weight.dtype.is_complex or weight.dtype == torch.bool:
+        raise TypeError(f"edge_weight must have a real dtype; got {weight.dtype}")
+    if tuple(weight.shape) != (edges,):
+        raise ValueError(f"edge_weight must have shape ({edges},); got {tuple(weight.shape)}")
+    if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
+        raise ValueError("edge_weight must be finite and not negative")
+
+
+def _check_method(method: str, has_position: bool) -> None:
+    if method == "kd" and not has_position:
+        raise ValueError("method 'kd' needs positions, and none are given")
+    needed = {"metis": "pymetis", "landmark": "scipy"}.get(method)
+    if needed is not None and find_spec(needed) is None:
+        raise ImportError(
+            f"Graph needs {needed} for method {method!r}; install it with: pip install "
+            "'ndgpa[graph]', or give positions"
+        )

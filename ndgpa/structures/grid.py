@@ -1,14 +1,16 @@
 """Grids of any rank: sequences, images, video, and beyond."""
 
+import collections.abc
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, table
 
 PerAxis = int | tuple[int, ...]
@@ -23,7 +25,7 @@ class Grid(SpatialStructure):
 
     Args:
         shape: Sites along each axis.
-        downsample: Sites of a block along each axis (the paper's d); one int serves all axes.
+        block: Sites of a block along each axis (the paper's d); one int serves all axes.
         cell: Blocks of a cell along each axis; one int serves all axes.
         time_axis: The axis that is time, for causal attention; None where there is none.
         device: Where the index tables are.
@@ -33,7 +35,7 @@ class Grid(SpatialStructure):
         TypeError: A size is not an int.
 
     Example:
-        `Grid((256, 256), downsample=4, cell=2)` has 64x64 blocks of 4x4 sites in 32x32 cells of 2x2
+        `Grid((256, 256), block=4, cell=2)` has 64x64 blocks of 4x4 sites in 32x32 cells of 2x2
         blocks: the configuration that the paper calls its pivot.
     """
 
@@ -47,12 +49,12 @@ class Grid(SpatialStructure):
     def __init__(
         self,
         shape: PerAxis,
-        downsample: PerAxis,
+        block: PerAxis,
         cell: PerAxis = 1,
         time_axis: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape, block_shape, cell_shape = _checks.grid(shape, downsample, cell, time_axis)
+        shape, block_shape, cell_shape = _check_grid(shape, block, cell, time_axis)
         fields: dict[str, object] = {
             "shape": shape,
             "block_shape": block_shape,
@@ -87,7 +89,7 @@ class Grid(SpatialStructure):
 
     def near_cells(self, radius: PerAxis) -> Int[Tensor, "C W"]:
         """The blocks whose distance to the cell is at most `radius` along every axis."""
-        radii = _checks.radius(radius, len(self.shape))
+        radii = _radii(radius, len(self.shape))
         table = torch.zeros(1, 1, dtype=torch.int64, device=self.on)
         for count, cell, reach in zip(self.grid_of_blocks, self.cell_shape, radii):
             width = min(cell + 2 * reach, count)
@@ -219,22 +221,22 @@ class Grid(SpatialStructure):
         return grid.reshape(*x.shape[:-2], self.num_blocks, self.sites_per_block, x.shape[-1])
 
 
-def Sequence(length: int, downsample: int, cell: int = 1) -> Grid:
+def Sequence(length: int, block: int, cell: int = 1) -> Grid:
     """A grid of one axis whose time is the index: samples, frames, tokens."""
-    _checks.length(length)
-    return Grid((length,), downsample, cell, time_axis=0)
+    _check_length(length)
+    return Grid((length,), block, cell, time_axis=0)
 
 
-def Image(shape: tuple[int, int], downsample: PerAxis, cell: PerAxis = 1) -> Grid:
+def Image(shape: tuple[int, int], block: PerAxis, cell: PerAxis = 1) -> Grid:
     """A grid of (height, width)."""
-    _checks.rank("Image", shape, ("height", "width"))
-    return Grid(shape, downsample, cell)
+    _check_rank("Image", shape, ("height", "width"))
+    return Grid(shape, block, cell)
 
 
-def Video(shape: tuple[int, int, int], downsample: PerAxis, cell: PerAxis = 1) -> Grid:
+def Video(shape: tuple[int, int, int], block: PerAxis, cell: PerAxis = 1) -> Grid:
     """A grid of (frames, height, width) whose time is the frame."""
-    _checks.rank("Video", shape, ("frames", "height", "width"))
-    return Grid(shape, downsample, cell, time_axis=0)
+    _check_rank("Video", shape, ("frames", "height", "width"))
+    return Grid(shape, block, cell, time_axis=0)
 
 
 def _ceil_div(sizes: tuple[int, ...], by: tuple[int, ...]) -> tuple[int, ...]:
@@ -299,3 +301,58 @@ def _sum_runs(x: Tensor, axis: int, width: int) -> Tensor:
         return sums
     rest = x.narrow(axis, whole, x.shape[axis] - whole).sum(axis, keepdim=True)
     return torch.cat([sums, rest], axis)
+
+
+def _check_grid(
+    shape: Any, block: Any, cell: Any, time_axis: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shape, block shape and cell shape, one int per axis each."""
+    shape = arguments.ints("shape", shape)
+    if not shape:
+        raise ValueError("shape has no axes; a grid needs at least one")
+    if min(shape) < 1:
+        raise ValueError(f"shape {shape} has an empty axis; every axis needs at least one site")
+    block_shape = arguments.factors("block", block, shape, "sites")
+    blocks = tuple(math.ceil(n / d) for n, d in zip(shape, block_shape))
+    cell_shape = arguments.factors("cell", cell, blocks, "blocks")
+    if time_axis is not None and not 0 <= time_axis < len(shape):
+        raise ValueError(f"time_axis {time_axis} is not an axis of a grid of rank {len(shape)}")
+    return shape, block_shape, cell_shape
+
+
+def _check_length(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"length of a Sequence must be an int; got {value!r}: for several axes, use Grid"
+        )
+
+
+def _check_rank(who: str, shape: Any, axes: collections.abc.Sequence[str]) -> None:
+    if len(arguments.ints("shape", shape)) != len(axes):
+        raise ValueError(f"{who} expects a shape ({', '.join(axes)}); got {shape}")
+
+
+def grid_shape(who: str, name: str, structure: Any) -> tuple[int, ...]:
+
+    if not isinstance(structure, Grid):
+        raise TypeError(f"{who} needs a Grid as {name}; got {type(structure).__name__}")
+    return structure.shape
+
+
+def check_same_rank(shape: tuple[int, ...], key_shape: tuple[int, ...]) -> None:
+    if len(shape) != len(key_shape):
+        raise ValueError(
+            f"queries are on a grid of rank {len(shape)} but keys on one of rank {len(key_shape)}"
+        )
+
+
+def _radii(value: Any, rank: int) -> tuple[int, ...]:
+    """One radius for each axis."""
+    radii = arguments.ints("radius", value)
+    if isinstance(value, int):
+        radii = radii * rank
+    if len(radii) != rank:
+        raise ValueError(f"radius has {len(radii)} entries but the grid has {rank} axes")
+    if min(radii) < 0:
+        raise ValueError(f"radius must be at least 0; got {value}")
+    return radii

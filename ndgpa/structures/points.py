@@ -1,17 +1,19 @@
 """Point clouds: recursive kd-splits into cells, and of each cell into blocks."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures.clusters import Clusters
 
 
 def PointCloud(
     position: Float[Tensor, "n p"],
-    downsample: int,
+    block: int,
     cell: int = 1,
     time: Int[Tensor, " n"] | None = None,
 ) -> Clusters:
@@ -25,7 +27,7 @@ def PointCloud(
 
     Args:
         position: Coordinates, finite, any floating dtype and device.
-        downsample: Points in a block.
+        block: Points in a block.
         cell: Blocks in a cell.
         time: (n,) int or None, the time of each point, for causal attention.
 
@@ -37,9 +39,9 @@ def PointCloud(
             large for the points.
         TypeError: Positions are not floating, or a count is not an int.
     """
-    _checks.points(position, downsample, cell)
+    check_points(position, block, cell)
     coordinates = position.detach().double().cpu().numpy()
-    block_of_site, cell_of_block = kd_partition(coordinates, downsample, cell)
+    block_of_site, cell_of_block = kd_partition(coordinates, block, cell)
     device = position.device
     return Clusters(
         torch.from_numpy(block_of_site).to(device), torch.from_numpy(cell_of_block).to(device), time
@@ -106,3 +108,19 @@ def _halve(coordinates: np.ndarray, rows: np.ndarray, left: int) -> tuple[np.nda
     order = best.argpartition(left - 1, axis=1)
     parts = np.take_along_axis(rows, order, axis=1)
     return parts[:, :left], parts[:, left:]
+
+
+def check_points(position: Any, block: Any, cell: Any) -> None:
+    if not isinstance(position, Tensor):
+        raise TypeError(f"position must be a tensor; got {type(position).__name__}")
+    if not position.dtype.is_floating_point:
+        raise TypeError(f"position must have a floating-point dtype; got {position.dtype}")
+    if position.ndim != 2 or position.shape[1] == 0:
+        raise ValueError(
+            f"position must have shape (points, dimensions); got {tuple(position.shape)}"
+        )
+    if len(position) == 0:
+        raise ValueError("position is empty; a structure needs at least one site")
+    if not bool(position.isfinite().all()):
+        raise ValueError("position has NaN or infinite coordinates")
+    arguments.counts(len(position), block, cell)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, table
 
 
@@ -38,7 +38,7 @@ class Strided(Sampling):
     step: int
 
     def __post_init__(self) -> None:
-        _checks.positive_count("step", self.step)
+        arguments.positive_count("step", self.step)
 
     def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
         return structure.strided_blocks(self.step)
@@ -56,7 +56,7 @@ class Jittered(Sampling):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _checks.positive_count("count", self.count)
+        arguments.positive_count("count", self.count)
 
     def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
         blocks = structure.blocks
@@ -105,11 +105,11 @@ class Sampled(SpatialStructure):
     @table
     def block_of_site(self) -> Int[Tensor, " n"]:
         """There is none: a site may be in no block, or in several."""
-        raise NotImplementedError(_checks.only_read("block_of_site"))
+        raise NotImplementedError(_only_read("block_of_site"))
 
     @table
     def _place_in_cells(self) -> Int[Tensor, " n"]:
-        raise NotImplementedError(_checks.only_read("compose"))
+        raise NotImplementedError(_only_read("compose"))
 
     @property
     def num_sites(self) -> int:
@@ -136,3 +136,10 @@ class Sampled(SpatialStructure):
         self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
     ) -> SpatialStructure:
         return self.structure.coarsen(factor, cell)
+
+
+def _only_read(name: str) -> str:
+    return (
+        f"a sampled structure has no {name}, as a site may be in several blocks or in none; it "
+        "can only be passed as key_structure"
+    )

@@ -16,9 +16,9 @@ class OperatorContract:
     The spaces are small; an operator that wants others names them.
     """
 
-    structure: ndgpa.SpatialStructure = ndgpa.Grid((6, 8), downsample=2, cell=2)
+    structure: ndgpa.SpatialStructure = ndgpa.Grid((6, 8), block=2, cell=2)
     key_structure: ndgpa.SpatialStructure | None = None
-    tiny: ndgpa.SpatialStructure = ndgpa.Grid((4, 4), downsample=2)
+    tiny: ndgpa.SpatialStructure = ndgpa.Grid((4, 4), block=2)
     heads, key_heads, width = 4, 2, 8
     tolerance = 1e-12  # of comparisons in float64 that need not keep every bit
 

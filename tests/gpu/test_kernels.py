@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa import Clusters, Grid, Image, Selection, Video
-from ndgpa.attend import pick
-from ndgpa.attend.triton_ops import attend_triton, fused
-from ndgpa.selection.means import block_sums
+from ndgpa.attention import pick
+from ndgpa.attention.triton.ops import attend_triton, fused
 from ndgpa.selection.top_k import select_top_k
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import (
     attention,
     error,

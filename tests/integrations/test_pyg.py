@@ -43,9 +43,9 @@ def one_by_one(data: list[Data]) -> list[ndgpa.Clusters]:
     """The structures that the tables should amount to, without this module."""
     structures = []
     for d in data:
-        downsample = min(4, d.num_nodes)
-        cell = min(3, -(-d.num_nodes // downsample))
-        structures.append(ndgpa.Graph(d.edge_index, d.num_nodes, downsample, cell))
+        block = min(4, d.num_nodes)
+        cell = min(3, -(-d.num_nodes // block))
+        structures.append(ndgpa.Graph(d.edge_index, d.num_nodes, block, cell))
     return structures
 
 
@@ -123,7 +123,7 @@ def test_a_batch_without_tables_gets_the_same_structure_from_its_edges() -> None
 
 def layer(**options: Any) -> GPAConv:
     torch.manual_seed(0)
-    return GPAConv(8, heads=2, conv=GCNConv(8, 8), downsample=4, cell=3, **options).double()
+    return GPAConv(8, heads=2, conv=GCNConv(8, 8), block=4, cell=3, **options).double()
 
 
 def coarsened_batch() -> Batch:
@@ -213,7 +213,7 @@ def test_message_passing_gets_the_other_arguments() -> None:
         def forward(self, x: Any, edge_index: Any, edge_weight: Any) -> Any:
             return x + edge_weight.mean() * x.roll(1, dims=0)
 
-    conv = GPAConv(8, 2, Weighted(), downsample=4)
+    conv = GPAConv(8, 2, Weighted(), block=4)
     data = graph(12)
     outs = [
         conv(data.x, data.edge_index, edge_weight=torch.full((36,), weight))
@@ -243,7 +243,7 @@ def test_tables_by_hand() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="this graph has no GPA tables; apply GPACoarsening"):
         structure_of(graph(4))
-    with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="block must be at least 1; got 0"):
         GPACoarsening(0)
     with pytest.raises(ValueError, match=r"this graph has no edge_index; add edges first, e.g. wi"):
         GPACoarsening(2)(Data(pos=torch.rand(4, 2)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ndgpa import Clusters, Grid, Selection, SpatialStructure
-from ndgpa.attend import BACKENDS
+from ndgpa.attention import BACKENDS
 
 NAMES = ("out", "lse", "query", "key", "value", "slot bias", "key bias")
 

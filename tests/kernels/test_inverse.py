@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndgpa import Grid
-from ndgpa.attend.inverse import inverse
+from ndgpa.attention.triton.inverse import inverse
 from tests.kernels.kernel_problems import attention, reference, triton
 
 
@@ -53,7 +53,6 @@ def _places(x):
 @pytest.mark.parametrize("selection_heads", [1, 2, 4])
 @pytest.mark.parametrize("longest", [1, 3, 1000])
 def test_a_block_that_everyone_reads_is_summed_in_order(longest, selection_heads, monkeypatch):
-    from ndgpa.attend import triton_backward
 
     monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
     problem = attention(

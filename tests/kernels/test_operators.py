@@ -7,8 +7,8 @@ import torch
 
 import ndgpa
 from ndgpa import Grid, Selection
-from ndgpa.attend.triton_ops import attend_triton, attend_triton_backward
-from ndgpa.selection.means import block_sums
+from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import attention, reference, triton
 
 

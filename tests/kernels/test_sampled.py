@@ -39,7 +39,6 @@ def test_any_table_of_keys_is_within_the_budget(data):
 @pytest.mark.parametrize("longest", [1, 3])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_hot_blocks_of_sampled_keys_are_summed_in_order(sampling, longest, monkeypatch):
-    from ndgpa.attend import triton_backward
 
     monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
     space = Grid((12,), 3, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ndgpa import Clusters, Grid
 from ndgpa.selection import top_k
-from ndgpa.selection.means import block_sums
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import structures
 
 MORE = settings(max_examples=5 * settings().max_examples)

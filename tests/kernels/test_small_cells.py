@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ndgpa import Clusters, Grid
-from ndgpa.attend.triton_tiles import forward_tile, problem_of, query_major_tile
+from ndgpa.attention.triton.tiles import forward_tile, problem_of, query_major_tile
 from tests.kernels.kernel_problems import attention, triton, within_budget
 
 SMALL = {

@@ -142,19 +142,21 @@ def test_gates_are_checked() -> None:
 
 @given(draw.structures(), st.integers(1, 3))
 def test_strided_blocks_are_part_of_the_blocks(structure: Any, step: int) -> None:
-    for some, whole in zip(rows(ndgpa.Strided(step).table(structure)), rows(structure.blocks)):
+    for some, whole in zip(
+        rows(ndgpa.structures.Strided(step).table(structure)), rows(structure.blocks)
+    ):
         assert some
         assert set(some) <= set(whole)
 
 
 def test_strides_count_along_every_axis() -> None:
-    table = ndgpa.Strided(2).table(ndgpa.Image((4, 8), 4))
+    table = ndgpa.structures.Strided(2).table(ndgpa.Image((4, 8), 4))
     assert table.tolist() == [[0, 2, 16, 18], [4, 6, 20, 22]]
 
 
 @given(draw.structures(), st.integers(1, 4))
 def test_jittered_blocks_have_so_many_sites(structure: Any, count: int) -> None:
-    tables = [rows(ndgpa.Jittered(count, seed).table(structure)) for seed in (0, 0, 1)]
+    tables = [rows(ndgpa.structures.Jittered(count, seed).table(structure)) for seed in (0, 0, 1)]
     assert tables[0] == tables[1]
     for some, whole in zip(tables[2], rows(structure.blocks)):
         assert len(set(some)) == min(count, len(whole))
@@ -164,7 +166,7 @@ def test_jittered_blocks_have_so_many_sites(structure: Any, count: int) -> None:
 @given(draw.grids(), st.integers(0, 2))
 def test_a_halo_is_the_sites_near_a_block(grid: ndgpa.Grid, reach: int) -> None:
     at = np.stack(np.unravel_index(range(grid.num_sites), grid.shape), -1)
-    for halo, own in zip(rows(ndgpa.Halo(reach).table(grid)), rows(grid.blocks)):
+    for halo, own in zip(rows(ndgpa.structures.Halo(reach).table(grid)), rows(grid.blocks)):
         apart = np.abs(at[:, None] - at[own]).min(axis=1)
         assert sorted(halo) == (apart <= reach).all(axis=1).nonzero()[0].tolist()
 
@@ -173,7 +175,7 @@ def test_a_halo_is_the_sites_near_a_block(grid: ndgpa.Grid, reach: int) -> None:
 def test_sampled_blocks_are_attended_to(data: Any) -> None:
     """Every block selected, strided: full attention to every other site."""
     problem = data.draw(draw.problems(masked=False))
-    read = data.draw(st.sampled_from([ndgpa.Strided(2), ndgpa.Jittered(2)]))
+    read = data.draw(st.sampled_from([ndgpa.structures.Strided(2), ndgpa.structures.Jittered(2)]))
     out = ndgpa.GPA(999, problem.scale, problem.affinity, read=read)(
         *problem.inputs, problem.structure, problem.key_structure
     )
@@ -190,7 +192,11 @@ def test_sampled_blocks_are_attended_to(data: Any) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("read", [ndgpa.Strided(2), ndgpa.Jittered(1), ndgpa.Halo(1)], ids=str)
+@pytest.mark.parametrize(
+    "read",
+    [ndgpa.structures.Strided(2), ndgpa.structures.Jittered(1), ndgpa.structures.Halo(1)],
+    ids=str,
+)
 def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
     """A site that is in no block, or in several, has no row in tables of one block a site."""
     image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 1, 16, 2)
@@ -207,4 +213,4 @@ def test_a_halo_needs_a_grid() -> None:
     x = torch.randn(1, 1, 4, 1)
     clusters = ndgpa.Clusters(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0]))
     with pytest.raises(NotImplementedError, match="does not know which blocks are near"):
-        ndgpa.GPA(1, read=ndgpa.Halo(1))(x, x, x, clusters)
+        ndgpa.GPA(1, read=ndgpa.structures.Halo(1))(x, x, x, clusters)

@@ -44,7 +44,7 @@ def test_the_mask_knows_of_sampled_sites_and_of_the_coarse_branch() -> None:
         operator.mask(structure, structure, x, x)
         for operator in (
             ndgpa.GPA(2),
-            ndgpa.GPA(2, read=ndgpa.Strided(2)),
+            ndgpa.GPA(2, read=ndgpa.structures.Strided(2)),
             ndgpa.GPA(2, coarse="add"),
         )
     )

@@ -14,8 +14,8 @@ class TestMultiAxis(OperatorContract):
 
 
 class TestMultiAxisWithBlocksOfItsOwn(OperatorContract):
-    structure = ndgpa.Grid((5, 7), downsample=1)
-    tiny = ndgpa.Grid((3, 4), downsample=1)
+    structure = ndgpa.Grid((5, 7), block=1)
+    tiny = ndgpa.Grid((3, 4), block=1)
 
     def operator(self, heads: int, width: int) -> Operator:
         return MultiAxis(block=(2, 3))

@@ -26,7 +26,7 @@ class TestNeighborhoodWithBias(OperatorContract):
 
 
 class TestNeighborhoodOnTwoGrids(OperatorContract):
-    key_structure = ndgpa.Grid((9, 4), downsample=2)
+    key_structure = ndgpa.Grid((9, 4), block=2)
 
     def operator(self, heads: int, width: int) -> Operator:
         return Neighborhood((3, 2), (2, 2) if width == 8 else (1, 2))

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 import ndgpa
+from ndgpa.attention.dense import attend_to_all
 from ndgpa.operators import Nystrom, Operator
-from ndgpa.operators._dense import attend_to_all
 from ndgpa.operators.nystrom import pseudo_inverse, run_sums
 from tests.contracts.operator import OperatorContract
 

@@ -110,12 +110,12 @@ def _end(structure: ndgpa.SpatialStructure, times: np.ndarray) -> int:
     st.integers(1, 30), st.integers(1, 5), st.integers(1, 3), st.integers(1, 12), st.integers(1, 4)
 )
 def test_a_prefix_does_not_depend_on_the_length_of_the_rest(
-    length: int, downsample: int, cell: int, more: int, k: int
+    length: int, block: int, cell: int, more: int, k: int
 ) -> None:
-    length += downsample * cell
+    length += block * cell
     x = torch.randn(1, 1, length + more, 3, dtype=torch.float64)
     short, long = (
-        ndgpa.gpa(y, y, y, ndgpa.Sequence(y.shape[2], downsample, cell), k, causal=True)
+        ndgpa.gpa(y, y, y, ndgpa.Sequence(y.shape[2], block, cell), k, causal=True)
         for y in (x[:, :, :length], x)
     )
     torch.testing.assert_close(short, long[:, :, :length], rtol=1e-12, atol=1e-12)

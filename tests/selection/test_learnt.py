@@ -79,7 +79,7 @@ def test_straight_through_is_the_hard_rule_to_the_bit(data: Any) -> None:
 @given(st.data())
 def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
     problem = data.draw(draw.problems(max_batch=1))
-    asked = ndgpa.selection.Problem(
+    asked = ndgpa.Problem(
         problem.query,
         problem.key,
         problem.structure,
@@ -146,7 +146,7 @@ def test_the_straight_through_gradient_is_that_of_soft_weights() -> None:
     kept = ndgpa.select(q, k, space, 2).blocks
 
     def slots(keys: torch.Tensor) -> torch.Tensor:
-        problem = ndgpa.selection.Problem(q, keys, space, space, 3**-0.5)
+        problem = ndgpa.Problem(q, keys, space, space, 3**-0.5)
         return log_relevance(problem).gather(-1, kept.long())
 
     def soft(keys: torch.Tensor) -> torch.Tensor:

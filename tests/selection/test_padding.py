@@ -39,7 +39,7 @@ def mixed(problem: draw.Problem) -> st.SearchStrategy[Rule]:
     one = learnt(problem) | counted(problem) | top_ks(problem)
     heads = problem.query.shape[1]
     return st.one_of(
-        st.tuples(one, one).map(ndgpa.Union),
+        st.tuples(one, one).map(ndgpa.selection.Union),
         st.tuples(*[st.just(ndgpa.TopK(1)) | st.just(ndgpa.SoftTopK(2))] * heads).map(
             ndgpa.PerHead
         ),
@@ -173,7 +173,7 @@ def test_bad_query_masks_are_named() -> None:
         ndgpa.select(x, x, space, 1, query_mask=torch.ones(1, 7, dtype=torch.bool))
     mask = torch.ones(1, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="Antidiagonal takes no query_mask"):
-        ndgpa.select(x, x, space, ndgpa.Antidiagonal(2, 0.5), query_mask=mask)
+        ndgpa.select(x, x, space, ndgpa.selection.Antidiagonal(2, 0.5), query_mask=mask)
 
 
 def _mask(query: torch.Tensor, data: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.selection.union import once
+from ndgpa.selection.base import once
 from tests import draw
 from tests.contracts.rule import RuleContract
 from tests.oracle import most_relevant, relevance, rows, voters_of
@@ -125,14 +125,14 @@ class TestOwn(CausalContract):
         """By loops: on the same sites, cut otherwise."""
         length = data.draw(st.integers(1, 30))
         queries = ndgpa.Sequence(length, data.draw(st.integers(1, length)))
-        downsample = data.draw(st.integers(1, length))
+        block = data.draw(st.integers(1, length))
         time = torch.randint(-5, 5, (length,), generator=draw.seeded(data.draw(st.integers(0, 99))))
-        block_of_site = torch.arange(length) // downsample
+        block_of_site = torch.arange(length) // block
         keys = ndgpa.Clusters(block_of_site, torch.arange(int(block_of_site[-1]) + 1), time)
         x = torch.zeros(1, 1, length, 1)
         kept = ndgpa.select(x, x, queries, ndgpa.Own(), key_structure=keys, causal=True).blocks
         for cell, sites in enumerate(rows(queries.cell_sites)):
-            own = sorted({x // downsample for x in sites})
+            own = sorted({x // block for x in sites})
             until = int(queries.cell_span[1][cell])
             seen = [j for j in own if time[block_of_site == j].min() <= until]
             assert rows(kept[0, 0, cell, None]) == [seen]
@@ -186,7 +186,12 @@ class TestNeighborhood(CausalContract):
 
 def test_antidiagonals_of_a_batch_of_none_select_nothing() -> None:
     x, space = torch.zeros(0, 2, 16, 3), ndgpa.Sequence(16, 4)
-    assert ndgpa.select(x, x, space, ndgpa.Antidiagonal(2, 0.5)).blocks.shape == (0, 2, 4, 4)
+    assert ndgpa.select(x, x, space, ndgpa.selection.Antidiagonal(2, 0.5)).blocks.shape == (
+        0,
+        2,
+        4,
+        4,
+    )
 
 
 @given(st.data())
@@ -233,7 +238,9 @@ def test_antidiagonals_meet_queries_with_keys_in_reverse() -> None:
     query = torch.tensor([[9.0, 0.0], [0.0, 9.0]]).view(1, 1, 2, 2)
     key = torch.cat([query, query.flip(2)], dim=2)
     options = {"key_structure": ndgpa.Sequence(4, 2), "scale": 1.0}
-    kept = ndgpa.select(query, key, ndgpa.Sequence(2, 2), ndgpa.Antidiagonal(2, 0.5), **options)
+    kept = ndgpa.select(
+        query, key, ndgpa.Sequence(2, 2), ndgpa.selection.Antidiagonal(2, 0.5), **options
+    )
     assert rows(kept.blocks[0, 0]) == [[1]]
 
 
@@ -377,7 +384,7 @@ def test_fixed_blocks_of_each_cell_by_hand() -> None:
         (lambda: ndgpa.TopRatio(-0.1), ValueError, r"ratio must lie in \(0, 1\]"),
         (lambda: ndgpa.TopRatio(0.5, relevance="x"), ValueError, "unknown relevance 'x'"),
         (lambda: ndgpa.Fixed(torch.zeros(2)), TypeError, "int32 or int64 tensor"),
-        (lambda: ndgpa.Union((3,)), TypeError, "Union needs rules; got int"),
+        (lambda: ndgpa.selection.Union((3,)), TypeError, "Union needs rules; got int"),
         (lambda: ndgpa.PerHead([]), TypeError, "PerHead needs a tuple of rules"),
         (lambda: ndgpa.TopK(2) | 3, TypeError, "unsupported operand"),
     ],

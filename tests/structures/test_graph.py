@@ -30,12 +30,12 @@ def graphs(draw_: Any) -> dict[str, Any]:
     weight = None
     if draw_(st.booleans()):
         weight = torch.rand(edges, generator=generator).round(decimals=1)
-    downsample = draw_(st.integers(1, min(nodes, 7)))
+    block = draw_(st.integers(1, min(nodes, 7)))
     return {
         "edge_index": torch.randint(0, named, (2, edges), generator=generator),
         "num_nodes": nodes,
-        "downsample": downsample,
-        "cell": draw_(st.integers(1, -(-nodes // downsample))),
+        "block": block,
+        "cell": draw_(st.integers(1, -(-nodes // block))),
         "edge_weight": weight,
         "method": draw_(st.sampled_from(METHODS)),
         "time": torch.arange(nodes) if draw_(st.booleans()) else None,
@@ -68,9 +68,9 @@ class TestGraph(StructureContract):
 @given(graphs())
 def test_all_blocks_and_cells_but_the_last_are_full(graph: dict[str, Any]) -> None:
     structure = ndgpa.Graph(**graph)
-    nodes, downsample, cell = graph["num_nodes"], graph["downsample"], graph["cell"]
-    whole, rest = divmod(nodes, downsample)
-    assert structure.block_sizes.tolist() == [downsample] * whole + [rest] * (rest > 0)
+    nodes, block, cell = graph["num_nodes"], graph["block"], graph["cell"]
+    whole, rest = divmod(nodes, block)
+    assert structure.block_sizes.tolist() == [block] * whole + [rest] * (rest > 0)
     assert [len(row) for row in rows(structure.cells)][:-1] == [cell] * (structure.num_cells - 1)
 
 
@@ -161,8 +161,8 @@ def test_positions_do_not_matter_to_metis() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lattice", "star", "expander", "dust"])
-@pytest.mark.parametrize(("downsample", "cell"), [(32, 8), (7, 3), (1, 1), (1, 50), (500, 1)])
-def test_padding_is_that_of_the_last_block(kind: str, downsample: int, cell: int) -> None:
+@pytest.mark.parametrize(("block", "cell"), [(32, 8), (7, 3), (1, 1), (1, 50), (500, 1)])
+def test_padding_is_that_of_the_last_block(kind: str, block: int, cell: int) -> None:
     nodes = 5000
     edges = {
         "lattice": lattice(50, 100),
@@ -170,9 +170,9 @@ def test_padding_is_that_of_the_last_block(kind: str, downsample: int, cell: int
         "expander": torch.randint(0, nodes, (2, 3 * nodes), generator=draw.seeded(0)),
         "dust": torch.empty(2, 0, dtype=torch.int64),
     }[kind]
-    structure = ndgpa.Graph(edges, nodes, downsample, cell)
-    assert structure.num_blocks == -(-nodes // downsample)
-    assert structure.sites_per_block == downsample
+    structure = ndgpa.Graph(edges, nodes, block, cell)
+    assert structure.num_blocks == -(-nodes // block)
+    assert structure.sites_per_block == block
     assert structure.num_cells == -(-structure.num_blocks // cell)
     assert structure.blocks_per_cell == cell
 
@@ -252,11 +252,11 @@ def test_a_grid_given_by_its_own_blocks_and_cells_gives_the_grid_s_output(
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**20))
 def test_a_sequence_given_by_its_own_blocks_and_cells_is_the_same_to_the_bit(
-    length: int, downsample: int, cell: int, seed: int
+    length: int, block: int, cell: int, seed: int
 ) -> None:
     """Here the rows of both tables are in one order, so sums are too."""
-    downsample = min(downsample, length)
-    grid = ndgpa.Sequence(length, downsample, min(cell, -(-length // downsample)))
+    block = min(block, length)
+    grid = ndgpa.Sequence(length, block, min(cell, -(-length // block)))
     clusters = ndgpa.Clusters(grid.block_of_site, grid.cell_of_block)
     inputs = _features(length, seed)
     assert torch.equal(ndgpa.gpa(*inputs, clusters, 3), ndgpa.gpa(*inputs, grid, 3))
@@ -311,8 +311,8 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
         ({"edge_index": PATH - 1}, ValueError, "edge_index names node -1; nodes are numbered from"),
         ({"num_nodes": 0}, ValueError, "num_nodes is 0; a structure needs at least one site"),
         ({"num_nodes": 4.0}, TypeError, "num_nodes must be an int; got 4.0"),
-        ({"downsample": 5}, ValueError, "downsample 5 is larger than the number of sites, 4"),
-        ({"downsample": 0}, ValueError, "downsample must be at least 1; got 0"),
+        ({"block": 5}, ValueError, "block 5 is larger than the number of sites, 4"),
+        ({"block": 0}, ValueError, "block must be at least 1; got 0"),
         ({"cell": 3}, ValueError, "cell 3 is larger than the number of blocks, 2"),
         ({"method": "kd"}, ValueError, "method 'kd' needs positions, and none are given"),
         ({"method": "louvain"}, ValueError, "unknown method 'louvain'; expected one of 'auto'"),
@@ -332,6 +332,6 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
 def test_graphs_that_are_none_are_refused(
     arguments: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    good = {"edge_index": PATH, "num_nodes": 4, "downsample": 2}
+    good = {"edge_index": PATH, "num_nodes": 4, "block": 2}
     with pytest.raises(error, match=words):
         ndgpa.Graph(**{**good, **arguments})

@@ -97,7 +97,7 @@ def test_downsampling_is_average_pooling(rank: int) -> None:
 
 
 def test_a_border_that_does_not_divide_by_hand() -> None:
-    grid = ndgpa.Grid((3, 5), downsample=2, cell=2)
+    grid = ndgpa.Grid((3, 5), block=2, cell=2)
     assert rows(grid.blocks) == [[0, 1, 5, 6], [2, 3, 7, 8], [4, 9], [10, 11], [12, 13], [14]]
     assert rows(grid.cells) == [[0, 1, 3, 4], [2, 5]]
     assert grid.grid_of_blocks == (2, 3)
@@ -106,14 +106,14 @@ def test_a_border_that_does_not_divide_by_hand() -> None:
 
 
 def test_the_pivot_of_the_paper() -> None:
-    image = ndgpa.Image((256, 256), downsample=4, cell=2)
+    image = ndgpa.Image((256, 256), block=4, cell=2)
     assert (image.num_blocks, image.num_cells) == (64 * 64, 32 * 32)
     assert (image.sites_per_block, image.blocks_per_cell) == (16, 4)
     assert image.is_even
 
 
 def test_upsampled_sites_have_the_coordinates_of_definition_2() -> None:
-    image = ndgpa.Image((6, 9), downsample=3)
+    image = ndgpa.Image((6, 9), block=3)
     sites = image.upsample(torch.tensor([4])).tolist()[0]
     coordinates = {tuple(int(c) for c in np.unravel_index(s, (6, 9))) for s in sites}
     assert coordinates == {(3 + i, 3 + j) for i in range(3) for j in range(3)}
@@ -126,8 +126,8 @@ def test_a_sequence_counts_its_sites_and_a_video_its_frames() -> None:
 
 
 def test_coarsening_goes_on_from_the_grid_of_blocks() -> None:
-    coarse = ndgpa.Image((10, 7), downsample=2).coarsen(2, cell=2)
-    assert coarse == ndgpa.Grid((5, 4), downsample=2, cell=2)
+    coarse = ndgpa.Image((10, 7), block=2).coarsen(2, cell=2)
+    assert coarse == ndgpa.Grid((5, 4), block=2, cell=2)
 
 
 def test_equal_grids_are_equal_and_hash_alike() -> None:

@@ -9,8 +9,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.selection.base import Selection
+from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure, lookup
 
 
@@ -38,7 +37,7 @@ def reference(
         The output in the dtype of `value`, and the log-sum-exp of the logits in float32 or wider;
         0 and -inf for a query that sees nothing.
     """
-    _checks.block_ids(selection.blocks, key_structure.num_blocks)
+    check_block_ids(selection.blocks, key_structure.num_blocks)
     heads, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
     sites = rearrange(key_structure.upsample(selection.blocks), "b hs c k r -> b hs c (k r)")
     sites = _per_head(sites, heads)

@@ -43,7 +43,7 @@ CASES += [
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(import_module("ndgpa.attend.chunked")._CHUNK, "cpu", 3000)
+    monkeypatch.setitem(import_module("ndgpa.attention.chunked")._CHUNK, "cpu", 3000)
 
 
 @pytest.mark.parametrize(("space", "rule", "causal"), CASES)

@@ -19,7 +19,7 @@ assert "triton" not in sys.modules, "import"
 x = torch.randn(1, 1, 16, 4, requires_grad=True)
 ndgpa.gpa(x, x, x, ndgpa.Sequence(16, 4), 2).sum().backward()
 kernels = [name for name in sys.modules if name.startswith("ndgpa") and "triton_" in name]
-assert kernels == ["ndgpa.attend.triton_ops"], kernels
+assert kernels == ["ndgpa.attention.triton.ops"], kernels
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ndgpa._ops import on_its_device
-from ndgpa.attend.inverse import inverse, sorted_places
-from ndgpa.attend.triton_tiles import (
+from ndgpa.attention.triton.inverse import inverse, sorted_places
+from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
     finite,

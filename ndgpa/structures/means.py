@@ -33,7 +33,7 @@ def block_sums(
     blocks: Tensor,  # (B, R) int64, -1 for an empty place
     block_of_site: Tensor,  # (n,) int64
 ) -> Tensor:  # (b, h, B, d) float32
-    from ndgpa.selection.triton_means import sum_blocks
+    from ndgpa.structures.triton_means import sum_blocks
 
     out = _empty(x, blocks)
     sum_blocks(

@@ -25,7 +25,7 @@ from ndgpa._ops import (
     fold_into_batch,
     without_autocast,
 )
-from ndgpa.attend.softmax import softmax
+from ndgpa.attention.softmax import softmax
 
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}

@@ -11,9 +11,9 @@ class TestNothing(OperatorContract):
     twice = False
 
     def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.Nothing()
+        return ndgpa.operators.NoAttention()
 
 
 def test_it_adds_nothing() -> None:
     x = torch.randn(2, 1, 9, 4)
-    assert bool((ndgpa.Nothing()(x, x, x, ndgpa.Sequence(9, 3)) == 0).all())
+    assert bool((ndgpa.operators.NoAttention()(x, x, x, ndgpa.Sequence(9, 3)) == 0).all())

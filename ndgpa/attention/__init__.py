@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.attend.chunked import chunked
-from ndgpa.attend.reference import reference
-from ndgpa.attend.triton_ops import DTYPES, WIDEST, fused, is_usable
+from ndgpa import arguments
+from ndgpa.attention.chunked import chunked
+from ndgpa.attention.reference import reference
+from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
 
@@ -21,9 +21,9 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     """The backend of that name; None means the best there is for the call."""
     if name is None:
         return fused if is_usable(query, value) else chunked
-    _checks.one_of("backend", name, BACKENDS)
+    arguments.one_of("backend", name, BACKENDS)
     if name == "triton":
-        _checks.triton_backend(query, value, DTYPES, WIDEST)
+        check_call(query, value, DTYPES, WIDEST)
     return BACKENDS[name]
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ndgpa._ops import on_its_device
-from ndgpa.attend.triton_tiles import (
+from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
     finite,

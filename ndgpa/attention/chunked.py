@@ -17,11 +17,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._flops import attention, attention_backward, count_products
-from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
-from ndgpa.attend.softmax import Softmax, softmax
-from ndgpa.selection.base import Selection
+from ndgpa._ops import differentiate_gradient, fold_into_batch, no_tangents, without_autocast
+from ndgpa.attention.softmax import Softmax, softmax
+from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
@@ -46,7 +45,7 @@ def chunked(
 
     Heads that share a selection and a key head share one tile of queries.
     """
-    _checks.no_tangents("torch", query, key, value)
+    no_tangents("torch", query, key, value)
     query_time = key_time = None
     if causal:
         assert structure.time is not None
@@ -141,7 +140,7 @@ def attend_chunked(
     key_time: Tensor | None,  # (B, R)
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
-    _checks.block_ids(blocks, key.shape[2])
+    check_block_ids(blocks, key.shape[2])
     wide = torch.promote_types(query.dtype, torch.float32)
     out = value.new_empty(*query.shape[:-1], value.shape[-1])
     lse = query.new_empty(query.shape[:-1], dtype=wide)

@@ -6,7 +6,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa.attend.chunked import attend_chunked
+from ndgpa.attention.chunked import attend_chunked
 
 # Queries and keys of one tile of logits.
 _QUERIES, _KEYS = 256, 2048

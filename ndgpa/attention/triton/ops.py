@@ -3,17 +3,20 @@
 Triton itself is imported when the first kernel runs.
 """
 
+import importlib.util
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._flops import attention, attention_backward, count_products, pairs_of_tables
-from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton
-from ndgpa.attend.chunked import attend_from_cells, with_a_slot
-from ndgpa.selection.base import Selection
+from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton, no_tangents
+from ndgpa.attention.chunked import attend_from_cells, with_a_slot
+from ndgpa.problem import Selection
 from ndgpa.structures.base import SpatialStructure, take_sites
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -37,7 +40,7 @@ def fused(
     float32 products follow `torch.backends.cuda.matmul.fp32_precision` ("tf32" or exact). What it
     can compute is checked where it is picked.
     """
-    _checks.no_tangents("triton", query, key, value)
+    no_tangents("triton", query, key, value)
     selection = with_a_slot(selection)
     if causal:
         key_bias = _spoilt(key, value, key_bias)
@@ -84,7 +87,7 @@ def attend_triton(
     partition: bool = True,  # every site of the keys is in exactly one row of key_sites
 ) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
     """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
-    from ndgpa.attend.triton_forward import forward
+    from ndgpa.attention.triton.forward import forward
 
     out, lse, norm = _empty_out(query, value)
     forward(
@@ -138,7 +141,7 @@ def attend_triton_backward(
     partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
-    from ndgpa.attend.triton_backward import backward_keys, backward_queries
+    from ndgpa.attention.triton.backward import backward_keys, backward_queries
 
     query, key, value, grad_out, out = map(_side_by_side, (query, key, value, grad_out, out))
     grads = _empty_grads(query, key, value, slot_bias, key_bias)
@@ -385,3 +388,27 @@ def _(
 ) -> int:
     pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
     return attention_backward(pairs, query[3], value[3])
+
+
+def check_call(query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int) -> None:
+    """Asked before the first kernel: a GPU, or Triton's interpreter, and a dtype that it has."""
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the triton package, which is not installed")
+    interpreted = not query.is_cuda
+    if interpreted and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend 'triton' needs tensors on a GPU; query is on {query.device}: use "
+            "backend='torch', or set TRITON_INTERPRET=1 before Python starts to test the kernels"
+        )
+    if query.dtype not in dtypes:
+        raise TypeError(
+            f"backend 'triton' computes in {arguments.listed(dtypes)}; got {query.dtype}"
+        )
+    if interpreted and query.dtype == torch.bfloat16:
+        raise TypeError("Triton's interpreter does not multiply torch.bfloat16; use a GPU")
+    for name, x in (("query", query), ("value", value)):
+        if x.shape[3] > widest:
+            raise ValueError(
+                f"backend 'triton' takes heads of at most {widest} features; "
+                f"{name} has {x.shape[3]}"
+            )

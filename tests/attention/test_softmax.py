@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from ndgpa.attend.softmax import softmax
-from ndgpa.operators._dense import attend_to_all
+from ndgpa.attention.dense import attend_to_all
+from ndgpa.attention.softmax import softmax
 
 
 def test_the_log_sum_exp_of_two_equal_logits_bends_by_a_quarter() -> None:
@@ -28,7 +28,7 @@ def test_values_are_those_of_logsumexp_with_a_gradient_and_without() -> None:
 
 def test_runs_of_equal_keys_bend_as_one_row_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention to many keys is merged from runs by their log-sum-exp (Nystrom's, above 2,048)."""
-    monkeypatch.setattr(import_module("ndgpa.operators._dense"), "_KEYS", 4)
+    monkeypatch.setattr(import_module("ndgpa.attention.dense"), "_KEYS", 4)
     query, value = torch.randn(2, 1, 1, 12, 3, dtype=torch.float64)
     key = torch.ones(1, 1, 12, 3, dtype=torch.float64)
     ours, plain = (

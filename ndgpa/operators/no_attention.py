@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast
+from ndgpa.problem import Problem
 from ndgpa.structures import SpatialStructure
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoAttention:
     """Reads no key: the output is 0, so that a residual or a concatenation adds nothing.
 
     Source: "NO" in Section 3.2 of Jetchev et al. 2021.
@@ -29,11 +29,15 @@ class Nothing:
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.query_and_key(query, key, structure, key_structure, "dot", causal=False)
-        _checks.value_for(key, value)
-        _checks.key_mask(key_mask, key)
-        _checks.query_mask(query_mask, query)
+        Problem.of(
+            query,
+            key,
+            structure,
+            key_structure=key_structure,
+            key_mask=key_mask,
+            query_mask=query_mask,
+            value=value,
+        )
         (value,) = cast_for_autocast(value)
         return value.new_zeros(*query.shape[:3], value.shape[3])
 

@@ -23,7 +23,7 @@ class TestOneTileAChunk(TestChunked):
 
     @pytest.fixture(autouse=True)
     def _small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(import_module("ndgpa.attend.chunked")._CHUNK, "cpu", 1)
+        monkeypatch.setitem(import_module("ndgpa.attention.chunked")._CHUNK, "cpu", 1)
 
 
 @given(st.data())
@@ -64,7 +64,7 @@ def test_backward_holds_no_gathered_keys() -> None:
 def test_a_short_last_block_is_masked_only_where_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chunked = import_module("ndgpa.attend.chunked")
+    chunked = import_module("ndgpa.attention.chunked")
     monkeypatch.setitem(chunked._CHUNK, "cpu", 1)  # one cell a chunk
     plain: list[bool] = []
     inner = chunked._Tiles._is_plain

@@ -40,7 +40,7 @@ def test_a_chunk_is_no_wider_than_its_longest_row(monkeypatch: Any) -> None:
     """Slots looked at are counted: 1 row of 64 and 63 of 1 cost about 127, not 64 times 64."""
     import importlib
 
-    module = importlib.import_module("ndgpa.attend.chunked")
+    module = importlib.import_module("ndgpa.attention.chunked")
     monkeypatch.setitem(module._CHUNK, "cpu", 1)
     looked_at: list[int] = []
     tile = module._Tiles.tile
