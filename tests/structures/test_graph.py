@@ -230,7 +230,6 @@ def _hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return load(name, *rest, **more)
 
     monkeypatch.setattr("ndgpa.structures.graph.find_spec", no_spec)
-    monkeypatch.setattr("ndgpa._checks.find_spec", no_spec)
     monkeypatch.setattr(builtins, "__import__", no_import)
 
 
