@@ -41,7 +41,7 @@ gpu:
 FIGURES ?= runs/figures256
 STEPS ?= 12000
 gpu-train:
-	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.data.figures --folder $(FIGURES) \
+	PYTHONPATH=. $(PYTHON) -m examples.people.figures --folder $(FIGURES) \
 		--size 256 128 --identities 4000 --poses 8 --workers 16
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.train --data $(FIGURES) --preset figures256 \
 		--out runs/figures256_gpa --steps $(STEPS) --batch 32 --save-every-s 120

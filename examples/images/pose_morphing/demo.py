@@ -11,10 +11,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.images.pose_morphing import evaluate, lines
-from examples.images.pose_morphing.data.figures.cache import Options as FigureOptions
-from examples.images.pose_morphing.data.figures.cache import build
+from examples.images.pose_morphing import evaluate
+from examples.images.pose_morphing.studies import lines
 from examples.images.pose_morphing.train import TrainConfig, train
+from examples.people.figures.cache import Options as FigureOptions
+from examples.people.figures.cache import build
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 STRANGERS = 1  # a seed of people; training has those of seed 0

@@ -18,11 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from examples.images.pose_morphing.data import open_pictures
-from examples.images.pose_morphing.data.pictures import Pictures
 from examples.images.pose_morphing.losses.perceptual import Perceptual
-from examples.images.pose_morphing.measures.frechet import WIDTHS, RandomFeatures, frechet_distance
-from examples.images.pose_morphing.measures.inception import load_inception
 from examples.images.pose_morphing.measures.report import as_markdown, contact_sheet
 from examples.images.pose_morphing.measures.scores import (
     BATCH,
@@ -44,7 +40,11 @@ from examples.images.pose_morphing.measures.tasks import (
 )
 from examples.images.pose_morphing.measures.truth import open_truth
 from examples.images.pose_morphing.sheet import save_picture
+from examples.images.pose_morphing.studies.frechet import WIDTHS, RandomFeatures, frechet_distance
+from examples.images.pose_morphing.studies.inception import load_inception
 from examples.images.pose_morphing.trained import Trained, load_trained
+from examples.people import open_pictures
+from examples.people.pictures import Pictures
 from examples.training.files import replacing
 
 

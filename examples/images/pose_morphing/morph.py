@@ -19,14 +19,14 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
-from examples.images.pose_morphing.data.batches import to_maps
-from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.data.sources import open_pictures
+from examples.images.pose_morphing.data import to_maps
 from examples.images.pose_morphing.measures.report import skeleton
 from examples.images.pose_morphing.model.generator import Morph
-from examples.images.pose_morphing.person import Person, find_person, find_pose
 from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
 from examples.images.pose_morphing.trained import load_trained
+from examples.people.person import Person, find_person, find_pose
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
 
 
 @dataclass(frozen=True)

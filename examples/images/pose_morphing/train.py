@@ -17,15 +17,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.data.batches import (
+from examples.images.pose_morphing.data import (
     Batch,
     draw_distorted,
     draw_pairs,
     draw_poses,
     join,
 )
-from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.data.sources import open_pictures
 from examples.images.pose_morphing.losses import adversarial
 from examples.images.pose_morphing.losses.copying import copy_loss
 from examples.images.pose_morphing.losses.correspondence import correspondence_loss
@@ -34,6 +32,8 @@ from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_s
 from examples.images.pose_morphing.losses.texture import TextureEnergy
 from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
 from examples.images.pose_morphing.model.generator import Morph
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
 from examples.training.checkpoints import digest
 from examples.training.loop import DivergedError, run
 

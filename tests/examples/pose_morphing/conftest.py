@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.data.figures import cache
 from examples.images.pose_morphing.model import PRESETS, Generator
+from examples.people.figures import cache
 from examples.training import checkpoints
 
 SIZE = (64, 32)

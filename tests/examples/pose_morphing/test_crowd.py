@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from examples.images.pose_morphing.crowd import Answer, count, main, read_answers
+from examples.images.pose_morphing.studies.crowd import Answer, count, main, read_answers
 
 
 def clicks(person: str, kind: str, right: int, wrong: int) -> list[Answer]:

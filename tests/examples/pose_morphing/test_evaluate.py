@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from examples.images.pose_morphing import evaluate
-from examples.images.pose_morphing.data.figures import cache
-from examples.images.pose_morphing.data.pictures import Arrays
 from examples.images.pose_morphing.measures.scores import Rendered, render, scores
 from examples.images.pose_morphing.measures.table import cell, differences, markdown, summary
 from examples.images.pose_morphing.measures.tasks import (
@@ -24,6 +22,8 @@ from examples.images.pose_morphing.measures.truth import open_truth
 from examples.images.pose_morphing.model import PRESETS, Generator
 from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
 from examples.images.pose_morphing.trained import load_trained
+from examples.people.figures import cache
+from examples.people.pictures import Arrays
 from tests.examples.pose_morphing.conftest import SIZE
 
 

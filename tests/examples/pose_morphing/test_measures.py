@@ -12,17 +12,17 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import ndgpa
 from examples.images.pose_morphing.measures.copy_accuracy import copy_accuracy, key_distances
-from examples.images.pose_morphing.measures.frechet import RandomFeatures, frechet_distance
 from examples.images.pose_morphing.measures.keys import (
     best_keys,
     keys_and_weights,
     places_of,
     sites_of,
 )
-from examples.images.pose_morphing.measures.memory import attention_bytes
 from examples.images.pose_morphing.measures.pixels import l1, psnr
 from examples.images.pose_morphing.measures.ssim import ssim, ssim_map
 from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.studies.frechet import RandomFeatures, frechet_distance
+from examples.images.pose_morphing.studies.memory import attention_bytes
 from ndgpa.operators import Operator
 
 

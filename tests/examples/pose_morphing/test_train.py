@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.data.figures.cache import Figures, Options, build
-from examples.images.pose_morphing.data.pictures import Arrays
 from examples.images.pose_morphing.model import PRESETS, ModelConfig
 from examples.images.pose_morphing.train import TrainConfig, Trainer, Weights, train
+from examples.people.figures.cache import Figures, Options, build
+from examples.people.pictures import Arrays
 from examples.training import checkpoints
 
 TINY = ModelConfig(

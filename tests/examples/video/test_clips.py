@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from examples.video.clips import Clip, read_clip, write_clip
-from tests.examples.pose_morphing.people import write_video
+from tests.examples.people.made_up import write_video
 
 
 def gradients(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:

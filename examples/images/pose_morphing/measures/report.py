@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from examples.images.pose_morphing.data.keypoints import draw_skeleton
 from examples.images.pose_morphing.measures.scores import Rendered
 from examples.images.pose_morphing.measures.table import markdown
 from examples.images.pose_morphing.measures.tasks import Task
 from examples.images.pose_morphing.sheet import Picture, as_pictures, draw_sheet
+from examples.people.keypoints import draw_skeleton
 
 BLANK = 245  # grey of what a skeleton is drawn on
 ABOUT = """Pictures are in 0 to 1 for PSNR, SSIM and L1. PSNR ranks blur above sharp copies that are

@@ -9,13 +9,13 @@ from torch import Tensor
 from examples.images.pose_morphing.losses.perceptual import Perceptual
 from examples.images.pose_morphing.losses.texture import TextureEnergy
 from examples.images.pose_morphing.measures.copy_accuracy import copy_accuracy, key_distances
-from examples.images.pose_morphing.measures.memory import attention_bytes
 from examples.images.pose_morphing.measures.pixels import l1, psnr
 from examples.images.pose_morphing.measures.ssim import ssim
 from examples.images.pose_morphing.measures.table import Scores
 from examples.images.pose_morphing.measures.tasks import Task, in_unit_range, part_of
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.model.generator import Morph
+from examples.images.pose_morphing.studies.memory import attention_bytes
 
 BATCH = 8
 

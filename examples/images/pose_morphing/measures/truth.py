@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.images.pose_morphing.data.figures.cache import Figures
-from examples.images.pose_morphing.data.figures.correspondence import correspondence
+from examples.people.figures.cache import Figures
+from examples.people.figures.correspondence import correspondence
 
 
 class Truth:

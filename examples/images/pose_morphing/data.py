@@ -1,0 +1,96 @@
+"""What one training step sees: sources, poses and truths, drawn from torch's own generator.
+
+The loop seeds that generator from the number of the step, so a batch depends on that alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from examples.images.pose_morphing.losses.affine import STRENGTH, random_affine, warp
+from examples.people.keypoints import heat_maps
+from examples.people.pictures import People, Pictures
+
+SIGMA = 6 / 256  # of heat maps, in heights of the picture: 6 pixels at 256 as in PATN
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures in -1 to 1, heat maps of key points, and where the source of a pixel is known."""
+
+    source: Float[Tensor, "b 3 h w"]
+    source_maps: Float[Tensor, "b 18 h w"]
+    truth: Float[Tensor, "b 3 h w"]  # in the target's pose
+    target_maps: Float[Tensor, "b 18 h w"]
+    origin: Float[Tensor, "b h w 2"]  # x and y in the source of each target pixel, in -1 to 1
+    known: Bool[Tensor, "b h w"]  # where `origin` holds
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def to_tensors(
+    people: People, device: torch.device
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 18 h w"]]:
+    """Pictures in -1 to 1, and the heat maps of their key points."""
+    images = torch.from_numpy(people.images).to(device)
+    images = rearrange(images, "b h w c -> b c h w").float() / 127.5 - 1
+    return images, to_maps(people.points, (images.shape[2], images.shape[3]), device)
+
+
+def to_maps(
+    points: Float[np.ndarray, "b 18 3"], size: tuple[int, int], device: torch.device
+) -> Float[Tensor, "b 18 h w"]:
+    """Heat maps of key points."""
+    return heat_maps(torch.from_numpy(points).to(device), size, SIGMA * size[0])
+
+
+def draw_distorted(
+    pictures: Pictures, batch: int, device: torch.device, strength: float = STRENGTH
+) -> Batch:
+    """The self-supervised task of the paper: M, B and tau(B) are given, tau(M) is wanted."""
+    people = pictures.at(torch.randint(len(pictures), (batch,)).numpy())
+    return distorted(*to_tensors(people, device), random_affine(batch, strength))
+
+
+def distorted(
+    image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"], theta: Float[Tensor, "b 2 3"]
+) -> Batch:
+    """The batch of the distortion task for given tau."""
+    theta = theta.to(image.device)
+    origin = F.affine_grid(theta, list(image.shape), align_corners=False)
+    truth, target_maps = warp(image, theta), warp(maps, theta, "zeros")
+    return Batch(image, maps, truth, target_maps, origin, (origin.abs() < 1).all(-1))
+
+
+def draw_pairs(pictures: Pictures, batch: int, device: torch.device) -> Batch:
+    """Two pictures of one person each."""
+    rows = torch.randint(len(pictures.pairs), (batch,)).numpy()
+    return paired(*pictures.pairs_at(rows), device)
+
+
+def paired(sources: People, targets: People, device: torch.device) -> Batch:
+    """The batch of given sources and targets; the true correspondence is not in it."""
+    source, source_maps = to_tensors(sources, device)
+    truth, target_maps = to_tensors(targets, device)
+    b, _, h, w = source.shape
+    nowhere = source.new_zeros(b, h, w, 2)
+    return Batch(source, source_maps, truth, target_maps, nowhere, nowhere[..., 0] > 0)
+
+
+def draw_poses(pictures: Pictures, batch: int, device: torch.device) -> Float[Tensor, "b 18 h w"]:
+    """Heat maps of random poses, for targets that have no truth."""
+    poses = pictures.poses
+    chosen = torch.randint(len(poses), (batch,)).numpy()
+    return to_maps(poses[chosen], pictures.size, device)
+
+
+def join(batches: list[Batch]) -> Batch:
+    """One batch of several."""
+    names = Batch.__dataclass_fields__
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
