@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.images.pose_morphing.data import to_maps
-from examples.images.pose_morphing.measures.report import skeleton
-from examples.images.pose_morphing.model.generator import Morph
+from examples.images.pose_morphing.model import Morph
+from examples.images.pose_morphing.report import skeleton
 from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.person import Person, find_person, find_pose

@@ -17,6 +17,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from examples.images.pose_morphing.config import PRESETS, ModelConfig
 from examples.images.pose_morphing.data import (
     Batch,
     draw_distorted,
@@ -24,18 +25,25 @@ from examples.images.pose_morphing.data import (
     draw_poses,
     join,
 )
-from examples.images.pose_morphing.losses import adversarial
-from examples.images.pose_morphing.losses.copying import copy_loss
-from examples.images.pose_morphing.losses.correspondence import correspondence_loss
-from examples.images.pose_morphing.losses.perceptual import Perceptual
-from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_scale_l1
-from examples.images.pose_morphing.losses.texture import TextureEnergy
-from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
-from examples.images.pose_morphing.model.generator import Morph
+from examples.images.pose_morphing.losses import (
+    R1_EVERY,
+    Perceptual,
+    TextureEnergy,
+    copy_loss,
+    correspondence_loss,
+    discriminator_loss,
+    edge_l1,
+    generator_loss,
+    gradient_penalty,
+    multi_scale_l1,
+)
+from examples.images.pose_morphing.model import Discriminator, Generator, Morph
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
 from examples.training.checkpoints import digest
 from examples.training.loop import DivergedError, run
+
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and of ARM
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,15 @@ class TrainConfig:
     ema: float = 0.995  # of the weights that are kept for use
     weights: Weights = field(default_factory=Weights)
     vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss
-    bfloat16: bool = True  # autocast
+    bfloat16: bool | None = None  # autocast; None: where the processor computes in it
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 0  # of torch on the CPU; 0: as it chooses
     seed: int = 0
     save_every_s: float = 60.0
+
+    @property
+    def in_bfloat16(self) -> bool:
+        return has_bfloat16(self.device) if self.bfloat16 is None else self.bfloat16
 
     @property
     def model(self) -> ModelConfig:
@@ -122,11 +134,14 @@ class Trainer:
         self.discriminator: Discriminator | None = None
         if config.weights.gan:
             self.discriminator = Discriminator(config.model).to(self.device)
-            kept = adversarial.EVERY / (adversarial.EVERY + 1)
-            self.judge = torch.optim.Adam(
+            kept = R1_EVERY / (R1_EVERY + 1)
+            self.discriminator_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=kept * 2e-3, betas=(0.0, 0.99**kept)
             )
-            self.parts |= {"discriminator": self.discriminator, "judge": self.judge}
+            self.parts |= {
+                "discriminator": self.discriminator,
+                "discriminator_optimizer": self.discriminator_optimizer,
+            }
 
     @property
     def uses_perceptual(self) -> bool:
@@ -144,9 +159,9 @@ class Trainer:
             with self.autocast():
                 morph = self.render(batch, done)
                 terms = self.losses(morph, batch)
-                if self.judges(done):
-                    image, maps = self.shown(batch, morph, done)
-                    terms["gan"] = self.config.weights.gan * self.verdict(image, maps)
+                if self.uses_discriminator(done):
+                    image, maps = self.made_for_discriminator(batch, morph, done)
+                    terms["gan"] = self.config.weights.gan * self.adversarial_loss(image, maps)
                     made.append(Made(batch.source, batch.source_maps, image.detach(), maps))
             loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
             loss.backward()
@@ -155,7 +170,7 @@ class Trainer:
         average_gradients(self.generator)
         figures["gradient"] = clipped(self.generator, self.config.clip)
         self.optimizer.step()
-        self.follow()
+        self.update_ema()
         if made:
             figures |= self.advance_discriminator(made, step)
         return figures
@@ -191,9 +206,10 @@ class Trainer:
             terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
         return terms
 
-    def shown(self, batch: Batch, morph: Morph, done: float) -> tuple[Tensor, Tensor]:
-        """Made pictures and their heat maps, as the discriminator sees them; if the setting is
-        unpaired, of the same people in random poses."""
+    def made_for_discriminator(
+        self, batch: Batch, morph: Morph, done: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return made pictures and their heat maps; unpaired, the people take random poses."""
         if self.config.setting != "unpaired":
             return morph.image.float(), batch.target_maps
         maps = draw_poses(self.pictures, len(batch), self.device)
@@ -201,37 +217,37 @@ class Trainer:
         morph = self.generator(batch.source, batch.source_maps, maps, coarse_only)
         return morph.image.float(), maps
 
-    def verdict(self, image: Tensor, maps: Tensor) -> Tensor:
-        """The generator's loss by the discriminator."""
+    def adversarial_loss(self, image: Tensor, maps: Tensor) -> Tensor:
+        """Ask the discriminator about made pictures."""
         assert self.discriminator is not None
-        return adversarial.generator_loss(self.discriminator(image, maps))
+        return generator_loss(self.discriminator(image, maps))
 
-    def judges(self, done: float) -> bool:
+    def uses_discriminator(self, done: float) -> bool:
         return self.discriminator is not None and done >= self.config.gan_from
 
     def advance_discriminator(self, made: list["Made"], step: int) -> dict[str, float]:
         """One step of the discriminator on the sources and on what the generator made of them."""
         assert self.discriminator is not None
-        self.judge.zero_grad()
+        self.discriminator_optimizer.zero_grad()
         figures = {"discriminator": 0.0}
         for part in made:
             real = self.discriminator(part.source, part.source_maps)
             fake = self.discriminator(part.image, part.maps)
-            loss = adversarial.discriminator_loss(real, fake) / len(made)
+            loss = discriminator_loss(real, fake) / len(made)
             figures["discriminator"] += loss.item()
-            if step % adversarial.EVERY == 0:
-                penalty = adversarial.gradient_penalty(
-                    self.discriminator, part.source, part.source_maps
-                ) / len(made)
-                loss = loss + adversarial.EVERY * penalty
+            if step % R1_EVERY == 0:
+                penalty = gradient_penalty(self.discriminator, part.source, part.source_maps) / len(
+                    made
+                )
+                loss = loss + R1_EVERY * penalty
                 figures["penalty"] = figures.get("penalty", 0.0) + penalty.item()
             loss.backward()
         average_gradients(self.discriminator)
-        self.judge.step()
+        self.discriminator_optimizer.step()
         return figures
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_ema(self) -> None:
         """Move the averaged weights towards the new ones."""
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - self.config.ema)
@@ -243,7 +259,7 @@ class Trainer:
         return self.config.learning_rate * min(1, (step + 1) / self.config.warm_up_steps) * cosine
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bfloat16)
 
     @torch.no_grad()
     def pictures_of(self, step: int) -> dict[str, Tensor]:
@@ -317,6 +333,19 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
     return trainer
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16; where it only emulates that, float32 is faster.
+
+    Older versions of torch do not say what a processor can do; float32 is right on any.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name) for name in BFLOAT16_INSTRUCTIONS)
+
+
 def start_processes(device: str) -> tuple[int, int]:
     """The rank of this process and how many there are; `torchrun` says so in the environment."""
     if "RANK" not in os.environ:
@@ -347,6 +376,7 @@ def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """What a checkpoint must have been made with to go on: all but places and machines."""
     left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
+    said["bfloat16"] = config.in_bfloat16
     if processes > 1:  # each draws samples of its own
         said["processes"] = processes
     if config.vgg is not None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.images.pose_morphing.model import Generator, ModelConfig
-from examples.images.pose_morphing.model.generator import set_kappa
+from examples.images.pose_morphing.config import ModelConfig
+from examples.images.pose_morphing.model import Generator, set_kappa
 from examples.training import checkpoints
 from ndgpa import GPA
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.model import PRESETS, Generator
+from examples.images.pose_morphing.config import PRESETS
+from examples.images.pose_morphing.model import Generator
 from examples.people.figures import cache
 from examples.training import checkpoints
 

@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 
 import ndgpa
-from examples.images.pose_morphing.losses.adversarial import discriminator_loss, generator_loss
-from examples.images.pose_morphing.losses.copying import copy_loss
-from examples.images.pose_morphing.losses.correspondence import correspondence_loss
-from examples.images.pose_morphing.losses.perceptual import Perceptual
-from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_scale_l1
+from examples.images.pose_morphing.losses import (
+    Perceptual,
+    copy_loss,
+    correspondence_loss,
+    discriminator_loss,
+    edge_l1,
+    generator_loss,
+    multi_scale_l1,
+)
 from examples.images.pose_morphing.model import Level
 
 DATA = torch.Generator().manual_seed(2)

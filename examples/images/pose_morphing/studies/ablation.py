@@ -19,12 +19,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from examples.images.pose_morphing.measures.scores import level_bytes, render, scores
-from examples.images.pose_morphing.measures.table import machine, summary
-from examples.images.pose_morphing.measures.tasks import Task, distortion_task
-from examples.images.pose_morphing.model import PRESETS, Generator
-from examples.images.pose_morphing.model.generator import set_kappa
+from examples.images.pose_morphing.config import PRESETS
+from examples.images.pose_morphing.evaluate import render, scores
+from examples.images.pose_morphing.model import Generator, set_kappa
+from examples.images.pose_morphing.report import machine, summary
 from examples.images.pose_morphing.studies.ablation_report import write_report
+from examples.images.pose_morphing.studies.memory import level_bytes
+from examples.images.pose_morphing.tasks import Task, distortion_task
 from examples.images.pose_morphing.train import TrainConfig, Trainer, train
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures

@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from examples.images.pose_morphing import evaluate
-from examples.images.pose_morphing.measures.table import machine
+from examples.images.pose_morphing.report import machine
 from examples.images.pose_morphing.train import TrainConfig, Trainer, train
 from examples.people import open_pictures
 from examples.people.pictures import Pictures

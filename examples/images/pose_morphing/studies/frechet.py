@@ -1,12 +1,43 @@
 """How far apart two sets of pictures lie as distributions of features."""
 
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.images.pose_morphing.studies.inception import load_inception
+
 WIDTHS = (12, 12, 16)
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Frechet:
+    """A Frechet distance of pictures in 0 to 1.
+
+    Attributes:
+        name: What to call it in a report.
+        features: The network whose features are compared.
+        least: Pictures below which it is not worth computing.
+    """
+
+    name: str
+    features: nn.Module
+    least: int
+
+    def __call__(self, images: Float[Tensor, "n 3 h w"], truths: Float[Tensor, "m 3 h w"]) -> float:
+        seen = [torch.cat([self.features(x) for x in y.split(BATCH)]) for y in (images, truths)]
+        return frechet_distance(*seen)
+
+
+def frechet_of(inception: Path | None) -> Frechet:
+    """Choose the features: of Inception-v3 if its weights are given, else of a random network."""
+    if inception is None:
+        return Frechet("frechet_random_conv", RandomFeatures(), sum(WIDTHS) + 1)
+    return Frechet(*load_inception(inception), least=2)
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.images.pose_morphing.measures.keys import keys_and_weights, places_of, sites_of
-from examples.images.pose_morphing.measures.tasks import in_unit_range
+from examples.images.pose_morphing.measures import keys_and_weights, places_of, sites_of
 from examples.images.pose_morphing.morph import Answer, Question, answer
+from examples.images.pose_morphing.tasks import in_unit_range
 from examples.people.keypoints import NAMES
 from examples.training.files import replacing
 from ndgpa.analysis import draw_key_lines

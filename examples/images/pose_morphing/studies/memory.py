@@ -2,7 +2,8 @@
 
 import torch
 
-from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.model import Generator, Level
+from examples.images.pose_morphing.tasks import Task, part_of
 from ndgpa.analysis import peak_bytes
 
 
@@ -26,3 +27,19 @@ def attention_bytes(level: Level, value_channels: int) -> int:
     for x in (query, key, value):
         x.grad = None
     return peak_bytes(forward_and_backward, key.device)
+
+
+@torch.no_grad()
+def level_bytes(generator: Generator, task: Task, device: torch.device) -> dict[str, int]:
+    """Measure the memory of each level's attention, by its size, the finest first."""
+    config = generator.config
+    widths = dict(zip(config.sizes, config.channels))
+    batch = part_of(task, torch.arange(1)).batch
+    inputs = (batch.source, batch.source_maps, batch.target_maps)
+    levels = generator(*(x.to(device) for x in inputs)).levels
+    values = {level.size: widths[level.size] + 3 * config.copy_rgb for level in levels}
+    with torch.enable_grad():
+        return {
+            f"{level.size[0]}x{level.size[1]}": attention_bytes(level, values[level.size])
+            for level in levels
+        }

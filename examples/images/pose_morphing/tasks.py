@@ -8,9 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from examples.images.pose_morphing.data import Batch, distorted, paired, to_tensors
-from examples.images.pose_morphing.losses.affine import STRENGTH, random_affine, warp_points
-from examples.images.pose_morphing.measures.truth import Truth
+from examples.images.pose_morphing.data import (
+    STRENGTH,
+    Batch,
+    distorted,
+    paired,
+    random_affine,
+    to_tensors,
+    warp_points,
+)
+from examples.people.figures.truth import Truth
 from examples.people.pictures import Pictures
 
 

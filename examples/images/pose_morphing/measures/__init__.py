@@ -1,1 +1,0 @@
-"""How good a morph is, what it copied, and what it cost."""
