@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from examples.audio.spectrum import RATE
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 SHORTEST_S = 0.25
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}

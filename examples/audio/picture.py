@@ -16,7 +16,7 @@ from torch import Tensor
 from examples.audio.align import Copy
 from examples.audio.gaps import gaps_in
 from examples.audio.spectrum import RATE, spectrum
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 LONGEST_S = 20.0  # shown of a recording
 RANGE_DB = 80.0

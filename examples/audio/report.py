@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 
 def write(folder: Path, name: str, about: list[str], rows: list[dict[str, Any]]) -> str:

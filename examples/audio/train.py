@@ -21,9 +21,9 @@ from examples.audio.operators import operator
 from examples.audio.recordings import MissingRecordingError
 from examples.audio.spectrum import HOP, RATE, log_bands, spectrum
 from examples.audio.weights import run_name, ship
-from examples.training.checkpoints import Part
-from examples.training.files import replacing
-from examples.training.loop import run, seed_everything
+from examples.common.checkpoints import Part
+from examples.common.files import replacing
+from examples.common.loop import run, seed_everything
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.audio.model import Restorer
-from examples.training import checkpoints
-from examples.training.files import replacing
+from examples.common import checkpoints
+from examples.common.files import replacing
 
 SHIPPED = Path(__file__).parent / "weights"
 

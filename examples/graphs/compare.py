@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
+from examples.common.loop import run
 from examples.graphs.model import OPERATORS, GraphNetwork
 from examples.graphs.sample import Sample
-from examples.training.loop import run
 from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
 
 

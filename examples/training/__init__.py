@@ -1,1 +1,1 @@
-"""What every example that trains needs: files, checkpoints and a loop that survives a kill."""
+"""Moved to `examples.common`; these names remain until pose morphing imports them from there."""

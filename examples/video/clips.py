@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 FEWEST = 3  # frames: with two there is nothing between
 

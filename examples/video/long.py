@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 from examples.video.attention import KAPPA, Spaces
 from examples.video.data import HELD_OUT, held_out_problem
 from examples.video.evaluate import machine

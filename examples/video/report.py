@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 COLUMNS = {
     "psnr_db": ("PSNR dB", ".2f"),

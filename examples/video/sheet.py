@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 from examples.video.attention import KAPPA, Spaces, rule
 from examples.video.model import Filling, FillNet, Sketch
 from ndgpa import select

@@ -21,8 +21,8 @@ import tyro
 from safetensors.torch import save_file
 from torch import Tensor
 
-from examples.training.files import replacing
-from examples.training.loop import run
+from examples.common.files import replacing
+from examples.common.loop import run
 from examples.video.attention import ATTENTIONS, gpa
 from examples.video.data import Problem, draw_problem, training_scenes
 from examples.video.losses import losses

@@ -11,6 +11,7 @@ import pytest
 import skimage.io
 import torch
 
+from examples.common.files import replacing
 from examples.images.copy_photo.data import (
     HELD_OUT,
     TRAINING,
@@ -23,7 +24,6 @@ from examples.images.copy_photo.demo import Options, main
 from examples.images.copy_photo.matching import affine_fit, compose, identity, positions, transform
 from examples.images.copy_photo.metrics import psnr, ssim
 from examples.images.copy_photo.train import Training, load_stages, save_stages, trained
-from examples.training.files import replacing
 
 ROOT = Path(__file__).parents[2]
 

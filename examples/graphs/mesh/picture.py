@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from torch import Tensor
 
+from examples.common.files import replacing
 from examples.graphs.mesh.data import Distances, Surface
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
-from examples.training.files import replacing
 
 
 @torch.no_grad()

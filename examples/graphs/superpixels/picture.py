@@ -10,10 +10,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.common.files import replacing
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
 from examples.graphs.superpixels.data import Clicks, Regions
-from examples.training.files import replacing
 
 
 @torch.no_grad()

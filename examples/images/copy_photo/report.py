@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.common.files import replacing
 from examples.images.copy_photo.data import Task
 from examples.images.copy_photo.restore import Result
-from examples.training.files import replacing
 from ndgpa.analysis import draw_key_lines
 
 ERROR_GAIN = 3  # absolute errors are drawn so many times brighter

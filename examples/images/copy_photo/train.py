@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.files import replacing
 from examples.images.copy_photo.data import (
     TRAINING,
     Task,
@@ -25,7 +26,6 @@ from examples.images.copy_photo.data import (
 from examples.images.copy_photo.losses import copy_loss, match_loss
 from examples.images.copy_photo.matching import Matcher
 from examples.images.copy_photo.model import CopyNet
-from examples.training.files import replacing
 from ndgpa import GPA, Full, Grid, Image, Nothing
 from ndgpa.operators import Operator
 

@@ -14,7 +14,7 @@ from examples.audio import evaluate, restore, train
 from examples.audio.data import excerpt, recordings_to_train_on
 from examples.audio.recordings import HELD_OUT, OWN, MissingRecordingError
 from examples.audio.weights import trained
-from examples.training import checkpoints
+from examples.common import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Trainer, "advance", dies)
-        patch.setattr("examples.training.loop.time.monotonic", iter(range(0, 10**6, 1000)).__next__)
+        patch.setattr("examples.common.loop.time.monotonic", iter(range(0, 10**6, 1000)).__next__)
         with pytest.raises(KeyboardInterrupt):
             train.main(killed)
     assert not (tmp_path / "killed" / "gpa.safetensors").exists()
