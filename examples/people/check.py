@@ -16,6 +16,7 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
+from examples.common.commands import check_number, command
 from examples.people import deepfashion, singles
 from examples.people.frames import ImageFile
 from examples.people.pictures import Unreadable
@@ -37,6 +38,7 @@ def main(
         root: The folder.
         least: Confidence that a key point of clips or singles must exceed.
     """
+    check_number("--least", least, 0.0, 1.0)
     if kind == "deepfashion":
         problems, summary = check_deepfashion(root)
     else:
@@ -97,4 +99,4 @@ def check_clips(root: Path, least: float) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    command(lambda: sys.exit(tyro.cli(main)))

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from examples.people.files import Files
-from examples.people.frames import IMAGES, Frame, ImageFile
+from examples.people.frames import IMAGES, Files, Frame, ImageFile
 from examples.people.geometry import (
     Box,
     box_around,
@@ -27,9 +26,11 @@ from examples.people.geometry import (
 )
 from examples.people.pictures import Unreadable
 from examples.people.pointfiles import find_points, read_points
-from examples.people.posture import LEAST_POINTS, far_points, oddities, peopled
+from examples.people.posture import LEAST_POINTS, far_points, oddities, peopled, without_far
 from examples.people.problems import Problem, counted, log_opened
 from examples.people.videos import VIDEOS, decoded, video_frames
+
+NOBODY_THERE = f"has nobody with {LEAST_POINTS} of the key points in any frame"
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,13 @@ def read_clip(folder: Path, least: float) -> tuple[Clip | None, list[Problem]]:
         return None, [Problem(error.path, None, error.why)]
     except ValueError as error:
         return None, [Problem(folder, None, str(error))]
-    far = far_points(file.points, np.tile((h, w), (len(frames), 1)))
+    sizes = np.tile((h, w), (len(frames), 1))
+    far, near = far_points(file.points, sizes), without_far(file.points, sizes)
     problems += [Problem(path, file.line(i), f"frame {i}: {what}") for i, what in far.items()]
     problems += [Problem(path, None, what) for what in oddities(file.points)]
-    return Clip(folder, frames, (h, w), file.points, file.box), problems
+    if not peopled(near).any():
+        return None, [*problems, Problem(folder, None, NOBODY_THERE)]
+    return Clip(folder, frames, (h, w), near, file.box), problems
 
 
 def check_match(frames: list[Frame], points: Float[np.ndarray, "frames 18 3"]) -> None:
@@ -151,7 +155,7 @@ def check_match(frames: list[Frame], points: Float[np.ndarray, "frames 18 3"]) -
     if len(frames) != len(points):
         raise ValueError(f"has {len(frames)} frames, but key points of {len(points)}")
     if not peopled(points).any():
-        raise ValueError(f"has nobody with {LEAST_POINTS} of the key points in any frame")
+        raise ValueError(NOBODY_THERE)
 
 
 def find_frames(folder: Path) -> list[Frame]:

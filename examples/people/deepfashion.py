@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from examples.people.files import Files
-from examples.people.frames import ImageFile, image_size
+from examples.common.untrusted import BadInput, inside
+from examples.people.frames import IMAGES, Files, ImageFile, image_size
 from examples.people.geometry import cut_points, whole_box
 from examples.people.keypoints import NAMES, on_picture, tidy
 from examples.people.pictures import Unreadable
-from examples.people.posture import lies, oddities
+from examples.people.posture import check_pixels, lies, oddities
 from examples.people.problems import (
     Problem,
     counted,
@@ -88,15 +88,22 @@ def survey(root: Path, split: str) -> Survey:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     annotated, problems = read_annotations(root, split)
-    pairs, more = read_pairs(root, split, mentioned(root, split))
+    named = mentioned(root, split)
+    pairs, more = read_pairs(root, split, named)
     people = {}
     for name, annotation in tqdm(annotated.items(), f"{split}: sizes", delay=2, disable=None):
-        fault = _picture_fault(root / split / name)
+        fault = _picture_fault(root / split, name)
         if fault is None:
             people[name] = annotation
         else:
             what = f"{split}/{name} {fault}"
             problems.append(Problem(annotation_list(root, split), annotation.line, what))
+    pictures = sorted((root / split).iterdir()) if (root / split).is_dir() else []
+    problems += [
+        Problem(annotation_list(root, split), None, f"{split}/{picture.name} has no annotation")
+        for picture in pictures
+        if picture.suffix.lower() in IMAGES and picture.name not in named
+    ]
     pairs = [pair for pair in pairs if pair[0] in people and pair[1] in people]
     return Survey(people, pairs, problems + more)
 
@@ -146,13 +153,15 @@ def _annotation(line: str, header: list[str]) -> tuple[str, np.ndarray]:
         raise ValueError(_wrong_count(fields, header, ":"))
     column = dict(zip(header, fields))
     x, y = (_coordinates(column[name], name) for name in ("keypoints_x", "keypoints_y"))
-    return with_suffix(column["name"].strip()), tidy(np.stack([x, y], axis=1))
+    points = tidy(np.stack([x, y], axis=1))
+    check_pixels(points[None])
+    return with_suffix(column["name"].strip()), points
 
 
 def _coordinates(text: str, column: str) -> np.ndarray:
     try:
         numbers = np.array(json.loads(text), np.float64)
-    except (ValueError, TypeError):
+    except (OverflowError, RecursionError, TypeError, ValueError):
         raise ValueError(
             f"{column} is {text.strip()[:40]!r}; expected a JSON list of 18 numbers"
         ) from None
@@ -183,11 +192,14 @@ def _points_fault(points: np.ndarray) -> str | None:
     return f"has {NAMES[i]} at x {x:g}, y {y:g}, off the picture of {CROP[1]}x{CROP[0]}"
 
 
-def _picture_fault(path: Path) -> str | None:
-    if not path.is_file():
-        return "is missing"
+def _picture_fault(folder: Path, name: str) -> str | None:
     try:
+        path = inside(folder, name)
+        if not path.is_file():
+            return "is missing"
         h, w = image_size(path)
+    except BadInput:
+        return "leads out of its folder"
     except Unreadable as error:
         return error.why
     if (h, w) == CROP:

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float, UInt8
 
+from examples.common.untrusted import PIXELS
 from examples.people.keypoints import on_picture
 
 Box = tuple[int, int, int, int]
@@ -62,8 +63,16 @@ def _moved(start: int, end: int, length: int) -> tuple[int, int]:
 def cut(
     image: UInt8[np.ndarray, "k l 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """What is in the box, brought to `size`."""
+    """Cut out what is in the box, and bring it to `size`.
+
+    Raises:
+        ValueError: The box is too large to be cut.
+    """
     left, top, right, bottom = box
+    if (right - left) * (bottom - top) > 4 * PIXELS:
+        raise ValueError(
+            f"needs a box of {right - left}x{bottom - top} pixels; at most {4 * PIXELS} are cut"
+        )
     inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     y, x = max(-top, 0), max(-left, 0)
     framed = np.full((bottom - top, right - left, 3), 255, np.uint8)

@@ -40,6 +40,7 @@ LIMBS = tuple(
     ]
 )
 COMPATS = (None, "patn_uint8")
+NOBODY = np.tile(np.float32([-1, -1, 0]), (len(NAMES), 1))
 Points = TypeVar("Points", Tensor, np.ndarray)
 
 

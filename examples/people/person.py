@@ -12,7 +12,8 @@ from torch import Tensor
 from examples.people.frames import ImageFile
 from examples.people.geometry import cut, cut_points, person_box
 from examples.people.pictures import Pictures
-from examples.people.pointfiles import read_points
+from examples.people.pointfiles import OPENPOSE, read_points
+from examples.people.posture import far_points
 
 LEAST = 0.3  # confidence that a key point must exceed
 
@@ -42,11 +43,13 @@ def find_person(text: str, pictures: Pictures | None, size: tuple[int, int]) -> 
     Raises:
         ValueError: There is no such picture, or it has no key points.
     """
-    if text.isdigit():
+    if text.isdecimal():
         return numbered(int(text), pictures)
     path = Path(text)
     points = points_beside(path)
     image = ImageFile(path).read()
+    for off in far_points(points[None], np.array([image.shape[:2]])).values():
+        raise ValueError(f"{path}: {off}")
     box = person_box(points, size)
     return Person(cut(image, box, size), cut_points(points, box, size))
 
@@ -70,9 +73,11 @@ def numbered(number: int, pictures: Pictures | None) -> Person:
 
 
 def points_beside(path: Path) -> Float[np.ndarray, "18 3"]:
-    beside = path.with_suffix(".json")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
+    beside, by_openpose = path.with_suffix(".json"), path.with_name(f"{path.stem}{OPENPOSE}")
+    if not beside.is_file() and by_openpose.is_file():
+        beside = by_openpose
     if not beside.is_file():
         raise ValueError(f"{path} needs the key points of the person in {beside.name} beside it")
     return read_one(beside)

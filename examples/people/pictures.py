@@ -26,6 +26,11 @@ class Unreadable(ValueError):
         super().__init__(f"{path} {why}")
         self.path, self.why = path, why
 
+    @classmethod
+    def because(cls, path: Path, error: Exception) -> "Unreadable":
+        """Of an error whose text begins with the file's name, or does not."""
+        return cls(path, str(error).removeprefix(f"{path} "))
+
 
 class People(NamedTuple):
     """Pictures, uint8, and the key points of the person in each, in its pixels."""

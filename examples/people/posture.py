@@ -9,6 +9,9 @@ from examples.people.keypoints import NAMES
 
 Points = Float[np.ndarray, "N 18 3"]
 LEAST_POINTS = 4  # of a person, below which a picture is left out
+SMALLEST = 2.0  # pixels; nobody with all points below is in pixels
+LARGEST = 65_536  # pixels
+SLACK = 0.1  # of the picture's size
 LEAST_PEOPLE = 8  # below which nothing is said of them as a whole
 
 
@@ -52,16 +55,41 @@ def _at(points: Points, name: str) -> np.ndarray:
     return points[:, NAMES.index(name), :2]
 
 
-def far_points(
-    points: Points, image_sizes: Int[np.ndarray, "N 2"], slack: float = 0.1
-) -> dict[int, str]:
-    """A sentence for each picture with a point off it by more than a part of its size.
+def check_pixels(points: Points) -> None:
+    """Refuse people whose points lie between 0 and 1, or further off than any picture reaches.
+
+    Raises:
+        ValueError: Of the first such person.
+    """
+    there = points[..., 2] > 0
+    largest = np.where(there[..., None], points[..., :2], 0).max((1, 2), initial=0)
+    if (largest > LARGEST).any():
+        raise ValueError(f"a key point is at {largest.max():g}; at most {LARGEST} pixels are read")
+    if ((largest < SMALLEST) & (there.sum(1) >= LEAST_POINTS)).any():
+        raise ValueError(
+            "all key points lie between 0 and 1, as parts of the picture's size; expected pixels"
+        )
+
+
+def without_far(points: Points, image_sizes: Int[np.ndarray, "N 2"]) -> Points:
+    """Take the points far off their picture as missing."""
+    far = off_picture(points, image_sizes)[..., None]
+    return np.where(far, np.float32([-1, -1, 0]), points)
+
+
+def off_picture(points: Points, image_sizes: Int[np.ndarray, "N 2"]) -> np.ndarray:
+    """Which points are off their picture by more than a part of its size; (N, 18) of bool.
 
     Detectors put points a little outside a picture where somebody is cut off by its edge.
     """
-    h, w = image_sizes.T[..., None]
+    h, w = (1 + SLACK) * image_sizes.T[..., None]
     x, y, there = np.moveaxis(points, -1, 0)
-    off = (there > 0) & ((x > (1 + slack) * w) | (y > (1 + slack) * h))
+    return (there > 0) & ((x > w) | (y > h))
+
+
+def far_points(points: Points, image_sizes: Int[np.ndarray, "N 2"]) -> dict[int, str]:
+    """Write a sentence for each picture with a point far off it."""
+    off = off_picture(points, image_sizes)
     return {
         int(i): _off_text(points[i], off[i].argmax(), image_sizes[i])
         for i in off.any(1).nonzero()[0]

@@ -17,6 +17,8 @@ import PIL.Image
 import tyro
 from tqdm import tqdm
 
+from examples.common.commands import check_count, command
+from examples.common.files import replacing
 from examples.people.deepfashion import (
     CROP,
     SPLITS,
@@ -31,7 +33,6 @@ from examples.people.keypoints import NAMES
 from examples.people.pictures import Unreadable
 from examples.people.sources import open_pictures
 from examples.people.stored import store
-from examples.training.files import replacing
 
 RAW = (256, 256)
 CENTRE = (40, 0, 216, 256)  # the box of the crop
@@ -52,6 +53,8 @@ def store_splits(
         size: Height and width.
         splits: Parts of the data; a folder that has no test is stored with `--splits train`.
     """
+    for side in size:
+        check_count("--size", side, 8, 4096)
     opened = {split: open_pictures(source, split, size) for split in splits}  # all or none
     return [
         reason for split, pictures in opened.items() for reason in store(pictures, target / split)
@@ -131,14 +134,11 @@ def outfit(name: str) -> str:
 def main() -> None:
     """Run one of the two; the exit code is 1 if anything was left out."""
     tasks = {"deepfashion": cut_deepfashion, "store": store_splits}
-    try:
-        left_out = tyro.extras.subcommand_cli_from_dict(tasks)
-    except ValueError as error:
-        sys.exit(str(error))
+    left_out = tyro.extras.subcommand_cli_from_dict(tasks)
     for line in left_out:
         print(line)
     sys.exit(min(len(left_out), 1))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

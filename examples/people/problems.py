@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from examples.common.untrusted import check_file
+
+TABLE_BYTES = 2**28
 log = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
@@ -56,6 +59,7 @@ def read_table(
     """
     if not path.is_file():
         raise ValueError("is missing")
+    check_file(path, TABLE_BYTES)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

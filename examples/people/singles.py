@@ -8,24 +8,24 @@ Every picture, and every pose, is cut by a box around its person. Without a bank
 of the pictures. See pointfiles.py for the files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from examples.people.files import Files
-from examples.people.frames import ImageFile, image_size
+from examples.common.untrusted import BadInput, inside
+from examples.people.frames import IMAGES, Files, ImageFile, image_size
 from examples.people.geometry import cut_points, moved_inside, person_box
+from examples.people.keypoints import NOBODY
 from examples.people.pictures import Unreadable
 from examples.people.pointfiles import (
-    NOBODY,
     find_points,
     has_points,
     read_points,
 )
-from examples.people.posture import LEAST_POINTS, far_points, oddities, peopled
+from examples.people.posture import LEAST_POINTS, far_points, oddities, peopled, without_far
 from examples.people.problems import Problem, counted, log_opened
 
 
@@ -106,12 +106,25 @@ def survey(root: Path, least: float) -> Survey:
     singles: list[Single] = []
     for i, name in enumerate(tqdm(file.names or [], "sizes", delay=2, disable=None)):
         try:
-            singles.append(_single(root / name, file.points[i], file.line(i)))
+            singles.append(_single(inside(root, name), file.points[i], file.line(i)))
         except Unreadable as error:
             problems.append(Problem(path, file.line(i), f"{name} {error.why}"))
+        except BadInput as error:
+            problems.append(Problem(path, file.line(i), str(error)))
     problems += _oddities(path, singles)
+    problems += [
+        Problem(path, None, f"{picture.name} has no entry")
+        for picture in sorted(root.iterdir())
+        if picture.suffix.lower() in IMAGES and picture.name not in set(file.names or [])
+    ]
     bank, more = read_bank(root, least)
-    return Survey(singles, bank, problems + more)
+    return Survey([each for each in map(_near, singles) if each], bank, problems + more)
+
+
+def _near(single: Single) -> Single | None:
+    """Without the points far off the picture; None if too few are left."""
+    points = without_far(single.points[None], np.array([single.image_size]))
+    return replace(single, points=points[0]) if peopled(points)[0] else None
 
 
 def _single(path: Path, points: np.ndarray, line: int | None) -> Single:

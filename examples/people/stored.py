@@ -8,19 +8,22 @@ FOLDER/about.json     the shape of the pictures; written last
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 from tqdm import trange
 
+from examples.common.files import check_folder, replacing
+from examples.common.untrusted import BadInput, check_file, fields, read_array, read_json
 from examples.people.pictures import Arrays, Pictures, Unreadable
-from examples.training.files import replacing
 
 ABOUT = "about.json"
 
 
 def store(pictures: Pictures, folder: Path) -> list[str]:
     """Read every picture into a folder; gives the reasons of those that could not be read."""
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)
     with replacing(folder / "images.u8") as part:
@@ -65,11 +68,22 @@ def open_stored(folder: Path) -> Arrays:
     """
     if not (folder / ABOUT).is_file():
         raise ValueError(f"{folder} is not a finished folder of stored pictures")
-    shape = json.loads((folder / ABOUT).read_text())["shape"]
-    bank = folder / "bank.npy"
-    return Arrays(
-        np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(shape)),
-        np.load(folder / "points.npy"),
-        np.load(folder / "pairs.npy"),
-        np.load(bank) if bank.is_file() else None,
-    )
+    about, images = folder / ABOUT, folder / "images.u8"
+    shape = fields(read_json(about), {"shape": list}, str(about))["shape"]
+    if len(shape) != 4 or not all(isinstance(x, int) and x > 0 for x in shape) or shape[3] != 3:
+        raise BadInput(f"{about} says the shape {shape}; expected pictures, height, width, 3")
+    check_file(images, math.prod(shape))
+    if images.stat().st_size != math.prod(shape):
+        raise BadInput(f"{images} does not hold the {math.prod(shape)} bytes that {ABOUT} says")
+    points, pairs = _points(folder / "points.npy"), read_array(folder / "pairs.npy")
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind != "i":
+        raise BadInput(f"{folder / 'pairs.npy'} holds no pairs of numbers")
+    bank = _points(folder / "bank.npy") if (folder / "bank.npy").is_file() else None
+    return Arrays(np.memmap(images, np.uint8, "r", shape=tuple(shape)), points, pairs, bank)
+
+
+def _points(path: Path) -> np.ndarray:
+    points = read_array(path)
+    if points.shape[1:] != (18, 3) or points.dtype != np.float32:
+        raise BadInput(f"{path} holds {points.dtype} of the shape {points.shape}, no key points")
+    return points

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from examples.people.frames import reason
+from examples.common.untrusted import PIXELS, sentence
 from examples.people.pictures import Unreadable
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -24,7 +24,7 @@ def decoded(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         with av.open(str(path)) as container:
             yield from map(upright, container.decode(video=0))
     except (av.error.FFmpegError, IndexError) as error:
-        raise Unreadable(path, f"cannot be read as a video: {reason(error)}") from error
+        raise Unreadable(path, f"cannot be read as a video: {sentence(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class VideoFrame:
             with av.open(str(self.path)) as container:
                 return self._seek(container)
         except (av.error.FFmpegError, ValueError) as error:
-            raise Unreadable(self.path, f"cannot be read as a video: {reason(error)}") from error
+            raise Unreadable(self.path, f"cannot be read as a video: {sentence(error)}") from error
 
     def _seek(self, container: av.container.InputContainer) -> np.ndarray:
         stream = container.streams.video[0]
@@ -65,8 +65,15 @@ def video_frames(path: Path) -> list[VideoFrame]:
     """
     try:
         with av.open(str(path)) as container:
-            packets = container.demux(container.streams.video[0])
+            stream = container.streams.video[0]
+            if stream.width * stream.height > PIXELS:
+                raise Unreadable(
+                    path,
+                    f"has frames of {stream.width}x{stream.height}; at most {PIXELS} pixels "
+                    "are read",
+                )
+            packets = container.demux(stream)
             stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
     except (av.error.FFmpegError, IndexError) as error:
-        raise Unreadable(path, f"cannot be read as a video: {reason(error)}") from error
+        raise Unreadable(path, f"cannot be read as a video: {sentence(error)}") from error
     return [VideoFrame(path, stamp) for stamp in stamps]

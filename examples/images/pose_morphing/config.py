@@ -163,6 +163,17 @@ def learnable(size: tuple[int, int], channels: tuple[int, ...], attention: str) 
     )
 
 
+def preset(name: str) -> ModelConfig:
+    """Look a preset up.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
 PRESETS = {
     # Tables 2 and 3 of the paper
     "df256": ModelConfig((256, 256), (160, 320, 640, 640, 640, 640)),

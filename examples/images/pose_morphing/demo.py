@@ -11,9 +11,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.common.commands import check_count
 from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.studies import lines
-from examples.images.pose_morphing.train import TrainConfig, train
+from examples.images.pose_morphing.train import train
+from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people.figures.cache import Options as FigureOptions
 from examples.people.figures.cache import build
 
@@ -34,6 +36,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    for name in ("pairs", "distortions", "steps"):
+        check_count(f"--{name}", getattr(options, name))
     people = options.out / "figures"
     build(people, FigureOptions((128, 64), identities=30, poses=3, seed=STRANGERS))
     evaluate.main(

@@ -9,7 +9,6 @@ evaluation.json, evaluation.md, pairs.png and distortion.png.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.commands import check_count, check_device, check_seed, command
+from examples.common.files import check_folder, write_text
 from examples.images.pose_morphing.losses import Perceptual, TextureEnergy
 from examples.images.pose_morphing.measures import copy_accuracy, key_distances, l1, psnr, ssim
 from examples.images.pose_morphing.model import Generator, Morph
@@ -31,7 +32,7 @@ from examples.images.pose_morphing.report import (
     machine,
     summary,
 )
-from examples.images.pose_morphing.sheet import save_picture
+from examples.images.pose_morphing.sheet import check_picture_name, save_picture
 from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
 from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.tasks import (
@@ -45,7 +46,6 @@ from examples.images.pose_morphing.trained import Trained, load_trained
 from examples.people import open_pictures
 from examples.people.figures.truth import open_truth
 from examples.people.pictures import Pictures
-from examples.training.files import replacing
 
 BATCH = 8  # pictures at a time
 
@@ -84,6 +84,7 @@ def main(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: A model or the data cannot be read, or they do not fit; nothing was written.
     """
+    check_options(options)
     models = load_models(options)
     size = next(iter(models.values())).generator.config.size
     pictures = open_pictures(options.data, options.split, size)
@@ -91,7 +92,6 @@ def main(options: Options) -> dict[str, Any]:
         check_fit(name, model, pictures)
     perceptual = Perceptual(options.vgg) if options.perceptual else None
     frechet = frechet_of(options.inception)
-    options.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "machine": machine(options.device),
         "vgg": "random weights" if options.vgg is None else options.vgg.name,
@@ -108,11 +108,20 @@ def main(options: Options) -> dict[str, Any]:
         sheet = contact_sheet(task, images, options.shown, options.blocks)
         save_picture(sheet, options.out / f"{name}.{options.form}")
     report["models"] = {name: facts(model, task, device) for name, model in models.items()}
-    with replacing(options.out / "evaluation.json") as part:
-        part.write_text(json.dumps(report, indent=1) + "\n")
-    with replacing(options.out / "evaluation.md") as part:
-        part.write_text(as_markdown(report))
+    write_text(options.out / "evaluation.json", json.dumps(report, indent=1) + "\n")
+    write_text(options.out / "evaluation.md", as_markdown(report))
     return report
+
+
+def check_options(options: Options) -> None:
+    for name in ("pairs", "distortions", "shown", "blocks"):
+        check_count(f"--{name}", getattr(options, name), most=10**6)
+    check_seed(options.seed)
+    check_device(options.device)
+    check_folder(options.out)
+    check_picture_name(options.out / f"pairs.{options.form}")
+    if not options.models:
+        raise ValueError("--models names no model; expected NAME=PATH or NAME=PATH@KAPPA")
 
 
 def load_models(options: Options) -> dict[str, Trained]:
@@ -125,7 +134,7 @@ def load_models(options: Options) -> dict[str, Trained]:
     for text in options.models:
         name, _, place = text.partition("=")
         path, _, kappa = place.partition("@")
-        if not name or not path or not (kappa or "1").isdigit():
+        if not name or not path or not (kappa or "1").isdecimal():
             raise ValueError(f"--models has {text!r}; expected NAME=PATH or NAME=PATH@KAPPA")
         if name in models:
             raise ValueError(f"two models have the name {name!r}")
@@ -226,9 +235,4 @@ def facts(trained: Trained, task: Task, device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        chosen = tyro.cli(Options)
-        main(chosen)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print((chosen.out / "evaluation.md").read_text())
+    command(lambda: print(as_markdown(main(tyro.cli(Options)))))

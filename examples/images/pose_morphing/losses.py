@@ -8,7 +8,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from examples.common.untrusted import BadInput
 from examples.images.pose_morphing.model import Discriminator, Level
+from examples.images.pose_morphing.trained import read_weights
 from ndgpa import Full
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
@@ -196,12 +198,12 @@ class Perceptual(nn.Module):
             self.register_buffer(name, x, persistent=False)
 
     def load(self, path: Path) -> None:
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            saved = {k: x for k, x in saved.items() if k.startswith("features.")}
-            self.load_state_dict(saved)
-        except Exception as error:
-            raise ValueError(f"{path} does not hold torchvision's vgg16 weights") from error
+        saved = read_weights(path, "torchvision's vgg16 weights")
+        saved = {name: x for name, x in saved.items() if name.startswith("features.")}
+        shapes = {name: x.shape for name, x in self.state_dict().items()}
+        if {name: x.shape for name, x in saved.items()} != shapes:
+            raise BadInput(f"{path} does not hold torchvision's vgg16 weights")
+        self.load_state_dict(saved)
 
     def forward(
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]

@@ -8,7 +8,6 @@ points in a JSON file of the same name beside it; for a pose the JSON file is en
 are cut around the person.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,16 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
+from examples.common.commands import command
 from examples.images.pose_morphing.data import to_maps
 from examples.images.pose_morphing.model import Morph
 from examples.images.pose_morphing.report import skeleton
-from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.sheet import (
+    as_pictures,
+    check_picture_name,
+    draw_sheet,
+    save_picture,
+)
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.person import Person, find_person, find_pose
 from examples.people.pictures import Pictures
@@ -89,6 +94,7 @@ def maps_of(points: Float[np.ndarray, "18 3"], size: tuple[int, int]) -> Float[T
 
 
 def main(options: Options) -> None:
+    check_picture_name(options.out)
     found = answer(options)
     result = as_pictures(found.morph.image)
     picture = PIL.Image.fromarray(result[0])
@@ -100,7 +106,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(lambda: main(tyro.cli(Options)))

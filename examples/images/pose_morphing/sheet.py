@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from examples.training.files import replacing
+from examples.common.files import check_output, replacing
 
 ENLARGED = 3  # so that print is legible
 GAP = 6  # pixels between pictures
@@ -59,8 +59,19 @@ def fitting_font(label: str, width: float) -> PIL.ImageFont.FreeTypeFont:
 
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
     """Write a picture of the format that its name says."""
-    form = PIL.Image.registered_extensions().get(path.suffix.lower())
-    if form is None:
-        raise ValueError(f"{path} has no ending of a picture format, such as .png")
+    form = check_picture_name(path)
     with replacing(path) as part:
         picture.save(part, format=form)
+
+
+def check_picture_name(path: Path) -> str:
+    """Return the format that a name says.
+
+    Raises:
+        ValueError: It says none that can be written, or no file can have that name.
+    """
+    check_output(path)
+    form = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if form not in PIL.Image.SAVE:
+        raise ValueError(f"{path} has no ending of a picture format, such as .png")
+    return form

@@ -5,19 +5,19 @@ A run that was killed goes on where it stopped; on a CPU with the same bits. Sev
 """
 
 import copy
-import json
 import math
 import os
-import sys
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.config import PRESETS, ModelConfig
+from examples.common.commands import (
+    command,
+    set_threads,
+)
+from examples.common.loop import run
 from examples.images.pose_morphing.data import (
     Batch,
     draw_distorted,
@@ -38,65 +38,13 @@ from examples.images.pose_morphing.losses import (
     multi_scale_l1,
 )
 from examples.images.pose_morphing.model import Discriminator, Generator, Morph
+from examples.images.pose_morphing.train_options import (
+    TrainConfig,
+    check_options,
+    facts,
+)
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
-from examples.training.checkpoints import digest
-from examples.training.loop import DivergedError, run
-
-BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and of ARM
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What each loss counts; 0 leaves it out. The paper has perceptual = gan = 1 alone."""
-
-    pixels: float = 1.0
-    edges: float = 1.0
-    copying: float = 1.0
-    texture: float = 2.0
-    perceptual: float = 0.0
-    gan: float = 0.0
-    correspondence: float = 0.1  # where the source of a pixel is known: after tau
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Options of a training run."""
-
-    data: Path  # a folder of pictures, see README
-    out: Path  # checkpoints and curves; a run that is there goes on
-    preset: str = "small128"  # of the model
-    attention: str | None = None  # instead of the preset's, e.g. NO_16
-    setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
-    steps: int = 13000
-    batch: int = 4  # samples a step, in each process
-    accumulate: int = 1  # parts that a batch is computed in
-    learning_rate: float = 2e-3
-    warm_up_steps: int = 50
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest norm of the generator's gradient
-    coarse_first: float = 0.1  # share of the steps before the attentions that select are used
-    distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
-    gan_from: float = 0.67  # share of the steps before the discriminator is used
-    ema: float = 0.995  # of the weights that are kept for use
-    weights: Weights = field(default_factory=Weights)
-    vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss
-    bfloat16: bool | None = None  # autocast; None: where the processor computes in it
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    threads: int = 0  # of torch on the CPU; 0: as it chooses
-    seed: int = 0
-    save_every_s: float = 60.0
-
-    @property
-    def in_bfloat16(self) -> bool:
-        return has_bfloat16(self.device) if self.bfloat16 is None else self.bfloat16
-
-    @property
-    def model(self) -> ModelConfig:
-        if self.preset not in PRESETS:
-            raise ValueError(f"no preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
-        config = PRESETS[self.preset]
-        return replace(config, attention=self.attention) if self.attention else config
 
 
 @dataclass(frozen=True)
@@ -306,9 +254,9 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
         config: The options.
         pictures: Instead of the training split of `config.data`.
     """
+    check_options(config)
     rank, count = start_processes(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     torch.set_flush_denormal(True)
     if pictures is None:
         pictures = open_pictures(config.data, "train", config.model.size)
@@ -331,19 +279,6 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
     if count > 1:
         torch.distributed.destroy_process_group()
     return trainer
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16; where it only emulates that, float32 is faster.
-
-    Older versions of torch do not say what a processor can do; float32 is right on any.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def start_processes(device: str) -> tuple[int, int]:
@@ -372,20 +307,5 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         )
 
 
-def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
-    """What a checkpoint must have been made with to go on: all but places and machines."""
-    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
-    said = {name: x for name, x in asdict(config).items() if name not in left_out}
-    said["bfloat16"] = config.in_bfloat16
-    if processes > 1:  # each draws samples of its own
-        said["processes"] = processes
-    if config.vgg is not None:
-        said["vgg"] = digest(config.vgg)
-    return json.loads(json.dumps(said | {"model": asdict(config.model)}))
-
-
 if __name__ == "__main__":
-    try:
-        train(tyro.cli(TrainConfig))
-    except (DivergedError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command(lambda: train(tyro.cli(TrainConfig)))

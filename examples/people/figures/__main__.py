@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from examples.common.commands import command
 from examples.people.figures.cache import Options, build
 
 
@@ -25,4 +26,4 @@ def main(folder: Path, options: tyro.conf.OmitArgPrefixes[Options], workers: int
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

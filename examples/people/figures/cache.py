@@ -13,8 +13,10 @@ training, 1/30 for validation, 1/30 for the test. A build that was stopped goes 
 """
 
 import json
+import math
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,11 +28,15 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
+from examples.common.commands import check_count, locked
+from examples.common.files import replacing
+from examples.common.untrusted import BadInput, decoding, fields, read_json
 from examples.people.figures.camera import Camera
 from examples.people.figures.render import looks_of, render
 from examples.people.figures.skeleton import KEY_POINTS
-from examples.training.files import replacing
 
+KINDS = {"version": int, "size": list, "identities": int, "poses": int, "seed": int, "truth": bool}
+MOST = 10**7  # identities, and poses of each
 VERSION = 1  # of the drawing and of the files: other numbers are other pictures
 SPLITS = {"train": (0, 28), "validation": (28, 29), "test": (29, 30)}  # of 30 parts
 NEAR = 1.0  # radians of yaw between the figures of a pair ...
@@ -57,6 +63,9 @@ class Options:
 
     def __post_init__(self) -> None:
         Camera(*self.size)
+        check_count("--options.seed", self.seed, 0, 2**32 - 1)
+        for name in ("identities", "poses"):
+            check_count(name, getattr(self, name), least=0, most=MOST)
         if self.identities < 30 or self.poses < 2:
             raise ValueError(
                 f"{self.identities} identities in {self.poses} poses do not make three splits of "
@@ -93,8 +102,12 @@ def build(folder: Path, options: Options, workers: int = 2) -> None:
         ValueError: The folder holds figures of other options, or `workers` is negative.
         RuntimeError: A process died.
     """
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; expected 0 or more")
+    check_count("workers", workers, least=0, most=1024)
+    with locked(folder):
+        _build(folder, options, workers)
+
+
+def _build(folder: Path, options: Options, workers: int) -> None:
     if _read(folder / "figures.json", options) is not None:
         return
     if _read(folder / "started.json", options) is None:
@@ -114,7 +127,7 @@ def _read(path: Path, options: Options) -> dict[str, Any] | None:
     """The options that a folder was made with, which have to be these."""
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if found != options.written():
         raise ValueError(
             f"{path.parent} holds figures of {found}, not {options.written()}; name another"
@@ -124,7 +137,12 @@ def _read(path: Path, options: Options) -> dict[str, Any] | None:
 
 def _start(folder: Path, options: Options) -> None:
     """Empty arrays, and then the file which says that they are there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(
+        math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in options.shapes.values()
+    )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BadInput(f"{folder} needs {needed} bytes for these figures; {free} are free")
     for name, (shape, dtype) in options.shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
     with replacing(folder / "started.json") as part:
@@ -207,7 +225,17 @@ class Figures:
     @cached_property
     def options(self) -> dict[str, Any]:
         """With the version."""
-        return json.loads((Path(self.folder) / "figures.json").read_text())
+        path = Path(self.folder) / "figures.json"
+        return fields(read_json(path), KINDS, str(path))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Of the arrays, as the options say."""
+        said = {name: x for name, x in self.options.items() if name != "version"}
+        try:
+            return Options(**said | {"size": tuple(said["size"])}).shapes
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{self.folder} holds no usable figures: {error}") from error
 
     @property
     def identities(self) -> range:
@@ -261,4 +289,9 @@ class Figures:
         path = Path(self.folder) / f"{name}.npy"
         if not path.is_file():
             raise ValueError(f"{self.folder} holds no {name!r}; render it with --truth")
-        return np.load(path, mmap_mode="r")[rows]
+        with decoding(path, "an array"):
+            array = np.load(path, mmap_mode="r")
+        shape, dtype = self.shapes[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise BadInput(f"{path} holds {array.dtype} of {array.shape}, not {shape}")
+        return array[rows]

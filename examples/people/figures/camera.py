@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 FIGURE = 0.9  # rows that a body of height 1 fills, of all rows
 GROUND = 0.03  # rows below the feet, of all rows
 NARROWEST = 0.45  # width over height; in less, hanging arms do not fit
-SMALLEST = 32  # pixels
+SMALLEST, LARGEST = 32, 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Camera:
             raise ValueError(
                 f"a figure does not fit {self.height}x{self.width} pixels; both sides need "
                 f"{SMALLEST} and the width {NARROWEST} of the height"
+            )
+        if max(self.height, self.width) > LARGEST:
+            raise ValueError(
+                f"figures have at most {LARGEST} pixels a side, got {self.height}x{self.width}"
             )
 
     @property

@@ -12,10 +12,11 @@ import numpy as np
 import PIL.Image
 import tyro
 
+from examples.common.commands import check_count, command
+from examples.common.files import check_output, replacing
 from examples.people.figures.correspondence import correspondence
 from examples.people.figures.render import Figure, draw_figure
 from examples.people.keypoints import draw_skeleton
-from examples.training.files import replacing
 
 
 def row(identity: int, poses: int, size: tuple[int, int], seed: int) -> np.ndarray:
@@ -54,6 +55,11 @@ def main(
         first: The number of the first identity.
         seed: Other seeds are other people.
     """
+    check_output(out)
+    check_count("--identities", identities, 1, 1000)
+    check_count("--poses", poses, 2, 1000)
+    check_count("--first", first, 0)
+    check_count("--seed", seed, 0, 2**32 - 1)
     people = range(first, first + identities)
     pixels = np.concatenate([row(identity, poses, size, seed) for identity in people])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

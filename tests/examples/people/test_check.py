@@ -97,11 +97,11 @@ DEEPFASHION = {
     ),
     "picture truncated": (
         lambda root: shorten(root / "train" / name(1)),
-        f"{ANNOTATIONS}:3: train/{name(1)} cannot be read as an image: ",
+        f"{ANNOTATIONS}:3: train/{name(1)} cannot be read as a picture: ",
     ),
     "not a picture": (
         lambda root: (root / "train" / name(1)).write_text("hello"),
-        f"{ANNOTATIONS}:3: train/{name(1)} cannot be read as an image: cannot identify",
+        f"{ANNOTATIONS}:3: train/{name(1)} cannot be read as a picture: cannot identify",
     ),
     "wrong shape": (
         lambda root: made_up.save(root / "train" / name(1), made_up.picture((100, 80))),
@@ -240,7 +240,7 @@ CLIPS = {
     ),
     "frame broken": (
         lambda clip: shorten(clip / "frames" / "003.png"),
-        "a/frames/003.png: cannot be read as an image: ",
+        "a/frames/003.png: cannot be read as a picture: ",
     ),
     "frame of another size": (
         lambda clip: made_up.save(clip / "frames" / "003.png", made_up.picture((100, 80))),
@@ -256,7 +256,7 @@ CLIPS = {
     ),
     "not JSON": (
         lambda clip: (clip / "keypoints.json").write_text("[1, 2"),
-        "a/keypoints.json:1: is not JSON: Expecting ',' delimiter",
+        "a/keypoints.json: cannot be read as key points: it is not JSON: Expecting ','",
     ),
     "by names": (
         clip_json(lambda frames: {"keypoints": {"a.png": frames[0]}}),
@@ -335,7 +335,7 @@ SINGLES = {
     ),
     "picture broken": (
         lambda root: shorten(root / "1.png"),
-        "keypoints.csv:3: 1.png cannot be read as an image: ",
+        "keypoints.csv:3: 1.png cannot be read as a picture: ",
     ),
     "nobody": (
         lambda root: made_up.change_line(root / "keypoints.csv", 3, "1.png" + 17 * ",0,0,0"),

@@ -393,7 +393,7 @@ def test_a_finished_folder_is_left_alone(folder: Path) -> None:
 def test_what_does_not_fit_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds figures of .* name another"):
         build(folder, replace(SMALL, seed=6))
-    with pytest.raises(ValueError, match="workers is -1; expected 0 or more"):
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         build(tmp_path / "new", SMALL, workers=-1)
     with pytest.raises(ValueError, match="a figure does not fit 128x40 pixels"):
         Camera(128, 40)

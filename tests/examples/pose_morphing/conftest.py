@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from examples.common import checkpoints
 from examples.images.pose_morphing.config import PRESETS
 from examples.images.pose_morphing.model import Generator
 from examples.people.figures import cache
-from examples.training import checkpoints
 
 SIZE = (64, 32)
 

@@ -132,7 +132,7 @@ def test_perceptual_weights_come_from_a_file(tmp_path: Path) -> None:
     assert all(bool((p == 0.01).all()) for p in loaded.parameters())
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "missing.pth"):
-        with pytest.raises(ValueError, match="does not hold torchvision's vgg16 weights"):
+        with pytest.raises(ValueError, match=r"is not a file|does not hold"):
             Perceptual(tmp_path / name)
 
 

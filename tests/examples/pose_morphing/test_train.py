@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from examples.common import checkpoints
 from examples.images.pose_morphing.config import PRESETS, ModelConfig
-from examples.images.pose_morphing.train import TrainConfig, Trainer, Weights, facts, train
+from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.train_options import TrainConfig, Weights, facts
 from examples.people.figures.cache import Figures, Options, build
 from examples.people.pictures import Arrays
-from examples.training import checkpoints
 
 TINY = ModelConfig(
     (64, 32),
@@ -178,7 +179,7 @@ import os, sys
 from pathlib import Path
 import torch
 from examples.images.pose_morphing import train as program
-from examples.training import checkpoints
+from examples.common import checkpoints
 
 before = program.Trainer.advance
 def advance(self, step):

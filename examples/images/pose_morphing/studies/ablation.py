@@ -8,10 +8,8 @@ stopped goes on: the command can be given again at any time, also with more seed
 ablation.md, memory.png (error against memory) and kappa.png (error against kappa).
 """
 
-import json
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,20 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from examples.images.pose_morphing.config import PRESETS
+from examples.common.commands import check_count, check_number, command
+from examples.common.files import check_folder, write_json
+from examples.common.untrusted import read_json
+from examples.images.pose_morphing.config import preset
 from examples.images.pose_morphing.evaluate import render, scores
 from examples.images.pose_morphing.model import Generator, set_kappa
 from examples.images.pose_morphing.report import machine, summary
 from examples.images.pose_morphing.studies.ablation_report import write_report
 from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.tasks import Task, distortion_task
-from examples.images.pose_morphing.train import TrainConfig, Trainer, train
+from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
-from examples.training.files import replacing
 
 PIVOT = "GPA128_4_8"  # 64x32 pixels: Phase 1 at 16x8, a cell for each of its sites
 KAPPAS = (1, 2, 4, 8, 16)
@@ -60,9 +61,15 @@ class Options:
 
 def main(options: Options) -> None:
     """Everything that is missing, seed by seed, and the report of what there is."""
+    check_number("--seconds", options.seconds, 0.0, above=True)
+    for name in ("seeds", "batch", "tests"):
+        check_count(f"--{name}", getattr(options, name))
+    for name in options.attentions:
+        replace(preset(options.preset), attention=name)  # raises where it does not fit
+    check_folder(options.out)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    size = PRESETS[options.preset].size
+    size = preset(options.preset).size
     training = open_pictures(options.data, "train", size)
     task = distortion_task(open_pictures(options.data, "test", size), options.tests, seed=77)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
@@ -82,7 +89,7 @@ def check_same(options: Options) -> None:
     """Refuse to mix with runs that were made with other options."""
     path = options.out / "options.json"
     now = {name: getattr(options, name) for name in SAME}
-    if path.is_file() and json.loads(path.read_text()) != now:
+    if path.is_file() and read_json(path) != now:
         raise ValueError(
             f"{options.out} holds runs with other options ({path}); give those again or name "
             "another folder"
@@ -146,7 +153,7 @@ def measured(options: Options, pictures: Pictures) -> dict[str, float]:
     attentions that select are switched on count as often as they occur.
     """
     path = options.out / "step_s.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_json(path) if path.is_file() else {}
     for name in tqdm([each for each in options.attentions if each not in known], desc="a step"):
         config = config_of(options, name, seed=0, steps=100)
         trainer = Trainer(config, pictures)
@@ -166,13 +173,5 @@ def median_step_s(trainer: Trainer, step: int) -> float:
     return float(torch.tensor(times[1:]).median())
 
 
-def write_json(path: Path, content: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(lambda: main(tyro.cli(Options)))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-from examples.training.files import replacing
+from examples.common.files import replacing
 
 MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture distance"}
 FORMS = {"psnr": ".2f"}

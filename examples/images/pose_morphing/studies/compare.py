@@ -10,21 +10,23 @@ measured first, in turns, and kept in speed-*.json.
 
 import json
 import statistics
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from examples.common.commands import check_count, command
+from examples.common.files import check_folder, replacing
+from examples.common.untrusted import fields, read_json
 from examples.images.pose_morphing import evaluate
+from examples.images.pose_morphing.config import preset
 from examples.images.pose_morphing.report import machine
-from examples.images.pose_morphing.train import TrainConfig, Trainer, train
+from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people import open_pictures
 from examples.people.pictures import Pictures
-from examples.training.files import replacing
-from examples.training.loop import DivergedError
 
 ROUNDS = 7  # of timing
 NAMED = ("preset", "without", "seeds", "distortion_steps", "mixed_steps", "batch")  # in the report
@@ -57,6 +59,11 @@ class Entry:
 
 
 def main(options: Options) -> None:
+    for name in ("seeds", "distortion_steps", "mixed_steps", "batch"):
+        check_count(f"--{name.replace('_', '-')}", getattr(options, name))
+    replace(preset(options.preset), attention=options.without)  # raises where it does not fit
+    check_folder(options.out)
+    check_folder(options.results)
     pictures = open_pictures(options.data, "train")
     ratio = speed_ratio(options, pictures)
     for entry in entries(options, ratio):
@@ -110,7 +117,7 @@ def speed_ratio(options: Options, pictures: Pictures) -> float:
     """How many steps without GPA take the time of one with it, over a whole run."""
     kept = options.out / f"speed-{options.preset}-{options.without}-{options.batch}.json"
     if kept.is_file():
-        return json.loads(kept.read_text())["ratio"]
+        return fields(read_json(kept), {"ratio": float}, str(kept))["ratio"]
     configs = [base(options, "distortion", a, 1000, 0) for a in (None, options.without)]
     trainers = [Trainer(config, pictures) for config in configs]
     share = configs[0].coarse_first
@@ -179,7 +186,4 @@ def spread(x: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except (DivergedError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command(lambda: main(tyro.cli(Options)))

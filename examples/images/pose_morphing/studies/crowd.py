@@ -12,7 +12,6 @@ import base64
 import csv
 import json
 import random
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,12 @@ from typing import Annotated
 
 import tyro
 
-from examples.training.files import replacing
+from examples.common.commands import check_number, command
+from examples.common.files import check_output, replacing
+from examples.common.untrusted import check_file, read_picture
 
 EXPOSURE_S = 4.0
+ANSWER_BYTES = 2**26
 COLUMNS = ("person", "picture", "kind", "answer")
 KINDS = ("real", "made")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -80,17 +82,26 @@ def read_answers(path: Path) -> list[Answer]:
     Raises:
         ValueError: The file is missing, or a line is not an answer; the text says which.
     """
+    check_file(path, ANSWER_BYTES)
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV: {error}") from error
     head = {column: column for column in COLUMNS}  # again, where files were joined
     return [
         answer_of(row, f"{path} line {number}")
         for number, row in enumerate(rows, start=2)
         if row != head
     ]
+
+
+def read_lines(path: Path) -> list[str]:
+    check_file(path, ANSWER_BYTES)
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
 
 
 def answer_of(row: dict[str, str | None], place: str) -> Answer:
@@ -115,6 +126,7 @@ def page(real: list[Path], made: list[Path], seed: int, exposure_s: float = EXPO
 
 
 def as_url(path: Path) -> str:
+    read_picture(path)  # raises where a browser would show nothing
     kind = TYPES[path.suffix.lower()]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
@@ -190,6 +202,8 @@ class Page:
     seed: int = 0
 
     def __call__(self) -> None:
+        check_output(self.out)
+        check_number("--exposure-s", self.exposure_s, 0.0, 3600.0, above=True)
         real, made = pictures_in(self.real), pictures_in(self.made)
         with replacing(self.out) as part:
             part.write_text(page(real, made, self.seed, self.exposure_s))
@@ -205,7 +219,8 @@ class CountAnswers:
     least: float = 0.6  # share of the golden pictures that a person must have right
 
     def __call__(self) -> None:
-        golden = frozenset(self.golden.read_text().splitlines()) if self.golden else frozenset()
+        check_number("--least", self.least, 0.0, 1.0)
+        golden = frozenset(read_lines(self.golden) if self.golden else ())
         found = count(read_answers(self.answers), golden, self.least)
         print(f"R2G {found.r2g:.3f} of {found.of_real} answers about real pictures")
         print(f"G2R {found.g2r:.3f} of {found.of_made} answers about made pictures")
@@ -220,12 +235,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command = tyro.cli(Command, args=arguments)
-    try:
-        command()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    tyro.cli(Command, args=arguments)()
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,13 +7,15 @@ which is chosen by the number of classes; only with that may a distance be calle
 Source: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision".
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from examples.common.untrusted import BadInput
+from examples.images.pose_morphing.trained import read_weights
 
 FID_CLASSES = 1008
 SIDE = 299
@@ -179,11 +181,10 @@ def load_inception(path: Path) -> tuple[str, Inception]:
     Raises:
         ValueError: The file is missing, is no such file, or holds another network.
     """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        fid = len(state["fc.weight"]) == FID_CLASSES
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} holds no Inception-v3 weights: {error}") from error
+    state = read_weights(path, "Inception-v3 weights")
+    if "fc.weight" not in state:
+        raise BadInput(f"{path} does not hold Inception-v3 weights: it lacks fc.weight")
+    fid = len(state["fc.weight"]) == FID_CLASSES
     network = Inception(fid)
     wanted = network.state_dict()
     shapes = {name: x.shape for name, x in state.items() if name in wanted}

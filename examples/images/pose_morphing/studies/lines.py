@@ -10,7 +10,6 @@ has one line. Without --pixels some key points of the pose are followed, those t
 Source: Figure 9 of Jetchev et al. 2021.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,13 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.common.commands import command
+from examples.common.files import replacing
 from examples.images.pose_morphing.measures import keys_and_weights, places_of, sites_of
 from examples.images.pose_morphing.morph import Answer, Question, answer
+from examples.images.pose_morphing.sheet import check_picture_name
 from examples.images.pose_morphing.tasks import in_unit_range
 from examples.people.keypoints import NAMES
-from examples.training.files import replacing
 from ndgpa.analysis import draw_key_lines
 
 FOLLOWED = ("neck", "nose", "rwri", "lwri", "rhip", "lhip", "rkne", "lkne")
@@ -70,7 +71,9 @@ def read_pixels(texts: tuple[str, ...], size: tuple[int, int]) -> Float[Tensor, 
     places = []
     for text in texts:
         row, _, column = text.partition(",")
-        inside = row.isdigit() and column.isdigit() and int(row) < size[0] and int(column) < size[1]
+        inside = (
+            row.isdecimal() and column.isdecimal() and int(row) < size[0] and int(column) < size[1]
+        )
         if not inside:
             raise ValueError(
                 f"--pixels has {text!r}; expected ROW,COLUMN within {size[0]}x{size[1]} pixels"
@@ -102,7 +105,7 @@ def draw(found: Answer, lines: Lines, path: Path) -> None:
     draw_key_lines(axes, output, source, lines.queries, lines.keys, lines.weights)
     axes.set_title("the output (left), and where its pixels are read in the source (right)")
     with replacing(path) as part:
-        figure.savefig(part, dpi=100, format=path.suffix.removeprefix(".") or "png")
+        figure.savefig(part, dpi=100, format=path.suffix.removeprefix("."))
 
 
 def table(lines: Lines, size: tuple[int, int]) -> str:
@@ -119,6 +122,7 @@ def table(lines: Lines, size: tuple[int, int]) -> str:
 
 
 def main(options: Options) -> None:
+    check_picture_name(options.out)
     found = answer(options)
     size = found.morph.image.shape[2], found.morph.image.shape[3]
     places = read_pixels(options.pixels, size) if options.pixels else followed(found.points)
@@ -129,7 +133,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(lambda: main(tyro.cli(Options)))
