@@ -86,7 +86,7 @@ def points_beside(path: Path) -> Float[np.ndarray, "18 3"]:
 def read_one(path: Path) -> Float[np.ndarray, "18 3"]:
     """The points of a file of one frame."""
     file, problems = read_points(path, named=False, least=LEAST)
-    if file is None:
+    if file is None or problems:
         raise ValueError("; ".join(map(str, problems)) or f"{path} holds no key points")
     if len(file.points) != 1 or not (file.points[0, :, 2] > 0).any():
         raise ValueError(f"{path} does not hold the key points of one person")

@@ -43,12 +43,14 @@ class PointFile:
 
     Attributes:
         lines: Where in the file each frame stands, if it has lines.
+        left_out: Names of pictures whose lines have a fault.
     """
 
     points: Float[np.ndarray, "frames 18 3"]
     names: list[str] | None = None
     box: Box | None = None
     lines: list[int] | None = None
+    left_out: tuple[str, ...] = ()
 
     def line(self, frame: int) -> int | None:
         """Where a frame stands."""
@@ -94,7 +96,7 @@ def read_points(path: Path, named: bool, least: float) -> tuple[PointFile | None
         file, problems = read[path.suffix](path, named, least)
     except (OSError, OverflowError, TypeError, ValueError) as error:
         text = str(error).replace(f"{path} cannot be read as", "it is not")
-        text = text.removeprefix(f"{path}, ").removeprefix(f"{path} ")
+        text = text.removeprefix(f"{path}, ").replace(f"{path} ", "it ", 1)
         return None, [Problem(path, None, f"cannot be read as key points: {text}")]
     if file.names is not None and len(file.names) != len(file.points):
         counts = f"{len(file.names)} names have {len(file.points)} sets of key points"
@@ -208,7 +210,10 @@ def _read_csv(path: Path, named: bool, least: float) -> tuple[PointFile, list[Pr
     kept = [number for number, _ in lines if number in records or (records and not named)]
     rows = [records.get(number, ("", NOBODY)) for number in kept]
     points = np.array([points for _, points in rows]).reshape(-1, *NOBODY.shape)
-    return PointFile(points, [name for name, _ in rows] if named else None, lines=kept), problems
+    names = [name for name, _ in rows] if named else None
+    faulty = (line for number, line in lines if named and number not in records)
+    left_out = tuple(line.split(",")[0].strip() for line in faulty)
+    return PointFile(points, names, lines=kept, left_out=left_out), problems
 
 
 def _row(line: str, named: bool, least: float) -> tuple[str, np.ndarray]:

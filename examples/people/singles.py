@@ -112,10 +112,11 @@ def survey(root: Path, least: float) -> Survey:
         except BadInput as error:
             problems.append(Problem(path, file.line(i), str(error)))
     problems += _oddities(path, singles)
+    named = {*(file.names or []), *file.left_out}
     problems += [
         Problem(path, None, f"{picture.name} has no entry")
         for picture in sorted(root.iterdir())
-        if picture.suffix.lower() in IMAGES and picture.name not in set(file.names or [])
+        if picture.suffix.lower() in IMAGES and picture.name not in named
     ]
     bank, more = read_bank(root, least)
     return Survey([each for each in map(_near, singles) if each], bank, problems + more)

@@ -11,7 +11,7 @@ evaluation.json, evaluation.md, pairs.png and distortion.png.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -32,7 +32,7 @@ from examples.images.pose_morphing.report import (
     machine,
     summary,
 )
-from examples.images.pose_morphing.sheet import check_picture_name, save_picture
+from examples.images.pose_morphing.sheet import save_picture
 from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
 from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.tasks import (
@@ -62,7 +62,7 @@ class Options:
     seed: int = 77
     shown: int = 8  # rows of a contact sheet
     blocks: int = 1  # of rows, side by side
-    form: str = "png"  # of the contact sheets
+    form: Literal["png", "jpg", "webp"] = "png"  # of the contact sheets
     split: str = "test"
     perceptual: bool = True  # measure the perceptual distance, which takes the most time
     vgg: Path | None = None  # torchvision's vgg16 weights for it, instead of random ones
@@ -119,7 +119,6 @@ def check_options(options: Options) -> None:
     check_seed(options.seed)
     check_device(options.device)
     check_folder(options.out)
-    check_picture_name(options.out / f"pairs.{options.form}")
     if not options.models:
         raise ValueError("--models names no model; expected NAME=PATH or NAME=PATH@KAPPA")
 

@@ -91,6 +91,18 @@ def row(file: str, text: str) -> Callable[[Path], None]:
 
 EIGHTEEN = json.dumps(list(range(18)))
 DEEPFASHION = {
+    "picture without an annotation": (
+        lambda root: made_up.save(root / "train" / name(9), made_up.picture((256, 176))),
+        f"{ANNOTATIONS}: train/{name(9)} has no annotation",
+    ),
+    "key points from 0 to 1": (
+        row(ANNOTATIONS, f"{name(1)}: {[0.5] * 18}: {[0.25] * 18}"),
+        f"{ANNOTATIONS}:3: all key points lie between 0 and 1",
+    ),
+    "name that leads out": (
+        row(ANNOTATIONS, made_up.annotation("../x.jpg", made_up.standing())),
+        f"{ANNOTATIONS}:3: train/../x.jpg leads out of its folder",
+    ),
     "picture missing": (
         lambda root: (root / "train" / name(1)).unlink(),
         f"{ANNOTATIONS}:3: train/{name(1)} is missing",
@@ -263,6 +275,14 @@ CLIPS = {
         "a/keypoints.json: cannot be read as key points: keypoints is an object from names to "
         "points; expected a list of frames",
     ),
+    "box a million wide": (
+        clip_json(lambda frames: {"keypoints": frames, "box": [0, 0, 10**6, 90]}),
+        "a/keypoints.json: cannot be read as key points: the box is [0, 0, 1000000, 90]; at most",
+    ),
+    "key points from 0 to 1": (
+        clip_json(lambda frames: [*frames[:4], [[x / 400, y / 300] for x, y in frames[4]]]),
+        "a/keypoints.json: frame 4: all key points lie between 0 and 1",
+    ),
     "bad box": (
         clip_json(lambda frames: {"keypoints": frames, "box": [10, 10, 5, 90]}),
         "a/keypoints.json: cannot be read as key points: the box is [10, 10, 5, 90]; expected left",
@@ -329,6 +349,22 @@ def test_a_folder_without_clips_is_a_problem(
 
 
 SINGLES = {
+    "picture without an entry": (
+        lambda root: made_up.save(root / "7.png", made_up.picture((256, 176))),
+        "keypoints.csv: 7.png has no entry",
+    ),
+    "key points from 0 to 1": (
+        lambda root: made_up.change_line(root / "keypoints.csv", 3, "1.png" + 17 * ",0.5,0.25,1"),
+        "keypoints.csv:3: all key points lie between 0 and 1, as parts of the picture's size; "
+        "expected pixels",
+    ),
+    "name that leads out": (
+        lambda root: (
+            (root / "1.png").unlink(),
+            made_up.change_line(root / "keypoints.csv", 3, "../1.png" + 17 * ",9,9,1"),
+        ),
+        "keypoints.csv:3: the file name '../1.png' leads out of ROOT",
+    ),
     "picture missing": (
         lambda root: (root / "1.png").unlink(),
         "keypoints.csv:3: 1.png is missing",
