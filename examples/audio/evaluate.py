@@ -26,11 +26,12 @@ from examples.audio.damage import Damage, Damaged, put_damage
 from examples.audio.methods import Method, all_methods
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
-from examples.audio.report import quote, write
+from examples.audio.report import table, write
 from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
 from examples.common.commands import check_count, command
 from examples.common.files import check_folder
+from examples.common.tables import quote
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("runs/audio/smoke/results")
@@ -75,7 +76,7 @@ def main(options: Options) -> None:
         about, rows = TABLES[name](options)
         print(write(out, name, about, rows))
         if out == RESULTS and not options.smoke:
-            quote(RESULTS.parent / "README.md", name, rows)
+            quote(RESULTS.parent / "README.md", name, table(rows))
 
 
 def gaps_table(options: Options) -> Table:

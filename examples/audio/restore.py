@@ -36,7 +36,7 @@ from examples.audio.restoring import Restored, restore
 from examples.audio.spectrum import HOP, RATE
 from examples.audio.weights import trained
 from examples.common.commands import check_number, check_seed, command
-from examples.common.files import check_output
+from examples.common.files import check_not_input, check_output
 from examples.common.untrusted import BadInput
 
 LISTED = 8  # gaps that are named before anything is written
@@ -111,8 +111,7 @@ def check_outputs(options: Options) -> None:
     given = None if options.recording in HELD_OUT else Path(options.recording)
     for path in (options.out, damaged_beside(options.out), picture_beside(options.out)):
         check_output(path)
-        if given and given.exists() and path.exists() and path.samefile(given):
-            raise BadInput(f"{path} is the recording itself, which is never overwritten")
+        check_not_input(path, given)
 
 
 def damaged_beside(out: Path) -> Path:

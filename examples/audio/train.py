@@ -4,7 +4,6 @@ A run that was stopped continues where it was, and one that is finished can be e
 steps or minutes.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +22,10 @@ from examples.common.checkpoints import Part
 from examples.common.commands import check_count, check_number, check_seed, command
 from examples.common.files import check_folder, write_json
 from examples.common.loop import run, seed_everything
+from examples.common.schedule import warm_up_cosine
 from examples.common.untrusted import BadInput, fields, number, read_json
+
+WARM_UP = 30  # steps
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def prepare(
 
     def advance(step: int) -> dict[str, float]:
         for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * rate_at(step, steps, options.rate)
+            group["lr"] = group["factor"] * options.rate * warm_up_cosine(step, steps, WARM_UP)
         damaged = excerpt(recordings, samples, torch.default_generator)
         true = log_bands(spectrum(damaged.true))
         repair = net(damaged.wave, damaged.known, attend)
@@ -124,11 +126,6 @@ def optimizer_for(net: Restorer) -> torch.optim.Optimizer:
     others = [p for name, p in net.named_parameters() if name != "log_sharpness"]
     groups = [{"params": others, "factor": 1.0}, {"params": sharpness, "factor": 5.0}]
     return torch.optim.Adam(groups, betas=(0.9, 0.98))
-
-
-def rate_at(step: int, steps: int, rate: float, warm_up: int = 30) -> float:
-    """A warm-up, then a cosine to zero."""
-    return rate * min(1, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def steps_in(options: Options, recordings: Recordings, folder: Path, trial: int = 12) -> int:

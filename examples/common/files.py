@@ -72,6 +72,12 @@ def check_output(path: Path) -> None:
     check_folder(path.parent)
 
 
+def check_not_input(path: Path, given: Path | None) -> None:
+    """Refuse to write to the very file that is read, under whatever name."""
+    if given and given.exists() and path.exists() and path.samefile(given):
+        raise BadInput(f"{path} is the file that is read, which is never overwritten")
+
+
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that cannot be made or written into; nothing is left."""
     there = next(some for some in (folder, *folder.absolute().parents) if some.exists())

@@ -91,7 +91,7 @@ def test_the_input_is_never_overwritten(tmp_path: Path, damage: bool, capsys) ->
     for name in ("speech-damaged.wav", "link.wav", "hard.wav", "speech.wav"):
         options = Options(str(given), tmp_path / name, damage=damage)
         said = refusal(lambda options=options: restore.main(options), capsys)
-        assert "is the recording itself, which is never overwritten" in said
+        assert "is the file that is read, which is never overwritten" in said
     assert tree(tmp_path) == before
 
 
