@@ -8,7 +8,6 @@ tables into README.md. A smoke run writes into runs/audio/smoke/results only.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,12 @@ from examples.audio.damage import Damage, Damaged, put_damage
 from examples.audio.methods import Method, all_methods
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
-from examples.audio.report import quote, write
+from examples.audio.report import table, write
 from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
+from examples.common.commands import check_count, command
+from examples.common.files import check_folder
+from examples.common.tables import quote
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("runs/audio/smoke/results")
@@ -64,17 +66,17 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    check_count("--seeds", options.seeds, 1, 1000)
+    check_count("--workers", options.workers, 1, 64)
+    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
+    check_folder(out)
     if options.workers > 1:
         torch.set_num_threads(1)  # workers are forked, which threads do not survive
-    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
-    try:
-        for name in options.tables:
-            about, rows = TABLES[name](options)
-            print(write(out, name, about, rows))
-            if out == RESULTS and not options.smoke:
-                quote(RESULTS.parent / "README.md", name, rows)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    for name in options.tables:
+        about, rows = TABLES[name](options)
+        print(write(out, name, about, rows))
+        if out == RESULTS and not options.smoke:
+            quote(RESULTS.parent / "README.md", name, table(rows))
 
 
 def gaps_table(options: Options) -> Table:
@@ -203,4 +205,4 @@ def in_gaps(restored: Float[Tensor, "1 n"], damaged: Damaged) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

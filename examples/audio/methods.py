@@ -40,7 +40,7 @@ def all_methods(runs: Path) -> list[Method]:
     """Each attention in the network that was trained with it; and more.
 
     Raises:
-        ValueError: A network has not been trained.
+        BadInput: A network has not been trained.
     """
     gpa = trained("gpa", False, runs)
     return [

@@ -16,7 +16,7 @@ from torch import Tensor
 from examples.audio.align import Copy
 from examples.audio.gaps import gaps_in
 from examples.audio.spectrum import RATE, spectrum
-from examples.common.files import replacing
+from examples.common.figures import save_figure
 
 LONGEST_S = 20.0  # shown of a recording
 RANGE_DB = 80.0
@@ -47,8 +47,7 @@ def draw(
     arcs(axes[-1], known, copies)
     axes[-1].set_xlim(first / RATE, last / RATE)
     axes[-1].set_xlabel("seconds")
-    with replacing(path) as part:
-        figure.savefig(part, dpi=100, format="png")
+    save_figure(figure, path, dpi=100)
     pyplot.close(figure)
 
 

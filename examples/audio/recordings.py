@@ -15,6 +15,7 @@ from torch import Tensor
 from examples.audio.files import at_rate, mono
 from examples.audio.spectrum import LOUDNESS, RATE, delayed
 from examples.audio.synthesis import band
+from examples.common.untrusted import BadInput
 
 OWN = Path(__file__).parent / "recordings"
 PROMPTS = Path("/usr/share/sounds/alsa")  # where Debian's alsa-utils puts them
@@ -30,7 +31,7 @@ PROMPT_NAMES = (
 )
 
 
-class MissingRecordingError(RuntimeError):
+class MissingRecordingError(BadInput):
     """The package that a recording comes from is not installed."""
 
 

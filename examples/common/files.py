@@ -44,8 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write strict JSON, which has no NaN."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def write_tensors(
@@ -71,6 +70,12 @@ def check_output(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is not a regular file and is not replaced")
     check_folder(path.parent)
+
+
+def check_not_input(path: Path, given: Path | None) -> None:
+    """Refuse to write to the very file that is read, under whatever name."""
+    if given and given.exists() and path.exists() and path.samefile(given):
+        raise BadInput(f"{path} is the file that is read, which is never overwritten")
 
 
 def check_folder(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Train the same network with each attention, and compare error, time and memory."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
+from examples.common.commands import check_count, check_number, check_seed, set_threads
+from examples.common.files import check_folder
 from examples.common.loop import run
+from examples.common.schedule import warm_up_cosine
+from examples.common.untrusted import BadInput
 from examples.graphs.model import OPERATORS, GraphNetwork
 from examples.graphs.sample import Sample
 from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
@@ -55,6 +58,19 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+def check(options: Options, threads: int, out: Path) -> None:
+    """Refuse, before any work, what cannot be done; set the number of threads."""
+    check_count("--steps", options.steps)
+    check_count("--batch", options.batch, most=1000)
+    check_number("--rate", options.rate, 0, 1, above=True)
+    if not options.seeds:
+        raise BadInput("--seeds needs at least one number")
+    for seed in options.seeds:
+        check_seed(seed)
+    set_threads(threads)
+    check_folder(out)
+
+
 def compare(
     task: Task, options: Options, runs: Path
 ) -> tuple[list[dict[str, Any]], dict[str, GraphNetwork]]:
@@ -82,7 +98,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
 
     def advance(number: int) -> dict[str, float]:
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * (1 + math.cos(math.pi * number / options.steps)) / 2
+            group["lr"] = options.rate * warm_up_cosine(number, options.steps)
         optimizer.zero_grad()
         loss = sum(step(network, task, task.draw(), options.batch) for _ in range(options.batch))
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -96,7 +112,6 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
         options.steps,
         seed=seed,
         facts={
-            "steps": options.steps,
             "batch": options.batch,
             "rate": options.rate,
             "seed": seed,

@@ -22,6 +22,10 @@ from skimage.transform import resize
 from torch import Tensor
 
 import ndgpa
+from examples.common.commands import command
+from examples.common.figures import save_figure
+from examples.common.files import check_output
+from examples.common.untrusted import BadInput
 from ndgpa.analysis import attention_map
 from ndgpa.operators import SaysMask
 
@@ -138,11 +142,13 @@ def main(out: Path = Path("docs/images/patterns.png")) -> None:
     Args:
         out: Where to.
     """
+    if out.suffix != ".png":
+        raise BadInput(f"{out} must end in .png")
+    check_output(out)
     torch.manual_seed(0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet().savefig(out, dpi=130)
+    save_figure(sheet(), out, dpi=130)
     print(f"wrote {out}, {out.stat().st_size / 1000:.0f} KB")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

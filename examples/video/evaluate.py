@@ -25,6 +25,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.commands import check_count, command
+from examples.common.files import check_folder
 from examples.video.attention import ATTENTIONS, KAPPA, WINDOW, Attention, Spaces, gpa
 from examples.video.data import HELD_OUT, Problem, held_out_problem
 from examples.video.guess import fill
@@ -85,20 +87,20 @@ Way = Callable[[Problem, Sketch], dict[str, Any]]
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    check_count("--seeds", options.seeds, most=1000)
+    check_count("--processes", options.processes, most=64)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
     paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
-    try:
-        nets = {name: load_net(path) for name, path in paths.items()}
-        about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
-        rows: list[dict[str, Any]] = []
-        for row in measured(jobs(options, nets), nets, options.processes):
-            rows.append(row)
-            text = write_results(out, about, rows)
-        print(text)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    check_folder(out)
+    nets = {name: load_net(path) for name, path in paths.items()}
+    about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
+    rows: list[dict[str, Any]] = []
+    for row in measured(jobs(options, nets), nets, options.processes):
+        rows.append(row)
+        text = write_results(out, about, rows)
+    print(text)
 
 
 def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
@@ -197,4 +199,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.common.files import replacing
+from examples.common.figures import save_figure, show_picture
 from examples.video.attention import KAPPA, Spaces, rule
 from examples.video.model import Filling, FillNet, Sketch
 from ndgpa import select
@@ -47,8 +47,7 @@ def draw_sheet(
         axes.set_title(f"{name}: frames {', '.join(map(str, chosen.tolist()))}", fontsize=8)
     axes = figure.add_subplot(parts[-1])
     draw_lines(axes, net, sketch, kappa)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110, format="png")
+    save_figure(figure, path, dpi=110)
 
 
 def strip(axes: Axes, frames: Float[Tensor, "t 3 h w"]) -> None:
@@ -58,7 +57,7 @@ def strip(axes: Axes, frames: Float[Tensor, "t 3 h w"]) -> None:
     for place, frame in enumerate(frames):
         left = place * (width + GAP)
         extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)
-        axes.imshow(frame.permute(1, 2, 0).clamp(0, 1).numpy(), extent=extent)
+        show_picture(axes, frame, extent)
     axes.set_xlim(-0.5, len(frames) * (width + GAP) - GAP - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
 

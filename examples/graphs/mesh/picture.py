@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from torch import Tensor
 
-from examples.common.files import replacing
+from examples.common.figures import save_figure
 from examples.graphs.mesh.data import Distances, Surface
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
@@ -46,8 +46,7 @@ def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None
         error = (values - sample.y).abs()
         title = f"error, {name}: {100 * error.mean() / sample.y.mean():.0f} %"
         _paint(next(panels), title, surface, mark, _colours("magma", error, longest / 3))
-    with replacing(path) as part:
-        figure.savefig(part, dpi=90, format="png")
+    save_figure(figure, path, dpi=90)
 
 
 def _typical(task: Distances, network: GraphNetwork) -> tuple[Surface, int]:

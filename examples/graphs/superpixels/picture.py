@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.common.files import replacing
+from examples.common.figures import save_figure
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
 from examples.graphs.superpixels.data import Clicks, Regions
@@ -37,8 +37,7 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
         predicted = network(sample.x, sample.edge_index, sample.structure)
         title = f"{name}: {task.error(predicted, sample):.0f} % wrong"
         _show(next(panels), title, _labels(view, predicted[:, 0] > 0))
-    with replacing(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(figure, path, dpi=80)
 
 
 def _show(axes: Axes, title: str, picture: np.ndarray) -> None:

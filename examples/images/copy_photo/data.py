@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import skimage.data
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from examples.common.untrusted import BadInput, decoding, read_picture
 
 TRAINING = (
     "rocket",
@@ -118,22 +118,17 @@ def load_photo(name: str) -> Float[Tensor, "3 h w"]:
 
 
 def read_photo(path: Path) -> Float[Tensor, "3 h w"]:
-    """A photograph of one's own: grey becomes grey in three channels, alpha goes onto white.
+    """Read a photograph of one's own: grey becomes grey in three channels, alpha goes onto white.
 
     Raises:
-        ValueError: The file is missing, is no image, or is too small.
+        BadInput: The file is missing, damaged, no picture, too large or too small.
     """
-    if not path.is_file():
-        raise ValueError(f"--image {path} is not a file")
-    try:
-        with PIL.Image.open(path) as file:
-            picture = PIL.ImageOps.exif_transpose(file)
-            deep = picture.mode.startswith("I")  # 16 bits of grey
-            pixels = np.asarray(picture if deep else picture.convert("RGBA"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"--image {path} cannot be read as an image: {error}") from error
+    picture = read_picture(path)
+    deep = picture.mode.startswith("I")  # 16 bits of grey
+    with decoding(path, "a picture"):
+        pixels = np.asarray(picture if deep else picture.convert("RGBA"))
     if min(pixels.shape[:2]) < SMALLEST:
-        raise ValueError(
+        raise BadInput(
             f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]} pixels; the shorter side needs "
             f"at least {SMALLEST}"
         )

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from examples.common.measures import psnr, ssim
+from examples.images.copy_photo.clock import timed
 from examples.images.copy_photo.data import Task, distort
-from examples.images.copy_photo.metrics import psnr, ssim, timed
 from examples.images.copy_photo.model import CopyNet, Question
 from ndgpa import GPA, Grid, select
 from ndgpa.analysis import coverage, key_weights, peak_bytes

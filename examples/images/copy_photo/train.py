@@ -3,8 +3,7 @@
 Every finished stage is kept in a checkpoint; a run that was killed goes on from the last one.
 """
 
-import math
-import pickle
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.common.files import replacing
+from examples.common.files import write_tensors
+from examples.common.schedule import warm_up_cosine
+from examples.common.untrusted import BadInput, read_metadata, read_tensors
 from examples.images.copy_photo.data import (
     TRAINING,
     Task,
@@ -150,7 +151,7 @@ def minimise(
     groups = [{"params": others, "lr": rate}, {"params": logs, "lr": 5 * rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min(1, (i + 1) / 20) * (1 + math.cos(math.pi * i / steps)) / 2
+        optimizer, lambda step: warm_up_cosine(step, steps, warm_up=20)
     )
     mean = None
     bar = tqdm(range(steps), desc=f"train {name}")
@@ -166,21 +167,33 @@ def minimise(
 
 
 def load_stages(checkpoint: Path, options: Training) -> dict[str, dict[str, Tensor]]:
-    """The finished stages, none where the file is missing or was made with other options."""
+    """Load the finished stages, none where the file is missing or was made with other options."""
     if not checkpoint.is_file():
         return {}
     try:
-        saved = torch.load(checkpoint, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        print(f"{checkpoint} cannot be read: training from the start")
+        made_with, tensors = read_metadata(checkpoint).get("options"), read_tensors(checkpoint)
+    except BadInput as error:
+        print(f"{error}: training from the start")
         return {}
-    if saved["options"] != asdict(options):
+    if made_with != _as_text(options):
         print(f"{checkpoint} was trained with other options: training from the start")
         return {}
-    print(f"{checkpoint} has the stages {', '.join(saved['states'])} (--retrain to make them anew)")
-    return saved["states"]
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, x in tensors.items():
+        stage, _, name = key.partition("/")
+        states.setdefault(stage, {})[name] = x
+    print(f"{checkpoint} has the stages {', '.join(states)} (--retrain to make them anew)")
+    return states
 
 
 def save_stages(checkpoint: Path, options: Training, states: dict[str, dict[str, Tensor]]) -> None:
-    with replacing(checkpoint) as part:
-        torch.save({"options": asdict(options), "states": states}, part)
+    tensors = {
+        f"{stage}/{name}": x.clone()  # the stages share the matcher
+        for stage, state in states.items()
+        for name, x in state.items()
+    }
+    write_tensors(checkpoint, tensors, {"options": _as_text(options)})
+
+
+def _as_text(options: Training) -> str:
+    return json.dumps(asdict(options))
