@@ -7,7 +7,7 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 
 .PHONY: demo test test-slow lint bench gpu gpu-train clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
@@ -48,9 +48,12 @@ gpu-train:
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.export --run runs/figures256_gpa \
 		--out runs/figures256_small
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the demo needs, and what the tests, the linter and the type checker need besides.
+$(VENV)/.demo: EXTRA := examples
+$(VENV)/.installed: EXTRA := dev
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
 	touch $@
 
 clean:

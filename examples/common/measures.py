@@ -28,18 +28,20 @@ def ssim(image: Float[Tensor, "c h w"], truth: Float[Tensor, "c h w"]) -> float:
 
 
 def ssim_map(
-    image: Float[Tensor, "c h w"], truth: Float[Tensor, "c h w"]
+    image: Float[Tensor, "c h w"], truth: Float[Tensor, "c h w"], data_range: float = 1.0
 ) -> Float[np.ndarray, "h w"]:
     """Structural similarity around each pixel, mean of the channels."""
-    return _structural_similarity(image, truth)[1].mean(axis=2)
+    return _structural_similarity(image, truth, data_range)[1].mean(axis=2)
 
 
-def _structural_similarity(image: Tensor, truth: Tensor) -> tuple[float, np.ndarray]:
+def _structural_similarity(
+    image: Tensor, truth: Tensor, data_range: float = 1.0
+) -> tuple[float, np.ndarray]:
     """As Wang et al. 2004: a Gaussian window of deviation 1.5, population covariance."""
     return structural_similarity(
         *(rearrange(x, "c h w -> h w c").numpy() for x in (image, truth)),
         channel_axis=2,
-        data_range=1.0,
+        data_range=data_range,
         gaussian_weights=True,
         sigma=1.5,
         use_sample_covariance=False,

@@ -5,15 +5,14 @@ Pictures are in 0 to 1; every measure gives one number for each picture of the b
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 import ndgpa
+from examples.common.measures import ssim_map
 from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import key_weights
 
@@ -69,28 +68,17 @@ def ssim(
     if protocol == "patn":
         images, truths = padded_to_square(images), padded_to_square(truths)
         where = None if where is None else padded_to_square(where[:, None], value=0)[:, 0]
-    pairs = zip(images.double().numpy(), truths.double().numpy())
-    maps = torch.stack([ssim_map(*pair, own_range=protocol == "patn") for pair in pairs])
+    own = protocol == "patn"
+    ranges = [float(x.max() - x.min()) if own else 1.0 for x in images]
+    maps = torch.stack(
+        [
+            torch.from_numpy(ssim_map(image, truth, data_range))
+            for image, truth, data_range in zip(images.double(), truths.double(), ranges)
+        ]
+    )
     if where is None:
         maps = maps[:, SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER]
     return mean_over(maps, where)
-
-
-def ssim_map(
-    image: Float[np.ndarray, "3 h w"], truth: Float[np.ndarray, "3 h w"], own_range: bool
-) -> Float[Tensor, "h w"]:
-    """The similarity around each pixel, the mean of the channels."""
-    _, found = structural_similarity(
-        truth,
-        image,
-        data_range=image.max() - image.min() if own_range else 1.0,
-        channel_axis=0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
-    )
-    return torch.from_numpy(found.mean(axis=0))
 
 
 def padded_to_square(x: Tensor, value: float = 1.0) -> Tensor:  # (b, c, h, w) -> (b, c, h, side)

@@ -2,8 +2,6 @@
 
 import math
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from examples.common.tables import processor
 from examples.images.pose_morphing.sheet import Picture, as_pictures, draw_sheet
 from examples.images.pose_morphing.tasks import Task
 from examples.people.keypoints import draw_skeleton
@@ -83,15 +82,6 @@ def machine(device: str) -> str:
     """What the numbers were measured on."""
     said = f"{os.cpu_count()} cores ({processor()}), torch {torch.__version__}"
     return f"{torch.cuda.get_device_name()}, {said}" if "cuda" in device else said
-
-
-def processor() -> str:
-    """As the system names it."""
-    about = Path("/proc/cpuinfo")
-    for line in about.read_text().splitlines() if about.is_file() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def contact_sheet(

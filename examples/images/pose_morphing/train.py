@@ -5,7 +5,6 @@ A run that was killed goes on where it stopped; on a CPU with the same bits. Sev
 """
 
 import copy
-import math
 import os
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from examples.common.commands import (
     set_threads,
 )
 from examples.common.loop import run
+from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import (
     Batch,
     draw_distorted,
@@ -202,9 +202,9 @@ class Trainer:
 
     def rate(self, step: int) -> float:
         """Warm-up, then constant for half of the steps, then a cosine down to a twentieth."""
-        late = max(0.0, 2 * step / self.config.steps - 1)
-        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * late)) / 2
-        return self.config.learning_rate * min(1, (step + 1) / self.config.warm_up_steps) * cosine
+        config = self.config
+        factor = warm_up_cosine(step, config.steps, config.warm_up_steps, hold=0.5, least=0.05)
+        return config.learning_rate * factor
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bfloat16)
