@@ -37,7 +37,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
 
-# The flagship on a GPU, at 256x128 (`pip install tyro` where it is missing). STEPS are to fit the time.
+# The flagship on a GPU, at 256x128 (`pip install filelock tyro` where they are missing). STEPS are to fit the time.
 FIGURES ?= runs/figures256
 STEPS ?= 12000
 gpu-train:
