@@ -22,9 +22,7 @@ from tqdm import tqdm
 from examples.common.commands import check_count, check_device, check_seed, command
 from examples.common.files import check_folder, write_text
 from examples.images.pose_morphing.losses import Perceptual, TextureEnergy
-from examples.images.pose_morphing.measures import copy_accuracy, key_distances, l1, psnr, ssim
-from examples.images.pose_morphing.model import Generator, Morph
-from examples.images.pose_morphing.report import (
+from examples.images.pose_morphing.measures.report import (
     Scores,
     as_markdown,
     contact_sheet,
@@ -32,16 +30,24 @@ from examples.images.pose_morphing.report import (
     machine,
     summary,
 )
-from examples.images.pose_morphing.sheet import save_picture
-from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
-from examples.images.pose_morphing.studies.memory import level_bytes
-from examples.images.pose_morphing.tasks import (
+from examples.images.pose_morphing.measures.scores import (
+    copy_accuracy,
+    key_distances,
+    l1,
+    psnr,
+    ssim,
+)
+from examples.images.pose_morphing.measures.sheet import save_picture
+from examples.images.pose_morphing.measures.tasks import (
     Task,
     distortion_task,
     in_unit_range,
     pair_task,
     part_of,
 )
+from examples.images.pose_morphing.model import Generator, Morph
+from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
+from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.trained import Trained, load_trained
 from examples.people import open_pictures
 from examples.people.figures.truth import open_truth

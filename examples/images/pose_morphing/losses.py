@@ -8,9 +8,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from examples.common.pickles import read_weights
 from examples.common.untrusted import BadInput
 from examples.images.pose_morphing.model import Discriminator, Level
-from examples.images.pose_morphing.trained import read_weights
 from ndgpa import Full
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from examples.common.commands import command
 from examples.images.pose_morphing.data import to_maps
-from examples.images.pose_morphing.model import Morph
-from examples.images.pose_morphing.report import skeleton
-from examples.images.pose_morphing.sheet import (
+from examples.images.pose_morphing.measures.report import skeleton
+from examples.images.pose_morphing.measures.sheet import (
     as_pictures,
     check_picture_name,
     draw_sheet,
     save_picture,
 )
+from examples.images.pose_morphing.model import Morph
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.person import Person, find_person, find_pose
 from examples.people.pictures import Pictures

@@ -1,6 +1,5 @@
 """Generators from checkpoints, ready to use."""
 
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from examples.common import checkpoints, untrusted
 from examples.common.commands import check_count
-from examples.common.untrusted import BadInput, check_file, number, of_kind
+from examples.common.untrusted import BadInput, number
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.model import Generator, set_kappa
 from ndgpa import GPA
@@ -21,7 +20,6 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
-WEIGHT_BYTES = 2**31
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
@@ -99,29 +97,3 @@ def read(generator: Generator, kappa: int) -> None:
     if not any(isinstance(level.operator, GPA) for level in generator.attentions):
         raise ValueError(f"{generator.config.attention} has no kappa to change")
     set_kappa(generator, kappa)
-
-
-def read_weights(path: Path, what: str) -> dict[str, Tensor]:
-    """Read the finite tensors of a file that `torch.save` wrote.
-
-    Raises:
-        BadInput: It is something else or too large; `what` says what was wanted.
-    """
-    check_file(path, WEIGHT_BYTES)
-    try:
-        if zipfile.is_zipfile(path) and unpacked_bytes(path) > WEIGHT_BYTES:
-            raise BadInput(f"it unpacks to more than {WEIGHT_BYTES} bytes")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        of_kind(saved, dict, "it")
-        tensors = {name: of_kind(x, Tensor, str(name)) for name, x in saved.items()}
-    except Exception as error:  # on hostile bytes a decoder may raise anything
-        raise BadInput(f"{path} does not hold {what}: {untrusted.sentence(error)}") from error
-    for name, x in tensors.items():
-        if not bool(x.isfinite().all()):
-            raise BadInput(f"{path} holds numbers that are not finite ({name})")
-    return tensors
-
-
-def unpacked_bytes(path: Path) -> int:
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())

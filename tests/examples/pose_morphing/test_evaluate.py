@@ -12,16 +12,16 @@ import torch
 from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.config import PRESETS
 from examples.images.pose_morphing.evaluate import Rendered, render, scores
-from examples.images.pose_morphing.model import Generator
-from examples.images.pose_morphing.report import cell, differences, markdown, summary
-from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
-from examples.images.pose_morphing.studies.frechet import frechet_of
-from examples.images.pose_morphing.tasks import (
+from examples.images.pose_morphing.measures.report import cell, differences, markdown, summary
+from examples.images.pose_morphing.measures.sheet import as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.measures.tasks import (
     Task,
     distortion_task,
     pair_task,
     part_of,
 )
+from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.studies.frechet import frechet_of
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.figures import cache
 from examples.people.figures.truth import open_truth

@@ -11,7 +11,7 @@ from einops import rearrange
 from skimage.metrics import peak_signal_noise_ratio
 
 import ndgpa
-from examples.images.pose_morphing.measures import (
+from examples.images.pose_morphing.measures.scores import (
     best_keys,
     copy_accuracy,
     key_distances,

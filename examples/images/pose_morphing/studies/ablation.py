@@ -22,11 +22,11 @@ from examples.common.files import check_folder, write_json
 from examples.common.untrusted import read_json
 from examples.images.pose_morphing.config import preset
 from examples.images.pose_morphing.evaluate import render, scores
+from examples.images.pose_morphing.measures.report import machine, summary
+from examples.images.pose_morphing.measures.tasks import Task, distortion_task
 from examples.images.pose_morphing.model import Generator, set_kappa
-from examples.images.pose_morphing.report import machine, summary
 from examples.images.pose_morphing.studies.ablation_report import write_report
 from examples.images.pose_morphing.studies.memory import level_bytes
-from examples.images.pose_morphing.tasks import Task, distortion_task
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people.pictures import Pictures

@@ -22,7 +22,7 @@ from examples.common.files import check_folder, replacing
 from examples.common.untrusted import fields, read_json
 from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.config import preset
-from examples.images.pose_morphing.report import machine
+from examples.images.pose_morphing.measures.report import machine
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people import open_pictures

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.pickles import read_weights
 from examples.common.untrusted import BadInput
-from examples.images.pose_morphing.trained import read_weights
 
 FID_CLASSES = 1008
 SIDE = 299

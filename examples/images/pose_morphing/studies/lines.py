@@ -23,10 +23,10 @@ from torch import Tensor
 
 from examples.common.commands import command
 from examples.common.files import replacing
-from examples.images.pose_morphing.measures import keys_and_weights, places_of, sites_of
+from examples.images.pose_morphing.measures.scores import keys_and_weights, places_of, sites_of
+from examples.images.pose_morphing.measures.sheet import check_picture_name
+from examples.images.pose_morphing.measures.tasks import in_unit_range
 from examples.images.pose_morphing.morph import Answer, Question, answer
-from examples.images.pose_morphing.sheet import check_picture_name
-from examples.images.pose_morphing.tasks import in_unit_range
 from examples.people.keypoints import NAMES
 from ndgpa.analysis import draw_key_lines
 

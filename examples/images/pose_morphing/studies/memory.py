@@ -2,8 +2,8 @@
 
 import torch
 
+from examples.images.pose_morphing.measures.tasks import Task, part_of
 from examples.images.pose_morphing.model import Generator, Level
-from examples.images.pose_morphing.tasks import Task, part_of
 from ndgpa.analysis import peak_bytes
 
 

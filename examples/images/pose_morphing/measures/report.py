@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.common.tables import processor
-from examples.images.pose_morphing.sheet import Picture, as_pictures, draw_sheet
-from examples.images.pose_morphing.tasks import Task
+from examples.images.pose_morphing.measures.sheet import Picture, as_pictures, draw_sheet
+from examples.images.pose_morphing.measures.tasks import Task
 from examples.people.keypoints import draw_skeleton
 
 Scores = dict[str, Float[Tensor, " n"]]  # by measure, one number a picture
