@@ -37,7 +37,7 @@ STILL_CAMERA = Damage(smudges=0, passers=6)  # behind a smudge there would be no
 def damage(
     frames: int, side: int, what: Damage, generator: torch.Generator
 ) -> Bool[Tensor, "t 1 side side"]:
-    """What is still known."""
+    """Draw damage, and mark what is still known."""
     known = torch.ones(frames, 1, side, side, dtype=torch.bool)
     for number in range(what.smudges + what.passers):
         known &= ~_spot(frames, side, what, number >= what.smudges, generator)

@@ -39,13 +39,13 @@ class Problem:
 
 
 def training_scenes() -> list[Float[Tensor, "t 3 H W"]]:
-    """Photographs, as clips of one frame, and the shots of the training clip."""
+    """Load photographs, as clips of one frame, and the shots of the training clip."""
     photographs = [_small(_photograph(name)) for name in PHOTOGRAPHS]
     return photographs + shots(read_clip(shipped(TRAINING_CLIP), SCENE_SIDE).pixels)
 
 
 def shots(frames: Float[Tensor, "t 3 h w"], cut: float = 0.12) -> list[Float[Tensor, "s 3 h w"]]:
-    """The clip between its cuts: where frames differ more than `cut`, and more than about them."""
+    """Split the clip at its cuts: where frames differ more than `cut`, and more than about them."""
     change = frames.diff(dim=0).abs().mean(dim=(1, 2, 3))
     around = F.max_pool1d(F.pad(change[None], (2, 2)), 2, 1)[0]  # of the two before, the two after
     cuts = (change > cut) & (change > 2 * torch.maximum(around[:-3], around[3:]))
@@ -70,7 +70,7 @@ def _small(frames: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 H W"]:
 def draw_problem(
     scenes: list[Float[Tensor, "s 3 H W"]], frames: int, side: int, generator: torch.Generator
 ) -> Problem:
-    """A scene under a moving camera, often with a piece of another one gliding across it."""
+    """Film a scene with a moving camera, often with a piece of another one gliding across it."""
     pick, speed, shake, zoom, still = torch.rand(5, generator=generator).tolist()
     scene = _stretch(scenes[int(pick * len(scenes))], frames, generator)
     zoom = 0.8 + 0.4 * zoom
@@ -86,7 +86,7 @@ def draw_problem(
 def _stretch(
     scene: Float[Tensor, "s 3 H W"], frames: int, generator: torch.Generator
 ) -> Float[Tensor, "frames 3 H W"]:
-    """So many frames of a scene: a photograph stands still, a short shot runs to and fro."""
+    """Take so many frames of a scene: a photograph stands still, a short shot runs to and fro."""
     start, back = torch.rand(2, generator=generator).tolist()
     number = torch.arange(frames) + int(start * max(1, len(scene) - frames))
     period = max(1, 2 * (len(scene) - 1))
@@ -95,7 +95,7 @@ def _stretch(
 
 
 def held_out_problem(name: str, moves: bool, frames: int, side: int, seed: int = 7) -> Problem:
-    """A clip that was not trained on, damaged.
+    """Damage a clip that was not trained on.
 
     Its shorter side is one and a half times the picture's, and a camera pans over it; or the
     camera stands still, and the picture is its middle, as large as the shorter side.

@@ -12,7 +12,7 @@ from torch import Tensor
 def film(
     scene: Float[Tensor, "t 3 H W"], path: Float[Tensor, "t 2"], side: int, zoom: float = 1.0
 ) -> Float[Tensor, "t 3 side side"]:
-    """Square pictures whose upper left corner stands at `path`, (x, y) in pixels of the scene.
+    """Film squares whose upper left corner stands at `path`, (x, y) in pixels of the scene.
 
     Args:
         zoom: Pixels of the scene along one of the picture.
@@ -28,7 +28,7 @@ def film(
 def wander(
     frames: int, room: tuple[float, float], speed: float, shake: float, generator: torch.Generator
 ) -> Float[Tensor, "t 2"]:
-    """A pan that turns back at the borders of the room (x, y), and a shaking hand.
+    """Pan, turn back at the borders of the room (x, y), and shake as a hand does.
 
     Args:
         speed: Pixels from frame to frame.
@@ -49,7 +49,7 @@ def with_passer(
     scenes: list[Float[Tensor, "s 3 H W"]],
     generator: torch.Generator,
 ) -> Float[Tensor, "t 3 h w"]:
-    """An ellipse cut out of a scene moves over the clip at its own speed."""
+    """Move an ellipse cut out of a scene over the clip at its own speed."""
     count, side = len(frames), frames.shape[3]
     pick, wide, high, x, y, dx, dy, some = torch.rand(8, generator=generator).tolist()
     if some < 0.3:
