@@ -24,7 +24,7 @@ FULL_UP_TO_S = 60.0  # of sound: beyond, full attention takes minutes
 
 
 def attention_costs(net: Restorer, lengths_s: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Rows for GPA and full attention on the queries and keys of a recording."""
+    """Measure GPA and full attention on the queries and keys of a recording; a row for each."""
     rows = []
     for length_s in lengths_s:
         damaged = long_recording(length_s)
@@ -56,7 +56,7 @@ def cost_of(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
 
 def not_run(name: str, question: Question, length_s: float) -> dict[str, Any]:
-    """What is known without a run: the affinities that one call computes, 4 bytes each."""
+    """Count the affinities that one call computes, 4 bytes each, without running it."""
     heads, frames = question.query.shape[1:3]
     entries = gpa_entries(space(frames), KAPPA).total if name == "gpa" else frames**2
     return {
@@ -90,7 +90,7 @@ def restore_long(runs: Path, length_s: float) -> dict[str, Any]:
 
 
 def long_recording(length_s: float) -> Damaged:
-    """The refrain again and again, under noise 40 dB below, with gaps."""
+    """Repeat the refrain under noise 40 dB below it, and cut gaps."""
     samples, wave = round(length_s * RATE), refrain()
     wave = wave.repeat(samples // len(wave) + 1)[None, :samples]
     generator = torch.Generator().manual_seed(0)

@@ -80,7 +80,7 @@ def main(options: Options) -> None:
 
 
 def gaps_table(options: Options) -> Table:
-    """All methods, gaps only."""
+    """Compare all methods on recordings with gaps alone."""
     recordings, about = held_out(options)
     seeds = range(1 if options.smoke else options.seeds)
     judge = partial(judged, recordings=recordings, damage=Damage(), seeds=seeds)
@@ -88,7 +88,7 @@ def gaps_table(options: Options) -> Table:
 
 
 def damage_table(options: Options) -> Table:
-    """The attentions, each with its own network; noise and clipping besides."""
+    """Compare the attentions, each with its own network, under noise and clipping too."""
     recordings, about = held_out(options)
     damage = Damage(clip=0.5, noise_db=20.0)
     methods = [method for method in all_methods(options.runs) if method.label in COMPARED]
@@ -97,7 +97,7 @@ def damage_table(options: Options) -> Table:
 
 
 def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) -> list[Row]:
-    """A row for each method; with several workers, in processes that share what is loaded."""
+    """Judge each method; several workers are processes that share what is loaded."""
     if workers == 1:
         return [judge(method) for method in tqdm(methods)]
     numbers = range(len(methods))
@@ -106,7 +106,7 @@ def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) ->
 
 
 def share(judge: Callable[[Method], Row], methods: list[Method]) -> None:
-    """In a worker: keep what it was forked with, which cannot be sent."""
+    """Keep in a worker what it was forked with, which cannot be sent."""
     SHARED.update(judge=judge, methods=methods)
 
 
@@ -155,7 +155,7 @@ LONG = "A recording of ten minutes, restored with GPA in a process of its own."
 
 
 def held_out(options: Options) -> tuple[Recordings, list[str]]:
-    """The recordings that are at hand; and what is to be said of them."""
+    """Load the recordings that are at hand, and say which are missing."""
     recordings, missing = {}, []
     for name, make in HELD_OUT.items():
         try:
@@ -171,7 +171,7 @@ def held_out(options: Options) -> tuple[Recordings, list[str]]:
 def judged(
     method: Method, recordings: Recordings, damage: Damage, seeds: range, clean: bool = False
 ) -> Row:
-    """A row of the table."""
+    """Judge one method on all recordings: a row of the table."""
     row: Row = {"attention": method.label}
     real, whole, before = [], [], []
     for name, wave in recordings.items():

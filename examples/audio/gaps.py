@@ -72,7 +72,7 @@ def silences(wave: Float[Tensor, "b n"], rate: int) -> Silences:
 
 
 def _is_cut(side: Float[Tensor, "b m"], rate: int, least: float) -> bool:
-    """Whether a sound is as loud right at the edge of a silence, which comes first, as around."""
+    """Say whether a sound is as loud at the edge of a silence, which comes first, as around it."""
     if side.shape[1] < round(AROUND_S * rate):
         return False
     edge = _level(side[:, : round(EDGE_S * rate)])
@@ -86,7 +86,7 @@ def _level(wave: Float[Tensor, "b n"]) -> float:
 def known_outside(
     gaps: list[tuple[float, float]], samples: int, rate: int, widened_s: float = 0.0
 ) -> Bool[Tensor, " n"]:
-    """True but in the gaps, which are made a little wider on both sides."""
+    """Mark all samples but those in the gaps, which are widened a little on both sides."""
     known = ones(samples, dtype=bool)
     for start, end in gaps:
         low = max(0, round((start - widened_s) * rate))

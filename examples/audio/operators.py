@@ -14,7 +14,7 @@ def space(frames: int) -> Sequence:
 
 
 def operator(name: str, frames: int, causal: bool = False) -> Operator:
-    """An attention for a recording of so many frames; features bring their own temperature.
+    """Make an attention for a recording of so many frames; features bring their temperature.
 
     Raises:
         BadInput: There is no such attention, or no causal form of it.

@@ -28,7 +28,7 @@ def draw(
     known: Bool[Tensor, " n"],
     copies: list[list[Copy]],
 ) -> None:
-    """Spectrograms by name, and below them an arc from each gap to its best source.
+    """Draw spectrograms by name, and below them an arc from each gap to its best source.
 
     Of a long recording the part with the most missing is shown; an arc to a place outside
     leaves the picture.
@@ -74,7 +74,7 @@ def show(axis: Axes, wave: Float[Tensor, " n"], start_s: float, loudest: float) 
 
 
 def arcs(axis: Axes, known: Bool[Tensor, " n"], copies: list[list[Copy]]) -> None:
-    """Gaps as bars on a line of time; the surer a copy, the darker its arc."""
+    """Draw gaps as bars on a line of time; the surer a copy, the darker its arc."""
     best = [some[0] for some in copies if some]
     longest = max((abs(copy.lag) for copy in best), default=RATE) / RATE
     for start, end in gaps_in(known):

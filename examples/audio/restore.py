@@ -123,7 +123,7 @@ def picture_beside(out: Path) -> Path:
 
 
 def run_damaged(options: Options, wave: Float[Tensor, "b n"]) -> None:
-    """Damage, restore, compare; at 16 kHz."""
+    """Damage, restore and compare, at 16 kHz."""
     check_writable(options.out, len(wave), RATE)
     damage = Damage(clip=options.clip, noise_db=options.noise_db)
     generator = torch.Generator().manual_seed(options.seed)
@@ -143,7 +143,7 @@ def run_damaged(options: Options, wave: Float[Tensor, "b n"]) -> None:
 
 
 def run_given(options: Options, path: Path) -> None:
-    """Restore what is damaged already; at the rate of the file."""
+    """Restore what is damaged already, at the rate of the file."""
     given, rate = read_recording(path)
     check_writable(options.out, len(given), rate)
     samples = given.shape[1]
@@ -164,7 +164,7 @@ def run_given(options: Options, path: Path) -> None:
 def found(
     path: Path, wave: Float[Tensor, "b n"], rate: int, clean: bool
 ) -> list[tuple[float, float]]:
-    """The gaps that can be told from pauses; what counts as a pause is printed."""
+    """Find the gaps that can be told from pauses; print how many pauses there are."""
     silent = silences(wave, rate)
     if not silent.gaps and not clean:
         raise BadInput(
@@ -183,7 +183,7 @@ def announced(
     length_s: float,
     more: tuple[Path, ...] = (),
 ) -> bool:
-    """Say what will be changed and written; True if that is all that is wanted."""
+    """Say what will be changed and written; return True if that is all that is wanted."""
     named = ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in gaps[:LISTED])
     named += f" and {len(gaps) - LISTED} more" if len(gaps) > LISTED else ""
     share = sum(end - start for start, end in gaps) / length_s
@@ -214,7 +214,7 @@ def timed(options: Options, wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n
 def draw_beside(
     out: Path, waves: dict[str, Tensor], known: Bool[Tensor, "b n"], restored: Restored
 ) -> None:
-    """The first channel."""
+    """Draw the first channel beside the recording."""
     picture = picture_beside(out)
     draw(picture, {k: x[0] for k, x in waves.items()}, known[0], restored.copies[0])
     print(f"{out}, {picture}")

@@ -96,7 +96,7 @@ def folder_of(options: Options) -> Path:
 def prepare(
     options: Options, recordings: Recordings, excerpt_s: float, steps: int
 ) -> tuple[Restorer, dict[str, Part], Callable[[int], dict[str, float]]]:
-    """The network, all that learns, and one step."""
+    """Make the network, all that learns, and one step."""
     seed_everything(options.seed, 1 << 31)
     net = Restorer(causal=options.causal)
     optimizer = optimizer_for(net)
@@ -121,7 +121,7 @@ def prepare(
 
 
 def optimizer_for(net: Restorer) -> torch.optim.Optimizer:
-    """The sharpness of the attention learns five times faster than the rest."""
+    """Make an optimizer in which the sharpness of the attention learns five times faster."""
     sharpness = [net.log_sharpness]
     others = [p for name, p in net.named_parameters() if name != "log_sharpness"]
     groups = [{"params": others, "factor": 1.0}, {"params": sharpness, "factor": 5.0}]
@@ -129,7 +129,7 @@ def optimizer_for(net: Restorer) -> torch.optim.Optimizer:
 
 
 def steps_in(options: Options, recordings: Recordings, folder: Path, trial: int = 12) -> int:
-    """How many steps fit into the time, measured once for a folder and kept in steps.json."""
+    """Measure once for a folder how many steps fit into the time; keep it in steps.json."""
     path = folder / "steps.json"
     wanted = {k: str(v) for k, v in asdict(options).items() if k not in ("out", "ship")}
     if path.is_file():

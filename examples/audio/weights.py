@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).parent / "weights"
 
 
 def run_name(operator: str, causal: bool) -> str:
-    """The folder of a run inside the folder of runs."""
+    """Name the folder of a run inside the folder of runs."""
     return f"{operator}-causal" if causal else operator
 
 
@@ -35,7 +35,7 @@ def shipped(operator: str, causal: bool) -> Restorer:
 
 
 def of_run(operator: str, causal: bool, runs: Path) -> Restorer | None:
-    """Load the network of a finished run; None where there is no run.
+    """Load the network of a finished run; return None where there is no run.
 
     Raises:
         BadInput: The run is damaged, of another network, or not finished.

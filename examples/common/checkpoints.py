@@ -49,7 +49,7 @@ def save(
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Load the newest whole checkpoint; None where there are no checkpoints at all.
+    """Load the newest whole checkpoint; return None where there are no checkpoints at all.
 
     Raises:
         BadInput: There are some, and all are damaged.
@@ -94,7 +94,7 @@ def load(record: Path) -> Checkpoint:
 
 
 def records(folder: Path) -> list[Path]:
-    """The JSON files of all checkpoints, the newest first."""
+    """List the JSON files of all checkpoints, the newest first."""
     named = [x for x in folder.glob("step-*.json") if re.fullmatch(r"step-\d{8,}", x.stem)]
     return sorted(named, key=step_of, reverse=True)
 

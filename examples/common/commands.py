@@ -55,7 +55,7 @@ def _leave(text: str, code: int, error: BaseException) -> None:
 
 
 def told(error: BaseException) -> str:
-    """One sentence; of a file that could not be written, which and why."""
+    """Put an error into one sentence; of a file that cannot be written, which and why."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -120,7 +120,7 @@ def check_device(name: str) -> None:
 
 
 def set_threads(count: int) -> None:
-    """How many threads torch uses on the CPU; 0 leaves that to torch."""
+    """Set how many threads torch uses on the CPU; 0 leaves that to torch."""
     check_count("--threads", count, 0, 1024)
     if count:
         torch.set_num_threads(count)

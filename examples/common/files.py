@@ -20,7 +20,7 @@ written: ContextVar[list[Path] | None] = ContextVar("written", default=None)
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place once it is written."""
+    """Give a temporary name beside `path`, which takes its place once it is written."""
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")

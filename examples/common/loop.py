@@ -163,7 +163,7 @@ def check_finite(figures: dict[str, float], step: int, folder: Path) -> None:
 
 
 def keep(folder: Path, step: int, parts: dict[str, Part], facts: dict[str, Any]) -> None:
-    """Save, unless a parameter or an optimiser's state has become infinite or NaN."""
+    """Save, unless a parameter or an optimizer's state has become infinite or NaN."""
     tensors = checkpoints.tensors_of(parts)
     bad = [name for name, x in tensors.items() if not bool(x.isfinite().all())]
     if bad:

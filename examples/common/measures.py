@@ -15,7 +15,7 @@ def psnr(
     truth: Float[Tensor, "*batch c h w"],
     where: Bool[Tensor, "*batch 1 h w"] | None = None,
 ) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels, or over those that `where` marks."""
+    """Compute the peak signal-to-noise ratio in dB over all pixels, or those in `where`."""
     error = (images - truth).square()
     if where is not None:
         error = error.mean(dim=-3, keepdim=True)[where]
@@ -23,21 +23,21 @@ def psnr(
 
 
 def ssim(image: Float[Tensor, "c h w"], truth: Float[Tensor, "c h w"]) -> float:
-    """Structural similarity, mean of the channels; the border of 5 pixels is left out."""
+    """Compute the mean structural similarity; the border of 5 pixels is left out."""
     return float(_structural_similarity(image, truth)[0])
 
 
 def ssim_map(
     image: Float[Tensor, "c h w"], truth: Float[Tensor, "c h w"], data_range: float = 1.0
 ) -> Float[np.ndarray, "h w"]:
-    """Structural similarity around each pixel, mean of the channels."""
+    """Compute the structural similarity around each pixel, mean of the channels."""
     return _structural_similarity(image, truth, data_range)[1].mean(axis=2)
 
 
 def _structural_similarity(
     image: Tensor, truth: Tensor, data_range: float = 1.0
 ) -> tuple[float, np.ndarray]:
-    """As Wang et al. 2004: a Gaussian window of deviation 1.5, population covariance."""
+    """Follow Wang et al. 2004: a Gaussian window of deviation 1.5, population covariance."""
     return structural_similarity(
         *(rearrange(x, "c h w -> h w c").numpy() for x in (image, truth)),
         channel_axis=2,

@@ -23,7 +23,7 @@ def quote(page: Path, name: str, table: str) -> None:
 
 
 def machine() -> str:
-    """The processor, its cores, and the versions of what ran on it."""
+    """Name the processor, its cores, and the versions of what ran on it."""
     return (
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
@@ -31,7 +31,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The name of the processor, as Linux knows it; elsewhere its kind."""
+    """Name the processor as Linux knows it; elsewhere, its kind."""
     about = Path("/proc/cpuinfo")
     for line in about.read_text().splitlines() if about.is_file() else []:
         if line.startswith("model name"):

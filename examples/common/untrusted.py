@@ -52,7 +52,7 @@ def decoding(path: Path, kind: str) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """The text of an error on one line, at most 200 characters."""
+    """Put the text of an error on one line of at most 200 characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
@@ -72,7 +72,7 @@ def check_file(path: Path, most_bytes: int) -> None:
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The path of a file that a data set names, which must lie within its folder.
+    """Join the name of a file in a data set to its folder, which it must not lead out of.
 
     A link inside the folder may point elsewhere: whoever put it there may read both places.
     """
@@ -100,14 +100,14 @@ def read_json(path: Path, kind: Kind = dict, most_bytes: int = JSON_BYTES) -> An
 
 
 def of_kind(value: Any, kind: Kind, name: str) -> Any:
-    """The value, if it is of that kind; True and False are not numbers."""
+    """Return the value if it is of that kind; True and False are not numbers."""
     if not _is(value, kind):
         raise BadInput(f"{name} must be {_words(kind)}, got {_word(type(value))}")
     return value
 
 
 def fields(value: Any, kinds: Mapping[str, Kind], name: str) -> dict[str, Any]:
-    """A JSON object that has at least these fields, each of its kind."""
+    """Return a JSON object if it has at least these fields, each of its kind."""
     of_kind(value, dict, name)
     missing = [field for field in kinds if field not in value]
     if missing:
@@ -118,7 +118,7 @@ def fields(value: Any, kinds: Mapping[str, Kind], name: str) -> dict[str, Any]:
 
 
 def number(value: Any, name: str, least: float, most: float) -> Any:
-    """An int or float from a file, finite and within its bounds."""
+    """Return an int or float from a file if it is finite and within its bounds."""
     of_kind(value, (int, float), name)
     if not least <= value <= most:
         raise BadInput(f"{name} must lie between {least} and {most}, got {value}")
@@ -170,7 +170,7 @@ def _words(kind: Kind) -> str:
 
 
 def read_tensors(path: Path, most_bytes: int = TENSOR_BYTES) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; refused if a number in it is not finite."""
+    """Read all tensors of a safetensors file, whose numbers must be finite."""
     with _safetensors(path, most_bytes) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, x in tensors.items():
@@ -180,7 +180,7 @@ def read_tensors(path: Path, most_bytes: int = TENSOR_BYTES) -> dict[str, Tensor
 
 
 def read_metadata(path: Path, most_bytes: int = TENSOR_BYTES) -> dict[str, str]:
-    """The texts in the header of a safetensors file."""
+    """Read the texts in the header of a safetensors file."""
     with _safetensors(path, most_bytes) as file:
         return dict(file.metadata() or {})
 
@@ -218,7 +218,7 @@ def _check_header(path: Path) -> None:
 def read_arrays(
     path: Path, names: Iterable[str], most_bytes: int = ARRAY_BYTES
 ) -> dict[str, np.ndarray]:
-    """These arrays of an npz file; never a pickle, and no more bytes than the limit in all."""
+    """Read these arrays of an npz file; never a pickle, nor more bytes than the limit in all."""
     check_file(path, most_bytes)
     with decoding(path, "npz"), zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -240,7 +240,7 @@ def read_arrays(
 
 
 def read_array(path: Path, most_bytes: int = ARRAY_BYTES) -> np.ndarray:
-    """The array of an npy file."""
+    """Read the array of an npy file."""
     check_file(path, most_bytes)
     with decoding(path, "npy"), path.open("rb") as file:
         array = _array(file, path.stat().st_size, str(path))
@@ -292,7 +292,7 @@ def read_picture(path: Path, most_pixels: int = PIXELS) -> PIL.Image.Image:
 
 
 def read_recording(path: Path) -> tuple[Float[np.ndarray, "n b"], int]:
-    """A recording's samples, one column a channel, and its rate in hertz.
+    """Read a recording's samples, one column a channel, and its rate in hertz.
 
     Refused: rates outside 2 to 384 kHz, more than 32 channels, more than an hour of all channels
     together, samples that are not finite.

@@ -32,13 +32,13 @@ class Task(Protocol):
     tests: list[Sample]
 
     def draw(self) -> Sample:
-        """A problem to train on, by torch's random numbers."""
+        """Draw a problem to train on, by torch's random numbers."""
 
     def loss(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """What is minimised."""
+        """Compute what is minimised."""
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """What is reported, in percent."""
+        """Compute what is reported, in percent."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check(options: Options, threads: int, out: Path) -> None:
 def compare(
     task: Task, options: Options, runs: Path
 ) -> tuple[list[dict[str, Any]], dict[str, GraphNetwork]]:
-    """Rows of the result table, and the networks of the first seed.
+    """Train and test every attention; return rows of the table, and the first seed's networks.
 
     Args:
         runs: Where checkpoints and curves go; what is trained there already is not trained again.
@@ -122,7 +122,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
 
 
 def step(network: GraphNetwork, task: Task, sample: Sample, batch: int = 1) -> float:
-    """Adds a graph's part of the mean gradient of a batch."""
+    """Add a graph's part to the mean gradient of a batch."""
     loss = task.loss(network(sample.x, sample.edge_index, sample.structure), sample) / batch
     loss.backward()
     return loss.item()
@@ -130,7 +130,7 @@ def step(network: GraphNetwork, task: Task, sample: Sample, batch: int = 1) -> f
 
 @torch.no_grad()
 def test(network: GraphNetwork, task: Task) -> float:
-    """Mean error over the tests."""
+    """Average the error over the tests."""
     errors = [
         task.error(network(sample.x, sample.edge_index, sample.structure), sample)
         for sample in task.tests
@@ -139,7 +139,7 @@ def test(network: GraphNetwork, task: Task) -> float:
 
 
 def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
-    """Errors of all seeds; what training on the first test costs."""
+    """Collect the errors of all seeds, and what training on the first test costs."""
     sample = task.tests[0]
     operator = OPERATORS[name.removesuffix(", not fused")]
     return {
@@ -154,7 +154,7 @@ def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> di
 
 
 def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
-    """Processor time of all threads, which other work on the machine changes little; the median."""
+    """Measure the processor time of all threads, which other work changes little; the median."""
     call()
     times = []
     for _ in range(repeats):
@@ -165,7 +165,7 @@ def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
 
 
 def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
-    """Entries of the affinity matrix that a head computes."""
+    """Count the entries of the affinity matrix that a head computes."""
     if isinstance(operator, ndgpa.GPA):
         assert isinstance(operator.rule, int)
         return gpa_entries(structure, operator.rule).total

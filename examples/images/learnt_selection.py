@@ -75,7 +75,7 @@ def half_size(name: str) -> Tensor:  # (3, h, w) in [0, 1]
 
 
 def crops(names: list[str], count: int, generator: torch.Generator) -> Tensor:  # (b, 3, h, w)
-    """Random crops of photographs at half their resolution."""
+    """Draw random crops of photographs at half their resolution."""
     taken = []
     for _ in range(count):
         name = names[int(torch.randint(len(names), (), generator=generator))]
@@ -115,12 +115,12 @@ def make(images: Tensor, generator: torch.Generator) -> Batch:
 
 
 def _site_order() -> Tensor:
-    """Where each site stands among the sites listed block after block."""
+    """Return where each site stands among the sites listed block after block."""
     return SPACE.blocks.flatten().argsort()
 
 
 def _noise(count: int, generator: torch.Generator) -> Tensor:
-    """Channels that are constant in a block and say nothing."""
+    """Draw channels that are constant in a block and carry no information."""
     return (
         2 * torch.randn(count, SPACE.num_blocks, NOISE, generator=generator)[:, SPACE.block_of_site]
     )
@@ -170,7 +170,7 @@ def train(name: str, seed: int, options: Options) -> dict[str, list[float]]:
 
 
 def draw(runs: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
-    """Mean over the seeds, and the range between them."""
+    """Draw the mean over the seeds, and the range between them."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, curves in runs.items():

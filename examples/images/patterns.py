@@ -58,7 +58,7 @@ def spaces() -> list[Space]:
 
 
 def _features(colours: Tensor) -> Tensor:
-    """Standardised colours and a constant, all of one length: like colours attend to each other."""
+    """Standardise colours, append a constant, bring all to one length: like attends to like."""
     flat = colours.reshape(-1, 3)
     flat = (flat - flat.mean(dim=0)) / flat.std(dim=0)
     flat = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
@@ -84,7 +84,7 @@ def operators(rank: int) -> dict[str, SaysMask]:
 
 
 def painted(operator: SaysMask, space: Space) -> np.ndarray:
-    """(sites, 3) colours: what the shown query reads."""
+    """Colour, as (sites, 3), what the shown query reads."""
     x = space.features.expand(-1, 2, -1, -1)
     groups = operator.mask(space.grid, space.grid, x, x)[:, space.number].numpy()
     colours = np.ones((groups.shape[1], 3))

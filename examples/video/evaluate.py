@@ -115,7 +115,7 @@ def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
 
 
 def measured(jobs: list[Job], nets: dict[str, FillNet], processes: int) -> Iterator[dict[str, Any]]:
-    """The row of one job after another."""
+    """Do one job after another; yield the row of each."""
     if processes == 1:
         yield from (row_of(job, nets) for job in tqdm(jobs))
         return
@@ -133,7 +133,7 @@ def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:
 
 
 def ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
-    """Every way there is a network for, by name; full attention only where it is asked for."""
+    """List every way there is a network for; full attention only where it is asked for."""
     window = f"window of {'x'.join(str(2 * reach + 1) for reach in WINDOW)} blocks"
     found: dict[str, Way] = {"linear in time": in_time, "linear along the camera": along_path}
     for name, label in {"nothing": "no attention", "window": window}.items():
@@ -170,7 +170,7 @@ def by_network(
 
 
 def watched(spaces: Spaces, attention: Attention, spent: dict[str, Any]) -> Callable[..., Tensor]:
-    """The attention, with what it cost written into `spent`."""
+    """Wrap the attention so that it writes what it cost into `spent`."""
     operator = attention(spaces)
 
     def call(*args: Any, **options: Any) -> Tensor:

@@ -88,7 +88,7 @@ def check(options: Options) -> None:
 
 
 def fill(options: Options, net: FillNet, clip: Clip, known: Bool[Tensor, "t 1 h w"]) -> None:
-    """From reading to writing; the files take their places only when they are whole."""
+    """Fill and write; the files take their places only when they are whole."""
     start = time.perf_counter()
     sketch = Sketch.of(clip.pixels, known)
     filling = fill_with(net, sketch, options.kappa)
@@ -117,14 +117,14 @@ def as_clip(pixels: Tensor, like: Clip) -> Clip:
 
 
 def example(options: Options) -> tuple[Clip, Bool[Tensor, "t 1 h w"]]:
-    """The first of the held-out clips, under a moving camera and damaged."""
+    """Damage the first of the held-out clips, under a moving camera."""
     problem: Problem = held_out_problem(HELD_OUT[0], True, options.frames, options.side)
     frames = (problem.truth * 255).round().byte()
     return Clip(frames, tuple(range(len(frames))), Fraction(1, 25)), problem.known
 
 
 def given(options: Options) -> tuple[Clip, Bool[Tensor, "t 1 h w"]]:
-    """The clip of the user, and what is known of it."""
+    """Read the clip of the user, and mark what is known of it."""
     assert options.clip is not None
     lost = [number for text in options.missing for number in frame_numbers(text)]
     clip = read_clip(options.clip, options.side, options.first, options.frames)
@@ -147,7 +147,7 @@ FRAMES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?")
 
 
 def frame_numbers(text: str) -> range:
-    """'7' is frame 7, '10-12' are frames 10, 11 and 12."""
+    """Parse '7' as frame 7, '10-12' as frames 10, 11 and 12."""
     first, _, last = text.partition("-")
     if not FRAMES.fullmatch(text) or int(last or first) < int(first):
         raise BadInput(f"--missing takes numbers of frames and runs such as 10-12; got {text!r}")
@@ -155,7 +155,7 @@ def frame_numbers(text: str) -> range:
 
 
 def read_holes(path: Path, height: int, width: int) -> Bool[Tensor, "h w"]:
-    """Where the picture is white."""
+    """Mark where the picture is white."""
     grey = np.asarray(read_picture(path).convert("L").resize((width, height)))
     return torch.from_numpy(grey > 127)
 

@@ -14,7 +14,7 @@ def scores(
     truth: Float[Tensor, "t 3 h w"],
     known: Bool[Tensor, "t 1 h w"],
 ) -> dict[str, float]:
-    """PSNR in dB, SSIM, and the error of the changes from frame to frame in parts of 255."""
+    """Return PSNR in dB, SSIM, and the error of the changes between frames in parts of 255."""
     return {
         "psnr_db": psnr(filled, truth, ~known),
         "ssim": ssim(filled, truth, ~known),
@@ -27,7 +27,7 @@ def ssim(
     truth: Float[Tensor, "t 3 h w"],
     holes: Bool[Tensor, "t 1 h w"],
 ) -> float:
-    """Mean structural similarity at the pixels in holes, frame by frame."""
+    """Average the structural similarity at the pixels in holes, frame by frame."""
     total, count = 0.0, 0
     for image, target, hole in zip(filled, truth, holes[:, 0].numpy()):
         if hole.any():
@@ -41,6 +41,6 @@ def flicker(
     truth: Float[Tensor, "t 3 h w"],
     holes: Bool[Tensor, "t 1 h w"],
 ) -> float:
-    """Mean absolute error of the differences of successive frames, where either has a hole."""
+    """Average the error of the differences of successive frames, where either has a hole."""
     error = (filled - truth).diff(dim=0).abs().mean(dim=1, keepdim=True)
     return 255 * float(error[holes[1:] | holes[:-1]].mean())

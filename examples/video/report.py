@@ -52,7 +52,7 @@ def cell(rows: list[Row], key: str) -> str:
 
 
 def groups(rows: list[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows that agree in the keys, in the order of their first."""
+    """Group rows that agree in the keys, in the order of their first."""
     pick: Callable[[Row], tuple[Any, ...]] = lambda row: tuple(row[key] for key in keys)  # noqa: E731
     found = dict.fromkeys(pick(row) for row in rows)
     return [(key, [row for row in rows if pick(row) == key]) for key in found]

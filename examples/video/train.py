@@ -86,7 +86,7 @@ class Trainer:
         self.total_steps = options.steps or 1
 
     def advance(self, step: int) -> dict[str, float]:
-        """One clip; drawn from the step's seed, so every attention sees the same ones."""
+        """Train on one clip, drawn from the step's seed: every attention sees the same ones."""
         start = time.process_time()
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * warm_up_cosine(step, self.total_steps, WARM_UP)
@@ -108,7 +108,7 @@ class Trainer:
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, Tensor]:
-        """Damaged, filled and true frames, side by side."""
+        """Show damaged, filled and true frames, side by side."""
         torch.manual_seed(step)
         problem, filling = self.attempt()
         rows = (problem.damaged, filling.frames, problem.truth)
@@ -162,7 +162,7 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
 
 
 def planned_steps(folder: Path, name: str, options: Options, scenes: list[Tensor]) -> int:
-    """As many as the time allows: a few are timed once, and the time kept with the checkpoints."""
+    """Plan as many steps as the time allows: time a few once, and keep it with the checkpoints."""
     if options.steps is not None:
         return options.steps
     plan = folder / "plan.json"
@@ -186,7 +186,7 @@ def seconds_a_step(trainer: Trainer, count: int = 8) -> float:
 
 
 def keep(path: Path, trainer: Trainer) -> None:
-    """The network alone, with what it took."""
+    """Write the network alone, with what its training took."""
     facts: dict[str, Any] = {
         "steps": trainer.total_steps,
         "cpu_s": round(trainer.clock.spent_s.item(), 1),

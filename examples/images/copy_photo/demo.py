@@ -63,7 +63,7 @@ def main(options: Options) -> None:
 
 
 def methods(training: Training, size: int, nets: dict[str, CopyNet]) -> list[Method]:
-    """All that is compared; GPA is one network for every kappa."""
+    """List all that is compared; GPA is one network for every kappa."""
     fine = Image((size, size), training.downsample, training.cell)
     low = size // training.full_factor
     coarse = Image((low, low), training.downsample, training.cell)
@@ -75,7 +75,7 @@ def methods(training: Training, size: int, nets: dict[str, CopyNet]) -> list[Met
 
 
 def _photos(image: Path | None) -> dict[str, Tensor]:
-    """The photographs to restore, by name."""
+    """Read the photographs to restore, by name."""
     if image is not None:
         return {image.stem: read_photo(image)}
     return {name: load_photo(name) for name in HELD_OUT}
@@ -87,7 +87,7 @@ def _restored(
     training: Training,
     nets: dict[str, CopyNet],
 ) -> list[Case]:
-    """Every photograph at every size with every method; a photograph keeps its distortion."""
+    """Restore every photograph at every size with every method, under one distortion each."""
     cases = []
     for size in sizes:
         for number, (name, photo) in enumerate(photos.items()):

@@ -54,7 +54,7 @@ Problems = Callable[[int], tuple[Grid, Operator]]  # by the number of the step
 
 
 def kinds(options: Training) -> dict[str, Problems]:
-    """For each trained network, where and how it attends at a given step of its training."""
+    """Say for each trained network where and how it attends at a given step of its training."""
     fine = Image((options.size, options.size), options.downsample, options.cell)
     low = options.size // options.full_factor
     coarse = Image((low, low), options.downsample, options.cell)
@@ -67,7 +67,7 @@ def kinds(options: Training) -> dict[str, Problems]:
 
 
 def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, CopyNet]:
-    """The networks, from the checkpoint as far as it goes."""
+    """Load the networks from the checkpoint as far as it goes, and train the others."""
     saved = {} if retrain else load_stages(checkpoint, options)
     done: dict[str, dict[str, Tensor]] = {}
     photos: list[Tensor] = []
@@ -98,13 +98,13 @@ def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, Cop
 
 
 def fits(state: dict[str, Tensor], module: torch.nn.Module) -> bool:
-    """Whether a saved state is of this very network; it is not where the program has changed."""
+    """Say whether a saved state is of this very network, which a change of the program undoes."""
     wanted = {name: x.shape for name, x in module.state_dict().items()}
     return {name: x.shape for name, x in state.items()} == wanted
 
 
 def train_matcher(matcher: Matcher, photos: list[Tensor], options: Training) -> None:
-    """On pictures of half the size, degraded half as much: the small ones are as large."""
+    """Train on pictures of half the size, degraded half as much: the small ones are as large."""
     generator = torch.Generator().manual_seed(options.seed)
 
     def loss(step: int) -> Float[Tensor, ""]:
@@ -117,7 +117,7 @@ def train_matcher(matcher: Matcher, photos: list[Tensor], options: Training) -> 
 def train_copy(
     name: str, net: CopyNet, problems: Problems, photos: list[Tensor], options: Training
 ) -> None:
-    """One picture a step; every network sees the same pictures."""
+    """Train on one picture a step; every network sees the same pictures."""
     generator = torch.Generator().manual_seed(options.seed + 1)
 
     def loss(step: int) -> Float[Tensor, ""]:
@@ -141,7 +141,7 @@ def minimise(
     steps: int,
     rate: float,
 ) -> None:
-    """Adam with a warm-up of 20 steps and a cosine to zero; temperatures learn five times faster.
+    """Run Adam with a warm-up of 20 steps and a cosine to zero; temperatures learn 5 times faster.
 
     The temperatures are the parameters called log_...
     """

@@ -89,7 +89,7 @@ class CopyAttention(nn.Module):
         return out[:, : source.shape[1]], copied, query, key
 
     def heat(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """Queries or keys with their half of the temperature.
+        """Scale queries or keys by their half of the temperature.
 
         A learnt temperature t is over sqrt(d), and begins at the square of the downsampling factor:
         enlarged from the coarser level, neighbours are as many times closer in square distance.
@@ -107,7 +107,7 @@ class CopyAttention(nn.Module):
 
 
 def with_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+2 h w"]:
-    """Two more channels: height and width from -1 to 1."""
+    """Append two channels: height and width from -1 to 1."""
     height, width = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
     grid = torch.stack(torch.meshgrid(height, width, indexing="ij"))
     return torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1)

@@ -37,7 +37,7 @@ class AttentionName:
         return min(size) // self.full_until if self.kind == "GPA" and not self.is_full(size) else 1
 
     def structure(self, size: tuple[int, int]) -> Image:
-        """The space of a level of `size` pixels.
+        """Build the space of a level of `size` pixels.
 
         Raises:
             ValueError: The level does not divide into blocks and square cells as the name says.
@@ -56,7 +56,7 @@ class AttentionName:
         return Image(size, downsample=factor, cell=side)
 
     def operator(self, size: tuple[int, int], affinity: str, width: int) -> Operator:
-        """The attention of a level, for queries of `width` features that carry their temperature.
+        """Build the attention of a level, for queries of `width` features, temperature included.
 
         The low-rank ones know dot products only, whatever the affinity of the others.
         """
@@ -144,7 +144,7 @@ class ModelConfig:
 
 
 def learnable(size: tuple[int, int], channels: tuple[int, ...], attention: str) -> ModelConfig:
-    """The variant that learns to copy within minutes; each option is explained in the README."""
+    """Build the variant that learns to copy within minutes; the README explains each option."""
     return ModelConfig(
         size,
         channels,

@@ -40,7 +40,7 @@ class Batch:
 def to_tensors(
     people: People, device: torch.device
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 18 h w"]]:
-    """Pictures in -1 to 1, and the heat maps of their key points."""
+    """Return pictures in -1 to 1, and the heat maps of their key points."""
     images = torch.from_numpy(people.images).to(device)
     images = rearrange(images, "b h w c -> b c h w").float() / 127.5 - 1
     return images, to_maps(people.points, (images.shape[2], images.shape[3]), device)
@@ -49,14 +49,14 @@ def to_tensors(
 def to_maps(
     points: Float[np.ndarray, "b 18 3"], size: tuple[int, int], device: torch.device
 ) -> Float[Tensor, "b 18 h w"]:
-    """Heat maps of key points."""
+    """Draw the heat maps of key points."""
     return heat_maps(torch.from_numpy(points).to(device), size, SIGMA * size[0])
 
 
 def draw_distorted(
     pictures: Pictures, batch: int, device: torch.device, strength: float = STRENGTH
 ) -> Batch:
-    """The self-supervised task of the paper: M, B and tau(B) are given, tau(M) is wanted."""
+    """Draw the self-supervised task of the paper: given M, B and tau(B), make tau(M)."""
     people = pictures.at(torch.randint(len(pictures), (batch,)).numpy())
     return distorted(*to_tensors(people, device), random_affine(batch, strength))
 
@@ -64,7 +64,7 @@ def draw_distorted(
 def distorted(
     image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"], theta: Float[Tensor, "b 2 3"]
 ) -> Batch:
-    """The batch of the distortion task for given tau."""
+    """Build the batch of the distortion task for given tau."""
     theta = theta.to(image.device)
     origin = F.affine_grid(theta, list(image.shape), align_corners=False)
     truth, target_maps = warp(image, theta), warp(maps, theta, "zeros")
@@ -72,13 +72,13 @@ def distorted(
 
 
 def draw_pairs(pictures: Pictures, batch: int, device: torch.device) -> Batch:
-    """Two pictures of one person each."""
+    """Draw two pictures of one person each."""
     rows = torch.randint(len(pictures.pairs), (batch,)).numpy()
     return paired(*pictures.pairs_at(rows), device)
 
 
 def paired(sources: People, targets: People, device: torch.device) -> Batch:
-    """The batch of given sources and targets; the true correspondence is not in it."""
+    """Build the batch of given sources and targets; their correspondence stays unknown."""
     source, source_maps = to_tensors(sources, device)
     truth, target_maps = to_tensors(targets, device)
     b, _, h, w = source.shape
@@ -87,14 +87,14 @@ def paired(sources: People, targets: People, device: torch.device) -> Batch:
 
 
 def draw_poses(pictures: Pictures, batch: int, device: torch.device) -> Float[Tensor, "b 18 h w"]:
-    """Heat maps of random poses, for targets that have no truth."""
+    """Draw heat maps of random poses, for targets that have no truth."""
     poses = pictures.poses
     chosen = torch.randint(len(poses), (batch,)).numpy()
     return to_maps(poses[chosen], pictures.size, device)
 
 
 def join(batches: list[Batch]) -> Batch:
-    """One batch of several."""
+    """Concatenate batches."""
     names = Batch.__dataclass_fields__
     return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
 
@@ -102,7 +102,7 @@ def join(batches: list[Batch]) -> Batch:
 def random_affine(
     batch: int, strength: float = STRENGTH, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch 2 3"]:
-    """The identity plus uniform noise of at most `strength` on all six entries.
+    """Draw the identity plus uniform noise of at most `strength` on all six entries.
 
     In coordinates that run from -1 to 1 over the picture, so noise on the last column moves it by
     up to `strength` times half its side. Made on the device of the generator.
@@ -122,7 +122,7 @@ def random_affine(
 def warp(
     images: Float[Tensor, "b c h w"], theta: Float[Tensor, "b 2 3"], padding: str = "border"
 ) -> Float[Tensor, "b c h w"]:
-    """The pixel at x becomes that of the image at theta x, bilinearly.
+    """Move pixels: at x comes what the image has at theta x, bilinearly.
 
     Args:
         images: Pictures or pose maps, floating.
@@ -137,7 +137,7 @@ def warp(
 def warp_points(
     points: Float[Tensor, "b k 3"], theta: Float[Tensor, "b 2 3"], size: tuple[int, int]
 ) -> Float[Tensor, "b k 3"]:
-    """Where `warp` moves key points.
+    """Move key points as `warp` moves pixels.
 
     Args:
         points: x and y in pixels, the centre of the first pixel at 0, 0; and 1 when present, else
@@ -160,5 +160,5 @@ def warp_points(
 
 
 def missing(points: Float[Tensor, "b k 3"]) -> Float[Tensor, "3"]:
-    """A key point that is not there."""
+    """Return a key point that is not there."""
     return points.new_tensor([-1, -1, 0])

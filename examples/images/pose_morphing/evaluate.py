@@ -155,7 +155,7 @@ def check_fit(name: str, model: Trained, pictures: Pictures) -> None:
 
 
 def tasks(pictures: Pictures, options: Options) -> dict[str, Task]:
-    """The tasks that the data allows."""
+    """Draw the tasks that the data allows."""
     truth, seed = open_truth(options.data, options.split), options.seed
     found = {"distortion": distortion_task(pictures, options.distortions, seed, truth)}
     if len(pictures.pairs):
@@ -227,7 +227,7 @@ def judged(
 
 
 def facts(trained: Trained, task: Task, device: torch.device) -> dict[str, Any]:
-    """What a model is and how it came about."""
+    """Describe a model and its training."""
     generator = trained.generator
     kept = ("setting", "batch", "steps", "seed")
     return {

@@ -95,12 +95,12 @@ class Noise(nn.Module):
 
 
 def activate(x: Tensor) -> Tensor:
-    """Leaky ReLU that keeps the variance."""
+    """Apply a leaky ReLU that keeps the variance."""
     return F.leaky_relu(x, SLOPE) * GAIN
 
 
 def merge(x: Tensor, y: Tensor) -> Tensor:
-    """The sum of two branches, with the variance of one."""
+    """Add two branches, and keep the variance of one."""
     return (x + y) * math.sqrt(0.5)
 
 
@@ -112,12 +112,12 @@ def blur(x: Float[Tensor, "b c h w"], gain: float = 1.0) -> Float[Tensor, "b c h
 
 
 def halve(x: Float[Tensor, "b c h w"], smooth: bool) -> Float[Tensor, "b c h/2 w/2"]:
-    """Half the size: by the smoothing of StyleGAN2, or by means of 2x2 pixels."""
+    """Halve the size: by the smoothing of StyleGAN2, or by means of 2x2 pixels."""
     return blur(x)[:, :, 1:-1:2, 1:-1:2] if smooth else F.avg_pool2d(x, 2)
 
 
 def double(x: Float[Tensor, "b c h w"], smooth: bool) -> Float[Tensor, "b c 2*h 2*w"]:
-    """Twice the size: by the smoothing of StyleGAN2, or bilinearly."""
+    """Double the size: by the smoothing of StyleGAN2, or bilinearly."""
     if not smooth:
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     spread = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])

@@ -35,20 +35,20 @@ R1_EVERY = 16  # steps between penalties, which then count as many times more
 def multi_scale_l1(
     image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute differences of the picture and of its means over 2x2 and 4x4 pixels."""
+    """Compare the picture, and its means over 2x2 and 4x4 pixels, by absolute differences."""
     difference = image - truth
     terms = [weight * F.avg_pool2d(difference, side).abs().mean() for side, weight in L1_SCALES]
     return torch.stack(terms).sum()
 
 
 def edge_l1(image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """Mean absolute differences of the strengths of vertical and of horizontal edges."""
+    """Compare the strengths of vertical and of horizontal edges."""
     terms = [(image.diff(dim=d).abs() - truth.diff(dim=d).abs()).abs().mean() for d in (2, 3)]
     return torch.stack(terms).sum()
 
 
 def copy_loss(levels: list[Level], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """The sum over levels of the mean absolute difference from the target at that size.
+    """Compare what each level copied with the target at its size, and add over levels.
 
     Without it attention learns no correspondence within minutes, even where it is full: colours
     that a network paints by itself lower the other losses faster.
@@ -80,18 +80,18 @@ class TextureEnergy(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, ""]:
-        """The distance, a mean over the batch too."""
+        """Measure the distance, averaged over the batch."""
         return self.each(image, truth).mean()
 
     def each(
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """The distance of each picture from its truth."""
+        """Measure the distance of each picture from its truth."""
         pairs = zip(self.energies(image), self.energies(truth))
         return torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).mean(dim=0)
 
     def energies(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b 24 l k"]]:
-        """The energy of each filter around each place, a map for each scale, finest first.
+        """Measure the energy of each filter around each place, a map a scale, finest first.
 
         Raises:
             ValueError: The picture is too small for a window at the coarsest scale.
@@ -150,7 +150,7 @@ def level_loss(
 
 
 def affinities(level: Level) -> Float[Tensor, "b n n_k"]:
-    """The logits of a level of full attention, in float32."""
+    """Compute the logits of a level of full attention, in float32."""
     assert isinstance(level.operator, Full)
     query, key = level.query[:, 0].float(), level.key[:, 0].float()
     if level.operator.affinity == "euclidean":
@@ -159,7 +159,7 @@ def affinities(level: Level) -> Float[Tensor, "b n n_k"]:
 
 
 def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:
-    """Linear weights of the two whole numbers beside x."""
+    """Spread x linearly over the two whole numbers beside it."""
     numbers = torch.arange(length, device=x.device)
     return (1 - (x[..., None] - numbers).abs()).clamp(min=0)
 
@@ -208,13 +208,13 @@ class Perceptual(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, ""]:
-        """The distance of pictures in -1 to 1."""
+        """Measure the distance of pictures in -1 to 1."""
         return self.each(image, truth).mean()
 
     def each(
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """The distance of each picture from its truth."""
+        """Measure the distance of each picture from its truth."""
         pairs = zip(self.stage_features(image), self.stage_features(truth), strict=True)
         terms = [(F.normalize(a) - F.normalize(b)).abs().sum(1).mean((1, 2)) for a, b in pairs]
         return torch.stack(terms).mean(0)
@@ -232,7 +232,7 @@ class Perceptual(nn.Module):
 
 
 def vgg_layers() -> list[nn.Module]:
-    """In the order that torchvision numbers them."""
+    """List them in the order that torchvision numbers them."""
     made: list[nn.Module] = []
     before = 3
     for width in VGG_WIDTHS:

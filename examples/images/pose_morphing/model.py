@@ -97,7 +97,7 @@ class UpBlock(nn.Module):
 
 
 def up_blocks(config: ModelConfig) -> nn.ModuleList:
-    """The decoder's blocks, the finest first."""
+    """Build the decoder's blocks, the finest first."""
     widths = config.channels
     coarser = (*widths[1:], 0)
     style = widths[-1]
@@ -105,7 +105,7 @@ def up_blocks(config: ModelConfig) -> nn.ModuleList:
 
 
 def style_of(levels: list[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c"]:
-    """The mean over the last encoder layer, as in the paper."""
+    """Average the last encoder layer, as in the paper."""
     return levels[-1].mean((2, 3))
 
 
@@ -218,7 +218,7 @@ def attends(operator: Operator, coarse_only: bool) -> bool:
 
 
 def pyramid(image: Float[Tensor, "b 3 h w"], levels: int) -> list[Float[Tensor, "b 3 k l"]]:
-    """The picture at the size of every level, the finest first."""
+    """Return the picture at the size of every level, the finest first."""
     return [F.avg_pool2d(image, 2**i) if i else image for i in range(levels)]
 
 
@@ -241,7 +241,7 @@ class Discriminator(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"]
     ) -> Float[Tensor, " b"]:
-        """One logit for each pair; higher is more real."""
+        """Return one logit for each pair; higher is more real."""
         x = activate(self.stem(torch.cat([image, maps], dim=1)))
         for block in self.blocks:
             x = block(x)
@@ -262,7 +262,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 def with_deviation(x: Float[Tensor, "b c h w"], group: int = 4) -> Float[Tensor, "b c+1 h w"]:
-    """One more channel: the standard deviation over a group of samples, averaged over features.
+    """Append the standard deviation over a group of samples, averaged over features.
 
     The group is the largest divisor of the batch up to `group`, so that any batch will do.
     """

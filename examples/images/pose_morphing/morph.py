@@ -82,14 +82,14 @@ def answer(question: Question) -> Answer:
 
 
 def fitting(pictures: Pictures, size: tuple[int, int]) -> Pictures:
-    """The pictures, which have to be of the generator's size."""
+    """Return the pictures if they are of the generator's size."""
     if pictures.size != size:
         raise ValueError(f"the data has pictures of {pictures.size} pixels, the model {size}")
     return pictures
 
 
 def maps_of(points: Float[np.ndarray, "18 3"], size: tuple[int, int]) -> Float[Tensor, "1 18 h w"]:
-    """Heat maps for the generator."""
+    """Draw heat maps for the generator."""
     return to_maps(points[None], size, torch.device("cpu"))
 
 

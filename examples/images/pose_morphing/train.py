@@ -96,7 +96,7 @@ class Trainer:
         return self.config.weights.perceptual > 0
 
     def advance(self, step: int) -> dict[str, float]:
-        """One step: batches, losses, gradients, new weights, their average."""
+        """Take one step: batches, losses, gradients, new weights, their average."""
         done = step / self.config.steps
         set_rate(self.optimizer, self.rate(step))
         self.optimizer.zero_grad()
@@ -124,7 +124,7 @@ class Trainer:
         return figures
 
     def draw(self, done: float) -> Batch:
-        """A part of a batch; in the mixed setting half of it are pairs."""
+        """Draw a part of a batch; in the mixed setting half of it are pairs."""
         config, size = self.config, self.config.batch // self.config.accumulate
         if config.setting == "paired":
             return draw_pairs(self.pictures, size, self.device)
@@ -138,7 +138,7 @@ class Trainer:
         return self.generator(batch.source, batch.source_maps, batch.target_maps, coarse_only)
 
     def losses(self, morph: Morph, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of the generator's loss, but for that of the discriminator."""
+        """Compute the weighted terms of the generator's loss, without the adversarial one."""
         weights, image = self.config.weights, morph.image.float()
         terms = {
             "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
@@ -174,7 +174,7 @@ class Trainer:
         return self.discriminator is not None and done >= self.config.gan_from
 
     def advance_discriminator(self, made: list["Made"], step: int) -> dict[str, float]:
-        """One step of the discriminator on the sources and on what the generator made of them."""
+        """Take one step of the discriminator on the sources and what the generator made of them."""
         assert self.discriminator is not None
         self.discriminator_optimizer.zero_grad()
         figures = {"discriminator": 0.0}
@@ -220,7 +220,7 @@ class Trainer:
 
 
 def groups(generator: Generator) -> list[dict[str, object]]:
-    """Temperatures learn five times as fast as the rest."""
+    """Group parameters: temperatures learn five times as fast as the rest."""
     hot = [p for name, p in generator.named_parameters() if name.endswith("log_temperature")]
     rest = [p for name, p in generator.named_parameters() if not name.endswith("log_temperature")]
     return [{"params": rest, "factor": 1.0}, {"params": hot, "factor": 5.0}]
@@ -237,7 +237,7 @@ def clipped(module: nn.Module, largest: float) -> float:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """The mean over all processes, where there are several."""
+    """Average over all processes, where there are several."""
     if not torch.distributed.is_initialized():
         return
     count = torch.distributed.get_world_size()
@@ -282,7 +282,7 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
 
 
 def start_processes(device: str) -> tuple[int, int]:
-    """The rank of this process and how many there are; `torchrun` says so in the environment."""
+    """Return the rank of this process and how many there are, as `torchrun` says."""
     if "RANK" not in os.environ:
         return 0, 1
     backend = "nccl" if "cuda" in device else "gloo"

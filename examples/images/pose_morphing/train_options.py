@@ -67,7 +67,7 @@ class TrainConfig:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16; where it only emulates that, float32 is faster.
+    """Tell whether a device computes in bfloat16; where that is emulated, float32 is faster.
 
     Older versions of torch do not say what a processor can do; float32 is right on any.
     """
@@ -98,7 +98,7 @@ def check_options(config: TrainConfig) -> None:
 
 
 def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
-    """What a checkpoint must have been made with to go on: all but places and machines."""
+    """List what a resumed run must have been made with: all but places and machines."""
     left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
     said["bfloat16"] = config.in_bfloat16

@@ -33,7 +33,7 @@ class Trained:
 
 
 def load_trained(path: Path, kappa: int | None = None) -> Trained:
-    """The averaged weights of a training run.
+    """Load the averaged weights of a training run.
 
     Args:
         path: The folder of the run, whose newest checkpoint is used, or one checkpoint's JSON.

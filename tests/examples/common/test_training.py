@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from examples.common import checkpoints
-from examples.common.commands import Stopped
+from examples.common.commands import Stopped, locked
 from examples.common.loop import DivergedError, run
 from examples.common.untrusted import BadInput
 
@@ -244,6 +244,12 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, {"net": torch.nn.Linear(1, 1)}, advance, 9)
     assert not checkpoints.records(tmp_path)
+
+
+def test_two_trainers_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(BadInput, match="another process is training in"):
+        run(tmp_path, {}, lambda step: {}, 2)
+    run(tmp_path, {"net": torch.nn.Linear(1, 1)}, lambda step: {"loss": 1.0}, 2)
 
 
 def test_a_run_of_no_steps_is_refused(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ TITLES = {
 
 
 def summary(scores: Scores) -> Summary:
-    """Of every measure; pictures for which it is not defined (NaN) are left out of it."""
+    """Summarise every measure; pictures for which it is not defined (NaN) are left out."""
     return {name: summary_of(values) for name, values in scores.items()}
 
 
@@ -60,7 +60,7 @@ def differences(scores: Scores, others: Scores) -> Scores:
 
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
-    """A table of summaries; a row for each name, a column for each measure."""
+    """Write a table of summaries; a row for each name, a column for each measure."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [
         "| | " + " | ".join(TITLES.get(name, name) for name in names) + " |",
@@ -79,7 +79,7 @@ def cell(found: dict[str, float] | None, form: str) -> str:
 
 
 def machine(device: str) -> str:
-    """What the numbers were measured on."""
+    """Name the machine that the numbers were measured on."""
     said = f"{os.cpu_count()} cores ({processor()}), torch {torch.__version__}"
     return f"{torch.cuda.get_device_name()}, {said}" if "cuda" in device else said
 
@@ -120,7 +120,7 @@ def skeleton(points: np.ndarray, size: tuple[int, int]) -> Picture:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report to read."""
+    """Write the report to read."""
     lines = [
         f"Machine: {report['machine']}. VGG-16: {report['vgg']}.",
         "",

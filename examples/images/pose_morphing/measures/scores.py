@@ -100,7 +100,7 @@ def mean_over(
 
 
 def copy_accuracy(distances: Float[Tensor, " s"]) -> dict[str, float]:
-    """The median of key distances, and the shares within 3 and 6 pixels; NaN if there are none."""
+    """Compute the median of key distances, and the shares within 3 and 6 pixels; NaN of none."""
     shares = {f"acc{near}": (distances <= near).float().mean().item() for near in NEAR_PX}
     middle = distances.median().item() if len(distances) else torch.nan
     return {"key_px": middle, **shares}
@@ -162,7 +162,7 @@ def keys_and_weights(
 
 
 def form_of(level: Level) -> dict[str, Any]:
-    """How queries and keys make logits; the low-rank attentions know dot products only."""
+    """Say how queries and keys make logits; low-rank attentions know dot products only."""
     operator = level.operator
     knows_both = isinstance(operator, (ndgpa.GPA, ndgpa.Full))
     return {"scale": 1.0, "affinity": operator.affinity if knows_both else "dot"}

@@ -21,13 +21,13 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 
 def as_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Picture]:
-    """Pictures of 8 bits from values of -1 to 1."""
+    """Turn values of -1 to 1 into pictures of 8 bits."""
     values = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return list(rearrange(values, "b c h w -> b h w c").numpy())
 
 
 def draw_sheet(columns: dict[str, list[Picture]], enlarged: int = ENLARGED) -> PIL.Image.Image:
-    """All columns side by side, each under its label.
+    """Draw all columns side by side, each under its label.
 
     Args:
         columns: By label, the pictures from top to bottom; all of one size.
@@ -49,7 +49,7 @@ def draw_sheet(columns: dict[str, list[Picture]], enlarged: int = ENLARGED) -> P
 
 
 def fitting_font(label: str, width: float) -> PIL.ImageFont.FreeTypeFont:
-    """The largest that fits both the line and the width."""
+    """Find the largest that fits both the line and the width."""
     for size in range(LABEL - 8, 8, -1):
         font = PIL.ImageFont.load_default(size)
         if font.getlength(label) <= width:
