@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from examples.common.commands import check_count, locked
+from examples.common.commands import Stopped, check_count, locked
 from examples.common.files import replacing
 from examples.common.untrusted import BadInput, decoding, fields, read_json
 from examples.people.figures.camera import Camera
@@ -100,7 +101,8 @@ def build(folder: Path, options: Options, workers: int = 2) -> None:
 
     Raises:
         ValueError: The folder holds figures of other options, or `workers` is negative.
-        RuntimeError: A process died.
+        OSError: A process died, as on a full disk.
+        Stopped: Ctrl-C; what was rendered stays.
     """
     check_count("workers", workers, least=0, most=1024)
     with locked(folder):
@@ -114,10 +116,15 @@ def _build(folder: Path, options: Options, workers: int) -> None:
         _start(folder, options)
     done = np.load(folder / "done.npy", mmap_mode="r")
     missing = np.flatnonzero(done == 0).tolist()
-    if workers == 0:
-        fill(folder, options, tqdm(missing, "identities"))
-    else:
-        _fill_in_processes(folder, options, [missing[i::workers] for i in range(workers)], done)
+    try:
+        if workers == 0:
+            fill(folder, options, tqdm(missing, "identities"))
+        else:
+            _fill_in_processes(folder, options, [missing[i::workers] for i in range(workers)], done)
+    except KeyboardInterrupt as error:
+        raise Stopped(
+            f"{folder} has {int(done.sum())} of {len(done)} identities; the same command continues"
+        ) from error
     with replacing(folder / "figures.json") as part:
         part.write_text(json.dumps(options.written(), indent=1))
     (folder / "started.json").unlink()
@@ -153,6 +160,8 @@ def fill(
     folder: Path, options: Options, identities: Iterable[int], parent: int | None = None
 ) -> None:
     """Render some identities into the arrays; stops when the parent process is gone."""
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in options.shapes}
     for identity in identities:
         if parent is not None and os.getppid() != parent:
@@ -181,7 +190,7 @@ def _fill_in_processes(
     _watch(processes, done)
     if not done.all():
         codes = [process.exitcode for process in processes]
-        raise RuntimeError(
+        raise OSError(
             f"{(done == 0).sum()} of {len(done)} identities are missing, since the processes ended "
             f"with exit codes {codes}; start again to go on"
         )

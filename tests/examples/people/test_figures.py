@@ -13,6 +13,7 @@ import scipy.ndimage
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.common.commands import Stopped
 from examples.people.figures import cache, clothes, fabric, prints
 from examples.people.figures.body import PARTS, Capsule, capsules
 from examples.people.figures.cache import Figures, Options, build
@@ -388,6 +389,25 @@ def test_a_finished_folder_is_left_alone(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     build(folder, SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_ctrl_c_leaves_what_was_rendered_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def draw(*arguments: object) -> Figure:
+        drawn.append(arguments)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return render(*arguments)  # type: ignore[arg-type]
+
+    options = Options(size=(32, 32), identities=30, poses=2, truth=False)
+    monkeypatch.setattr(cache, "render", draw)
+    with pytest.raises(Stopped, match="has 2 of 30 identities; the same command continues"):
+        build(tmp_path, options, workers=0)
+    build(tmp_path, options, workers=0)
+    assert len(drawn) == 5 + 2 * 28
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
