@@ -7,6 +7,7 @@ the longer plan.
 """
 
 import math
+import os
 import signal
 import threading
 import time
@@ -118,6 +119,7 @@ def finishing_the_step() -> Iterator[threading.Event]:
 
     def note(*_: object) -> None:
         stopping.set()
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, note)
