@@ -89,9 +89,11 @@ def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bo
     start, end = gap
     if start - lag < REACH or end - lag > len(wave) - REACH:
         return None
-    sides = [(start - CONTEXT, start)]
-    sides += [] if causal else [(end, end + CONTEXT)]
-    sums = [_slide(wave, known, max(0, low), min(high, len(wave)), lag) for low, high in sides]
+    sides = [(max(0, start - CONTEXT), start)]
+    sides += [] if causal else [(end, min(end + CONTEXT, len(wave)))]
+    sums = [_slide(wave, known, low, high, lag) for low, high in sides if low < high]
+    if not sums:
+        return None
     product, own, other = (sum(parts) for parts in zip(*sums))
     scale = (own * other).clamp(min=1e-9).sqrt()
     best = int((product / scale).argmax())

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from examples.audio.recordings import refrain
 from examples.audio.restoring import restore
 from examples.audio.spectrum import HOP, RATE
 from examples.audio.weights import trained
+from examples.common.commands import ignore_interrupts
 from ndgpa.analysis import gpa_entries, peak_bytes
 
 FULL_UP_TO_S = 60.0  # of sound: beyond, full attention takes minutes
@@ -69,8 +69,8 @@ def not_run(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
 def ten_minutes(runs: Path, length_s: float = 600.0) -> dict[str, Any]:
     """Restore ten minutes in a process of its own, whose memory is the result."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(restore_long, runs, length_s).result()
+    with get_context("spawn").Pool(1, ignore_interrupts) as pool:
+        return pool.apply(restore_long, (runs, length_s))
 
 
 def restore_long(runs: Path, length_s: float) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
 from examples.audio.report import table, write
 from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
-from examples.common.commands import check_count, command
+from examples.common.commands import check_count, command, ignore_interrupts
 from examples.common.files import check_folder
 from examples.common.tables import quote
 
@@ -107,6 +107,7 @@ def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) ->
 
 def share(judge: Callable[[Method], Row], methods: list[Method]) -> None:
     """Keep in a worker what it was forked with, which cannot be sent."""
+    ignore_interrupts()
     SHARED.update(judge=judge, methods=methods)
 
 

@@ -29,6 +29,7 @@ from examples.audio.files import (
 )
 from examples.audio.gaps import gaps_in, known_outside, silences, spans
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
+from examples.audio.model import Restorer
 from examples.audio.operators import operator
 from examples.audio.picture import draw
 from examples.audio.recordings import HELD_OUT
@@ -79,13 +80,14 @@ class Options:
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     check(options)
+    net = trained(options.operator, options.causal, options.runs)
     if options.recording in HELD_OUT:
-        run_damaged(options, HELD_OUT[options.recording]()[None])
+        run_damaged(options, net, HELD_OUT[options.recording]()[None])
     elif options.damage:
         wave, rate = read_recording(Path(options.recording))
-        run_damaged(options, at_rate(wave, rate, RATE))
+        run_damaged(options, net, at_rate(wave, rate, RATE))
     else:
-        run_given(options, Path(options.recording))
+        run_given(options, net, Path(options.recording))
 
 
 def check(options: Options) -> None:
@@ -122,7 +124,7 @@ def picture_beside(out: Path) -> Path:
     return out.with_suffix(".png")
 
 
-def run_damaged(options: Options, wave: Float[Tensor, "b n"]) -> None:
+def run_damaged(options: Options, net: Restorer, wave: Float[Tensor, "b n"]) -> None:
     """Damage, restore and compare, at 16 kHz."""
     check_writable(options.out, len(wave), RATE)
     damage = Damage(clip=options.clip, noise_db=options.noise_db)
@@ -132,7 +134,7 @@ def run_damaged(options: Options, wave: Float[Tensor, "b n"]) -> None:
     gaps = [(start / RATE, end / RATE) for start, end in gaps_in(damaged.known[0])]
     if announced(options, gaps, wave.shape[1] / RATE, (beside,)):
         return
-    restored = timed(options, damaged.wave, damaged.known)
+    restored = timed(options, net, damaged.wave, damaged.known)
     write_recording(options.out, restored.wave, RATE)
     write_recording(beside, damaged.wave, RATE)
     waves = {"damaged": damaged.wave, "restored": restored.wave, "true": damaged.true}
@@ -142,7 +144,7 @@ def run_damaged(options: Options, wave: Float[Tensor, "b n"]) -> None:
     print(f"the damaged recording is {beside}")
 
 
-def run_given(options: Options, path: Path) -> None:
+def run_given(options: Options, net: Restorer, path: Path) -> None:
     """Restore what is damaged already, at the rate of the file."""
     given, rate = read_recording(path)
     check_writable(options.out, len(given), rate)
@@ -153,7 +155,7 @@ def run_given(options: Options, path: Path) -> None:
     wave = at_rate(given, rate, RATE)
     known = known_outside(gaps, wave.shape[1], RATE, widened_s=0.001).expand(wave.shape)
     wave = wave * known
-    restored = timed(options, wave, known)
+    restored = timed(options, net, wave, known)
     filled = at_rate(restored.wave, RATE, rate)[:, :samples]
     changed = at_rate((restored.wave - wave) * known, RATE, rate)[:, :samples]
     out = torch.where(known_outside(gaps, samples, rate), given + changed, filled)
@@ -198,8 +200,9 @@ def announced(
     return options.dry_run
 
 
-def timed(options: Options, wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Restored:
-    net = trained(options.operator, options.causal, options.runs)
+def timed(
+    options: Options, net: Restorer, wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]
+) -> Restored:
     attend = operator(options.operator, 1 + wave.shape[1] // HOP, options.causal)
     start = time.perf_counter()
     restored = restore(net, attend, wave, known, options.clean)

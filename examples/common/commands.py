@@ -8,6 +8,7 @@ code 2; Ctrl-C with what was saved and exit code 130.
 """
 
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,7 +127,12 @@ def set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-# One trainer a folder
+# Processes
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent: the initializer of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

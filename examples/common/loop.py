@@ -7,11 +7,13 @@ the longer plan.
 """
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +68,19 @@ def run(
         first = resume(folder, parts, facts)
         if first == total_steps:
             return
-        curves = SummaryWriter(str(folder / "curves"), purge_step=first) if writes else None
-        saved_at = time.monotonic()
+        record = Record(folder, parts, facts, save_every_s, pictures, pictures_every)
         bar = tqdm(range(first, total_steps), initial=first, total=total_steps, disable=not writes)
-        for step in bar:
-            seed_everything(seed, step)
-            figures = advance(step)
-            check_finite(figures, step, folder)
-            done, last = step + 1, step + 1 == total_steps or stopping.is_set()
-            if curves is not None:
-                if done % LOG_EVERY == 0 or last:
-                    log(curves, bar, figures, done)
-                if pictures and (done % pictures_every == 0 or last):
-                    show(curves, pictures(done), done)
-                if last or time.monotonic() - saved_at > save_every_s:
-                    keep(folder, done, parts, facts)
-                    saved_at = time.monotonic()
-            if last:
-                break
+        with record.writing(first) if writes else nullcontext():
+            for step in bar:
+                seed_everything(seed, step)
+                figures = advance(step)
+                check_finite(figures, step, folder)
+                done, last = step + 1, step + 1 == total_steps or stopping.is_set()
+                if writes:
+                    record.add(done, figures, last, bar)
+                if last:
+                    break
         bar.close()
-        if curves is not None:
-            curves.close()
     if done < total_steps:
         raise Stopped(
             f"{folder} has {done} of {total_steps} steps saved; "
@@ -94,15 +88,39 @@ def run(
         )
 
 
-def log(curves: SummaryWriter, bar: tqdm, figures: dict[str, float], done: int) -> None:
-    bar.set_postfix({name: f"{x:.4g}" for name, x in figures.items()}, refresh=False)
-    for name, x in figures.items():
-        curves.add_scalar(name, x, done)
+@dataclass
+class Record:
+    """What a run leaves in its folder: curves, pictures and checkpoints. Arguments as of `run`."""
 
+    folder: Path
+    parts: dict[str, Part]
+    facts: dict[str, Any]
+    save_every_s: float
+    pictures: Callable[[int], dict[str, Tensor]] | None
+    pictures_every: int
 
-def show(curves: SummaryWriter, pictures: dict[str, Tensor], done: int) -> None:
-    for name, picture in pictures.items():
-        curves.add_image(name, picture.clamp(0, 1), done)
+    @contextmanager
+    def writing(self, first: int) -> Iterator[None]:
+        """Open the curves, and forget what an interrupted run wrote there of later steps."""
+        self.curves = SummaryWriter(str(self.folder / "curves"), purge_step=first)
+        self.saved_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.curves.close()
+
+    def add(self, done: int, figures: dict[str, float], last: bool, bar: tqdm) -> None:
+        """Write what is due after so many steps; after the last one, everything is."""
+        if last or done % LOG_EVERY == 0:
+            bar.set_postfix({name: f"{x:.4g}" for name, x in figures.items()}, refresh=False)
+            for name, x in figures.items():
+                self.curves.add_scalar(name, x, done)
+        if self.pictures and (last or done % self.pictures_every == 0):
+            for name, picture in self.pictures(done).items():
+                self.curves.add_image(name, picture.clamp(0, 1), done)
+        if last or time.monotonic() - self.saved_at > self.save_every_s:
+            keep(self.folder, done, self.parts, self.facts)
+            self.saved_at = time.monotonic()
 
 
 @contextmanager
@@ -118,6 +136,7 @@ def finishing_the_step() -> Iterator[threading.Event]:
 
     def note(*_: object) -> None:
         stopping.set()
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, note)

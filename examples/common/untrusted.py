@@ -29,9 +29,11 @@ TENSOR_BYTES = 2**32
 ARRAY_BYTES = 2**32  # of all arrays of an npz file together
 ARRAYS = 1000
 PIXELS = 50_000_000
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS, which is a program
 CHANNELS = 32
 RATES = (2_000, 384_000)  # hertz
 SECONDS = 3600.0  # of all channels of a recording together
+SAMPLES = 2**28  # the same
 
 Kind = type | tuple[type, ...]
 
@@ -173,9 +175,9 @@ def read_tensors(path: Path, most_bytes: int = TENSOR_BYTES) -> dict[str, Tensor
     """Read all tensors of a safetensors file, whose numbers must be finite."""
     with _safetensors(path, most_bytes) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, x in tensors.items():
-        if x.is_floating_point() and not bool(x.float().isfinite().all()):
-            raise BadInput(f"{path} holds numbers that are not finite ({name})")
+        for name, x in tensors.items():
+            if x.is_floating_point() and not bool(x.float().isfinite().all()):
+                raise BadInput(f"{path} holds numbers that are not finite ({name})")
     return tensors
 
 
@@ -258,8 +260,8 @@ def _array(file: Any, size: int, name: str) -> np.ndarray:
     if read is None:
         raise BadInput(f"{name} has npy version {version}; versions 1.0 and 2.0 are read")
     shape, fortran, dtype = read(file)
-    if dtype.hasobject or dtype.itemsize == 0:
-        raise BadInput(f"{name} holds {dtype}; only arrays of numbers are read")
+    if dtype.kind not in "biufcSU" or dtype.itemsize == 0:
+        raise BadInput(f"{name} holds {dtype}; only arrays of numbers and texts are read")
     wanted = math.prod(shape) * dtype.itemsize
     if any(length < 0 for length in shape) or wanted > size:
         raise BadInput(f"{name} claims the shape {shape} of {dtype}, but has {size} bytes")
@@ -282,7 +284,7 @@ def read_picture(path: Path, most_pixels: int = PIXELS) -> PIL.Image.Image:
     check_file(path, 16 * most_pixels)
     with decoding(path, "a picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own warnings; the limit below is lower
-        with PIL.Image.open(path) as file:
+        with PIL.Image.open(path, formats=PICTURES) as file:
             if file.width * file.height > most_pixels:
                 raise BadInput(
                     f"{path} has {file.width}x{file.height} pixels; at most {most_pixels} are read"
@@ -294,8 +296,8 @@ def read_picture(path: Path, most_pixels: int = PIXELS) -> PIL.Image.Image:
 def read_recording(path: Path) -> tuple[Float[np.ndarray, "n b"], int]:
     """Read a recording's samples, one column a channel, and its rate in hertz.
 
-    Refused: rates outside 2 to 384 kHz, more than 32 channels, more than an hour of all channels
-    together, samples that are not finite.
+    Refused: rates outside 2 to 384 kHz, more than 32 channels, more than an hour or 2^28 samples
+    of all channels together, samples that are not finite.
     """
     import soundfile  # only here: the other examples do without it
 
@@ -315,8 +317,8 @@ def check_recording(path: Path, samples: int, channels: int, rate: int) -> None:
         raise BadInput(f"{path} has {rate} samples a second; {RATES[0]} to {RATES[1]} are read")
     if not 1 <= channels <= CHANNELS:
         raise BadInput(f"{path} has {channels} channels; at most {CHANNELS} are read")
-    if samples * channels > SECONDS * rate:
+    if samples * channels > min(SECONDS * rate, SAMPLES):
         raise BadInput(
-            f"{path} lasts {samples / rate:.0f} s in {channels} channels; "
-            f"{SECONDS:.0f} s in all are read at most"
+            f"{path} lasts {samples / rate:.0f} s in {channels} channels at {rate} Hz; "
+            f"at most {SECONDS:.0f} s and {SAMPLES} samples in all are read"
         )

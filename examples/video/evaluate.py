@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,7 +24,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.common.commands import check_count, command
+from examples.common.commands import check_count, command, ignore_interrupts
 from examples.common.files import check_folder
 from examples.video.attention import ATTENTIONS, KAPPA, WINDOW, Attention, Spaces, gpa
 from examples.video.data import HELD_OUT, Problem, held_out_problem
@@ -119,8 +118,8 @@ def measured(jobs: list[Job], nets: dict[str, FillNet], processes: int) -> Itera
     if processes == 1:
         yield from (row_of(job, nets) for job in tqdm(jobs))
         return
-    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        yield from tqdm(pool.map(partial(row_of, nets=nets), jobs), total=len(jobs))
+    with get_context("fork").Pool(processes, ignore_interrupts) as pool:
+        yield from tqdm(pool.imap(partial(row_of, nets=nets), jobs), total=len(jobs))
 
 
 def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:

@@ -138,7 +138,10 @@ ARRAYS = {
     "truncated": (npz({"x.npy": npy((9,), data=b"\0" * 36)})[:-30], "cannot be read as npz"),
     "lacks it": (npz({"y.npy": npy((0,))}), "lacks the array 'x'"),
     "no array": (npz({"x.npy": b"text"}), "cannot be read as npz"),
-    "pickle": (npz({"x.npy": saved_npy(np.array([{}], object))}), "only arrays of numbers"),
+    "pickle": (
+        npz({"x.npy": saved_npy(np.array([{}], object))}),
+        "only arrays of numbers and texts",
+    ),
     "bomb": (npz({"x.npy": npy((2**28,)) + b"\0" * 2**28}), "unpacks to 1 arrays of 268435"),
     "enormous": (npz({"x.npy": npy((2**50,))}), "claims the shape"),
     "negative": (npz({"x.npy": npy((-1, 4), data=b"\0" * 16)}), "claims the shape"),
@@ -151,6 +154,7 @@ PICTURES = {
     "no pixels": (png(8, 8), "cannot be read as a picture"),
     "a million wide": (png(10**6, 10**6), "cannot be read as a picture|at most"),
     "above the limit": (png(7072, 7072), "7072x7072 pixels; at most 50000000"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read as a picture"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read as a picture"),
 }
 RECORDINGS = {
@@ -158,7 +162,10 @@ RECORDINGS = {
     "no recording": (b"RIFF????WAVE", "cannot be read as a recording"),
     "1 Hz": (wav(1, 1000), "has 1 samples a second; 2000 to 384000 are read"),
     "2 GHz": (wav(2**31 - 1, 1000), "samples a second|cannot be read as a recording"),
-    "2^36 samples": (flac_of(2**36 - 1), "lasts 4294967 s in 1 channels; 3600 s"),
+    "2^36 samples": (
+        flac_of(2**36 - 1),
+        "lasts 4294967 s in 1 channels at 16000 Hz; at most 3600 s",
+    ),
 }
 
 
@@ -301,6 +308,8 @@ def test_an_hour_counts_all_channels() -> None:
     check_recording(Path("x"), 1800 * 8000, 2, 8000)
     with pytest.raises(BadInput, match="lasts 1800 s in 2 channels"):
         check_recording(Path("x"), 1800 * 8000 + 1, 2, 8000)
+    with pytest.raises(BadInput, match="lasts 1000 s in 1 channels at 384000 Hz"):
+        check_recording(Path("x"), 1000 * 384_000, 1, 384_000)
     with pytest.raises(BadInput, match="has 33 channels"):
         check_recording(Path("x"), 100, 33, 8000)
     assert untrusted.RATES == (2000, 384000)
