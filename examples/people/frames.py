@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float, Int, UInt8
 
-from examples.common.untrusted import PIXELS, BadInput, check_file, decoding, read_picture
+from examples.common.untrusted import PICTURES, PIXELS, BadInput, check_file, decoding, read_picture
 from examples.people.geometry import cut
 from examples.people.pictures import Pictures, Unreadable
 
@@ -52,7 +52,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         check_file(path, 16 * PIXELS)
-        with decoding(path, "a picture"), PIL.Image.open(path) as file:
+        with decoding(path, "a picture"), PIL.Image.open(path, formats=PICTURES) as file:
             turned = file.getexif().get(0x0112, 1) >= 5  # orientations with the sides swapped
             h, w = file.size if turned else file.size[::-1]
     except BadInput as error:

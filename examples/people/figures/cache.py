@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from examples.common.commands import Stopped, check_count, locked
+from examples.common.commands import Stopped, check_count, ignore_interrupts, locked
 from examples.common.files import replacing
 from examples.common.untrusted import BadInput, decoding, fields, read_json
 from examples.people.figures.camera import Camera
@@ -161,7 +160,7 @@ def fill(
 ) -> None:
     """Render some identities into the arrays; stops when the parent process is gone."""
     if parent is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+        ignore_interrupts()
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in options.shapes}
     for identity in identities:
         if parent is not None and os.getppid() != parent:
