@@ -1,3 +1,0 @@
-"""Moved to `examples.common.files`."""
-
-from examples.common.files import *  # noqa: F403
