@@ -7,7 +7,7 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 
 .PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
@@ -48,20 +48,23 @@ gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
 
-# The flagship on a GPU, at 256x128 (`pip install tyro` where it is missing). STEPS are to fit the time.
+# The flagship on a GPU, at 256x128 (`pip install filelock tyro` where they are missing). STEPS are to fit the time.
 FIGURES ?= runs/figures256
 STEPS ?= 12000
 gpu-train:
-	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.data.figures --folder $(FIGURES) \
+	PYTHONPATH=. $(PYTHON) -m examples.people.figures --folder $(FIGURES) \
 		--size 256 128 --identities 4000 --poses 8 --workers 16
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.train --data $(FIGURES) --preset figures256 \
 		--out runs/figures256_gpa --steps $(STEPS) --batch 32 --save-every-s 120
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.export --run runs/figures256_gpa \
 		--out runs/figures256_small
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the demo needs, and what the tests, the linter and the type checker need besides.
+$(VENV)/.demo: EXTRA := examples
+$(VENV)/.installed: EXTRA := dev
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
 	touch $@
 
 clean:

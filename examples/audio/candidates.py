@@ -27,7 +27,7 @@ def strongest_keys(
     frames: Int[Tensor, " s"],
     count: int,
 ) -> tuple[Int[Tensor, "h s k"], Float[Tensor, "h s k"]]:
-    """The keys of most weight of each head, -1 where there are fewer; and their weights.
+    """Return the keys of most weight of each head, -1 where there are fewer, and their weights.
 
     Args:
         question: Of one recording.
@@ -43,7 +43,7 @@ def _strongest(sites: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def _reader(question: Question, operator: Operator, structure: Sequence) -> Read:
-    """How to lay open this kind of attention."""
+    """Choose how the weights of this kind of attention are found."""
     if isinstance(operator, GPA):
         return _gpa(question, operator, structure)
     if isinstance(operator, Full):

@@ -1,5 +1,6 @@
 """The attentions that are compared, by name."""
 
+from examples.common.untrusted import BadInput
 from ndgpa import GPA, Full, Neighborhood, Nothing, Sequence
 from ndgpa.operators import Operator
 
@@ -13,13 +14,13 @@ def space(frames: int) -> Sequence:
 
 
 def operator(name: str, frames: int, causal: bool = False) -> Operator:
-    """An attention for a recording of so many frames; features bring their own temperature.
+    """Make an attention for a recording of so many frames; features bring their temperature.
 
     Raises:
-        ValueError: There is no such attention, or no causal form of it.
+        BadInput: There is no such attention, or no causal form of it.
     """
     if causal and name == "window":
-        raise ValueError("--operator window has no causal form here; expected gpa, full or nothing")
+        raise BadInput("--operator window has no causal form here; expected gpa, full or nothing")
     if name == "gpa":
         return GPA(KAPPA, scale=1.0, causal=causal)
     if name == "window":
@@ -28,4 +29,4 @@ def operator(name: str, frames: int, causal: bool = False) -> Operator:
         return Full(scale=1.0, causal=causal)
     if name == "nothing":
         return Nothing()
-    raise ValueError(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")
+    raise BadInput(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")

@@ -73,7 +73,7 @@ class Recorder:
 def reads_of(
     network: GraphNetwork, sample: Sample, site: int, layer: int = -1
 ) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
-    """The sites that a site reads in a layer of GPA, each once; the largest weight of a head."""
+    """Find the sites that a site reads in a layer of GPA, each with its largest weight."""
     attention = network.layers[layer].attention
     operator = attention.operator
     attention.operator = recorder = Recorder(operator)

@@ -41,17 +41,17 @@ class Spaces:
 
 
 def rule(kappa: int) -> TopK:
-    """Logits rank as the softmax does, as a cell is one block, and do not underflow."""
+    """Rank by logits: they do not underflow, and a cell of one block ranks them as softmax does."""
     return TopK(kappa, relevance="logit")
 
 
 def gpa(spaces: Spaces, kappa: int = KAPPA) -> Operator:
-    """The most relevant blocks, of any time and place."""
+    """Read the most relevant blocks, of any time and place."""
     return ndgpa.GPA(rule(kappa), scale=1.0, affinity="euclidean")
 
 
 def window(spaces: Spaces) -> Operator:
-    """The blocks around each block, in time and place."""
+    """Read the blocks around each block, in time and place."""
     near = spaces.clip.near_cells(WINDOW)[spaces.blocks]  # a cell of the clip is one block
     return ndgpa.GPA(Fixed(near), scale=1.0, affinity="euclidean")
 
