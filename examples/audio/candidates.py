@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from examples.audio.model import Question
-from ndgpa import GPA, Full, Neighborhood, Sequence, select
+from ndgpa import GPA, Full, Sequence, select
 from ndgpa.analysis import key_weights
-from ndgpa.operators import Operator
+from ndgpa.operators import Neighborhood, Operator
 
 CHUNK = 256  # frames asked about at a time: each needs a row of logits
 

@@ -1,8 +1,8 @@
 """The attentions that are compared, by name."""
 
 from examples.common.untrusted import BadInput
-from ndgpa import GPA, Full, Neighborhood, Nothing, Sequence
-from ndgpa.operators import Operator
+from ndgpa import GPA, Full, Sequence
+from ndgpa.operators import Neighborhood, NoAttention, Operator
 
 NAMES = ("gpa", "window", "full", "nothing")
 DOWNSAMPLE, CELL, KAPPA = 4, 2, 12  # blocks of 32 ms in cells of 64 ms; 12 blocks read: 48 frames
@@ -28,5 +28,5 @@ def operator(name: str, frames: int, causal: bool = False) -> Operator:
     if name == "full":
         return Full(scale=1.0, causal=causal)
     if name == "nothing":
-        return Nothing()
+        return NoAttention()
     raise BadInput(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")

@@ -67,19 +67,19 @@ def _features(colours: Tensor) -> Tensor:
 
 def operators(rank: int) -> dict[str, SaysMask]:
     kernel, far = {1: (7, 6), 2: (5, 4), 3: ((3, 3, 3), (1, 4, 4))}[rank]
-    near, dilated = ndgpa.Neighborhood(kernel), ndgpa.Neighborhood(kernel, far)
+    near, dilated = ndgpa.operators.Neighborhood(kernel), ndgpa.operators.Neighborhood(kernel, far)
     return {
         "Full": ndgpa.Full(),
         "GPA\n4 blocks": ndgpa.GPA(ndgpa.TopK(4, share="all")),
-        "Nystrom\n12 landmarks": ndgpa.Nystrom(12),
-        "Performer\n64 features": ndgpa.Performer(4, 64).eval(),
+        "Nystrom\n12 landmarks": ndgpa.operators.Nystrom(12),
+        "Performer\n64 features": ndgpa.operators.Performer(4, 64).eval(),
         "Neighborhood": near,
-        "Hydra\nwindow, dilated": ndgpa.Hydra([near, dilated]),
-        "MultiAxis\nblock, place": ndgpa.MultiAxis(),
-        "LocalSparse\nltr: step 1, 2": ndgpa.LocalSparse("ltr"),
-        "LocalSparse\nrtl": ndgpa.LocalSparse("rtl"),
-        "LocalSparse\nstrided": ndgpa.LocalSparse("strided"),
-        "LocalSparse\nfixed": ndgpa.LocalSparse("fixed"),
+        "Hydra\nwindow, dilated": ndgpa.operators.Hydra([near, dilated]),
+        "MultiAxis\nblock, place": ndgpa.operators.MultiAxis(),
+        "LocalSparse\nltr: step 1, 2": ndgpa.operators.LocalSparse("ltr"),
+        "LocalSparse\nrtl": ndgpa.operators.LocalSparse("rtl"),
+        "LocalSparse\nstrided": ndgpa.operators.LocalSparse("strided"),
+        "LocalSparse\nfixed": ndgpa.operators.LocalSparse("fixed"),
     }
 
 

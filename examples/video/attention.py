@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 import ndgpa
-from ndgpa import Clusters, Fixed, Full, Grid, Nothing, TopK
-from ndgpa.operators import Operator
+from ndgpa import Clusters, Fixed, Full, Grid, TopK
+from ndgpa.operators import NoAttention, Operator
 
 BLOCK = (1, 8, 8)  # frames, rows, columns
 KAPPA = 16  # blocks that each block of a hole reads
@@ -34,7 +34,7 @@ class Spaces:
 
     @classmethod
     def of(cls, known: Bool[Tensor, "t 1 h w"]) -> "Spaces":
-        clip = ndgpa.Video((known.shape[0], *known.shape[2:]), downsample=BLOCK)
+        clip = ndgpa.Video((known.shape[0], *known.shape[2:]), block=BLOCK)
         sites = (~known).flatten().nonzero()[:, 0]
         blocks, block_of_site = clip.block_of_site[sites].unique(return_inverse=True)
         return cls(clip, Clusters(block_of_site, torch.arange(len(blocks))), sites, blocks)
@@ -61,7 +61,7 @@ def full(spaces: Spaces) -> Operator:
 
 
 def nothing(spaces: Spaces) -> Operator:
-    return Nothing()
+    return NoAttention()
 
 
 Attention = Callable[[Spaces], Operator]

@@ -45,7 +45,7 @@ class Surface:
             near = near @ touch
         self.near = torch.from_numpy(near.toarray() > 0).float()  # (marks, n)
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
-        self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=4)
+        self.structure = ndgpa.Graph(self.edge_index, n, block=8, cell=4)
 
     def sample(self, mark_number: int) -> Sample:
         """Tell where each vertex is and which is marked, with those within four edges of it."""

@@ -47,7 +47,7 @@ class Regions:
         self.colour = (colour - colour.mean(dim=0)) / colour[:, 0].std()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
-            self.edge_index, len(colour), downsample=16, cell=4, position=self.position
+            self.edge_index, len(colour), block=16, cell=4, position=self.position
         )
 
     def mean(self, values: np.ndarray) -> Tensor:  # (h, w, c) -> (n, c)

@@ -28,7 +28,8 @@ from examples.images.copy_photo.picture import write_picture
 from examples.images.copy_photo.report import Case, write_tables
 from examples.images.copy_photo.restore import Method, enlarged, resampled, restore
 from examples.images.copy_photo.train import FACTOR, Training, trained
-from ndgpa import GPA, Full, Image, Nothing
+from ndgpa import GPA, Full, Image
+from ndgpa.operators import NoAttention
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def methods(training: Training, size: int, nets: dict[str, CopyNet]) -> list[Met
     low = size // training.full_factor
     coarse = Image((low, low), training.downsample, training.cell)
     return [
-        Method("no attention", nets["nothing"], fine, Nothing()),
+        Method("no attention", nets["nothing"], fine, NoAttention()),
         Method(f"full at {low}x{low}", nets["full"], coarse, Full(scale=1.0)),
         *(Method(f"GPA {k}", nets["gpa"], fine, GPA(k, scale=1.0)) for k in training.kappas),
     ]

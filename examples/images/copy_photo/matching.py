@@ -98,7 +98,7 @@ def look_up(
     query, key = near(query, here, key, here, nearness)
     value = F.pad(value, (0, 0, 0, 0, 0, query.shape[1] - value.shape[1]))  # fused kernels want it
     query, key, value = (to_sites(x) for x in (query, key, value))
-    found = Full(scale=1.0)(query, key, value, Image(shape, downsample=1))
+    found = Full(scale=1.0)(query, key, value, Image(shape, block=1))
     found = rearrange(found, "b 1 (l k) c -> b c l k", l=shape[0])
     position, square, colour = found[:, :2], found[:, 2], found[:, 3:6]
     return position, (square - position.square().sum(dim=1)).clamp(min=0), colour

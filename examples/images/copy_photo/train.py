@@ -27,8 +27,8 @@ from examples.images.copy_photo.data import (
 from examples.images.copy_photo.losses import copy_loss, match_loss
 from examples.images.copy_photo.matching import Matcher
 from examples.images.copy_photo.model import CopyNet
-from ndgpa import GPA, Full, Grid, Image, Nothing
-from ndgpa.operators import Operator
+from ndgpa import GPA, Full, Grid, Image
+from ndgpa.operators import NoAttention, Operator
 
 FACTOR = 8  # pixels of a full-resolution picture along each side of a small one
 
@@ -62,7 +62,7 @@ def kinds(options: Training) -> dict[str, Problems]:
     return {
         "gpa": lambda step: (fine, GPA(kappas[step % len(kappas)], scale=1.0)),
         "full": lambda step: (coarse, Full(scale=1.0)),
-        "nothing": lambda step: (fine, Nothing()),
+        "nothing": lambda step: (fine, NoAttention()),
     }
 
 

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from ndgpa import GPA, Full, Image, Nothing, Nystrom, Performer
-from ndgpa.operators import Operator
+from ndgpa import GPA, Full, Image
+from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 
 KINDS = ("GPA", "NYF", "PER", "FULL", "NO")
 COUNT = r"([1-9]\d*)"
@@ -44,7 +44,7 @@ class AttentionName:
         """
         factor = self.factor(size)
         if factor == 1:
-            return Image(size, downsample=1)
+            return Image(size, block=1)
         blocks = (size[0] // factor) * (size[1] // factor)
         side = round((blocks / self.cells) ** 0.5)
         fits = all(x % (factor * max(side, 1)) == 0 for x in size)
@@ -53,7 +53,7 @@ class AttentionName:
                 f"{self.cells} square cells do not tile a level of {size[0]}x{size[1]} pixels "
                 f"whose Phase 1 has a short side of {self.full_until}"
             )
-        return Image(size, downsample=factor, cell=side)
+        return Image(size, block=factor, cell=side)
 
     def operator(self, size: tuple[int, int], affinity: str, width: int) -> Operator:
         """Build the attention of a level, for queries of `width` features, temperature included.
@@ -69,7 +69,7 @@ class AttentionName:
                 return Nystrom(self.rank, scale=1.0)
             case "PER":
                 return Performer(width, self.rank, scale=1.0)
-        return Nothing()
+        return NoAttention()
 
 
 def parse(name: str) -> AttentionName:

@@ -22,8 +22,8 @@ from examples.images.pose_morphing.layers import (
     halve,
     merge,
 )
-from ndgpa import GPA, Image, Nothing
-from ndgpa.operators import Operator
+from ndgpa import GPA, Image
+from ndgpa.operators import NoAttention, Operator
 
 KEY_POINTS = 18
 MASK_START = -1.0  # of the mask's logit: at first the network's own colours count for more
@@ -214,7 +214,7 @@ def set_kappa(generator: Generator, kappa: int) -> None:
 
 
 def attends(operator: Operator, coarse_only: bool) -> bool:
-    return not isinstance(operator, Nothing) and not (coarse_only and isinstance(operator, GPA))
+    return not isinstance(operator, NoAttention) and not (coarse_only and isinstance(operator, GPA))
 
 
 def pyramid(image: Float[Tensor, "b 3 h w"], levels: int) -> list[Float[Tensor, "b 3 k l"]]:

@@ -29,7 +29,7 @@ def full_level(
     query: torch.Tensor, key: torch.Tensor, size: tuple[int, int], affinity: str = "euclidean"
 ) -> Level:
     copied = torch.zeros(len(query), 3, *size)
-    structure = ndgpa.Image(size, downsample=1)
+    structure = ndgpa.Image(size, block=1)
     return Level(size, copied, query, key, structure, ndgpa.Full(scale=1.0, affinity=affinity))
 
 

@@ -151,7 +151,7 @@ def matching_level(operator: Operator, shift: int = 2, size: tuple[int, int] = (
     rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij")
     key = 4 * torch.stack([rows, columns], dim=-1).reshape(1, 1, -1, 2)
     wanted = (torch.arange(size[0] * size[1]) - shift * size[1]) % (size[0] * size[1])
-    structure = ndgpa.Image(size, downsample=2)
+    structure = ndgpa.Image(size, block=2)
     return Level(size, torch.zeros(1, 3, *size), key[:, :, wanted], key, structure, operator)
 
 

@@ -103,7 +103,11 @@ def test_any_attention_by_its_name_trains(name: str, base: ModelConfig) -> None:
 
 @pytest.mark.parametrize(
     "operator",
-    [ndgpa.Neighborhood(3), ndgpa.GPA(ndgpa.StraightThrough(ndgpa.TopK(2))), ndgpa.Nystrom(4)],
+    [
+        ndgpa.operators.Neighborhood(3),
+        ndgpa.GPA(ndgpa.StraightThrough(ndgpa.TopK(2))),
+        ndgpa.operators.Nystrom(4),
+    ],
     ids=lambda operator: type(operator).__name__,
 )
 def test_any_operator_can_stand_at_a_level(operator: ndgpa.operators.Operator) -> None:
@@ -121,7 +125,7 @@ def test_names_say_what_the_paper_says() -> None:
     assert [pivot.factor((n, n)) for n in (256, 128, 64, 32)] == [4, 2, 1, 1]
     assert pivot.operator((256, 256), "dot", 8) == ndgpa.GPA(12, scale=1.0)
     assert pivot.operator((64, 64), "dot", 8) == ndgpa.Full(scale=1.0)
-    assert parse("NO_64").operator((128, 128), "dot", 8) == ndgpa.Nothing()
+    assert parse("NO_64").operator((128, 128), "dot", 8) == ndgpa.operators.NoAttention()
 
 
 @pytest.mark.parametrize(
