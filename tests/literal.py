@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests.oracle import logit, rows, softmax
+from ndgpa.testing.oracle import logit, rows, softmax
 from tests.problems import Problem
 
 NONE = -math.inf

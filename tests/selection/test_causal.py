@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection.causal import blocks_between
-from tests import draw
-from tests.oracle import logit, most_relevant, rows, softmax
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, draw
+from ndgpa.testing.oracle import logit, most_relevant, rows, softmax
 
 
 @st.composite
@@ -33,7 +32,7 @@ def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
 
 class TestTopK(CausalContract):
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return top_ks(problem)
 
 

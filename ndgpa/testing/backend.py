@@ -1,27 +1,30 @@
-"""What every backend of `attend` must satisfy."""
+"""What every backend of `attend` must satisfy: `ndgpa/attention/reference.py` has the signature."""
 
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.functional import hessian
 
 import ndgpa
-from tests import draw
-from tests.oracle import attend_site, full_attention, rows
+from ndgpa.testing import draw
+from ndgpa.testing.oracle import attend_site, full_attention, rows
 
 
 class BackendContract:
-    """Inherit and name the backend; `dtype` is the widest it computes in."""
+    """Tests of a backend of `attend`: the selected blocks are read, and no others, at any order.
+
+    Inherit it and name the backend, after `ndgpa.attention.BACKENDS["mine"] = mine`. One that
+    computes in float32 at most says so by `dtype` and a `tolerance` to go with it.
+    """
 
     backend: str
     dtype = torch.float64
     tolerance = 1e-12
 
-    @given(st.data())
+    @draw.data
     def test_each_site_reads_the_sites_of_its_selected_blocks(self, data: Any) -> None:
         """Against a loop over batches, heads and sites."""
         problem = data.draw(draw.problems(dtype=self.dtype))
@@ -78,7 +81,7 @@ class BackendContract:
         late = ndgpa.gpa(query, key, no_value, space, rule, causal=True, backend=self.backend)
         assert late[:, :, 6:].isnan().all()
 
-    @given(st.data())
+    @draw.data
     def test_every_block_kept_is_full_attention(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         expected = full_attention(
@@ -91,7 +94,7 @@ class BackendContract:
             atol=self.tolerance,
         )
 
-    @given(st.data())
+    @draw.data
     def test_it_agrees_with_the_reference_to_the_second_derivative(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem))
@@ -123,7 +126,7 @@ class BackendContract:
         expected = torch.tensor([[1, -1], [-1, 1]], dtype=self.dtype) / 4
         torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
 
-    @given(st.data())
+    @draw.data
     def test_second_derivatives_agree_where_logits_tie(self, data: Any) -> None:
         """Constant inputs, zeros, frames that repeat, and signs alone."""
         problem = data.draw(draw.problems(dtype=self.dtype))
@@ -138,7 +141,7 @@ class BackendContract:
                 mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
             )
 
-    @given(st.data())
+    @draw.data
     def test_later_times_do_not_matter(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False, time=True))
         selection = data.draw(draw.selections(problem))
@@ -164,7 +167,7 @@ class BackendContract:
         )
         assert all(torch.equal(before, x) for x in after)
 
-    @given(st.data())
+    @draw.data
     def test_causal_attention_to_everything_is_masked_full_attention(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False, same=True, time=True))
         time = problem.structure.time
@@ -180,7 +183,7 @@ class BackendContract:
             atol=self.tolerance,
         )
 
-    @given(st.data())
+    @draw.data
     def test_masked_keys_and_padding_are_never_read(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=True))
         selection = data.draw(draw.selections(problem))
@@ -198,7 +201,7 @@ class BackendContract:
         ):
             assert torch.equal(mine, theirs)
 
-    @given(st.data())
+    @draw.data
     def test_empty_slots_read_nothing(self, data: Any) -> None:
         """Block 0, to which a careless gather would send them, holds NaN."""
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
@@ -213,7 +216,7 @@ class BackendContract:
         out = self.attend(poisoned, ndgpa.Selection(blocks))
         assert torch.equal(out, self.attend(problem, ndgpa.Selection(blocks)))
 
-    @given(st.data())
+    @draw.data
     def test_inputs_that_are_not_finite_stay_in_their_batch_head_and_cell(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
         selection = data.draw(draw.selections(problem))
@@ -232,7 +235,7 @@ class BackendContract:
         touched = reads & (group == 0)[:, None] & (torch.arange(len(key)) == 0)[:, None, None]
         assert torch.equal(before[~touched], after[~touched])
 
-    @given(st.data())
+    @draw.data
     def test_log_sum_exp_is_that_of_the_visible_logits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = _everything(problem)
@@ -253,7 +256,7 @@ class BackendContract:
                     atol=self.tolerance,
                 )
 
-    @given(st.data())
+    @draw.data
     def test_a_batch_of_none_has_derivatives_of_none(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
         selection = data.draw(draw.selections(problem))
@@ -273,7 +276,7 @@ class BackendContract:
         bend = torch.stack([g.square().sum() for g in grads]).sum()
         assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
 
-    @given(st.data())
+    @draw.data
     def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=torch.float32))
         selection = data.draw(draw.selections(problem))
@@ -281,7 +284,7 @@ class BackendContract:
         again = self.derivatives(problem, selection, self.backend, order=1)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
-    @given(st.data())
+    @draw.data
     def test_strides_do_not_matter(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem))
