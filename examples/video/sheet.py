@@ -21,6 +21,7 @@ from ndgpa.analysis import key_weights
 SHOWN = 8  # frames
 FAINTEST = 0.05  # lines of less opacity are not drawn
 GAP = 4  # pixels between frames of the strip
+TALLEST = 40.0  # inches, whatever the shape of the frames
 
 
 def draw_sheet(
@@ -37,9 +38,8 @@ def draw_sheet(
     rows = {"damaged": sketch.frames, "filled": filling.frames}
     if truth is not None:
         rows["truth"] = truth
-    figure = Figure(
-        figsize=(14, 14 / len(chosen) * height / width * (len(rows) + 1.6)), layout="constrained"
-    )
+    tall = 14 / len(chosen) * height / width * (len(rows) + 1.6)
+    figure = Figure(figsize=(14, min(tall, TALLEST)), layout="constrained")
     parts = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1] * (len(rows) + 1))
     for place, (name, frames) in enumerate(rows.items()):
         axes = figure.add_subplot(parts[place])

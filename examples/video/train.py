@@ -125,6 +125,8 @@ def main(options: Options) -> None:
 
 def check(options: Options) -> None:
     """Refuse, before any work, what cannot be done."""
+    if not options.attentions:
+        raise BadInput(f"--attentions needs at least one of {', '.join(ATTENTIONS)}")
     unknown = [name for name in options.attentions if name not in ATTENTIONS]
     if unknown:
         raise BadInput(f"no attention {unknown[0]!r}; expected one of {', '.join(ATTENTIONS)}")

@@ -142,6 +142,7 @@ def test_a_network_that_is_not_finite_is_refused(tmp_path: Path, clip: Path, cap
 
 
 TRAIN = {
+    "no attention": ({"attentions": ()}, "--attentions needs at least one of gpa, window"),
     "no steps": ({"steps": 0}, "--steps must be at least 1"),
     "time NaN": ({"cpu_minutes": float("nan")}, "--cpu-minutes must be a finite number"),
     "frames": ({"frames": 1}, "--frames must be at least 3"),
@@ -196,6 +197,14 @@ def test_evaluation_and_the_long_clip_have_bounds(tmp_path: Path, capsys) -> Non
         options = replace(long.Options(out=tmp_path), **change)
         assert f"--{next(iter(change))} must be" in said_by(long.main, options, capsys)
     assert not tree(tmp_path)
+
+
+def test_a_tall_clip_has_a_sheet_of_bounded_size(tmp_path: Path) -> None:
+    path = tmp_path / "tall.mp4"
+    write_clip(path, clip_of(gradients(3, 1600, 16), (0, 24, 48)))
+    fill.main(fill.Options(path, missing=("1",), side=16, out=tmp_path))
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert max(sheet.size) < 5000
 
 
 def test_a_picture_of_holes_may_be_of_any_mode(tmp_path: Path) -> None:
