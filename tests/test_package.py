@@ -1,5 +1,6 @@
 """The package as others get it."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -16,6 +17,61 @@ for structure in (ndgpa.Sequence(30, 4), ndgpa.Image((9, 8), 2), ndgpa.Video((3,
     assert ndgpa.gpa(x, x, x, structure, 2).shape == x.shape
 print(ndgpa.__file__)
 """
+CONTRACTS = '''
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+
+import ndgpa
+from ndgpa.testing import CausalContract, RuleContract, StructureContract
+
+
+@dataclass(frozen=True)
+class Ring(ndgpa.SpatialStructure):
+    """Sites on a circle, `block` of them in a block, every block a cell."""
+
+    length: int
+    block: int
+    on: str = "cpu"
+
+    @property
+    def device(self):
+        return torch.device(self.on)
+
+    @property
+    def blocks(self):
+        count = -(-self.length // self.block)
+        sites = torch.arange(count * self.block)
+        return sites.masked_fill(sites >= self.length, -1).view(count, self.block).to(self.on)
+
+    @property
+    def cells(self):
+        return torch.arange(-(-self.length // self.block))[:, None].to(self.on)
+
+    def to(self, device):
+        if str(device) == self.on:
+            return self
+        copies = self.__dict__.setdefault("copies", {})
+        return copies.setdefault(str(device), Ring(self.length, self.block, str(device)))
+
+    def coarsen(self, factor, cell=1):
+        return Ring(self.num_blocks, factor, self.on)
+
+    def near_cells(self, radius):
+        apart = torch.arange(-radius, radius + 1).to(self.on)
+        return (self.cells + apart) % self.num_blocks
+
+
+class TestRing(StructureContract):
+    def structures(self):
+        return st.builds(Ring, st.integers(1, 30), st.integers(1, 4))
+
+
+class TestTopK(RuleContract, CausalContract):
+    def rules(self, problem):
+        return st.integers(1, 3).map(ndgpa.TopK)
+'''
 
 
 def build(folder: Path) -> Path:
@@ -37,8 +93,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 def test_importing_needs_the_core_dependencies_only() -> None:
     """Neither Triton nor anything of an extra is imported."""
     code = (
-        "import sys, ndgpa; extra = {'triton', 'matplotlib', 'scipy', 'skimage', "
-        "'torch_geometric', 'torchvision'} & set(sys.modules); assert not extra, extra"
+        "import sys, ndgpa; extra = {'triton', 'matplotlib', 'scipy', 'skimage', 'torchvision', "
+        "'torch_geometric', 'hypothesis', 'pytest', 'ndgpa.testing'} & set(sys.modules); "
+        "assert not extra, extra"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -48,9 +105,41 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     wheel = build(tmp_path)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    install = ["-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)]
-    subprocess.run([python, *install], check=True, cwd=tmp_path)
+    install = ["-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([python, *install, f"{wheel}[testing]"], check=True, cwd=tmp_path)
     run = subprocess.run(
         [python, "-c", CALLS], check=True, cwd=tmp_path, capture_output=True, text=True
     )
     assert str(tmp_path) in run.stdout
+    (tmp_path / "test_theirs.py").write_text(CONTRACTS)
+    subprocess.run([python, "-m", "pytest", "-q", "test_theirs.py"], check=True, cwd=tmp_path)
+
+
+def test_contracts_are_met_from_the_wheel_alone(tmp_path: Path) -> None:
+    """By someone who has written a structure and a rule; nothing of the checkout is on the path."""
+    with zipfile.ZipFile(build(tmp_path)) as wheel:
+        wheel.extractall(tmp_path)
+    (tmp_path / "test_theirs.py").write_text(CONTRACTS)
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "--rootdir", ".", "-rs"]
+    run = subprocess.run(
+        [*command, "test_theirs.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+    assert " skipped" not in run.stdout, run.stdout
+
+
+def test_a_contract_that_is_broken_fails(tmp_path: Path) -> None:
+    """Cells that are near others that are not near them."""
+    broken = CONTRACTS.replace("torch.arange(-radius, radius + 1)", "torch.arange(radius + 1)")
+    (tmp_path / "test_theirs.py").write_text(broken)
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "--rootdir", ".", "-k", "near"]
+    run = subprocess.run(
+        [*command, "test_theirs.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed" in run.stdout, run.stdout
+    assert "test_a_cell_is_near_those_that_are_near_it" in run.stdout
