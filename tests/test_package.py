@@ -1,6 +1,5 @@
 """The package as others get it."""
 
-import os
 import subprocess
 import sys
 import venv
@@ -38,6 +37,10 @@ class Ring(ndgpa.SpatialStructure):
     @property
     def device(self):
         return torch.device(self.on)
+
+    @property
+    def num_sites(self):
+        return self.length
 
     @property
     def blocks(self):
@@ -115,6 +118,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     subprocess.run([python, "-m", "pytest", "-q", "test_theirs.py"], check=True, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_contracts_are_met_from_the_wheel_alone(tmp_path: Path) -> None:
     """By someone who has written a structure and a rule; nothing of the checkout is on the path."""
     with zipfile.ZipFile(build(tmp_path)) as wheel:
@@ -126,20 +130,3 @@ def test_contracts_are_met_from_the_wheel_alone(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout
     assert " skipped" not in run.stdout, run.stdout
-
-
-def test_a_contract_that_is_broken_fails(tmp_path: Path) -> None:
-    """Cells that are near others that are not near them."""
-    broken = CONTRACTS.replace("torch.arange(-radius, radius + 1)", "torch.arange(radius + 1)")
-    (tmp_path / "test_theirs.py").write_text(broken)
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "--rootdir", ".", "-k", "near"]
-    run = subprocess.run(
-        [*command, "test_theirs.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "1 failed" in run.stdout, run.stdout
-    assert "test_a_cell_is_near_those_that_are_near_it" in run.stdout
