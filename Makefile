@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
+# WORKERS processes, of one thread each.
+WORKERS ?= 2
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
 
@@ -13,9 +16,9 @@ demo: $(VENV)/.demo
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
 test: lint
-	$(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
-	$(RUN) -m pytest -m "not slow and (compiled or bad_input)"
-	TRITON_INTERPRET=1 $(RUN) -m pytest -m "not slow" tests/kernels
+	$(TESTS) $(CHECKED) -m "not slow and not compiled and not bad_input"
+	$(TESTS) -m "not slow and (compiled or bad_input)"
+	TRITON_INTERPRET=1 $(TESTS) -m "not slow" tests/kernels
 
 # PROBLEMS drawn problems from number PROBLEMS_SEED on, which the command lines show.
 test-slow: PROBLEMS := $(or $(PROBLEMS),2000)

@@ -297,9 +297,7 @@ class BackendContract:
 
     @pytest.mark.parametrize("size", [1, 4, 16])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_errors_keep_to_twice_those_of_plain_torch(
-        self, dtype: torch.dtype, size: int
-    ) -> None:
+    def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, size: int) -> None:
         """In 16 and 32 bits, against float64, at three input scales; gradients three times.
 
         Over thousands of rows: few of them, with weights that nearly tie, make most of the error.

@@ -175,10 +175,7 @@ class OperatorContract:
 
     # Graphs
 
-    @pytest.mark.compiled
-    @pytest.mark.parametrize(
-        "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-    )
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_it_compiles_as_one_graph(self, backend: str) -> None:
         torch.compiler.reset()
         operator = self.ready(dtype=torch.float32)
@@ -195,7 +192,6 @@ class OperatorContract:
             for mine, theirs in zip(_gradients(compiled, inputs), _gradients(eager, inputs)):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.compiled
     def test_it_exports(self) -> None:
         operator, inputs = self.ready(dtype=torch.float32), self.inputs(torch.float32)
         layer = _Layer(operator, self.structure, self.key_structure).eval()
@@ -204,7 +200,6 @@ class OperatorContract:
 
     # Errors
 
-    @pytest.mark.bad_input
     def test_errors_come_before_any_work(self) -> None:
         operator, (query, key, value) = self.ready(), self.inputs()
         with pytest.raises(ValueError, match=r"query has \d+ sites but structure has \d+"):
