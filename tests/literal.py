@@ -32,7 +32,7 @@ def attend(
     problem: Problem,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of each query, in the dtype of the query throughout."""
-    space, keys = problem.structure, rows(problem.key_structure.blocks)
+    space, keys = problem.structure, rows(problem.key_sites)
     heads, tables = query.shape[1], blocks.shape[1]
     out = value.new_zeros(*query.shape[:3], value.shape[3])
     lse = query.new_full(query.shape[:3], NONE)
@@ -97,7 +97,7 @@ class Phase1:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.blocks, self.cells = rows(problem.structure.blocks), rows(problem.structure.cells)
-        self.key_blocks = rows(problem.key_structure.blocks)
+        self.key_blocks = rows(problem.key_sites)
         self.count = len(self.key_blocks)
         groups = problem.structure.group, problem.key_structure.group
         self.groups = None if None in groups else [x.tolist() for x in groups]

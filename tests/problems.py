@@ -15,7 +15,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa import Problem as Question
 from ndgpa.selection import Rule
-from ndgpa.structures.sampling import Sampled
+from ndgpa.structures import Sampling
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 VALUES = ("normal", "large", "huge", "constant", "tied", "padded")
@@ -51,6 +51,7 @@ class Problem:
     scale: float | None
     causal: bool
     key_mask: Tensor | None = field(repr=False)
+    read: Sampling | None
     values: str
 
     def __str__(self) -> str:
@@ -59,6 +60,8 @@ class Problem:
         space = _name(self.structure)
         if self.key_structure is not self.structure:
             space += f" to {_name(self.key_structure)}"
+        if self.read is not None:
+            space += f" read by {self.read}"
         return (
             f"problem {self.seed}: {self.rule} on {space}, {shapes} {dtype} {self.values}, "
             f"{self.affinity}, scale={self.scale}, causal={self.causal}, masked={masked}"
@@ -74,6 +77,17 @@ class Problem:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """The options of Phase 2."""
+        return {**self.options, "read": self.read}
+
+    @property
+    def key_sites(self) -> Tensor:
+        """The sites that are read where a block is selected."""
+        keys = self.key_structure
+        return keys.blocks if self.read is None else self.read.sites(keys)
+
+    @property
     def logit_scale(self) -> float:
         return self.query.shape[3] ** -0.5 if self.scale is None else self.scale
 
@@ -87,8 +101,6 @@ class Problem:
 
 
 def _name(structure: ndgpa.SpatialStructure) -> str:
-    if isinstance(structure, Sampled):
-        return f"{structure.sites_per_block} sampled sites of each block of {structure.structure}"
     groups = "" if structure.group is None else f" in {len(structure.group.unique())} groups"
     return f"{structure}{groups}"
 
@@ -102,14 +114,13 @@ def problem(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES, sites: int = 40
     draw = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     dtype, values = draw.choice(dtypes), draw.choice(VALUES)
-    structure, key_structure = _spaces(draw, generator, sites)
+    structure, key_structure, read = _spaces(draw, generator, sites)
     timed = structure.time is not None and key_structure.time is not None
     batch, key_heads = draw.randint(1, 2), draw.randint(1, 2)
     heads, width = key_heads * draw.randint(1, 2), draw.randint(1, 6)
     keys = key_structure.num_sites
     mask = None
-    # Which queries a mask hides is plain only where the keys are the queries' sites, or are not.
-    if draw.random() < 0.3 and not _samples(key_structure, structure):
+    if draw.random() < 0.3:
         mask = torch.rand((batch, keys), generator=generator) < draw.choice([0.3, 0.7])
     drawn = Problem(
         seed,
@@ -128,6 +139,7 @@ def problem(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES, sites: int = 40
         draw.choice([None, 1.0, 0.3, -0.5]),
         timed and draw.random() < 0.6,
         mask,
+        read,
         values,
     )
     return replace(drawn, rule=_rule(draw, generator, drawn))
@@ -138,25 +150,21 @@ def problem(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES, sites: int = 40
 
 def _spaces(
     draw: random.Random, generator: torch.Generator, sites: int
-) -> tuple[ndgpa.SpatialStructure, ndgpa.SpatialStructure]:
-    """Queries and keys: on one space, on two, or keys that are a sample of a space."""
+) -> tuple[ndgpa.SpatialStructure, ndgpa.SpatialStructure, Sampling | None]:
+    """Queries and keys, on one space or on two, and how the keys are read."""
     timed, grouped = draw.random() < 0.6, draw.random() < 0.25
     structure = _space(draw, generator, sites, timed, grouped)
     kind = draw.choice(["same", "same", "same", "cross", "sampled", "sampled cross"])
-    key_structure = structure
+    key_structure, read = structure, None
     if "cross" in kind:
         key_structure = _space(draw, generator, sites, timed, grouped)
     if "sampled" in kind:
-        key_structure = _sampling(draw, key_structure)(key_structure)
-    return structure, key_structure
+        read = _sampling(draw, key_structure)
+    return structure, key_structure, read
 
 
-def _samples(key_structure: ndgpa.SpatialStructure, structure: ndgpa.SpatialStructure) -> bool:
-    return isinstance(key_structure, Sampled) and key_structure.structure is structure
-
-
-def _sampling(draw: random.Random, structure: ndgpa.SpatialStructure) -> Any:
-    kinds = [
+def _sampling(draw: random.Random, structure: ndgpa.SpatialStructure) -> Sampling:
+    kinds: list[Sampling] = [
         ndgpa.structures.Strided(2),
         ndgpa.structures.Strided(3),
         ndgpa.structures.Jittered(1),

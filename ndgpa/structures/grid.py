@@ -81,7 +81,7 @@ class Grid(SpatialStructure):
         return Grid(self.shape, self.block_shape, self.cell_shape, self.time_axis, device)
 
     def coarsen(self, factor: PerAxis, cell: PerAxis = 1) -> "Grid":
-        """Make the grid whose sites are the blocks; one int of a factor is cut to each axis' length."""
+        """Make the grid whose sites are the blocks; an int is cut to each axis."""
         blocks = self.grid_of_blocks
         if isinstance(factor, int):
             factor = tuple(min(factor, count) for count in blocks)
