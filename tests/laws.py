@@ -1,4 +1,4 @@
-"""What holds for every problem of `tests/problems.py`, whatever the backend."""
+"""What holds for every problem of `tests/problems`, whatever the backend."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from tests import literal
+from tests.literal import phase_2
+from tests.literal.answers import Answer
+from tests.literal.phase_1 import Phase1
 from tests.problems import Given, Problem
 
 NAMES = ("output", "log-sum-exp", "query", "key", "value", "slot bias")
@@ -57,7 +59,7 @@ def selects_what_the_loops_select(problem: Problem, backends: Sequence[str]) -> 
 
 def _selects(problem: Problem, rule: ndgpa.selection.Rule, selection: ndgpa.Selection) -> None:
     if not isinstance(rule, Given):
-        literal.Answer(problem, literal.Phase1(problem), selection).check(rule)
+        Answer(problem, Phase1(problem), selection).check(rule)
 
 
 def _selects_by_head(problem: Problem) -> None:
@@ -129,7 +131,7 @@ def _detached(selection: ndgpa.Selection) -> ndgpa.Selection:
 
 
 def _loops(problem: Problem, selection: ndgpa.Selection, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    return literal.attend(*inputs, selection.blocks, selection.bias, problem)
+    return phase_2.attend(*inputs, selection.blocks, selection.bias, problem)
 
 
 def _library(backend: str) -> Attend:

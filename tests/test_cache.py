@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests.draw import FEW, seeded
+from ndgpa.testing.draw import FEW, seeded
 
 RULES = [
     ndgpa.TopK(2),

@@ -11,8 +11,8 @@ from torch import Tensor
 import ndgpa
 from ndgpa import presets
 from ndgpa.nn import SpatialAttention
-from tests.draw import seeded
-from tests.oracle import algorithm_1
+from ndgpa.testing.draw import seeded
+from ndgpa.testing.oracle import algorithm_1
 
 Lists = list[list[int]]
 

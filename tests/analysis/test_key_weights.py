@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.analysis import key_weights
-from tests.draw import Problem, problems, selections
+from ndgpa.testing.draw import Problem, problems, selections
 
 
 def weights_of(

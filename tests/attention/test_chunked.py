@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import ndgpa
-from tests import draw
-from tests.contracts.backend import BackendContract
+from ndgpa.testing import BackendContract, draw
 
 
 class TestChunked(BackendContract):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
-from tests import draw
+from ndgpa.testing import draw
 
 
 @given(st.data())

@@ -1,6 +1,6 @@
 """The reference backend keeps the contract."""
 
-from tests.contracts.backend import BackendContract
+from ndgpa.testing import BackendContract
 
 
 class TestReference(BackendContract):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import ndgpa
-from tests.draw import seeded
-from tests.oracle import rows
+from ndgpa.testing.draw import seeded
+from ndgpa.testing.oracle import rows
 
 pytest.importorskip("torch_geometric")
 

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ndgpa
 from ndgpa.operators.coarse import add_by_block
-from tests import draw
-from tests.oracle import logit, rows, softmax, voters_of
+from ndgpa.testing import draw
+from ndgpa.testing.oracle import logit, rows, softmax, voters_of
 
 
 def branch_of(problem: draw.Problem, b: int, h: int) -> np.ndarray:

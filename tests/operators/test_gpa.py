@@ -4,7 +4,7 @@ import torch
 
 import ndgpa
 from ndgpa.operators import Operator
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestGPA(OperatorContract):

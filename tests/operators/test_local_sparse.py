@@ -11,7 +11,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.operators import LocalSparse, Operator
 from ndgpa.operators.local_sparse import enumerate_sites
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestLocalSparse(OperatorContract):

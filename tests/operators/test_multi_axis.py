@@ -5,7 +5,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.nn import SpatialAttention
 from ndgpa.operators import MultiAxis, Operator
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestMultiAxis(OperatorContract):

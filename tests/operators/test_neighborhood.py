@@ -12,7 +12,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.operators import Hydra, Neighborhood, Operator
 from ndgpa.operators._heads import head_counts
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestNeighborhood(OperatorContract):

@@ -6,7 +6,7 @@ import ndgpa
 from ndgpa.attention.dense import attend_to_all
 from ndgpa.operators import Nystrom, Operator
 from ndgpa.operators.nystrom import pseudo_inverse, run_sums
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestNystrom(OperatorContract):

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import ndgpa
 from ndgpa.operators import Operator, Performer
 from ndgpa.operators.performer import draw_projection
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestPerformer(OperatorContract):

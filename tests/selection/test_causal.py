@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection.causal import blocks_between
-from tests import draw
-from tests.oracle import logit, most_relevant, rows, softmax
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, draw
+from ndgpa.testing.oracle import logit, most_relevant, rows, softmax
 
 
 @st.composite
@@ -33,7 +32,7 @@ def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
 
 class TestTopK(CausalContract):
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return top_ks(problem)
 
 
@@ -154,8 +153,8 @@ def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) ->
     huge = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3, unique=True)
     names = torch.tensor(data.draw(huge | st.just([0, 2**62, -(2**62)])))
     tables = clusters.block_of_site, clusters.cell_of_block, clusters.time
-    renamed = ndgpa.Clusters(*tables, names[clusters.group])
-    keys = ndgpa.Clusters(clusters.block_of_site, torch.arange(clusters.num_blocks), clusters.time)
+    groups = names[clusters.group.unique(return_inverse=True)[1]]
+    renamed = ndgpa.Clusters(*tables, groups)
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
     few = clusters.group != int(clusters.group[0])  # the keys of some spaces only
     for rule in (ndgpa.TopK(2), ndgpa.TopRatio(0.5), ndgpa.TopP(0.5)):
@@ -168,13 +167,13 @@ def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) ->
     if few.any() and data.draw(st.booleans()):
         sites = few[clusters.block_of_site]
         blocks = clusters.block_of_site[sites].unique(return_inverse=True)[1]
-        groups = names[clusters.group[few]]
-        keys = ndgpa.Clusters(blocks, torch.arange(len(groups)), clusters.time[sites], groups)
+        seen = groups[few]
+        keys = ndgpa.Clusters(blocks, torch.arange(len(seen)), clusters.time[sites], seen)
         kept = ndgpa.select(
             x, x[:, :, sites], renamed, ndgpa.TopRatio(1.0), key_structure=keys, causal=True
         ).blocks[0, 0]
         for cell, row in enumerate(rows(kept)):
-            assert set(groups[row].tolist()) <= {int(renamed.cell_group[cell])}
+            assert set(seen[row].tolist()) <= {int(renamed.cell_group[cell])}
 
 
 def test_a_space_whose_number_is_huge_reads_its_own_blocks() -> None:

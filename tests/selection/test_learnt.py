@@ -14,10 +14,8 @@ from ndgpa.selection import Rule
 from ndgpa.selection.perturbed_top_k import chosen
 from ndgpa.selection.soft import log_relevance
 from ndgpa.selection.soft_top_k import project
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import relevance, rows, voters_of
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import relevance, rows, voters_of
 
 
 class TestStraightThrough(RuleContract, CausalContract):
@@ -28,8 +26,6 @@ class TestStraightThrough(RuleContract, CausalContract):
             st.integers(1, 4),
             st.sampled_from(["head", "group", "all"]),
         )
-
-    causal_rules = rules
 
 
 class TestSoftTopK(RuleContract, CausalContract):
@@ -43,12 +39,10 @@ class TestSoftTopK(RuleContract, CausalContract):
             st.sampled_from(["head", "group", "all"]),
         )
 
-    causal_rules = rules
-
 
 class TestPerturbedTopK(CausalContract):
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.builds(
             ndgpa.PerturbedTopK, st.integers(1, 3), samples=st.just(3), seed=st.just(7)
         )

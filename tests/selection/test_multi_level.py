@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import rows
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import rows
 
 module = importlib.import_module("ndgpa.selection.multi_level")
 
@@ -48,10 +46,6 @@ def multi_levels(draw_: Any, problem: draw.Problem, counts: Any = None) -> ndgpa
 class TestMultiLevel(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
-        return multi_levels(problem)
-
-    @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return multi_levels(problem)
 
 

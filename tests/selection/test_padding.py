@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
-from tests.oracle import algorithm_1, most_relevant, relevance, rows
+from ndgpa.testing import draw
+from ndgpa.testing.oracle import algorithm_1, most_relevant, relevance, rows
 from tests.selection.test_multi_level import multi_levels
 from tests.selection.test_top_k import top_ks
 

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection.base import once
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import most_relevant, relevance, rows, voters_of
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import most_relevant, relevance, rows, voters_of
 
 
 def blocks_of(problem: draw.Problem, rule: Rule, **options: Any) -> torch.Tensor:
@@ -53,8 +51,6 @@ class TestTopRatio(RuleContract, CausalContract):
             st.sampled_from(["head", "group", "all"]),
         )
 
-    causal_rules = rules
-
 
 class TestTopP(RuleContract, CausalContract):
     @staticmethod
@@ -68,8 +64,6 @@ class TestTopP(RuleContract, CausalContract):
             st.sampled_from([(), (0,)]),
         )
 
-    causal_rules = rules
-
 
 class TestFixed(RuleContract, CausalContract):
     @staticmethod
@@ -77,15 +71,9 @@ class TestFixed(RuleContract, CausalContract):
         number = st.integers(0, problem.key_structure.num_blocks - 1)
         return st.lists(number, max_size=3).map(lambda ids: ndgpa.Fixed(tuple(ids)))
 
-    causal_rules = rules
-
 
 class TestUnion(RuleContract, CausalContract):
     """A union of all of them, so their causality too."""
-
-    @classmethod
-    def causal_rules(cls, problem: draw.Problem) -> st.SearchStrategy[Rule]:
-        return cls.rules(problem)
 
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
@@ -98,24 +86,21 @@ class TestUnion(RuleContract, CausalContract):
 class TestPerHead(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
-        one = TestTopP.rules(problem) | st.just(ndgpa.TopK(2)) | TestFixed.rules(problem)
-        heads = problem.query.shape[1]
-        return st.tuples(*[one] * heads).map(ndgpa.PerHead)
-
-    @classmethod
-    def causal_rules(cls, problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        plain = TestTopP.rules(problem) | st.just(ndgpa.TopK(2)) | TestFixed.rules(problem)
         soft = st.just(ndgpa.SoftTopK(2)) | st.just(ndgpa.Fixed((0,)) | ndgpa.SoftTopK(1))
         heads = problem.query.shape[1]
-        return st.tuples(*[soft | st.just(ndgpa.TopK(1))] * heads).map(ndgpa.PerHead)
+        return (
+            st.tuples(*[plain] * heads) | st.tuples(*[soft | st.just(ndgpa.TopK(1))] * heads)
+        ).map(ndgpa.PerHead)
 
 
-class TestOwn(CausalContract):
+class TestOwn(RuleContract, CausalContract):
     @staticmethod
-    def causal_problems() -> st.SearchStrategy[draw.Problem]:
-        return draw.problems(time=True, same=True)
+    def problems(**options: Any) -> st.SearchStrategy[draw.Problem]:
+        return draw.problems(same=True, **options)
 
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.just(ndgpa.Own())
 
     @given(st.data())
@@ -138,13 +123,13 @@ class TestOwn(CausalContract):
             assert rows(kept[0, 0, cell, None]) == [seen]
 
 
-class TestNeighborhood(CausalContract):
+class TestWindow(RuleContract, CausalContract):
     @staticmethod
-    def causal_problems() -> st.SearchStrategy[draw.Problem]:
-        return draw.problems(same=True, spaces=draw.grids(time=True))
+    def problems(time: bool | None = None, **options: Any) -> st.SearchStrategy[draw.Problem]:
+        return draw.problems(same=True, spaces=draw.grids(time=time), **options)
 
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.integers(0, 2).map(ndgpa.Window)
 
     @given(st.data())

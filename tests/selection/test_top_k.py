@@ -13,9 +13,8 @@ import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection import relevance as module
 from ndgpa.selection.top_k import top_k_lowest_id
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import most_relevant, relevance, rows, voters_of
+from ndgpa.testing import RuleContract, draw
+from ndgpa.testing.oracle import most_relevant, relevance, rows, voters_of
 
 
 @st.composite

@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import rows
 
 
 class TestClusters(StructureContract):

@@ -14,9 +14,8 @@ from torch import Tensor
 import ndgpa
 from ndgpa.structures import graph_partition
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import rows
 
 METHODS = ("metis", "landmark")
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import grid_blocks, rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import grid_blocks, rows
 
 
 class TestGrid(StructureContract):

@@ -40,7 +40,7 @@ from examples.images.pose_morphing.data.figures.skeleton import (
     place,
     rotation,
 )
-from tests import draw
+from ndgpa.testing import draw
 
 ROOT = Path(__file__).parents[3]
 SMALL = Options(size=(32, 32), identities=60, poses=3, seed=5)

@@ -1,59 +1,61 @@
-"""What every backend of `attend` must satisfy."""
+"""What every backend of `attend` must satisfy: `ndgpa/attention/reference.py` has the signature."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.functional import hessian
 
 import ndgpa
-from tests import draw
-from tests.oracle import attend_site, full_attention, rows
+from ndgpa.testing import draw
+from ndgpa.testing.derivatives import (
+    constant,
+    derivatives,
+    everything,
+    plain_derivatives,
+    repeated,
+)
+from ndgpa.testing.oracle import attend_sites, full_attention, rows
 
 
 class BackendContract:
-    """Inherit and name the backend; `dtype` is the widest it computes in."""
+    """Tests of a backend of `attend`: the selected blocks are read, and no others, at any order.
+
+    Inherit it and name the backend, after `ndgpa.attention.BACKENDS["mine"] = mine`. One that
+    computes in float32 at most says so by `dtype` and a `tolerance` to go with it.
+    """
 
     backend: str
     dtype = torch.float64
     tolerance = 1e-12
 
-    @given(st.data())
+    @draw.data
     def test_each_site_reads_the_sites_of_its_selected_blocks(self, data: Any) -> None:
-        """Against a loop over batches, heads and sites."""
+        """Against a loop over batches, heads and cells."""
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem, bias=False))
-        out = self.attend(problem, selection)
-        blocks = rows(problem.key_structure.blocks)
-        cell_of_site = problem.structure.cell_of_site.tolist()
-        heads = problem.query.shape[1]
-        for b in range(problem.query.shape[0]):
-            seen = [True] * problem.key.shape[2]
-            if problem.key_mask is not None:
-                seen = problem.key_mask[b].tolist()
-            for h in range(heads):
-                g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
-                key, value = (x[b, g].double() for x in (problem.key, problem.value))
-                kept = rows(selection.blocks[b, s])
-                for x in range(problem.structure.num_sites):
-                    sites = [y for j in kept[cell_of_site[x]] for y in blocks[j] if seen[y]]
-                    expected = attend_site(
-                        problem.query[b, h, x].double(),
-                        key,
-                        value,
-                        sites,
-                        problem.logit_scale,
-                        problem.affinity,
-                    )
-                    torch.testing.assert_close(
-                        out[b, h, x].double(),
-                        expected,
-                        rtol=self.tolerance,
-                        atol=self.tolerance,
-                    )
+        blocks, cells = rows(problem.key_structure.blocks), rows(problem.structure.cell_sites)
+        query, key, value = (x.double() for x in problem.inputs)
+        heads = query.shape[1]
+        expected = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.float64)
+        for b, h in product(range(len(query)), range(heads)):
+            g, s = (h * x.shape[1] // heads for x in (key, selection.blocks))
+            seen = torch.ones(key.shape[2]) if problem.key_mask is None else problem.key_mask[b]
+            for own, kept in zip(cells, rows(selection.blocks[b, s]), strict=True):
+                sites = [y for j in kept for y in blocks[j] if seen[y]]
+                expected[b, h, own] = attend_sites(
+                    query[b, h, own],
+                    key[b, g],
+                    value[b, g],
+                    sites,
+                    problem.logit_scale,
+                    problem.affinity,
+                )
+        out = self.attend(problem, selection).double()
+        torch.testing.assert_close(out, expected, rtol=self.tolerance, atol=self.tolerance)
 
     def test_a_future_that_is_not_finite_does_not_reach_back(self) -> None:
         """Within the block and the cell of the present too, in output and gradients."""
@@ -78,25 +80,25 @@ class BackendContract:
         late = ndgpa.gpa(query, key, no_value, space, rule, causal=True, backend=self.backend)
         assert late[:, :, 6:].isnan().all()
 
-    @given(st.data())
+    @draw.data
     def test_every_block_kept_is_full_attention(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         expected = full_attention(
-            *problem.inputs, problem.logit_scale, problem.affinity, _rows(problem.key_mask)
+            *problem.inputs, problem.logit_scale, problem.affinity, _of_each_query(problem.key_mask)
         )
         torch.testing.assert_close(
-            self.attend(problem, _everything(problem)),
+            self.attend(problem, everything(problem)),
             expected,
             rtol=self.tolerance,
             atol=self.tolerance,
         )
 
-    @given(st.data())
+    @draw.data
     def test_it_agrees_with_the_reference_to_the_second_derivative(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem))
-        ours = self.derivatives(problem, selection, self.backend)
-        reference = self.derivatives(problem, selection, "reference")
+        ours = derivatives(problem, selection, self.backend)
+        reference = derivatives(problem, selection, "reference")
         for mine, theirs in zip(ours, reference, strict=True):
             torch.testing.assert_close(
                 mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
@@ -123,22 +125,22 @@ class BackendContract:
         expected = torch.tensor([[1, -1], [-1, 1]], dtype=self.dtype) / 4
         torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
 
-    @given(st.data())
+    @draw.data
     def test_second_derivatives_agree_where_logits_tie(self, data: Any) -> None:
         """Constant inputs, zeros, frames that repeat, and signs alone."""
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem))
-        tie = data.draw(st.sampled_from([_constant, torch.zeros_like, _repeated, torch.sign]))
+        tie = data.draw(st.sampled_from([constant, torch.zeros_like, repeated, torch.sign]))
         query, key, value = problem.inputs
         problem = problem.with_inputs(query, tie(key), value)
-        ours = self.derivatives(problem, selection, self.backend)
-        reference = self.derivatives(problem, selection, "reference")
+        ours = derivatives(problem, selection, self.backend)
+        reference = derivatives(problem, selection, "reference")
         for mine, theirs in zip(ours, reference, strict=True):
             torch.testing.assert_close(
                 mine, theirs, rtol=100 * self.tolerance, atol=100 * self.tolerance
             )
 
-    @given(st.data())
+    @draw.data
     def test_later_times_do_not_matter(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False, time=True))
         selection = data.draw(draw.selections(problem))
@@ -164,8 +166,8 @@ class BackendContract:
         )
         assert all(torch.equal(before, x) for x in after)
 
-    @given(st.data())
-    def test_causal_attention_to_everything_is_masked_full_attention(self, data: Any) -> None:
+    @draw.data
+    def test_causal_attention_toeverything_is_masked_full_attention(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False, same=True, time=True))
         time = problem.structure.time
         assert time is not None
@@ -174,13 +176,13 @@ class BackendContract:
             *problem.inputs, problem.logit_scale, problem.affinity, past[None]
         )
         torch.testing.assert_close(
-            self.attend(problem, _everything(problem), causal=True),
+            self.attend(problem, everything(problem), causal=True),
             expected,
             rtol=self.tolerance,
             atol=self.tolerance,
         )
 
-    @given(st.data())
+    @draw.data
     def test_masked_keys_and_padding_are_never_read(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=True))
         selection = data.draw(draw.selections(problem))
@@ -192,13 +194,13 @@ class BackendContract:
             problem.value.masked_fill(unseen, torch.nan),
         )
         for mine, theirs in zip(
-            self.derivatives(problem, selection, self.backend, order=1),
-            self.derivatives(poisoned, selection, self.backend, order=1),
+            derivatives(problem, selection, self.backend, order=1),
+            derivatives(poisoned, selection, self.backend, order=1),
             strict=True,
         ):
             assert torch.equal(mine, theirs)
 
-    @given(st.data())
+    @draw.data
     def test_empty_slots_read_nothing(self, data: Any) -> None:
         """Block 0, to which a careless gather would send them, holds NaN."""
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
@@ -213,7 +215,7 @@ class BackendContract:
         out = self.attend(poisoned, ndgpa.Selection(blocks))
         assert torch.equal(out, self.attend(problem, ndgpa.Selection(blocks)))
 
-    @given(st.data())
+    @draw.data
     def test_inputs_that_are_not_finite_stay_in_their_batch_head_and_cell(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
         selection = data.draw(draw.selections(problem))
@@ -232,10 +234,10 @@ class BackendContract:
         touched = reads & (group == 0)[:, None] & (torch.arange(len(key)) == 0)[:, None, None]
         assert torch.equal(before[~touched], after[~touched])
 
-    @given(st.data())
+    @draw.data
     def test_log_sum_exp_is_that_of_the_visible_logits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
-        selection = _everything(problem)
+        selection = everything(problem)
         _, lse = self.attend(problem, selection, return_lse=True)
         for b in range(len(lse)):
             keep = slice(None) if problem.key_mask is None else problem.key_mask[b]
@@ -253,7 +255,7 @@ class BackendContract:
                     atol=self.tolerance,
                 )
 
-    @given(st.data())
+    @draw.data
     def test_a_batch_of_none_has_derivatives_of_none(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype, masked=False))
         selection = data.draw(draw.selections(problem))
@@ -273,15 +275,15 @@ class BackendContract:
         bend = torch.stack([g.square().sum() for g in grads]).sum()
         assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
 
-    @given(st.data())
+    @draw.data
     def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=torch.float32))
         selection = data.draw(draw.selections(problem))
-        first = self.derivatives(problem, selection, self.backend, order=1)
-        again = self.derivatives(problem, selection, self.backend, order=1)
+        first = derivatives(problem, selection, self.backend, order=1)
+        again = derivatives(problem, selection, self.backend, order=1)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
-    @given(st.data())
+    @draw.data
     def test_strides_do_not_matter(self, data: Any) -> None:
         problem = data.draw(draw.problems(dtype=self.dtype))
         selection = data.draw(draw.selections(problem))
@@ -318,9 +320,9 @@ class BackendContract:
                 scale=None,
                 key_mask=None,
             )
-            exact = _plain_derivatives(problem, [x.double() for x in problem.inputs])
-            plain = _plain_derivatives(problem, problem.inputs)
-            ours = self.derivatives(problem, _everything(problem), self.backend, order=1, lse=False)
+            exact = plain_derivatives(problem, [x.double() for x in problem.inputs])
+            plain = plain_derivatives(problem, problem.inputs)
+            ours = derivatives(problem, everything(problem), self.backend, order=1, lse=False)
             for name, *found, truth in zip(
                 ("out", "query", "key", "value"), ours, plain, exact, strict=True
             ):
@@ -339,73 +341,7 @@ class BackendContract:
             **options,
         )
 
-    def derivatives(
-        self,
-        problem: draw.Problem,
-        selection: ndgpa.Selection,
-        backend: str,
-        order: int = 2,
-        lse: bool = True,
-    ) -> list[Tensor]:
-        """The outputs, the gradients of a fixed functional of them, and gradients of those."""
-        inputs = [x.clone().requires_grad_() for x in problem.inputs]
-        bias = None
-        if selection.bias is not None:
-            bias = selection.bias.clone().requires_grad_()
-            inputs.append(bias)
-        selection = ndgpa.Selection(selection.blocks, bias)
-        out, log_sum = ndgpa.attend(
-            *inputs[:3],
-            selection,
-            problem.structure,
-            backend=backend,
-            return_lse=True,
-            **problem.options,
-        )
-        log_sum = log_sum.masked_fill(log_sum == -torch.inf, 0)
-        weight = _ramp(out)
-        total = (out * weight).sum() + ((log_sum * _ramp(log_sum)).sum() if lse else 0)
-        grads = torch.autograd.grad(total, inputs, create_graph=order > 1)
-        results = [out.detach(), *(g.detach() for g in grads)]
-        if lse:
-            results.append(log_sum.detach())
-        if order > 1:
-            bend = sum(((g * _ramp(g)).sum() for g in grads), torch.zeros(()))
-            second = torch.autograd.grad(bend, inputs, allow_unused=True)
-            results += [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, second)]
-        return results
 
-
-def _everything(problem: draw.Problem) -> ndgpa.Selection:
-    blocks = torch.arange(problem.key_structure.num_blocks, dtype=torch.int32)
-    shape = (problem.query.shape[0], 1, problem.structure.num_cells, len(blocks))
-    return ndgpa.Selection(blocks.expand(shape))
-
-
-def _constant(x: Tensor) -> Tensor:
-    return x[:, :, :1].expand_as(x)
-
-
-def _repeated(x: Tensor) -> Tensor:
-    """The first half of the sites again."""
-    half = x[:, :, : -(-x.shape[2] // 2)]
-    return torch.cat([half, half], dim=2)[:, :, : x.shape[2]]
-
-
-def _rows(mask: Tensor | None) -> Tensor | None:
+def _of_each_query(mask: Tensor | None) -> Tensor | None:
     """A key mask as a mask of queries (one row) and keys."""
     return None if mask is None else mask[:, None]
-
-
-def _ramp(x: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, max(1, x.numel()), dtype=x.dtype)[: x.numel()].view(x.shape)
-
-
-def _plain_derivatives(problem: draw.Problem, inputs: list[Tensor]) -> list[Tensor]:
-    """Dense attention in plain torch, in the dtype of the inputs."""
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    repeats = leaves[0].shape[1] // leaves[1].shape[1]
-    key, value = (x.repeat_interleave(repeats, 1) for x in leaves[1:])
-    out = (problem.logit_scale * leaves[0] @ key.mT).softmax(-1) @ value
-    grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves)
-    return [out.detach(), *grads]

@@ -1,11 +1,20 @@
-"""Hypothesis draws problems: sizes and a seed; torch draws the values."""
+"""Strategies for structures, calls and selections: hypothesis draws sizes and a seed, torch values.
+
+A test of your own that is to hold for any call:
+
+    @draw.data
+    def test_something(self, data):
+        problem = data.draw(draw.problems(masked=True))
+        out = ndgpa.gpa(*problem.inputs, problem.structure, 2, **problem.options)
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,9 +22,24 @@ import ndgpa
 
 MAX_SITES = 72
 
+# A contract's tests run once for each class that inherits it, and a first call may take a second.
+USUAL = settings(
+    deadline=None,
+    suppress_health_check=[
+        *settings().suppress_health_check,
+        HealthCheck.differing_executors,
+        HealthCheck.too_slow,
+    ],
+)
 # For tests that need fewer or more examples than the profile has; so a sweep reaches them too.
-FEW = settings(max_examples=settings().max_examples // 2)
-MORE = settings(max_examples=2 * settings().max_examples)
+FEW = settings(USUAL, max_examples=max(1, USUAL.max_examples // 2))
+MORE = settings(USUAL, max_examples=2 * USUAL.max_examples)
+
+
+def data(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test on `data`, from which it draws what it needs, as often as the profile says."""
+    drawn: Callable[..., None] = USUAL(given(data=st.data())(test))
+    return drawn
 
 
 @st.composite

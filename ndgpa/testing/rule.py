@@ -3,23 +3,34 @@
 from typing import Any
 
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
-from tests.oracle import rows
+from ndgpa.testing import draw
+from ndgpa.testing.oracle import rows
 
 
 class RuleContract:
-    """Inherit and say how to draw a rule for a problem."""
+    """Tests of a `Rule`: which selections it may answer with, and what they may depend on.
 
-    @staticmethod
-    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    Inherit it and override `rules`. A rule that can be called with `causal=True` keeps
+    `CausalContract` too.
+    """
+
+    def rules(self, problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        """Draw rules that can answer this problem: with numbers of blocks that exist, say."""
         raise NotImplementedError
 
-    @given(st.data())
+    def problems(self, **options: Any) -> st.SearchStrategy[draw.Problem]:
+        """Draw problems; override it for a rule that cannot answer all that `draw.problems` has.
+
+        For example `return draw.problems(same=True, **options)` where queries and keys have to be
+        on one structure.
+        """
+        return draw.problems(**options)
+
+    @draw.data
     def test_slots_hold_existing_blocks_once_each(self, data: Any) -> None:
         problem, selection = _answer(self, data)
         batch, heads, cells, _ = selection.blocks.shape
@@ -31,9 +42,9 @@ class RuleContract:
             assert len(set(row)) == len(row)
             assert all(0 <= block < problem.key_structure.num_blocks for block in row)
 
-    @given(st.data())
+    @draw.data
     def test_batches_do_not_see_each_other(self, data: Any) -> None:
-        problem = data.draw(draw.problems())
+        problem = data.draw(self.problems())
         rule = data.draw(self.rules(problem))
         whole = _select(problem, rule).blocks
         for b in range(problem.query.shape[0]):
@@ -49,9 +60,9 @@ class RuleContract:
             )
             assert torch.equal(alone.blocks[0], whole[b])
 
-    @given(st.data())
+    @draw.data
     def test_a_batch_of_none_has_a_selection_of_none(self, data: Any) -> None:
-        problem = data.draw(draw.problems())
+        problem = data.draw(self.problems())
         rule = data.draw(self.rules(problem))
         mask = None if problem.key_mask is None else problem.key_mask[:0]
         options = {**problem.options, "key_mask": mask}
@@ -59,9 +70,9 @@ class RuleContract:
         blocks = ndgpa.select(*given, rule, **options).blocks
         assert blocks.shape == (0, *_select(problem, rule).blocks.shape[1:])
 
-    @given(st.data())
+    @draw.data
     def test_masked_keys_do_not_exist(self, data: Any) -> None:
-        problem = data.draw(draw.problems(masked=True))
+        problem = data.draw(self.problems(masked=True))
         rule = data.draw(self.rules(problem))
         assert problem.key_mask is not None
         poisoned = problem.key.masked_fill(~problem.key_mask[:, None, :, None], torch.nan)
@@ -71,15 +82,15 @@ class RuleContract:
         )
         assert torch.equal(clean.blocks, dirty.blocks)
 
-    @given(st.data())
+    @draw.data
     def test_the_same_question_has_the_same_answer(self, data: Any) -> None:
-        problem = data.draw(draw.problems(dtype=torch.float32))
+        problem = data.draw(self.problems(dtype=torch.float32))
         rule = data.draw(self.rules(problem))
         assert torch.equal(_select(problem, rule).blocks, _select(problem, rule).blocks)
 
-    @given(st.data())
+    @draw.data
     def test_a_query_with_nan_changes_its_own_cell_only(self, data: Any) -> None:
-        problem = data.draw(draw.problems())
+        problem = data.draw(self.problems())
         rule = data.draw(self.rules(problem))
         site = data.draw(st.integers(0, problem.structure.num_sites - 1))
         query = problem.query.clone()
@@ -91,7 +102,7 @@ class RuleContract:
 
 
 def _answer(contract: RuleContract, data: Any) -> tuple[draw.Problem, ndgpa.Selection]:
-    problem = data.draw(draw.problems())
+    problem = data.draw(contract.problems())
     return problem, _select(problem, data.draw(contract.rules(problem)))
 
 

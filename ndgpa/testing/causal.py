@@ -12,22 +12,26 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
+from ndgpa.testing import draw
 
 
 class CausalContract:
-    """Inherit and say how to draw a rule for a problem whose structures have time."""
+    """Tests of a rule under `causal=True`: no output depends on a later time, through it either.
 
-    @staticmethod
-    def causal_problems() -> st.SearchStrategy[draw.Problem]:
-        return draw.problems(time=True)
+    Inherit it together with `RuleContract`: the hooks are the same. Every structure that is drawn
+    has a time.
+    """
 
-    @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(self, problem: draw.Problem) -> st.SearchStrategy[Rule]:
+        """Draw rules that can answer this problem."""
         raise NotImplementedError
 
-    @given(st.data())
+    def problems(self, **options: Any) -> st.SearchStrategy[draw.Problem]:
+        """Draw problems; override it for a rule that cannot answer all that `draw.problems` has."""
+        return draw.problems(**options)
+
     @draw.FEW
+    @given(st.data())
     def test_later_inputs_change_nothing_and_have_no_gradient(self, data: Any) -> None:
         problem, rule, now = _drawn(self, data)
         later, key_later = _later(problem, now)
@@ -48,8 +52,8 @@ class CausalContract:
 
 
 def _drawn(contract: CausalContract, data: Any) -> tuple[draw.Problem, Rule, int]:
-    problem = data.draw(contract.causal_problems())
-    rule = data.draw(contract.causal_rules(problem))
+    problem = data.draw(contract.problems(time=True))
+    rule = data.draw(contract.rules(problem))
     now = int(data.draw(st.sampled_from(sorted(set(problem.structure.time.tolist())))))
     return problem, rule, now
 

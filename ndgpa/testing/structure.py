@@ -1,33 +1,37 @@
 """What every structure must satisfy."""
 
 import pickle
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
+import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 
-import ndgpa
-from ndgpa.structures.base import SpatialStructure
-from tests.draw import seeded
-from tests.oracle import rows
+from ndgpa import SpatialStructure
+from ndgpa.testing import draw
+from ndgpa.testing.draw import seeded
+from ndgpa.testing.oracle import rows
 
 
 class StructureContract:
-    """Inherit and say how to draw a structure."""
+    """Tests of a `SpatialStructure`: its two tables, and all that follows from them.
 
-    @staticmethod
-    def structures() -> st.SearchStrategy[SpatialStructure]:
+    Inherit it and override `structures`. Draw small ones (tens of sites), of sizes that do not
+    divide among them.
+    """
+
+    def structures(self) -> st.SearchStrategy[SpatialStructure]:
+        """Draw structures of the class under test."""
         raise NotImplementedError
 
-    @given(st.data())
+    @draw.data
     def test_every_site_is_in_one_block_and_every_block_in_one_cell(self, data: Any) -> None:
         structure = data.draw(self.structures())
         assert sorted(chain(*rows(structure.blocks))) == list(range(structure.num_sites))
         assert sorted(chain(*rows(structure.cells))) == list(range(structure.num_blocks))
 
-    @given(st.data())
+    @draw.data
     def test_sizes_agree_with_the_tables(self, data: Any) -> None:
         structure = data.draw(self.structures())
         blocks, cells = rows(structure.blocks), rows(structure.cells)
@@ -45,13 +49,13 @@ class StructureContract:
         full = bool((structure.blocks >= 0).all() and (structure.cells >= 0).all())
         assert structure.is_even == full
 
-    @given(st.data())
+    @draw.data
     def test_compose_undoes_partition(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
         assert torch.equal(structure.compose(structure.partition(x)), x)
 
-    @given(st.data())
+    @draw.data
     def test_partition_lists_the_sites_of_each_cell(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -61,7 +65,7 @@ class StructureContract:
                 expected = torch.zeros_like(x[:, :, 0]) if site < 0 else x[:, :, site]
                 assert torch.equal(parts[:, :, cell, place], expected)
 
-    @given(st.data())
+    @draw.data
     def test_what_stands_in_empty_places_is_dropped(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -69,7 +73,7 @@ class StructureContract:
         parts = parts.masked_fill((structure.cell_sites < 0)[..., None], torch.nan)
         assert torch.equal(structure.compose(parts), x)
 
-    @given(st.data())
+    @draw.data
     def test_downsample_is_the_mean_over_the_upsampled_sites(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -77,7 +81,7 @@ class StructureContract:
         for block, sites in enumerate(rows(structure.upsample(torch.arange(structure.num_blocks)))):
             torch.testing.assert_close(means[:, :, block], x[:, :, sites].mean(dim=2))
 
-    @given(st.data())
+    @draw.data
     def test_by_block_lists_the_sites_of_each_block(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -87,7 +91,7 @@ class StructureContract:
                 expected = torch.zeros_like(x[:, :, 0]) if site < 0 else x[:, :, site]
                 assert torch.equal(laid[:, :, block, place], expected)
 
-    @given(st.data())
+    @draw.data
     def test_the_partition_is_consistent(self, data: Any) -> None:
         """Definition 5: upsampling the blocks of a cell gives the sites of the cell."""
         structure = data.draw(self.structures())
@@ -98,7 +102,7 @@ class StructureContract:
             torch.full_like(sites[0, :1], -1).expand(structure.sites_per_block),
         )
 
-    @given(st.data())
+    @draw.data
     def test_methods_agree_with_the_ones_derived_from_the_tables(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -108,7 +112,7 @@ class StructureContract:
         parts = structure.partition(x)
         assert torch.equal(structure.compose(parts), SpatialStructure.compose(structure, parts))
 
-    @given(st.data())
+    @draw.data
     def test_sixteen_bit_means_are_summed_in_float32(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = (_features(data, structure) + 100).bfloat16()
@@ -116,7 +120,7 @@ class StructureContract:
         assert means.dtype == torch.bfloat16
         assert torch.equal(means, structure.downsample(x.float()).bfloat16())
 
-    @given(st.data())
+    @draw.data
     def test_coarsening_makes_blocks_sites(self, data: Any) -> None:
         structure = data.draw(self.structures())
         coarse = structure.coarsen(1)
@@ -128,12 +132,32 @@ class StructureContract:
             by_block = [latest[int(b)] for b in range(structure.num_blocks)]
             assert coarse.time.tolist() == self.coarse_time(structure, by_block)
 
-    @staticmethod
-    def coarse_time(structure: SpatialStructure, latest: list[int]) -> list[int]:
-        """The times a coarsened structure has, given the latest time in each block."""
+    def coarse_time(self, structure: SpatialStructure, latest: list[int]) -> list[int]:
+        """Say which times `coarsen` gives, from the latest time in each block: these.
+
+        Override it for a structure that counts its times anew, as grids do.
+        """
         return latest
 
-    @given(st.data())
+    @draw.data
+    def test_blocks_near_a_cell_are_its_own_and_more_with_the_radius(self, data: Any) -> None:
+        """Only for a structure that overrides `near_cells`."""
+        structure = data.draw(self.structures())
+        near = [_near_cells(structure, radius) for radius in range(3)]
+        assert near[0] == [set(cell) for cell in rows(structure.cells)]
+        for smaller, larger in pairwise(near):
+            assert all(few <= many for few, many in zip(smaller, larger, strict=True))
+
+    @draw.data
+    def test_a_cell_is_near_those_that_are_near_it(self, data: Any) -> None:
+        """Only for a structure that overrides `near_cells`."""
+        structure = data.draw(self.structures())
+        near = _near_cells(structure, data.draw(st.integers(1, 2)))
+        cell_of_block = structure.cell_of_block.tolist()
+        pairs = {(cell, cell_of_block[block]) for cell, row in enumerate(near) for block in row}
+        assert pairs == {(there, here) for here, there in pairs}
+
+    @draw.data
     def test_one_that_has_been_used_can_be_pickled(self, data: Any) -> None:
         structure = data.draw(self.structures())
         structure.kept_with(structure, "own", lambda own, _: own.blocks)
@@ -141,12 +165,12 @@ class StructureContract:
         assert torch.equal(again.blocks, structure.blocks)
         assert torch.equal(again.cells, structure.cells)
 
-    @given(st.data())
+    @draw.data
     def test_the_structure_of_its_own_device_is_itself(self, data: Any) -> None:
         structure = data.draw(self.structures())
         assert structure.to("cpu") is structure
 
-    @given(st.data())
+    @draw.data
     def test_a_copy_for_another_device_is_made_once(self, data: Any) -> None:
         structure = data.draw(self.structures())
         moved = structure.to("meta")
@@ -154,7 +178,7 @@ class StructureContract:
         assert moved.blocks.device == torch.device("meta")
         assert structure.to("meta") is moved
 
-    @given(st.data())
+    @draw.data
     def test_a_copy_for_another_device_is_the_same_space(self, data: Any) -> None:
         structure = data.draw(self.structures())
         moved = structure.to("meta")
@@ -170,7 +194,7 @@ class StructureContract:
                     "meta",
                 )
 
-    @given(st.data())
+    @draw.data
     def test_one_that_was_used_in_inference_mode_can_train(self, data: Any) -> None:
         structure = data.draw(self.structures())
         x = _features(data, structure)
@@ -187,6 +211,14 @@ class StructureContract:
         torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
-def _features(data: Any, structure: ndgpa.SpatialStructure) -> torch.Tensor:
+def _near_cells(structure: SpatialStructure, radius: int) -> list[set[int]]:
+    """List the blocks near each cell; skip the test where the structure knows of none."""
+    try:
+        return [set(row) for row in rows(structure.near_cells(radius))]
+    except NotImplementedError:
+        pytest.skip(f"{type(structure).__name__} does not know which blocks are near a cell")
+
+
+def _features(data: Any, structure: SpatialStructure) -> torch.Tensor:
     generator = seeded(data.draw(st.integers(0, 2**20)))
     return torch.randn(2, 1, structure.num_sites, 3, generator=generator, dtype=torch.float64)

@@ -11,18 +11,21 @@ from ndgpa.operators import Operator
 
 
 class OperatorContract:
-    """Inherit and say how to make the operator for a number of heads and features of each.
+    """Tests of an `Operator`, whatever it reads.
 
-    The spaces are small; an operator that wants others names them.
+    Inherit it and override `operator`. An operator that cannot run on these small structures names
+    others; one that cannot be differentiated twice sets `twice` to False.
     """
 
     structure: ndgpa.SpatialStructure = ndgpa.Grid((6, 8), block=2, cell=2)
     key_structure: ndgpa.SpatialStructure | None = None
     tiny: ndgpa.SpatialStructure = ndgpa.Grid((4, 4), block=2)
     heads, key_heads, width = 4, 2, 8
+    twice = True  # whether it can be differentiated twice
     tolerance = 1e-12  # of comparisons in float64 that need not keep every bit
 
     def operator(self, heads: int, width: int) -> Operator:
+        """Make the operator for this many heads with this many features each."""
         raise NotImplementedError
 
     def test_it_is_an_operator(self) -> None:
@@ -169,8 +172,6 @@ class OperatorContract:
         assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
         if self.twice:
             assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
-
-    twice = True  # whether it can be differentiated twice
 
     # Graphs
 

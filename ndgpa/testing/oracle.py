@@ -102,12 +102,14 @@ def most_relevant(scores: np.ndarray, k: int, forced: Sequence[int] = ()) -> lis
     return sorted(sorted(free, key=lambda j: (-scores[j], j))[:k] + list(forced))
 
 
-def attend_site(
-    q: Tensor, key: Tensor, value: Tensor, sites: list[int], scale: float, affinity: str
+def attend_sites(
+    query: Tensor, key: Tensor, value: Tensor, sites: list[int], scale: float, affinity: str
 ) -> Tensor:
+    """Attend from queries (x, d) of one cell to the keys at the sites named, and to no others."""
     keys = key[sites]
-    logits = keys @ q if affinity == "dot" else -(keys - q).square().sum(dim=1)
-    return torch.softmax(scale * logits, dim=0) @ value[sites]
+    apart = query[:, None] - keys
+    logits = query @ keys.mT if affinity == "dot" else -apart.square().sum(dim=-1)
+    return torch.softmax(scale * logits, dim=-1) @ value[sites]
 
 
 def algorithm_1(
@@ -139,10 +141,10 @@ def algorithm_1(
             for cell, members in enumerate(cells):
                 kept = most_relevant(scores[cell], k)
                 sites = [y for j in kept for y in key_blocks[j] if seen[y]]
-                for x in (site for i in members for site in blocks[i]):
-                    out[b, h, x] = attend_site(
-                        query[b, h, x], key[b, g], value[b, g], sites, scale, affinity
-                    )
+                own = [x for i in members for x in blocks[i]]
+                out[b, h, own] = attend_sites(
+                    query[b, h, own], key[b, g], value[b, g], sites, scale, affinity
+                )
     return out
 
 
