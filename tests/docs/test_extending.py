@@ -35,7 +35,7 @@ EXAMPLES = {title: run(title) for title in SECTIONS}
 EXACT = BACKENDS.pop("exact")  # the other tests know nothing of it
 TestTorus = EXAMPLES["A structure"].TestTorus
 TestLargestKeys = EXAMPLES["A rule"].TestLargestKeys
-TestAverage = EXAMPLES["An operator"].TestAverage
+TestGatedMean = EXAMPLES["An operator"].TestGatedMean
 
 
 class TestExact(EXAMPLES["A backend"].TestExact):  # type: ignore[name-defined,misc]
