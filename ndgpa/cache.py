@@ -13,6 +13,7 @@ from ndgpa.attention.chunked import attend_from_cells
 from ndgpa.functional import as_rule, gpa
 from ndgpa.problem import (
     AFFINITIES,
+    Affinity,
     Problem,
     Selection,
     check_features,
@@ -60,7 +61,7 @@ class Cache:
         cell: int,
         rule: Rule | int,
         scale: float | None = None,
-        affinity: str = "dot",
+        affinity: Affinity = "dot",
     ) -> None:
         arguments.positive_count("block", block)
         arguments.positive_count("cell", cell)
@@ -238,10 +239,8 @@ class _NewestCell(SpatialStructure):
     def device(self) -> torch.device:
         return self._on
 
-    def to(self, device: torch.device | str) -> "_NewestCell":
-        return _NewestCell(
-            self.first_block, self.sites_per_block, self.num_blocks, torch.device(device)
-        )
+    def _move(self, device: torch.device) -> "_NewestCell":
+        return _NewestCell(self.first_block, self.sites_per_block, self.num_blocks, device)
 
     def coarsen(
         self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1

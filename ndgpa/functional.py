@@ -1,15 +1,15 @@
 """The public call: checks, then the three questions one after another."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import pick, skips_hidden_keys
-from ndgpa.problem import Problem, Selection, check_selection, dot_form, hide_keys
+from ndgpa.attention import BackendName, pick, skips_hidden_keys
+from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
 from ndgpa.selection import Rule, TopK
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import Sampling, SpatialStructure
 
 
 def gpa(
@@ -21,11 +21,12 @@ def gpa(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
-    backend: str | None = None,
+    read: Sampling | None = None,
+    backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
 
@@ -45,6 +46,8 @@ def gpa(
         query_mask: (batch, n), True where a query takes part in the selection; None means all, but
             in self-attention (queries and keys on one structure) where a key is seen: padding has
             no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
+        read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
+            None means the sites of the block.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -67,8 +70,9 @@ def gpa(
         query_mask=query_mask,
         value=value,
     )
+    _check_read(read)
     pick(backend, query, value)
-    return _attend(problem, value, _select(problem, rule), backend)[0]
+    return _attend(problem, value, _select(problem, rule), read, backend)[0]
 
 
 def select(
@@ -79,7 +83,7 @@ def select(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
@@ -104,6 +108,7 @@ def select(
     return _select(problem, rule)
 
 
+@overload
 def attend(
     query: Float[Tensor, "b h n d"],
     key: Float[Tensor, "b hk n_k d"],
@@ -113,12 +118,50 @@ def attend(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
-    backend: str | None = None,
+    read: Sampling | None = None,
+    backend: BackendName | str | None = None,
+    return_lse: Literal[False] = False,
+) -> Float[Tensor, "b h n dv"]: ...
+
+
+@overload
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: Affinity = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    read: Sampling | None = None,
+    backend: BackendName | str | None = None,
+    return_lse: Literal[True],
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
+
+
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: Affinity = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    read: Sampling | None = None,
+    backend: BackendName | str | None = None,
     return_lse: bool = False,
-) -> Any:  # a Tensor; a pair of them with return_lse
+) -> Any:
     """Phase 2: attend from every site to the blocks that its cell selected.
 
     Arguments and errors as for `gpa`.
@@ -140,12 +183,13 @@ def attend(
         value=value,
     )
     check_selection(selection, query, key, structure)
-    out, lse = _attend(problem, value, selection, backend)
+    _check_read(read)
+    out, lse = _attend(problem, value, selection, read, backend)
     return (out, lse) if return_lse else out
 
 
 def as_rule(rule: Rule | int) -> Rule:
-    """The rule itself; an int k means `TopK(k)`."""
+    """Return the rule itself; an int k means `TopK(k)`."""
     if not isinstance(rule, Rule | int):
         raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
     return TopK(rule) if isinstance(rule, int) else rule
@@ -157,7 +201,11 @@ def _select(problem: Problem, rule: Rule) -> Selection:
 
 
 def _attend(
-    problem: Problem, value: Tensor, selection: Selection, backend: str | None
+    problem: Problem,
+    value: Tensor,
+    selection: Selection,
+    read: Sampling | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
     run, mask = pick(backend, query, value), problem.key_mask
@@ -175,8 +223,16 @@ def _attend(
             problem.key_structure,
             scale=scale,
             key_bias=hide_keys(bias, key, mask),
+            key_sites=None if read is None else read.sites(problem.key_structure),
             causal=problem.causal,
         )
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
+
+
+def _check_read(read: Any) -> None:
+    if read is not None and not isinstance(read, Sampling):
+        raise TypeError(
+            f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"
+        )

@@ -7,7 +7,7 @@ affinities are brought to one form here: scale q.k plus a bias for each key.
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, check_structure
+from ndgpa.structures.sampling import Sampling
 
-AFFINITIES = ("dot", "euclidean")
+Affinity = Literal["dot", "euclidean"]
+AFFINITIES = get_args(Affinity)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Problem:
     structure: SpatialStructure
     key_structure: SpatialStructure
     scale: float
-    affinity: str = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
     key_mask: Bool[Tensor, "b n_k"] | None = None
     query_mask: Bool[Tensor, "b n"] | None = None
@@ -75,13 +77,13 @@ class Problem:
         *,
         key_structure: SpatialStructure | None = None,
         scale: float | None = None,
-        affinity: str = "dot",
+        affinity: Affinity = "dot",
         causal: bool = False,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
         value: Float[Tensor, "b hk n_k dv"] | None = None,
     ) -> "Problem":
-        """Check the arguments of a call once, and complete them; all that follows trusts them.
+        """Check the arguments of a call and complete them, once; all that follows trusts them.
 
         Arguments as for `ndgpa.gpa`. None as `key_structure` means `structure`, None as `scale`
         1/sqrt(d). The structures move to the device of `query`. A `value` is checked, not kept.
@@ -90,12 +92,15 @@ class Problem:
             ValueError, TypeError: An argument does not fit the others.
         """
         keys = structure if key_structure is None else key_structure
-        check_query_and_key(query, key, structure, keys, affinity, causal)
+        check_query_and_key(query, key, structure, keys)
         if value is not None:
             check_value(key, value)
         check_key_mask(key_mask, key)
         check_query_mask(query_mask, query)
         check_scale(scale)
+        arguments.one_of("affinity", affinity, AFFINITIES)
+        if causal:
+            _check_time(structure, keys)
         on_device = structure.to(query.device)
         return cls(
             query,
@@ -110,13 +115,13 @@ class Problem:
         )
 
     def of_heads(self, heads: list[int]) -> "Problem":
-        """The same question for some of the heads, ascending."""
+        """Ask the same for some of the heads, ascending."""
         keys = self.key_heads_of(heads)
         means = None if self.key_means is None else self.key_means[:, keys]
         return replace(self, query=self.query[:, heads], key=self.key[:, keys], key_means=means)
 
     def key_heads_of(self, heads: list[int]) -> list[int]:
-        """The key head of each; named once where as many of the heads share every one of them."""
+        """List the key head of each head; each once if all are shared by equally many heads."""
         keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
         counts = Counter(keys)
         return list(counts) if len(set(counts.values())) == 1 else keys
@@ -125,13 +130,13 @@ class Problem:
 def dot_form(
     key: Float[Tensor, "*batch n_k d"], affinity: str, scale: float
 ) -> tuple[Float[Tensor, "*batch n_k"] | None, float]:
-    """The bias of each key and the scale that turn an affinity into a dot product.
+    """Turn an affinity into a dot product with a bias for each key.
 
     -scale |q-k|^2 = 2 scale q.k - scale |k|^2 - scale |q|^2, and the last term, being the same for
     all keys, cancels in a softmax.
 
     Returns:
-        The bias in float32 or wider, None where it is zero, and the scale of the dot product.
+        The biases in float32 or wider, None where they are zero, and the scale of the dot product.
     """
     if affinity == "dot":
         return None, scale
@@ -144,7 +149,7 @@ def hide_keys(
     key: Float[Tensor, "b hk n_k d"],
     key_mask: Bool[Tensor, "b n_k"] | None,
 ) -> Float[Tensor, "b hk n_k"] | None:
-    """The bias with -inf at the keys that are not seen."""
+    """Set the bias of the keys that are not seen to -inf."""
     if key_mask is None:
         return bias
     if bias is None:
@@ -152,22 +157,44 @@ def hide_keys(
     return bias.masked_fill(~key_mask[:, None], -torch.inf)
 
 
-def check_query_and_key(
-    query: Any, key: Any, structure: Any, key_structure: Any, affinity: str, causal: bool
-) -> None:
+# What a call must satisfy
+
+
+def check_query_and_key(query: Any, key: Any, structure: Any, key_structure: Any) -> None:
     for name, x, place, space in (
         ("query", query, "structure", structure),
         ("key", key, "key_structure", key_structure),
     ):
         check_features(name, x)
-        check_structure(place, space)
+        _check_space(place, space)
         _check_sites(name, x, place, space.num_sites)
     check_heads_and_features(query, key)
-    _check_whole(structure)
-    arguments.one_of("affinity", affinity, AFFINITIES)
-    for place, space in (("structure", structure), ("key_structure", key_structure)):
-        if causal and space.time is None:
-            raise ValueError(f"causal=True needs structures with time; {place} has none")
+
+
+def check_features(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype; got {x.dtype}")
+    if x.dtype.itemsize < 2:
+        raise TypeError(
+            f"{name} is {x.dtype}, but attention needs at least 16 bits: use "
+            f"{name}.to(torch.bfloat16)"
+        )
+    if x.ndim != 4:
+        hint = f"; flatten the grid with {name}.flatten(2, -2)" if x.ndim > 4 else ""
+        raise ValueError(
+            f"{name} must have shape (batch, heads, sites, features); got {tuple(x.shape)}{hint}"
+        )
+
+
+def _check_space(place: str, space: Any) -> None:
+    if isinstance(space, Sampling):
+        raise TypeError(
+            f"{place} must be a SpatialStructure; got the sampling {space}: pass the structure "
+            f"that it samples, and read={space}"
+        )
+    check_structure(place, space)
 
 
 def _check_sites(name: str, x: Tensor, place: str, num_sites: int) -> None:
@@ -177,16 +204,6 @@ def _check_sites(name: str, x: Tensor, place: str, num_sites: int) -> None:
     if x.shape[1] == num_sites:
         hint = f"; if its axes are (batch, sites, heads, features), use {name}.transpose(1, 2)"
     raise ValueError(f"{name} has {x.shape[2]} sites but {place} has {num_sites}{hint}")
-
-
-def check_value(key: Tensor, value: Any) -> None:
-    check_features("value", value)
-    _check_alike("key", key, "value", value)
-    if value.shape[1:3] != key.shape[1:3]:
-        raise ValueError(
-            f"value has {value.shape[1]} heads and {value.shape[2]} sites but key has "
-            f"{key.shape[1]} and {key.shape[2]}"
-        )
 
 
 def check_heads_and_features(query: Tensor, key: Tensor) -> None:
@@ -199,15 +216,36 @@ def check_heads_and_features(query: Tensor, key: Tensor) -> None:
         )
 
 
+def check_value(key: Tensor, value: Any) -> None:
+    check_features("value", value)
+    _check_alike("key", key, "value", value)
+    if value.shape[1:3] != key.shape[1:3]:
+        raise ValueError(
+            f"value has {value.shape[1]} heads and {value.shape[2]} sites but key has "
+            f"{key.shape[1]} and {key.shape[2]}"
+        )
+
+
+def _check_alike(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{name} has a batch of {x.shape[0]} but {other_name} has {other.shape[0]}"
+        )
+    if x.dtype != other.dtype:
+        raise ValueError(f"{name} is {x.dtype} but {other_name} is {other.dtype}")
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}")
+
+
 def check_key_mask(mask: Any, key: Tensor) -> None:
-    _check_site_mask("key", "is seen", mask, key)
+    _check_mask("key", "is seen", mask, key)
 
 
 def check_query_mask(mask: Any, query: Tensor) -> None:
-    _check_site_mask("query", "takes part in the selection", mask, query)
+    _check_mask("query", "takes part in the selection", mask, query)
 
 
-def _check_site_mask(of: str, meaning: str, mask: Any, x: Tensor) -> None:
+def _check_mask(of: str, meaning: str, mask: Any, x: Tensor) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -234,13 +272,32 @@ def check_scale(value: Any) -> None:
         raise ValueError(f"scale must be finite; got {value}")
 
 
-def check_selection(
-    selection: Selection,
-    query: Tensor,
-    key: Tensor,
-    structure: SpatialStructure,
-) -> None:
+def _check_time(structure: SpatialStructure, key_structure: SpatialStructure) -> None:
+    for place, space in (("structure", structure), ("key_structure", key_structure)):
+        if space.time is None:
+            raise ValueError(f"causal=True needs structures with time; {place} has none")
 
+
+# What a selection must satisfy
+
+
+def _check_selection_fields(blocks: Any, bias: Any) -> None:
+    arguments.int_tensor("blocks", blocks)
+    if blocks.ndim != 4:
+        raise ValueError(
+            f"blocks must have shape (batch, heads, cells, width); got {tuple(blocks.shape)}"
+        )
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not bias.dtype.is_floating_point:
+        raise TypeError("bias must be a floating tensor")
+    if bias.shape != blocks.shape:
+        raise ValueError(f"bias has shape {tuple(bias.shape)} but blocks has {tuple(blocks.shape)}")
+
+
+def check_selection(
+    selection: Any, query: Tensor, key: Tensor, structure: SpatialStructure
+) -> None:
     if not isinstance(selection, Selection):
         raise TypeError(
             f"selection must be a Selection; got {type(selection).__name__}: wrap a table of "
@@ -261,59 +318,11 @@ def check_selection(
         raise ValueError(f"selection is on {blocks.device} but query is on {query.device}")
 
 
-def _check_selection_fields(blocks: Any, bias: Any) -> None:
-    arguments.int_tensor("blocks", blocks)
-    if blocks.ndim != 4:
-        raise ValueError(
-            f"blocks must have shape (batch, heads, cells, width); got {tuple(blocks.shape)}"
-        )
-    if bias is None:
-        return
-    if not isinstance(bias, Tensor) or not bias.dtype.is_floating_point:
-        raise TypeError("bias must be a floating tensor")
-    if bias.shape != blocks.shape:
-        raise ValueError(f"bias has shape {tuple(bias.shape)} but blocks has {tuple(blocks.shape)}")
-
-
 def check_block_ids(blocks: Tensor, num_blocks: int) -> None:
-    """Checked on the CPU, where looking at values costs nothing, and outside traces."""
+    """Look on the CPU alone, where looking at values costs nothing, and outside traces."""
     if blocks.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if blocks.numel() and int(blocks.max()) >= num_blocks:
         raise ValueError(
             f"selection names block {int(blocks.max())} but key_structure has {num_blocks} blocks"
         )
-
-
-def check_features(name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a floating-point dtype; got {x.dtype}")
-    if x.dtype.itemsize < 2:
-        raise TypeError(
-            f"{name} is {x.dtype}, but attention needs at least 16 bits: use "
-            f"{name}.to(torch.bfloat16)"
-        )
-    if x.ndim != 4:
-        hint = f"; flatten the grid with {name}.flatten(2, -2)" if x.ndim > 4 else ""
-        raise ValueError(
-            f"{name} must have shape (batch, heads, sites, features); got {tuple(x.shape)}{hint}"
-        )
-
-
-def _check_alike(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    if x.shape[0] != other.shape[0]:
-        raise ValueError(
-            f"{name} has a batch of {x.shape[0]} but {other_name} has {other.shape[0]}"
-        )
-    if x.dtype != other.dtype:
-        raise ValueError(f"{name} is {x.dtype} but {other_name} is {other.dtype}")
-    if x.device != other.device:
-        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}")
-
-
-def _check_whole(structure: SpatialStructure) -> None:
-
-    if not structure.is_partition:
-        raise TypeError("a sampled structure can only be passed as key_structure")

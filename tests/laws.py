@@ -41,7 +41,7 @@ def select(problem: Problem, rule: ndgpa.selection.Rule | None = None) -> ndgpa.
 
 def gpa(problem: Problem, backend: str) -> Tensor:
     return ndgpa.gpa(
-        *problem.inputs, problem.structure, problem.rule, backend=backend, **problem.options
+        *problem.inputs, problem.structure, problem.rule, backend=backend, **problem.reading
     )
 
 
@@ -138,7 +138,7 @@ def _library(backend: str) -> Attend:
     def attend(
         problem: Problem, selection: ndgpa.Selection, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        options = problem.options | {"backend": backend, "return_lse": True}
+        options = problem.reading | {"backend": backend, "return_lse": True}
         return ndgpa.attend(*inputs, selection, problem.structure, **options)
 
     return attend

@@ -76,9 +76,9 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": features(device="meta")}, ValueError, "query is on meta but key is on cpu"),
     ({"structure": (12,)}, TypeError, "structure must be a SpatialStructure; got tuple"),
     (
-        {"structure": ndgpa.structures.Strided(2)(SEQUENCE)},
+        {"structure": ndgpa.structures.Strided(2)},
         TypeError,
-        "a sampled structure can only be passed as key_structure",
+        r"structure must be a SpatialStructure; got the sampling Strided\(step=2\): pass",
     ),
     ({"rule": 0}, ValueError, "k must be at least 1; got 0"),
     ({"rule": "top"}, TypeError, "rule must be a Rule or an int; got str"),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.structures.base import SpatialStructure, table
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import cached
 
 pytestmark = pytest.mark.compiled  # the shape checks ask for more than there is
 
@@ -86,7 +87,7 @@ def _call(space: SpatialStructure, rule: Rule, causal: bool, masked: bool, devic
 def _without_values(space: SpatialStructure) -> SpatialStructure:
     """The structure with all its tables, and those that it has made with others."""
     for kind in type(space).__mro__:
-        for name in (name for name, x in vars(kind).items() if isinstance(x, table)):
+        for name in (name for name, x in vars(kind).items() if isinstance(x, cached)):
             with contextlib.suppress(AssertionError):  # what takes a time, where there is none
                 getattr(space, name)
     copies: dict[SpatialStructure, SpatialStructure] = {}

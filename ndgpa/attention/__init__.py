@@ -4,6 +4,7 @@ A backend is a function of the reference's signature. There is one file for each
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ndgpa.attention.reference import reference
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
+BackendName = Literal["reference", "torch", "triton"]
 
 BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "triton": fused}
 

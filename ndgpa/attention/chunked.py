@@ -9,6 +9,7 @@ derivative differentiates the plain formula.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ndgpa._ops import differentiate_gradient, fold_into_batch, no_tangents, wit
 from ndgpa.attention.softmax import Softmax, softmax
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import is_full, take_sites
 
 # Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -39,6 +41,7 @@ def chunked(
     *,
     scale: float,
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
@@ -46,19 +49,28 @@ def chunked(
     Heads that share a selection and a key head share one tile of queries.
     """
     no_tangents("torch", query, key, value)
+    if key_sites is None:
+        read, full, by_block = key_structure.blocks, key_structure.is_even, key_structure.by_block
+    else:
+        read, full = key_sites, is_full(key_sites)
+        by_block = partial(take_sites, sites=read, full=full)
     query_time = key_time = None
     if causal:
         assert structure.time is not None
         assert key_structure.time is not None
         query_time = structure.time[structure.cell_sites.clamp(min=0)]
-        key_time = key_structure.time[key_structure.blocks.clamp(min=0)]
+        key_time = key_structure.time[read.clamp(min=0)]
+    if key_bias is None and not full:
+        key_bias = key.new_zeros(key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    if key_bias is not None:
+        key_bias = by_block(key_bias[..., None])[..., 0].masked_fill(read < 0, -torch.inf)
     out, lse = attend_from_cells(
         structure.partition(query),
-        key_structure.by_block(key),
-        key_structure.by_block(value),
+        by_block(key),
+        by_block(value),
         selection,
         scale,
-        key_bias=_bias_by_block(key, key_bias, key_structure),
+        key_bias=key_bias,
         query_time=query_time,
         key_time=key_time,
     )
@@ -114,18 +126,6 @@ def with_a_slot(selection: Selection) -> Selection:
         return selection
     bias = None if selection.bias is None else F.pad(selection.bias, (0, 1))
     return Selection(F.pad(selection.blocks, (0, 1), value=-1), bias)
-
-
-def _bias_by_block(
-    key: Tensor, key_bias: Tensor | None, key_structure: SpatialStructure
-) -> Tensor | None:  # (b, hk, B, R)
-    """The bias of each key, -inf in the empty places of blocks; None where there is nothing."""
-    if key_bias is None and key_structure.is_even:
-        return None
-    if key_bias is None:
-        key_bias = key.new_zeros(key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
-    bias = key_structure.by_block(key_bias[..., None])[..., 0]
-    return bias.masked_fill(key_structure.blocks < 0, -torch.inf)
 
 
 @torch.library.custom_op("ndgpa::attend_chunked", mutates_args=())

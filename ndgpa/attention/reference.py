@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa.problem import Selection, check_block_ids
-from ndgpa.structures.base import SpatialStructure, lookup
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import lookup
 
 
 def reference(
@@ -23,6 +24,7 @@ def reference(
     *,
     scale: float,
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """Attend from each site to the sites of the blocks that its cell selected.
@@ -31,6 +33,8 @@ def reference(
 
     Args:
         key_bias: Added to every logit of a key, -inf for a key that does not exist.
+        key_sites: The sites that are read where a block is selected, -1 for an empty place; a site
+            may stand in several rows or in none. None means the blocks.
         causal: Keys of a later time than the query do not exist.
 
     Returns:
@@ -39,7 +43,8 @@ def reference(
     """
     check_block_ids(selection.blocks, key_structure.num_blocks)
     heads, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
-    sites = rearrange(key_structure.upsample(selection.blocks), "b hs c k r -> b hs c (k r)")
+    read = key_structure.blocks if key_sites is None else key_sites
+    sites = rearrange(lookup(read, selection.blocks), "b hs c k r -> b hs c (k r)")
     sites = _per_head(sites, heads)
     q = structure.partition(query).to(wide)
     k = _take(_per_head(key, heads), sites).to(wide)
@@ -55,7 +60,7 @@ def reference(
         logits = logits + rearrange(bias, "b h c y 1 -> b h c 1 y")
     if selection.bias is not None:
         bias = _per_head(selection.bias, heads)
-        logits = logits + repeat(bias, "b h c k -> b h c 1 (k r)", r=key_structure.sites_per_block)
+        logits = logits + repeat(bias, "b h c k -> b h c 1 (k r)", r=read.shape[1])
     hidden = (sites < 0)[..., None, :]
     if causal:
         assert structure.time is not None
@@ -67,8 +72,8 @@ def reference(
     weights = logits.masked_fill(~sees, 0).softmax(dim=-1).masked_fill(~sees, 0)
     out = einsum(weights, v, "b h c x y, b h c y d -> b h c x d")
     if no_value is not None:
-        read = (weights > 0).to(wide), no_value.to(wide)
-        counts = einsum(*read, "b h c x y, b h c y d -> b h c x d")
+        weighed = (weights > 0).to(wide), no_value.to(wide)
+        counts = einsum(*weighed, "b h c x y, b h c y d -> b h c x d")
         out = out.masked_fill(counts > 0, torch.nan)
     lse = (
         logits.masked_fill(~sees, 0).logsumexp(dim=-1, keepdim=True).masked_fill(~sees, -torch.inf)

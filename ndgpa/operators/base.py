@@ -72,7 +72,7 @@ def check_call(
     voters: Any = None,
 ) -> None:
     """What every operator asks of its arguments."""
-    check_query_and_key(query, key, structure, key_structure, "dot", causal=False)
+    check_query_and_key(query, key, structure, key_structure)
     check_value(key, value)
     check_key_mask(mask, key)
     check_query_mask(voters, query)

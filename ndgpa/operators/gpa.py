@@ -11,10 +11,10 @@ from ndgpa import arguments
 from ndgpa._ops import without_autocast
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
-from ndgpa.problem import Problem
+from ndgpa.problem import Affinity, Problem
 from ndgpa.selection import Rule
-from ndgpa.structures import SpatialStructure, visible
-from ndgpa.structures.sampling import Sampling
+from ndgpa.structures import Sampling, SpatialStructure, visible
+from ndgpa.structures.tables import lookup
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class GPA:
         coarse: Also attend between block means and bring the result to every site of a block:
             "add" adds it, "gate" adds it times the gate given to the call, None does not.
         coarse_sizes: Whether a key block counts in the coarse branch as its sites do, or as one.
-        read: Which sites stand for a selected block, e.g. `Strided(2)`; None means all of its own.
+        read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
     """
 
     rule: Rule | int
     scale: float | None = None
-    affinity: str = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
     backend: str | None = None
     coarse: str | None = None
@@ -82,11 +82,12 @@ class GPA:
             value,
             selection,
             structure,
-            key_structure=self._read(key_structure, query.device),
+            key_structure=key_structure,
             scale=self.scale,
             affinity=self.affinity,
             causal=self.causal,
             key_mask=key_mask,
+            read=self.read,
             backend=self.backend,
         )
         if self.coarse is None:
@@ -107,9 +108,6 @@ class GPA:
         with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
         return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
-
-    def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
-        return key_structure if self.read is None else self.read(key_structure.to(device))
 
     def mask(
         self,
@@ -134,8 +132,9 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        sites = self._read(key_structure, query.device).upsample(selection.blocks)
-        sites = sites.flatten(0, 1).flatten(-2)  # (groups, C, y)
+        keys = key_structure.to(query.device)
+        read = keys.blocks if self.read is None else self.read.sites(keys)
+        sites = lookup(read, selection.blocks).flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
             *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device
         )

@@ -22,7 +22,8 @@ from ndgpa.selection.slots import (
     without_blocks,
     without_empty_columns,
 )
-from ndgpa.structures.base import SpatialStructure, lookup
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import lookup
 
 SHARE = ("head", "group", "all")
 # Features of a head that the kernels take.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import members_of_rows
 
 
 class Clusters(SpatialStructure):
@@ -35,15 +36,11 @@ class Clusters(SpatialStructure):
     ) -> None:
         _check_vectors(block_of_site, cell_of_block, time, group)
         self._sites = len(block_of_site)
-        self._tables = (
-            _members(block_of_site),
-            _members(cell_of_block),
-            None if time is None else time.long(),
-            None if group is None else group.long(),
-        )
+        self._blocks, self._cells = members_of_rows(block_of_site), members_of_rows(cell_of_block)
+        self._time = None if time is None else time.long()
+        self._group = None if group is None else group.long()
         # Known from the start: a compiled graph cannot ask for it, and a GPU would be waited for.
-        self._is_even = all(bool((x >= 0).all()) for x in self._tables[:2])
-        self._copies: dict[torch.device, Clusters] = {}
+        self._is_even = all(bool((x >= 0).all()) for x in (self._blocks, self._cells))
 
     def __repr__(self) -> str:
         return (
@@ -51,27 +48,13 @@ class Clusters(SpatialStructure):
             f"{self.sites_per_block}, {self.num_cells} cells of at most {self.blocks_per_cell})"
         )
 
-    @property
-    def device(self) -> torch.device:
-        return self.blocks.device
-
-    def to(self, device: torch.device | str) -> "Clusters":
-        device = torch.device(device)
-        if device == self.device:
-            return self
-        if device not in self._copies:
-            blocks, cells, time, group = self._tables
-            copy = object.__new__(Clusters)
-            copy._sites, copy._is_even = self._sites, self._is_even
-            copy._copies = {self.device: self} if device.type == "meta" else {}
-            copy._tables = (
-                blocks.to(device),
-                cells.to(device),
-                None if time is None else time.to(device),
-                None if group is None else group.to(device),
-            )
-            self._copies[device] = copy
-        return self._copies[device]
+    def _move(self, device: torch.device) -> "Clusters":
+        moved = object.__new__(Clusters)
+        moved._sites, moved._is_even = self._sites, self._is_even
+        moved._blocks, moved._cells = self._blocks.to(device), self._cells.to(device)
+        moved._time = None if self._time is None else self._time.to(device)
+        moved._group = None if self._group is None else self._group.to(device)
+        return moved
 
     @property
     def num_sites(self) -> int:
@@ -83,22 +66,22 @@ class Clusters(SpatialStructure):
 
     @property
     def blocks(self) -> Int[Tensor, "B R"]:
-        return self._tables[0]
+        return self._blocks
 
     @property
     def cells(self) -> Int[Tensor, "C P"]:
-        return self._tables[1]
+        return self._cells
 
     @property
     def time(self) -> Int[Tensor, " n"] | None:
-        return self._tables[2]
+        return self._time
 
     @property
     def group(self) -> Int[Tensor, " B"] | None:
-        return self._tables[3]
+        return self._group
 
     def coarsen(self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1) -> "Clusters":
-        """Runs of `factor` blocks, cell after cell, become blocks; runs of `cell` of those, cells.
+        """Join runs of `factor` blocks, cell after cell, and runs of `cell` of those to cells.
 
         No run crosses from one group to another. A site of the result has the latest time in it.
         """
@@ -112,28 +95,10 @@ class Clusters(SpatialStructure):
         block_of_site = torch.empty_like(runs)
         block_of_site[order] = runs
         cell_of_block, _ = _runs(run_group, cell)
-        time = None
-        if self.time is not None:
-            times = self.time[self.blocks.clamp(min=0)].masked_fill(self.blocks < 0, _EARLIEST)
-            time = times.amax(dim=1)
+        time = None if self.time is None else self.block_span[1]
         return Clusters(
             block_of_site, cell_of_block, time, None if self.group is None else run_group
         )
-
-
-_EARLIEST = torch.iinfo(torch.int64).min
-
-
-def _members(row_of_member: Int[Tensor, " members"]) -> Int[Tensor, "rows longest"]:
-    """The members of each row in ascending order, -1 after the last."""
-    row = row_of_member.long()
-    counts = row.bincount()
-    order = row.argsort(stable=True)
-    starts = counts.cumsum(0) - counts
-    place = torch.arange(len(row), device=row.device) - starts[row[order]]
-    table = row.new_full((len(counts), int(counts.max())), -1)
-    table[row[order], place] = order
-    return table
 
 
 def _runs(group: Int[Tensor, " m"], length: int) -> tuple[Int[Tensor, " m"], Int[Tensor, " runs"]]:
@@ -156,15 +121,8 @@ def _check_vectors(
             f"cell_of_block has {len(cell_of_block)} entries but block_of_site names "
             f"{num_blocks} blocks"
         )
-    for name, vector, _check_length, of in (
-        ("time", time, len(block_of_site), "sites"),
-        ("group", group, num_blocks, "blocks"),
-    ):
-        if vector is None:
-            continue
-        arguments.int_vector(name, vector)
-        if len(vector) != _check_length:
-            raise ValueError(f"{name} has {len(vector)} entries but there are {_check_length} {of}")
+    arguments.int_vector_of("time", time, len(block_of_site), "sites")
+    arguments.int_vector_of("group", group, num_blocks, "blocks")
     given = [x for x in (block_of_site, cell_of_block, time, group) if x is not None]
     if len({x.device for x in given}) > 1:
         raise ValueError(
@@ -172,10 +130,14 @@ def _check_vectors(
             f"{arguments.listed(x.device for x in given)}"
         )
     if group is not None:
-        first = torch.zeros(int(cell_of_block.max()) + 1, dtype=torch.int64, device=group.device)
-        first[cell_of_block.long()] = group.long()
-        if bool((first[cell_of_block.long()] != group).any()):
-            raise ValueError("a cell has blocks of different groups; it must lie within one group")
+        _check_groups(group, cell_of_block)
+
+
+def _check_groups(group: Tensor, cell_of_block: Tensor) -> None:
+    one = group.new_zeros(int(cell_of_block.max()) + 1)  # a group of each cell
+    one[cell_of_block.long()] = group
+    if bool((one[cell_of_block.long()] != group).any()):
+        raise ValueError("a cell has blocks of different groups; it must lie within one group")
 
 
 def _check_numbering(name: str, vector: Any) -> int:

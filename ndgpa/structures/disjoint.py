@@ -11,7 +11,7 @@ from ndgpa.structures.clusters import Clusters
 
 
 def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
-    """One structure of many spaces that do not see each other.
+    """Make one structure of many spaces that do not see each other.
 
     The sites of the first space come first, then those of the second, and so on: concatenate the
     features in the same order. Attention over the whole equals attention over each on its own, and

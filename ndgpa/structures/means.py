@@ -18,7 +18,7 @@ def seen_sums(
     x: Float[Tensor, "b h n d"],
     seen: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h B d"]:
-    """`structure.block_sums` of the sites that are seen; the others are not read."""
+    """Sum the features over the seen sites of each block; the others are not read."""
     if has_triton(x) and x.dtype in _DTYPES and x.shape[3] <= _WIDEST:
         return block_sums(x, seen, structure.blocks, structure.block_of_site)
     if seen is not None:

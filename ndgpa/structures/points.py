@@ -17,7 +17,7 @@ def PointCloud(
     cell: int = 1,
     time: Int[Tensor, " n"] | None = None,
 ) -> Clusters:
-    """A partition of points in any dimension into compact blocks and cells of exact size.
+    """Partition points in any dimension into compact blocks and cells of exact size.
 
     Every set is split across its widest axis at a multiple of the size wanted, until it has that
     size: first into cells, then each cell into blocks. The last block, and so the last cell, may be
@@ -26,7 +26,8 @@ def PointCloud(
     Source: the kd-tree of Bentley 1975, with the widest axis split at each step.
 
     Args:
-        position: Coordinates, finite, any floating dtype and device.
+        position: (points, dimensions), coordinates, finite, any floating dtype and device. Axes
+            are compared with each other, so they must have one unit.
         block: Points in a block.
         cell: Blocks in a cell.
         time: (n,) int or None, the time of each point, for causal attention.
@@ -38,6 +39,9 @@ def PointCloud(
         ValueError: There is no point, a coordinate is not finite, or a count is below 1 or too
             large for the points.
         TypeError: Positions are not floating, or a count is not an int.
+
+    Example:
+        `PointCloud(torch.rand(1000, 3), block=8, cell=4)` has 125 blocks in 32 cells.
     """
     check_points(position, block, cell)
     coordinates = position.detach().double().cpu().numpy()
@@ -51,7 +55,7 @@ def PointCloud(
 def kd_partition(
     coordinates: np.ndarray, sites_per_block: int, blocks_per_cell: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The block of each of n points (n, p) and the cell of each block, int64."""
+    """Find the block of each of n points (n, p) and the cell of each block, int64."""
     sites = np.arange(len(coordinates))[None]
     cells = _split(coordinates, sites, sites_per_block * blocks_per_cell)
     blocks = _split(coordinates, cells, sites_per_block)
@@ -74,9 +78,8 @@ def _split(coordinates: np.ndarray, sets: np.ndarray, size: int) -> np.ndarray:
     count = -(-sets.shape[1] // size)
     pad = count * size - sets.shape[1]
     rows = np.pad(sets, ((0, 0), (0, pad)), constant_values=-1)
-    groups = {
-        count: (rows, np.arange(len(rows)) * count)
-    }  # rows, and the number of their first set
+    # by the number of sets that they still make: rows, and the number of their first set
+    groups = {count: (rows, np.arange(len(rows)) * count)}
     while max(groups) > 1:
         halves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         for many, (rows, first) in groups.items():

@@ -335,8 +335,7 @@ class BackendContract:
             selection,
             problem.structure,
             backend=self.backend,
-            **problem.options,
-            **options,
+            **(problem.options | options),
         )
 
 

@@ -21,8 +21,11 @@ def derivatives(
         bias = selection.bias.clone().requires_grad_()
         inputs.append(bias)
     selection = ndgpa.Selection(selection.blocks, bias)
+    query, key, value = inputs[:3]
     out, log_sum = ndgpa.attend(
-        *inputs[:3],
+        query,
+        key,
+        value,
         selection,
         problem.structure,
         backend=backend,

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class Attention:
     causal: bool
     grad_out: Tensor
     grad_lse: Tensor
+    key_sites: Tensor | None = None
 
     @property
     def scale(self) -> float:
@@ -38,9 +39,9 @@ class Attention:
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, (Tensor, SpatialStructure))}
         return replace(self, **{k: v.to(device) for k, v in tensors.items()})
 
-    def with_keys(self, key_structure: SpatialStructure) -> "Attention":
-        """The same with other tables of the same keys."""
-        return replace(self, key_structure=key_structure)
+    def reading(self, key_sites: Tensor) -> "Attention":
+        """The same with other sites read where a block is selected."""
+        return replace(self, key_sites=key_sites)
 
     def rounded(self, dtype: torch.dtype) -> "Attention":
         """The same with features that the dtype holds exactly, and biases that float32 does."""
@@ -69,6 +70,7 @@ class Attention:
             self.key_structure,
             scale=self.scale,
             key_bias=biases[1],
+            key_sites=self.key_sites,
             causal=self.causal,
         )
         wanted = [x for x in (*features, *biases) if x is not None]
@@ -86,14 +88,18 @@ def reference(*args, **options):
     return BACKENDS["reference"](*args, **options)
 
 
-def plain(query, key, value, selection, structure, key_structure, *, scale, key_bias, causal):
+def plain(
+    query, key, value, selection, structure, key_structure, *, scale, key_bias, key_sites, causal
+):
     """What one writes without a library: every product and every softmax in the dtype given."""
     heads = query.shape[1]
 
     def of_head(x):
         return x.repeat_interleave(heads // x.shape[1], dim=1)
 
-    sites = rearrange(key_structure.upsample(of_head(selection.blocks)), "b h c k r -> b h c (k r)")
+    read = key_structure.blocks if key_sites is None else key_sites
+    ids = of_head(selection.blocks)
+    sites = read[ids.clamp(min=0).long()].masked_fill((ids < 0)[..., None], -1).flatten(3)
     batch = torch.arange(len(query), device=query.device)[:, None, None, None]
     head = torch.arange(heads, device=query.device)[:, None, None]
 
@@ -106,7 +112,7 @@ def plain(query, key, value, selection, structure, key_structure, *, scale, key_
         bias = bias + of_cell(key_bias)
     if selection.bias is not None:
         slot = of_head(selection.bias)
-        bias = bias + repeat(slot, "b h c k -> b h c (k r)", r=key_structure.sites_per_block)
+        bias = bias + repeat(slot, "b h c k -> b h c (k r)", r=read.shape[1])
     hidden = (sites < 0)[:, :, :, None]
     if causal:
         now = structure.time[structure.cell_sites.clamp(min=0)][:, :, None]

@@ -20,7 +20,7 @@ def attend(
     problem: Problem,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of each query, in the dtype of the query throughout."""
-    space, keys = problem.structure, rows(problem.key_structure.blocks)
+    space, keys = problem.structure, rows(problem.key_sites)
     heads, tables = query.shape[1], blocks.shape[1]
     out = value.new_zeros(*query.shape[:3], value.shape[3])
     lse = query.new_full(query.shape[:3], NONE)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 # What is mutated
 BASE = "ndgpa/structures/base.py"
+TABLES = "ndgpa/structures/tables.py"
 GRID = "ndgpa/structures/grid.py"
 CLUSTERS = "ndgpa/structures/clusters.py"
 DISJOINT = "ndgpa/structures/disjoint.py"
@@ -87,13 +88,13 @@ class Mutant(NamedTuple):
 MUTANTS = (
     # Structures
     Mutant(
-        "tables of inference mode are kept", BASE,
+        "tables of inference mode are kept", TABLES,
         "with torch.inference_mode(False):\n            value",
         "with torch.inference_mode(torch.is_inference_mode_enabled()):\n            value",
         (T_GRID, T_CLUSTERS, T_CALLS),
     ),
     Mutant(
-        "the latest time of a block is at least 0", BASE,
+        "the latest time of a block is at least 0", TABLES,
         "masked_fill(empty, limits.min).amax", "masked_fill(empty, 0).amax",
         (PROBLEMS, T_CLUSTERS, T_CAUSAL),
     ),
@@ -104,12 +105,13 @@ MUTANTS = (
     ),
     Mutant(
         "a copy on another device forgets its groups", CLUSTERS,
-        "None if group is None else group.to(device),", "None,",
+        "moved._group = None if self._group is None else self._group.to(device)",
+        "moved._group = None",
         (T_CLUSTERS, T_DISJOINT),
     ),
     Mutant(
         "blocks of coarsened clusters have their earliest time", CLUSTERS,
-        "time = times.amax(dim=1)", "time = times.amin(dim=1).clamp(min=-99)",
+        "self.block_span[1]", "self.block_span[0]",
         (T_CLUSTERS, T_LEVELS, PROBLEMS),
     ),
     Mutant(

@@ -13,7 +13,7 @@ from torch import Tensor
 import ndgpa
 from tests.problems.call import Problem
 from tests.problems.rules import Given, a_rule
-from tests.problems.spaces import samples, two_spaces
+from tests.problems.spaces import two_spaces
 
 __all__ = ["Given", "Problem", "problem"]
 
@@ -30,14 +30,13 @@ def problem(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES, sites: int = 40
     draw = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     dtype, values = draw.choice(dtypes), draw.choice(VALUES)
-    structure, key_structure = two_spaces(draw, generator, sites)
+    structure, key_structure, read = two_spaces(draw, generator, sites)
     timed = structure.time is not None and key_structure.time is not None
     batch, key_heads = draw.randint(1, 2), draw.randint(1, 2)
     heads, width = key_heads * draw.randint(1, 2), draw.randint(1, 6)
     keys = key_structure.num_sites
     mask = None
-    # Which queries a mask hides is plain only where the keys are the queries' sites, or are not.
-    if draw.random() < 0.3 and not samples(key_structure, structure):
+    if draw.random() < 0.3:
         mask = torch.rand((batch, keys), generator=generator) < draw.choice([0.3, 0.7])
     drawn = Problem(
         seed,
@@ -56,6 +55,7 @@ def problem(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES, sites: int = 40
         draw.choice([None, 1.0, 0.3, -0.5]),
         timed and draw.random() < 0.6,
         mask,
+        read,
         values,
     )
     return replace(drawn, rule=a_rule(draw, generator, drawn))

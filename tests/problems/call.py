@@ -7,7 +7,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.structures.sampling import Sampled
+from ndgpa.structures import Sampling
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Problem:
     scale: float | None
     causal: bool
     key_mask: Tensor | None = field(repr=False)
+    read: Sampling | None
     values: str
 
     def __str__(self) -> str:
@@ -33,6 +34,8 @@ class Problem:
         space = _name(self.structure)
         if self.key_structure is not self.structure:
             space += f" to {_name(self.key_structure)}"
+        if self.read is not None:
+            space += f" read by {self.read}"
         return (
             f"problem {self.seed}: {self.rule} on {space}, {shapes} {dtype} {self.values}, "
             f"{self.affinity}, scale={self.scale}, causal={self.causal}, masked={masked}"
@@ -48,6 +51,17 @@ class Problem:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """The options of Phase 2."""
+        return {**self.options, "read": self.read}
+
+    @property
+    def key_sites(self) -> Tensor:
+        """The sites that are read where a block is selected."""
+        keys = self.key_structure
+        return keys.blocks if self.read is None else self.read.sites(keys)
+
+    @property
     def logit_scale(self) -> float:
         return self.query.shape[3] ** -0.5 if self.scale is None else self.scale
 
@@ -61,7 +75,5 @@ class Problem:
 
 
 def _name(structure: ndgpa.SpatialStructure) -> str:
-    if isinstance(structure, Sampled):
-        return f"{structure.sites_per_block} sampled sites of each block of {structure.structure}"
     groups = "" if structure.group is None else f" in {len(structure.group.unique())} groups"
     return f"{structure}{groups}"

@@ -1,39 +1,34 @@
-"""Spaces of every kind: grids, clusters, graphs, points, several as one, and samples of them."""
+"""Spaces of every kind: grids, clusters, graphs, points, several as one; and samplings."""
 
 import math
 import random
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.structures.sampling import Sampled
+from ndgpa.structures import Sampling
 
 GROUPS = (0, 1, 2**62, 2**62 + 1)
 
 
 def two_spaces(
     draw: random.Random, generator: torch.Generator, sites: int
-) -> tuple[ndgpa.SpatialStructure, ndgpa.SpatialStructure]:
-    """Queries and keys: on one space, on two, or keys that are a sample of a space."""
+) -> tuple[ndgpa.SpatialStructure, ndgpa.SpatialStructure, Sampling | None]:
+    """Queries and keys, on one space or on two, and how the keys are read."""
     timed, grouped = draw.random() < 0.6, draw.random() < 0.25
     structure = _space(draw, generator, sites, timed, grouped)
     kind = draw.choice(["same", "same", "same", "cross", "sampled", "sampled cross"])
-    key_structure = structure
+    key_structure, read = structure, None
     if "cross" in kind:
         key_structure = _space(draw, generator, sites, timed, grouped)
     if "sampled" in kind:
-        key_structure = _sampling(draw, key_structure)(key_structure)
-    return structure, key_structure
+        read = _sampling(draw, key_structure)
+    return structure, key_structure, read
 
 
-def samples(key_structure: ndgpa.SpatialStructure, structure: ndgpa.SpatialStructure) -> bool:
-    return isinstance(key_structure, Sampled) and key_structure.structure is structure
-
-
-def _sampling(draw: random.Random, structure: ndgpa.SpatialStructure) -> Any:
-    kinds = [
+def _sampling(draw: random.Random, structure: ndgpa.SpatialStructure) -> Sampling:
+    kinds: list[Sampling] = [
         ndgpa.structures.Strided(2),
         ndgpa.structures.Strided(3),
         ndgpa.structures.Jittered(1),

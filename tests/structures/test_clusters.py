@@ -1,5 +1,8 @@
 """Partitions given as two vectors: the contract, and what only they have."""
 
+import copy
+import pickle
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +72,20 @@ def test_coarse_blocks_are_runs_that_stay_within_a_group(
         assert len(sites) <= factor
         assert set(clusters.group[sites].tolist()) == {int(coarse.group[number])}
     assert coarse.blocks_per_cell <= cell
+
+
+def test_a_copy_without_values_leads_back_to_the_one_with_values() -> None:
+    clusters = ndgpa.Clusters(torch.tensor([0, 0, 1]), torch.tensor([0, 0]))
+    meta = clusters.to("meta")
+    assert meta.to("cpu") is clusters
+    again = copy.deepcopy(meta)
+    assert again.to("cpu").blocks.tolist() == [[0, 1], [2, -1]]
+    assert meta.coarsened(2).to("cpu").blocks.tolist() == [[0, 1]]
+
+
+def test_what_is_pickled_has_no_copies_on_other_devices() -> None:
+    clusters = ndgpa.Clusters(torch.tensor([0, 0, 1]), torch.tensor([0, 0]))
+    alone = len(pickle.dumps(clusters))
+    clusters.to("meta")
+    assert len(pickle.dumps(clusters)) == alone
+    assert pickle.loads(pickle.dumps(clusters)).to("meta").is_even == clusters.is_even

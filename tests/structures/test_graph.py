@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ndgpa
-from ndgpa.structures import graph as graph_module
+from ndgpa.structures import graph_partition
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.testing import StructureContract, draw
 from ndgpa.testing.oracle import rows
@@ -178,10 +178,9 @@ def test_padding_is_that_of_the_last_block(kind: str, block: int, cell: int) -> 
 
 def test_parts_that_are_too_full_give_their_loosest_nodes() -> None:
     """A path 0-1-2-3-4-5 with 4 nodes in the first part of 3: node 3, next to the second, goes."""
-    path = torch.stack([torch.arange(5), torch.arange(1, 6)])
-    edges = graph_module._undirected(path, 6, None)
+    edges = graph_partition.undirected(np.arange(5), np.arange(1, 6), 6)
     one = np.zeros(6, dtype=np.int64)
-    found = graph_module._fit(
+    found = graph_partition._fit(
         edges, one, np.array([0, 0, 0, 0, 1, 1]), np.array([3, 3]), np.array([0])
     )
     assert found.tolist() == [0, 0, 0, 1, 1, 1]

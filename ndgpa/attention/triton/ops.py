@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
@@ -17,7 +17,8 @@ from ndgpa._flops import attention, attention_backward, count_products, pairs_of
 from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton, no_tangents
 from ndgpa.attention.chunked import attend_from_cells, with_a_slot
 from ndgpa.problem import Selection
-from ndgpa.structures.base import SpatialStructure, take_sites
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import take_sites
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 256
@@ -33,6 +34,7 @@ def fused(
     *,
     scale: float,
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, in Triton kernels: nothing is gathered, laid out anew or held per pair.
@@ -53,11 +55,11 @@ def fused(
         None if key_bias is None else key_bias.float(),
         selection.blocks,
         structure.cell_sites,
-        key_structure.blocks,
+        key_structure.blocks if key_sites is None else key_sites,
         structure.time if causal else None,
         key_structure.time if causal else None,
         scale,
-        key_structure.is_partition,
+        key_sites is None,
     )
     return out, lse
 
