@@ -6,7 +6,7 @@ override a method with a faster form of the same function.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -230,10 +230,10 @@ class SpatialStructure(abc.ABC):
         return {k: x for k, x in self.__dict__.items() if k not in ("_kept", "_coarsened")}
 
     @table
-    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
+    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[Hashable, Tensor]]":
         return WeakKeyDictionary()
 
-    def kept_with(self, other: "SpatialStructure", name: str, make: MakeTable) -> Tensor:
+    def kept_with(self, other: "SpatialStructure", name: Hashable, make: MakeTable) -> Tensor:
         """A table of this structure and another one, made at its first use.
 
         On device "meta" it is made from the structures that were copied there, which have values.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.selection.causal import blocks_between
+from ndgpa.selection.candidates import blocks_between
 from tests import draw
 from tests.oracle import logit, most_relevant, rows, softmax
 from tests.selection.causal_contract import CausalContract
@@ -18,11 +18,11 @@ from tests.selection.causal_contract import CausalContract
 
 @st.composite
 def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
-    force: tuple[int | str, ...] = ()
+    force: Rule | None = None
     if draw_(st.booleans()):
-        force = (draw_(st.integers(0, problem.key_structure.num_blocks - 1)),)
+        force = ndgpa.Fixed((draw_(st.integers(0, problem.key_structure.num_blocks - 1)),))
         if problem.key_structure is problem.structure and draw_(st.booleans()):
-            force = (*force, "own")
+            force = force | ndgpa.Own()
     return ndgpa.TopK(
         draw_(st.integers(1, 4)),
         draw_(st.sampled_from(["mass", "logit"])),
@@ -224,7 +224,7 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
     queries = ndgpa.Sequence(length, 1, data.draw(st.integers(1, length)))
     keys = ndgpa.Sequence(length, data.draw(st.integers(1, length)))
     x = torch.randn(1, 1, length, 2)
-    rule = ndgpa.TopK(1, force="own")
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
     blocks = rows(ndgpa.select(x, x, queries, rule, key_structure=keys).blocks[0, 0])
     for cell, sites in enumerate(rows(queries.cell_sites)):
         own = set(keys.block_of_site[sites].tolist())
@@ -234,6 +234,6 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
 
 def test_own_blocks_need_the_same_sites() -> None:
     x, y = torch.randn(1, 1, 8, 2), torch.randn(1, 1, 6, 2)
-    rule = ndgpa.TopK(1, force="own")
-    with pytest.raises(ValueError, match="force='own' needs"):
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
+    with pytest.raises(ValueError, match="own blocks need queries and keys on the same sites"):
         ndgpa.select(x, y, ndgpa.Sequence(8, 2), rule, key_structure=ndgpa.Sequence(6, 2))
