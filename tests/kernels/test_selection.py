@@ -55,9 +55,8 @@ def coarse_problems(draw):
         rows = torch.rand((cells, blocks), generator=g).argsort(dim=1)[:, : min(3, blocks)]
         forced = rows.clone()
         forced[:, 1:].masked_fill_(torch.rand(forced[:, 1:].shape, generator=g) < 0.3, -1)
-        forced = forced.expand(
-            2, {"head": key_heads * group, "group": key_heads, "all": 1}[share], -1, -1
-        )
+        heads = {"head": key_heads * group, "group": key_heads, "all": 1}[share]
+        forced = forced.expand(2, heads, -1, -1)
     return {
         "query": query * draw(st.sampled_from([1.0, 4.0])),
         "key": torch.randn(2, key_heads, blocks, width, generator=g),

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
+from ndgpa.cache import _NewestCell
 from ndgpa.selection import Rule
-from ndgpa.selection.candidates import blocks_between
+from ndgpa.selection.candidates import blocks_between, count_candidates, overlapping
 from tests import draw
 from tests.oracle import logit, most_relevant, rows, softmax
 from tests.selection.causal_contract import CausalContract
@@ -140,6 +141,19 @@ def test_partly_later_blocks_are_found_without_comparing_all_pairs(data: Any) ->
     assert table.shape[1] == int(wanted.sum(dim=1).max())
 
 
+@given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 3))
+def test_the_newest_cell_of_a_cache_says_what_a_search_finds(
+    first: int, block: int, cell: int
+) -> None:
+    newest = _NewestCell(first, block, cell, torch.device("cpu"))
+    keys = ndgpa.Sequence((first + cell + 2) * block, block)
+    (now, until), (begin, end) = newest.cell_span, keys.block_span
+    wanted = (begin <= until[:, None]) & (end > now[:, None])
+    assert rows(overlapping(newest, keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
+    past = count_candidates(newest, keys, causal=True)
+    assert torch.equal(past, (end <= now[:, None]).sum(dim=1))
+
+
 @given(draw.clusters(group=True, time=True), st.integers(1, 4))
 def test_groups_stay_apart_under_time(clusters: ndgpa.Clusters, k: int) -> None:
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
@@ -154,7 +168,7 @@ def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) ->
     huge = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3, unique=True)
     names = torch.tensor(data.draw(huge | st.just([0, 2**62, -(2**62)])))
     tables = clusters.block_of_site, clusters.cell_of_block, clusters.time
-    renamed = ndgpa.Clusters(*tables, names[clusters.group])
+    renamed = ndgpa.Clusters(*tables, names[clusters.group.unique(return_inverse=True)[1]])
     keys = ndgpa.Clusters(clusters.block_of_site, torch.arange(clusters.num_blocks), clusters.time)
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
     few = clusters.group != int(clusters.group[0])  # the keys of some spaces only
@@ -168,7 +182,7 @@ def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) ->
     if few.any() and data.draw(st.booleans()):
         sites = few[clusters.block_of_site]
         blocks = clusters.block_of_site[sites].unique(return_inverse=True)[1]
-        groups = names[clusters.group[few]]
+        groups = renamed.group[few]
         keys = ndgpa.Clusters(blocks, torch.arange(len(groups)), clusters.time[sites], groups)
         kept = ndgpa.select(
             x, x[:, :, sites], renamed, ndgpa.TopRatio(1.0), key_structure=keys, causal=True

@@ -12,12 +12,22 @@ from ndgpa.selection import Rule
     ("rule", "causal"),
     [
         (ndgpa.TopK(2) | ndgpa.Window(1), True),
+        (ndgpa.TopK(2, force=ndgpa.Window(1) | ndgpa.Fixed((0,))), True),
+        (ndgpa.TopK(2, force=ndgpa.TopK(1, share="all") | ndgpa.Own()), True),
         (ndgpa.TopRatio(0.4), True),
         (ndgpa.MultiLevel((3, 3)), True),
         (ndgpa.StraightThrough(ndgpa.TopK(2)), False),
         (ndgpa.PerturbedTopK(2, seed=1), False),
     ],
-    ids=["union", "ratio", "levels", "straight-through", "perturbed"],
+    ids=[
+        "union",
+        "forced",
+        "forced by relevance",
+        "ratio",
+        "levels",
+        "straight-through",
+        "perturbed",
+    ],
 )
 def test_a_rule_compiles_without_a_graph_break(rule: Rule, causal: bool) -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
