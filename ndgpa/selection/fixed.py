@@ -10,8 +10,8 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.forced import static_selection
 from ndgpa.selection.slots import each_once, visible
+from ndgpa.selection.static import static_selection
 from ndgpa.structures.base import SpatialStructure
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.forced import static_selection
+from ndgpa.selection.static import static_selection
 from ndgpa.structures.base import SpatialStructure, lookup
 
 
