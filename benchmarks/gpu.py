@@ -286,10 +286,10 @@ def selection_rows(problem: Problem) -> Iterator[dict[str, Any]]:
     yield line(problem, "select", "forward", problem.bench.seconds(run), least, work[0])
     if not problem.bench.is_gpu:
         return
-    from ndgpa.selection import triton_top_k
+    from ndgpa.selection import triton_relevance
 
     for products in ("bf16x3", "tf32"):
-        with mock.patch.object(triton_top_k, "PRECISION", products):
+        with mock.patch.object(triton_relevance, "PRECISION", products):
             seconds, blocks = problem.bench.seconds(run), run()
         row = line(problem, f"select {products}", "forward", seconds, least, work[0])
         row["error"] = float((blocks != problem.selection.blocks).float().mean())

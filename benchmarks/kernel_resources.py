@@ -24,7 +24,9 @@ from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
 from ndgpa.attention.triton import triton_forward
-from ndgpa.selection import triton_means, triton_top_k
+from ndgpa.selection import triton_relevance, triton_top_k
+from ndgpa.selection.relevance import CoarseCells
+from ndgpa.structures import triton_means
 
 RESULTS = Path(__file__).parent / "results"
 CAPABILITIES = (80, 90)
@@ -103,7 +105,8 @@ def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
-        for module in (triton_means, triton_top_k, triton_forward, triton_backward):
+        modules = triton_means, triton_relevance, triton_top_k, triton_forward, triton_backward
+        for module in modules:
             names = [name for name in vars(module) if name.endswith("_kernel")]
             found = {name: Recorder(getattr(module, name)) for name in names}
             stack.enter_context(mock.patch.multiple(module, **found))
@@ -144,20 +147,19 @@ def _selection(shape: Shape) -> None:
     coarse = meta(1, 64, shape.blocks, shape.width)
     triton_means.sum_blocks(x, None, blocks, coarse)
     per_cell = shape.blocks // shape.cells
-    triton_top_k.select(
-        meta(1, 64, shape.cells, per_cell, shape.width),
-        coarse,
-        None,
-        None,
-        meta(shape.cells, per_cell),
-        None,
-        None,
-        None,
-        shape.kept,
-        "mass",
-        64,
-        0.125,
+    cells = CoarseCells(
+        query=meta(1, 64, shape.cells, per_cell, shape.width),
+        key=coarse,
+        bias=None,
+        log_size=None,
+        weight=meta(1, shape.cells, per_cell),
+        cell_group=None,
+        key_group=None,
+        cell_time=None,
+        key_time=None,
+        scale=0.125,
     )
+    triton_top_k.select(cells, None, shape.kept, relevance="mass", selection_heads=64)
 
 
 def table(found: list[Row]) -> str:

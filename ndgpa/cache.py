@@ -1,6 +1,6 @@
 """Decoding: append keys and values, attend with the newest queries, as a causal prefill would."""
 
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ndgpa.problem import (
     dot_form,
 )
 from ndgpa.selection import Rule
+from ndgpa.selection.candidates import KnowsItsPast
 from ndgpa.structures import Grid, Sequence
 from ndgpa.structures.base import MakeTable, SpatialStructure
 
@@ -203,7 +204,7 @@ class Cache:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
 
-class _NewestCell(SpatialStructure):
+class _NewestCell(SpatialStructure, KnowsItsPast):
     """One whole cell of a sequence; all is known without a look at a table.
 
     Args:
@@ -247,16 +248,20 @@ class _NewestCell(SpatialStructure):
     ) -> SpatialStructure:
         raise NotImplementedError("queries of a cache are not coarsened")
 
-    def kept_with(self, other: SpatialStructure, name: str, make: MakeTable) -> Tensor:
-        """What the cell and the blocks of the sequence are to each other; that is not searched."""
-        past = int(
-            self.sites_per_block == 1
-        )  # of its blocks: a first one that is over as it begins
-        known: dict[str, Callable[[], Tensor]] = {
-            "overlapping": lambda: self.first_block + self.cells[:, past:],
-            "past candidates": lambda: torch.full((1,), self.first_block + past, device=self._on),
-        }
-        return known[name]() if name in known else make(self, other)
+    def kept_with(self, other: SpatialStructure, name: Hashable, make: MakeTable) -> Tensor:
+        """Keep nothing: there is another cell before a table is asked for again."""
+        return make(self, other)
+
+    def overlapping(self, key_structure: SpatialStructure) -> Int[Tensor, "1 E"]:
+        return self.first_block + self.cells[:, self._past_of_its_own :]
+
+    def count_past(self, key_structure: SpatialStructure) -> Int[Tensor, " 1"]:
+        return torch.full((1,), self.first_block + self._past_of_its_own, device=self._on)
+
+    @property
+    def _past_of_its_own(self) -> int:
+        """How many of its blocks are over as it begins: the first, if it is one site."""
+        return int(self.sites_per_block == 1)
 
 
 def _room(kept: Tensor, new: Tensor, length: int, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from ndgpa.operators import GPA, Operator
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection import Antidiagonal, Own, Rule, TopK
 from ndgpa.selection.coarse import coarse_level
-from ndgpa.selection.multi_level import select_children
+from ndgpa.selection.select_children import select_children
 from ndgpa.selection.slots import ascending
 from ndgpa.structures import Clusters, Grid, Image, Sequence, SpatialStructure
 
@@ -113,7 +113,7 @@ def moba(length: int, chunk: int, top_k: int) -> Preset:
     Source: Lu et al. 2025, "MoBA: Mixture of block attention for long-context LLMs".
     """
     arguments.positive_count("top_k", top_k)
-    rule: Rule = Own() if top_k == 1 else TopK(top_k - 1, relevance="logit", force="own")
+    rule: Rule = Own() if top_k == 1 else TopK(top_k - 1, relevance="logit", force=Own())
     return _causal(rule, length, "chunk", chunk)
 
 
@@ -127,7 +127,7 @@ def nsa_selection(length: int, block: int = 64, top: int = 16) -> Preset:
     Source: Yuan et al. 2025, "Native sparse attention".
     """
     arguments.positive_count("top", top)
-    rule: Rule = Own() if top == 1 else TopK(top - 1, share="group", force="own")
+    rule: Rule = Own() if top == 1 else TopK(top - 1, share="group", force=Own())
     return _causal(rule, length, "block", block)
 
 
@@ -278,18 +278,16 @@ def _choose(
         every = Sequence(space.num_sites, 1)
         return select(query, key, every, TopK(topk)).blocks
     return select_children(
-        query[:, :, :, None].detach(),
-        space.by_block(key).detach(),
-        query.new_zeros(len(query), *space.blocks.shape),
-        kept[:, :, space.block_of_site],
-        query.new_ones(len(query), space.num_sites, 1),
-        space.blocks,
-        None,
-        topk,
-        "head",
-        query.shape[-1] ** -0.5,
-        None,
-        None,
+        query=query[:, :, :, None].detach(),
+        key=space.by_block(key).detach(),
+        log_size=query.new_zeros(len(query), *space.blocks.shape),
+        kept=kept[:, :, space.block_of_site],
+        weight=query.new_ones(len(query), space.num_sites, 1),
+        forced=None,
+        children=space.blocks,
+        k=topk,
+        share="head",
+        scale=query.shape[-1] ** -0.5,
     )
 
 

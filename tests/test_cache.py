@@ -15,7 +15,7 @@ from ndgpa.testing.draw import FEW, seeded
 
 RULES = [
     ndgpa.TopK(2),
-    ndgpa.TopK(1, relevance="logit", share="group", force=(0,)),
+    ndgpa.TopK(1, relevance="logit", share="group", force=ndgpa.Fixed((0,))),
     ndgpa.TopP(0.6, share="all"),
     ndgpa.TopRatio(0.4) | ndgpa.Fixed((0,)),
     ndgpa.SoftTopK(2),

@@ -14,8 +14,8 @@ from ndgpa.attention.chunked import attend_chunked, attend_chunked_backward
 from ndgpa.attention.features import attend_by_features, attend_by_features_backward
 from ndgpa.attention.tiles import attend_tiles, attend_tiles_backward
 from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
-from ndgpa.selection.multi_level import select_children
-from ndgpa.selection.top_k import select_top_k
+from ndgpa.selection.select_blocks import select_top_k
+from ndgpa.selection.select_children import select_children
 
 pytestmark = pytest.mark.compiled  # the shape checks would count their own reading
 
@@ -72,7 +72,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         select_children,
         (
             normal(2, 4, 5, 3, 7), normal(2, 2, 8, 3, 7), torch.zeros(2, 8, 3), ids(8, 2, 2, 5, 2),
-            torch.ones(5, 3), CHILDREN, None, 4, "group", 0.3, None, None,
+            torch.ones(5, 3), None, CHILDREN, 4, "group", 0.3, None, None,
         ),
     ),
 }  # fmt: skip

@@ -155,7 +155,7 @@ def test_it_exports_with_a_batch_of_any_size() -> None:
 @pytest.mark.compiled
 def test_the_operators_pass_opcheck() -> None:
     from ndgpa.attention.chunked import attend_chunked
-    from ndgpa.selection.top_k import select_top_k
+    from ndgpa.selection.select_blocks import select_top_k
 
     tiles = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
     blocks = torch.randint(-1, 6, (1, 2, 3, 2), dtype=torch.int32)

@@ -38,7 +38,7 @@ SPACES = {
 }
 RULES = {
     "top-k": ndgpa.TopK(2),
-    "shared": ndgpa.TopK(2, share="all", force=(0, "own")),
+    "shared": ndgpa.TopK(2, share="all", force=ndgpa.Own() | ndgpa.Fixed((0,))),
     "top-p": ndgpa.TopP(0.5),
     "ratio": ndgpa.TopRatio(0.5),
     "union": ndgpa.TopK(2) | ndgpa.Own(),

@@ -1,7 +1,6 @@
 """Relevance by strided sums along antidiagonals, and a share of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,8 +10,8 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
+from ndgpa.selection.ranking import ranked
 from ndgpa.selection.slots import ascending
-from ndgpa.selection.top_k import ranked
 
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
@@ -68,7 +67,7 @@ class Antidiagonal(Rule):
         return rearrange(x, "b h B (r s) d -> b h B r (s d)", s=self.stride)
 
 
-def _check_problem(problem: Any, stride: int) -> None:
+def _check_problem(problem: Problem, stride: int) -> None:
     if problem.causal:
         raise NotImplementedError(
             "Antidiagonal does not support causal=True: its estimate looks ahead"

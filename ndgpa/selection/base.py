@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
+from ndgpa.structures.base import SpatialStructure
 
 
 class Rule(abc.ABC):
@@ -17,6 +18,23 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def select(self, problem: Problem) -> Selection:
         """Answer for every cell of `problem.structure`."""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the structures alone decide, so that the answer is worked out once for a pair.
+
+        Static rules that are equal (==) must name equal blocks.
+        """
+        return False
+
+    def named_blocks(
+        self, structure: SpatialStructure, key_structure: SpatialStructure
+    ) -> Int[Tensor, "C K"]:
+        """Name the blocks of each cell, seen or not; only of a static rule.
+
+        In any order and as often as one likes, -1 for an empty slot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not depend on structures alone")
 
     def __or__(self, other: "Rule") -> "Rule":
         """The rule that reads what either reads."""
@@ -42,6 +60,16 @@ class Union(Rule):
 
     def __post_init__(self) -> None:
         check_rules("Union", self.rules)
+
+    @property
+    def is_static(self) -> bool:
+        return all(rule.is_static for rule in self.rules)
+
+    def named_blocks(
+        self, structure: SpatialStructure, key_structure: SpatialStructure
+    ) -> Int[Tensor, "C K"]:
+        tables = [rule.named_blocks(structure, key_structure) for rule in self.rules]
+        return torch.cat(tables, dim=1)
 
     def select(self, problem: Problem) -> Selection:
         parts = [rule.select(problem) for rule in self.rules]
@@ -79,7 +107,6 @@ def _bias(part: Selection, problem: Problem) -> Float[Tensor, "b hs C K"]:
 
 
 def check_rules(who: str, items: Any) -> None:
-
     if not isinstance(items, tuple) or not items:
         raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
     for item in items:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa.problem import Problem
+from ndgpa.structures.base import SpatialStructure
 
 
 def ascending(ids: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
@@ -33,13 +33,17 @@ def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch
     return table[..., : max(1, int(used.sum()))]
 
 
-def seen_blocks(table: Int[Tensor, "*batch C F"], problem: Problem) -> Int[Tensor, "*batch C F"]:
-    """The table less the blocks of another group than the cell's, or wholly later."""
-    structure, key_structure = problem.structure, problem.key_structure
+def visible(
+    table: Int[Tensor, "*batch C F"],
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    causal: bool,
+) -> Int[Tensor, "*batch C F"]:
+    """Empty the slots of blocks of another group than the cell's, or wholly later."""
     blocks, hidden = table.clamp(min=0), table < 0
     if structure.cell_group is not None and key_structure.group is not None:
         hidden = hidden | (key_structure.group[blocks] != structure.cell_group[:, None])
-    if problem.causal:
+    if causal:
         later = key_structure.block_span[0][blocks] > structure.cell_span[1][:, None]
         hidden = hidden | later
     return table.masked_fill(hidden, -1)

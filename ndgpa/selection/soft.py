@@ -6,14 +6,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ndgpa.problem import Problem, Selection
-from ndgpa.selection.causal import overlapping
+from ndgpa.selection.candidates import overlapping
 from ndgpa.selection.coarse import by_cell, coarse_level
+from ndgpa.selection.relevance import Share, selection_heads
 
 # Coarse scores of one tile of cells; they are recomputed in the backward.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
-def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs C B_k"]:
+def log_relevance(problem: Problem, share: Share = "head") -> Float[Tensor, "b hs C B_k"]:
     """The logarithm of each key block's share of the relevance of each cell, with its gradient.
 
     Differentiable in query and key to any order; -inf for a block that the cell may not choose.
@@ -50,8 +51,8 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
             )
         )
     by_head = torch.cat(parts, dim=2)
-    sharers = {"head": heads, "group": problem.key.shape[1], "all": 1}[share]
-    summed = _logsumexp(by_head.unflatten(1, (sharers, -1)), dim=2)
+    count = selection_heads(share, heads, problem.key.shape[1])
+    summed = _logsumexp(by_head.unflatten(1, (count, -1)), dim=2)
     seen = summed > -torch.inf
     total = _logsumexp(summed, dim=-1)[..., None].masked_fill(~seen.any(-1, keepdim=True), 0)
     return (summed - total).masked_fill(~seen, -torch.inf)

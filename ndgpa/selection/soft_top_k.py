@@ -9,8 +9,8 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
+from ndgpa.selection.relevance import SHARE, Share
 from ndgpa.selection.soft import log_relevance, weighted
-from ndgpa.selection.top_k import SHARE
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SoftTopK(Rule):
     k: int
     temperature: float = 1.0
     at_most: int | None = None
-    share: str = "head"
+    share: Share = "head"
 
     def __post_init__(self) -> None:
         arguments.positive_count("k", self.k)

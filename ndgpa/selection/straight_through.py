@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule, check_rules
+from ndgpa.selection.relevance import Share
 from ndgpa.selection.soft import log_relevance
 
 
@@ -31,9 +32,15 @@ class StraightThrough(Rule):
 
     def select(self, problem: Problem) -> Selection:
         hard = self.rule.select(problem)
-        share = {problem.query.shape[1]: "head", problem.key.shape[1]: "group"}
-        soft = log_relevance(problem, share.get(hard.blocks.shape[1], "all"))
+        soft = log_relevance(problem, _share(hard.blocks.shape[1], problem))
         slot = soft.gather(-1, hard.blocks.clamp(min=0).long())
         slot = slot.masked_fill((hard.blocks < 0) | slot.isneginf(), 0)
         bias = slot - slot.detach()
         return Selection(hard.blocks, bias if hard.bias is None else hard.bias + bias)
+
+
+def _share(count: int, problem: Problem) -> Share:
+    """Who shares a selection where there are `count` of them."""
+    if count == problem.key.shape[1]:
+        return "group"
+    return "head" if count == problem.query.shape[1] else "all"

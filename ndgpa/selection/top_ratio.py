@@ -6,9 +6,10 @@ from fractions import Fraction
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.causal import count_candidates
-from ndgpa.selection.relevance import RELEVANCE
-from ndgpa.selection.top_k import SHARE, as_tuple, check_forced, most_relevant
+from ndgpa.selection.candidates import count_candidates
+from ndgpa.selection.forced import check_force
+from ndgpa.selection.relevance import RELEVANCE, SHARE, Relevance, Share
+from ndgpa.selection.select_blocks import most_relevant
 
 # Of the fraction that a ratio is taken for: 0.29 is 29/100 and 1 / 3 is 1/3, whatever a float makes
 # of them. A product with the number of blocks still fits an int64.
@@ -35,30 +36,32 @@ class TopRatio(Rule):
 
     ratio: float
     at_least: int = 1
-    relevance: str = "mass"
-    share: str = "head"
-    force: tuple[int | str, ...] | int | str = ()
+    relevance: Relevance = "mass"
+    share: Share = "head"
+    force: Rule | None = None
 
     def __post_init__(self) -> None:
         arguments.share_of("ratio", self.ratio)
         arguments.positive_count("at_least", self.at_least)
         arguments.one_of("relevance", self.relevance, RELEVANCE)
         arguments.one_of("share", self.share, SHARE)
-        check_forced(as_tuple(self.force))
+        check_force(self.force)
 
     def select(self, problem: Problem) -> Selection:
+        structure, key_structure = problem.structure, problem.key_structure
         ratio = Fraction(self.ratio).limit_denominator(_DENOMINATOR)
-        limit = problem.key_structure.num_blocks * ratio.numerator // ratio.denominator
+        limit = key_structure.num_blocks * ratio.numerator // ratio.denominator
         counts = None
-        if problem.causal or problem.structure.group is not None:
-            counts = count_candidates(problem) * ratio.numerator // ratio.denominator
-            counts = counts.clamp(min=self.at_least)
-        blocks = most_relevant(
-            problem,
-            max(self.at_least, limit),
-            self.relevance,
-            self.share,
-            self.force,
-            counts=counts,
+        if problem.causal or structure.group is not None:
+            counts = count_candidates(structure, key_structure, problem.causal)
+            counts = (counts * ratio.numerator // ratio.denominator).clamp(min=self.at_least)
+        return Selection(
+            most_relevant(
+                problem,
+                max(self.at_least, limit),
+                self.relevance,
+                self.share,
+                self.force,
+                counts=counts,
+            )
         )
-        return Selection(blocks)

@@ -1,11 +1,13 @@
 """The blocks around each cell, whatever they hold."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.slots import each_once, seen_blocks, without_empty_columns
+from ndgpa.selection.static import static_selection
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -24,13 +26,20 @@ class Window(Rule):
 
     radius: int | tuple[int, ...]
 
+    @property
+    def is_static(self) -> bool:
+        return True
+
+    def named_blocks(
+        self, structure: SpatialStructure, key_structure: SpatialStructure
+    ) -> Int[Tensor, "C K"]:
+        _check_one_structure(structure, key_structure)
+        return structure.near_cells(self.radius)
+
     def select(self, problem: Problem) -> Selection:
-        _check_one_structure("Window", problem.structure, problem.key_structure)
-        table = seen_blocks(problem.structure.near_cells(self.radius), problem)
-        table = without_empty_columns(each_once(table, problem.structure.num_blocks))
-        return Selection(table.int().expand(problem.query.shape[0], 1, -1, -1))
+        return static_selection(self, problem)
 
 
-def _check_one_structure(who: str, structure: SpatialStructure, key_structure: Any) -> None:
+def _check_one_structure(structure: SpatialStructure, key_structure: SpatialStructure) -> None:
     if key_structure is not structure:
-        raise ValueError(f"{who} needs queries and keys on one structure")
+        raise ValueError("Window needs queries and keys on one structure")

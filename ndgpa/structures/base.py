@@ -6,7 +6,7 @@ override a method with a faster form of the same function.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -234,10 +234,10 @@ class SpatialStructure(abc.ABC):
     # What was made once with another structure, and is kept for the next call
 
     @cached
-    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
+    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[Hashable, Tensor]]":
         return WeakKeyDictionary()
 
-    def kept_with(self, other: "SpatialStructure", name: str, make: MakeTable) -> Tensor:
+    def kept_with(self, other: "SpatialStructure", name: Hashable, make: MakeTable) -> Tensor:
         """Make a table of this structure and another one at its first use, and keep it.
 
         On device "meta" it is made from the structures that were copied there, which have values.

@@ -9,7 +9,7 @@ import ndgpa
 from ndgpa import Clusters, Grid, Image, Selection, Video
 from ndgpa.attention import pick
 from ndgpa.attention.triton.ops import attend_triton, fused
-from ndgpa.selection.top_k import select_top_k
+from ndgpa.selection.select_blocks import select_top_k
 from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import (
     attention,

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 import ndgpa
+from ndgpa.selection import Rule
 from ndgpa.testing.oracle import logit, rows, softmax
 from tests.literal.phase_2 import NONE, exists
 from tests.problems import Problem
@@ -69,10 +70,15 @@ class Phase1:
         wanted = self.visible(cell, list(range(self.count)))
         return {j for j in wanted if self.key_spans[j][1] > self.now[cell]}
 
-    def always(self, cell: int, force: tuple[int | str, ...]) -> set[int]:
-        named = [x for x in force if x != "own"]
-        named += self.cells[cell] if "own" in force else []
-        return self.visible(cell, named) | self.straddling(cell)
+    def always(self, cell: int, force: Rule | None) -> set[int]:
+        return self.visible(cell, self.forced(cell, force)) | self.straddling(cell)
+
+    def forced(self, cell: int, force: Rule | None) -> list[int]:
+        if isinstance(force, ndgpa.selection.Union):
+            return [j for rule in force.rules for j in self.forced(cell, rule)]
+        if isinstance(force, ndgpa.Fixed):
+            return list(force.blocks)
+        return self.cells[cell] if isinstance(force, ndgpa.Own) else []
 
     def seen(self, b: int) -> list[list[int]]:
         """The sites of each key block that the mask does not hide."""

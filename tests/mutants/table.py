@@ -18,13 +18,14 @@ VISIBLE = "ndgpa/structures/visible.py"
 AFFINITY = "ndgpa/affinity.py"
 RULE = "ndgpa/selection/base.py"
 SLOTS = "ndgpa/selection/slots.py"
-CAUSAL = "ndgpa/selection/causal.py"
+CANDIDATES = "ndgpa/selection/candidates.py"
+COARSE_LEVEL = "ndgpa/selection/coarse.py"
+PYRAMID = "ndgpa/selection/pyramid.py"
 RELEVANCE = "ndgpa/selection/relevance.py"
-TOP_K = "ndgpa/selection/top_k.py"
+RANKING = "ndgpa/selection/ranking.py"
 TOP_RATIO = "ndgpa/selection/top_ratio.py"
-UNION = "ndgpa/selection/union.py"
 PER_HEAD = "ndgpa/selection/per_head.py"
-OWN = "ndgpa/selection/own.py"
+STATIC = "ndgpa/selection/static.py"
 SOFT = "ndgpa/selection/soft.py"
 SOFT_TOP_K = "ndgpa/selection/soft_top_k.py"
 PERTURBED = "ndgpa/selection/perturbed_top_k.py"
@@ -173,12 +174,12 @@ MUTANTS = (
         (PROBLEMS,),
     ),
     Mutant(
-        "a causal cell asks with all its queries", RULE,
-        "query = query.masked_fill(~first, 0)", "query = query * 1",
+        "a causal cell asks with all its queries", COARSE_LEVEL,
+        "if not problem.causal:", "if True:",
         (T_CAUSAL, PROBLEMS),
     ),
     Mutant(
-        "the sizes of ragged blocks count nothing", RULE,
+        "the sizes of ragged blocks count nothing", COARSE_LEVEL,
         "log_size = seen.log()", "log_size = seen.clamp(max=1).log()",
         (T_TOP_K, PROBLEMS),
     ),
@@ -193,12 +194,12 @@ MUTANTS = (
         (T_DISJOINT, PROBLEMS),
     ),
     Mutant(
-        "blocks that a cell sees from its second time on are not read", CAUSAL,
+        "blocks that a cell sees from its second time on are not read", CANDIDATES,
         "torch.searchsorted(begins, until, right=True)", "torch.searchsorted(begins, until)",
         (T_CAUSAL, PROBLEMS),
     ),
     Mutant(
-        "a share of the past counts the future", CAUSAL,
+        "a share of the past counts the future", CANDIDATES,
         "now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])", "pass",
         (PROBLEMS, T_CAUSAL),
     ),
@@ -209,34 +210,35 @@ MUTANTS = (
     ),
     Mutant(
         "blocks of the cell's own time are no candidates", RELEVANCE,
-        "past = cell_time[cells, None] >= key_time", "past = cell_time[cells, None] > key_time",
+        "past = of.cell_time[cells, None] >= of.key_time",
+        "past = of.cell_time[cells, None] > of.key_time",
         (T_CAUSAL, PROBLEMS),
     ),
     Mutant(
         "relevance of logits forgets the bias of ragged cells", RELEVANCE,
-        "(weight.sum(dim=1) * query.shape[2])[:, None]", "query.shape[2]",
+        "(weight.sum(dim=2) * query.shape[2])[:, None, :, None]", "query.shape[2]",
         (T_TOP_K, PROBLEMS),
     ),
     Mutant(
-        "of equals the highest id is kept", TOP_K,
+        "of equals the highest id is kept", RANKING,
         "keep = above | (equal & (equal.cumsum(dim=-1) <= left))",
         "keep = above | (equal & (equal.flip(-1).cumsum(dim=-1).flip(-1) <= left))",
         (T_TOP_K, PROBLEMS),
     ),
     Mutant(
-        "a share that is reached is exceeded", TOP_K,
+        "a share that is reached is exceeded", RANKING,
         "reached = before[..., :k] >= p * mass", "reached = before[..., :k] > p * mass",
         (T_RULES,),
     ),
     Mutant(
-        "heads that share do not add up", TOP_K,
-        'selection_heads = {"head": heads, "group": key_heads, "all": 1}[share]',
-        'selection_heads = {"head": heads, "group": key_heads, "all": key_heads}[share]',
+        "heads that share do not add up", RELEVANCE,
+        'return {"head": heads, "group": key_heads, "all": 1}[share]',
+        'return {"head": heads, "group": key_heads, "all": key_heads}[share]',
         (T_TOP_K, PROBLEMS),
     ),
-    Mutant("0.29 of 100 is 28", TOP_RATIO, "_SHORT = 1e-6", "_SHORT = 0.0", (T_RULES,)),
+    Mutant("0.29 of 100 is 28", TOP_RATIO, ".limit_denominator(_DENOMINATOR)", "", (T_RULES,)),
     Mutant(
-        "a block named twice keeps the last bias", UNION,
+        "a block named twice keeps the last bias", RULE,
         "again[..., 1:] = blocks[..., 1:] == blocks[..., :-1]",
         "again[..., :-1] = blocks[..., 1:] == blocks[..., :-1]",
         (T_RULES, T_LEARNT, PROBLEMS),
@@ -248,8 +250,9 @@ MUTANTS = (
         (T_RULES, PROBLEMS),
     ),
     Mutant(
-        "own blocks are read that are wholly later", OWN,
-        "each_once(seen_blocks(own, problem),", "each_once(own,", (T_RULES, T_CAUSAL, PROBLEMS),
+        "own blocks are read that are wholly later", STATIC,
+        "tables.append(visible(named, structure, key_structure, causal))", "tables.append(named)",
+        (T_RULES, T_CAUSAL, PROBLEMS),
     ),
     Mutant(
         "learnt weights are biases without a logarithm", SOFT,
@@ -271,12 +274,12 @@ MUTANTS = (
         (T_LEVELS, PROBLEMS),
     ),
     Mutant(
-        "blocks that are not seen widen the box", MULTI_LEVEL,
+        "blocks that are not seen widen the box", PYRAMID,
         "nodes.least.masked_fill(seen == 0, torch.inf)", "nodes.least", (T_LEVELS, PROBLEMS),
     ),
     Mutant(
         "straddling nodes are dropped", MULTI_LEVEL,
-        "return torch.cat([kept, table], dim=-1)", "return kept", (T_LEVELS, PROBLEMS),
+        "            if problem.causal:", "            if False:", (T_LEVELS, PROBLEMS),
     ),
     Mutant(
         "diagonals for antidiagonals", ANTIDIAGONAL,

@@ -16,7 +16,7 @@ class TestGPAOfARule(OperatorContract):
     structure = ndgpa.Grid((2, 4, 6), 2, cell=(1, 2, 2))
 
     def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(ndgpa.TopK(1, force="own"), scale=1.0, affinity="euclidean")
+        return ndgpa.GPA(ndgpa.TopK(1, force=ndgpa.Own()), scale=1.0, affinity="euclidean")
 
 
 class TestGPAOnTwoSpaces(OperatorContract):

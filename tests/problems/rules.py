@@ -54,10 +54,11 @@ def _share(draw: random.Random) -> str:
     return draw.choice(["head", "group", "all"])
 
 
-def _force(draw: random.Random, drawn: Problem) -> tuple[int | str, ...]:
-    named = (draw.randrange(drawn.key_structure.num_blocks),)
-    own = ("own",) if drawn.key_structure is drawn.structure else ()
-    return draw.choice([(), (), named, own, named + own])
+def _force(draw: random.Random, drawn: Problem) -> Rule | None:
+    named = ndgpa.Fixed((draw.randrange(drawn.key_structure.num_blocks),))
+    if drawn.key_structure is not drawn.structure:
+        return draw.choice([None, None, named])
+    return draw.choice([None, None, named, ndgpa.Own(), named | ndgpa.Own()])
 
 
 def _top_k(draw: random.Random, _: torch.Generator, drawn: Problem) -> Rule:

@@ -9,19 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
+from ndgpa.cache import _NewestCell
 from ndgpa.selection import Rule
-from ndgpa.selection.causal import blocks_between
+from ndgpa.selection.candidates import blocks_between, count_candidates, overlapping
 from ndgpa.testing import CausalContract, draw
 from ndgpa.testing.oracle import logit, most_relevant, rows, softmax
 
 
 @st.composite
 def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
-    force: tuple[int | str, ...] = ()
+    force: Rule | None = None
     if draw_(st.booleans()):
-        force = (draw_(st.integers(0, problem.key_structure.num_blocks - 1)),)
+        force = ndgpa.Fixed((draw_(st.integers(0, problem.key_structure.num_blocks - 1)),))
         if problem.key_structure is problem.structure and draw_(st.booleans()):
-            force = (*force, "own")
+            force = force | ndgpa.Own()
     return ndgpa.TopK(
         draw_(st.integers(1, 4)),
         draw_(st.sampled_from(["mass", "logit"])),
@@ -139,6 +140,19 @@ def test_partly_later_blocks_are_found_without_comparing_all_pairs(data: Any) ->
     assert table.shape[1] == int(wanted.sum(dim=1).max())
 
 
+@given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 3))
+def test_the_newest_cell_of_a_cache_says_what_a_search_finds(
+    first: int, block: int, cell: int
+) -> None:
+    newest = _NewestCell(first, block, cell, torch.device("cpu"))
+    keys = ndgpa.Sequence((first + cell + 2) * block, block)
+    (now, until), (begin, end) = newest.cell_span, keys.block_span
+    wanted = (begin <= until[:, None]) & (end > now[:, None])
+    assert rows(overlapping(newest, keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
+    past = count_candidates(newest, keys, causal=True)
+    assert torch.equal(past, (end <= now[:, None]).sum(dim=1))
+
+
 @given(draw.clusters(group=True, time=True), st.integers(1, 4))
 def test_groups_stay_apart_under_time(clusters: ndgpa.Clusters, k: int) -> None:
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
@@ -223,7 +237,7 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
     queries = ndgpa.Sequence(length, 1, data.draw(st.integers(1, length)))
     keys = ndgpa.Sequence(length, data.draw(st.integers(1, length)))
     x = torch.randn(1, 1, length, 2)
-    rule = ndgpa.TopK(1, force="own")
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
     blocks = rows(ndgpa.select(x, x, queries, rule, key_structure=keys).blocks[0, 0])
     for cell, sites in enumerate(rows(queries.cell_sites)):
         own = set(keys.block_of_site[sites].tolist())
@@ -233,6 +247,6 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
 
 def test_own_blocks_need_the_same_sites() -> None:
     x, y = torch.randn(1, 1, 8, 2), torch.randn(1, 1, 6, 2)
-    rule = ndgpa.TopK(1, force="own")
-    with pytest.raises(ValueError, match="force='own' needs"):
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
+    with pytest.raises(ValueError, match="own blocks need queries and keys on the same sites"):
         ndgpa.select(x, y, ndgpa.Sequence(8, 2), rule, key_structure=ndgpa.Sequence(6, 2))

@@ -1,5 +1,7 @@
 """Options that make no rule are refused, in one sentence."""
 
+import functools
+import re
 from typing import Any
 
 import pytest
@@ -35,19 +37,34 @@ RULES: list[tuple[Any, type[Exception], str]] = [
         r"factor must be an int or a tuple of ints; got \[2, 2\]",
     ),
     (lambda: ndgpa.MultiLevel((2, 2), (2, 0)), ValueError, "factor must be at least 1"),
-    (lambda: ndgpa.TopK(2, force="all"), TypeError, "force must be 'own' or numbers of blocks"),
-    (lambda: ndgpa.TopK(2, force=-1), ValueError, "force contains block -1; numbers start at 0"),
+    *(
+        (
+            lambda force=force, rule=rule: rule(force=force),
+            TypeError,
+            r"force must be a rule, such as Own\(\) or Fixed\(\(0,\)\) \| Window\(1\); got "
+            + re.escape(repr(force)),
+        )
+        for force in ("own", 0, (0, "own"), ())
+        for rule in (
+            functools.partial(ndgpa.TopK, 2),
+            functools.partial(ndgpa.TopP, 0.5),
+            functools.partial(ndgpa.TopRatio, 0.5),
+            functools.partial(ndgpa.MultiLevel, (2, 2)),
+        )
+    ),
     (
-        lambda: ndgpa.select(features(), features(), SEQUENCE, ndgpa.TopK(2, force=4)),
+        lambda: ndgpa.select(
+            features(), features(), SEQUENCE, ndgpa.TopK(2, force=ndgpa.Fixed((4,)))
+        ),
         ValueError,
-        "force contains block 4 but key_structure has 4 blocks",
+        "Fixed names block 4 but key_structure has 4 blocks",
     ),
     (
         lambda: ndgpa.select(
             features(),
             features(1, 2, 10, 4),
             SEQUENCE,
-            ndgpa.TopK(2, force="own"),
+            ndgpa.TopK(2, force=ndgpa.Own()),
             key_structure=ndgpa.Sequence(10, 2),
         ),
         ValueError,

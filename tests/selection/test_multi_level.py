@@ -31,9 +31,9 @@ def multi_levels(draw_: Any, problem: draw.Problem, counts: Any = None) -> ndgpa
     counts = st.integers(1, 4) if counts is None else counts
     factor = draw_(st.integers(2, 3))
     levels = draw_(st.integers(1, min(3, levels_of(problem.key_structure, factor))))
-    force = draw_(st.sampled_from([(), (0,)]))
+    force = draw_(st.sampled_from([None, ndgpa.Fixed((0,))]))
     if problem.key_structure is problem.structure and draw_(st.booleans()):
-        force = (*force, "own")
+        force = ndgpa.Own() if force is None else force | ndgpa.Own()
     return ndgpa.MultiLevel(
         tuple(draw_(counts) for _ in range(levels)),
         factor,
@@ -80,7 +80,7 @@ def test_levels_are_descended_as_the_definition_says(data: Any) -> None:
     problem.affinity = "dot"
     problem.scale = data.draw(st.sampled_from([None, 0.3, -0.7]))
     rule = data.draw(multi_levels(problem))
-    assume(rule.share == "head" and not rule.force)
+    assume(rule.share == "head" and rule.force is None)
     kept = ndgpa.select(
         problem.query, problem.key, problem.structure, rule, **problem.options
     ).blocks
@@ -213,7 +213,7 @@ def test_of_equal_children_the_lowest_number_is_kept(dtype: torch.dtype) -> None
 
 
 def test_vmap_adds_a_batch() -> None:
-    space, rule = ndgpa.Image((8, 8), 1, 2), ndgpa.MultiLevel((3, 4), force="own")
+    space, rule = ndgpa.Image((8, 8), 1, 2), ndgpa.MultiLevel((3, 4), force=ndgpa.Own())
     query, key = (torch.randn(3, 2, h, 64, 4, generator=draw.seeded(h)) for h in (2, 1))
 
     def blocks(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

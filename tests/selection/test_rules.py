@@ -61,7 +61,7 @@ class TestTopP(RuleContract, CausalContract):
             st.integers(1, 2),
             st.sampled_from([None, 2, 4]),
             st.sampled_from(["head", "group", "all"]),
-            st.sampled_from([(), (0,)]),
+            st.sampled_from([None, ndgpa.Fixed((0,))]),
         )
 
 
@@ -254,9 +254,10 @@ def test_blocks_are_kept_until_p_is_reached(data: Any) -> None:
     rule = data.draw(TestTopP.rules(problem))
     assume(rule.share == "head")
     kept = blocks_of(problem, rule)
+    forced = () if rule.force is None else rule.force.blocks
     for h in range(problem.query.shape[1]):
         for cell, row in enumerate(scores_of(problem, 0, h)):
-            free = [j for j in range(len(row)) if j not in rule.force and not math.isnan(row[j])]
+            free = [j for j in range(len(row)) if j not in forced and not math.isnan(row[j])]
             ranked = sorted(free, key=lambda j: (-row[j], j))
             total, reached, chosen = sum(row[j] for j in free), 0.0, []
             for j in ranked[: rule.at_most]:
@@ -264,7 +265,7 @@ def test_blocks_are_kept_until_p_is_reached(data: Any) -> None:
                     break
                 chosen.append(j)
                 reached += row[j]
-            assert rows(kept[0, h, cell, None]) == [sorted([*chosen, *rule.force])]
+            assert rows(kept[0, h, cell, None]) == [sorted([*chosen, *forced])]
 
 
 def test_a_cell_of_one_peak_reads_one_block() -> None:
@@ -386,7 +387,7 @@ def test_bad_rules_are_named(make: Any, error: type[Exception], match: str) -> N
         (ndgpa.Fixed((9,)), "Fixed names block 9 but key_structure has 4 blocks"),
         (ndgpa.Fixed(torch.zeros(3, 1).int()), "Fixed has blocks for 3 cells"),
         (ndgpa.PerHead((ndgpa.TopK(1),)), "PerHead has 1 rules but query has 2 heads"),
-        (ndgpa.TopP(0.5, force=(7,)), "force contains block 7"),
+        (ndgpa.TopP(0.5, force=ndgpa.Fixed((7,))), "Fixed names block 7"),
     ],
 )
 def test_rules_that_do_not_fit_are_named(rule: Rule, match: str) -> None:

@@ -1,23 +1,41 @@
-"""Blocks that are neither wholly past nor wholly later than a cell: read with the exact mask."""
+"""Which key blocks a cell may choose from: those of its group; if causal, those wholly past.
+
+Blocks that are neither wholly past nor wholly later overlap with the cell. How relevant they are
+cannot be told from the past, so a causal rule reads them besides, with the exact mask.
+"""
+
+import abc
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa.problem import Problem
 from ndgpa.structures.base import SpatialStructure
 
 
-def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C E"]:
-    """The key blocks that a cell can see in part, at its earliest time.
+class KnowsItsPast(abc.ABC):
+    """What a structure inherits that can tell without a search how its cells lie in time."""
 
-    They begin at or before the latest time of the cell and end after its earliest. How relevant
-    they are cannot be told from the past, so a causal rule reads them in addition to its own.
-    The table depends on the two structures alone and is made once for each pair.
+    @abc.abstractmethod
+    def overlapping(self, key_structure: SpatialStructure) -> Int[Tensor, "C E"]:
+        """As the function of this name."""
+
+    @abc.abstractmethod
+    def count_past(self, key_structure: SpatialStructure) -> Int[Tensor, " C"]:
+        """Count the key blocks that are wholly past at the earliest time of each cell."""
+
+
+def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C E"]:
+    """List the key blocks that a cell can see in part, at its earliest time.
+
+    They begin at or before the latest time of the cell and end after its earliest. The table
+    depends on the two structures alone and is made once for each pair.
 
     Returns:
         Their numbers, ascending, -1 for an empty slot; the width is that of the longest row.
     """
+    if isinstance(structure, KnowsItsPast):
+        return structure.overlapping(key_structure)
     return structure.kept_with(
         key_structure,
         "overlapping",
@@ -27,12 +45,16 @@ def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) ->
     )
 
 
-def count_candidates(problem: Problem) -> Int[Tensor, " C"]:
-    """How many key blocks each cell may choose from: those of its group, if causal wholly past."""
-    structure, key_structure, causal = problem.structure, problem.key_structure, problem.causal
-    name = "past candidates" if causal else "candidates"
+def count_candidates(
+    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
+) -> Int[Tensor, " C"]:
+    """Count the key blocks that each cell may choose from."""
+    if causal and isinstance(structure, KnowsItsPast):
+        return structure.count_past(key_structure)
     return structure.kept_with(
-        key_structure, name, lambda own, keys: _candidates(own, keys, causal)
+        key_structure,
+        f"number of candidates, causal: {causal}",
+        lambda own, keys: _candidates(own, keys, causal),
     )
 
 
