@@ -73,6 +73,28 @@ def differentiate_gradient(
     return by_inputs, list(second)
 
 
+def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any = None) -> None:
+    """Keep the inputs of an operator for its backward, as `kept_inputs` gives them back."""
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def kept_inputs(ctx: Any) -> list[Any]:
+    return [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options)]
+
+
+def gradients(inputs: type[tuple[Any, ...]], **of: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A gradient for each field of the inputs of an operator; None for those not named."""
+    fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
+    assert of.keys() <= set(fields)
+    return tuple(of.get(name) for name in fields)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over x are taken: float32, or wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """A context in which the body of an operator computes in the dtypes it was written in."""
     if like.is_meta:  # which has no autocast

@@ -48,10 +48,10 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "chunked": (attend_chunked, (QUERY, KEY, VALUE, *CHUNKED)),
     "chunked, backward": (
         attend_chunked_backward,
-        (QUERY, KEY, VALUE, normal(2, 4, 5, 6, 9), normal(2, 4, 5, 6), *CHUNKED),
+        (normal(2, 4, 5, 6, 9), normal(2, 4, 5, 6), QUERY, KEY, VALUE, *CHUNKED),
     ),
     "tiles": (attend_tiles, (Q, K, V, *TILES)),
-    "tiles, backward": (attend_tiles_backward, (Q, K, V, normal(2, 4, 12, 9), *TILES)),
+    "tiles, backward": (attend_tiles_backward, (normal(2, 4, 12, 9), Q, K, V, *TILES)),
     **{
         f"features, {kernel}": (attend_by_features, (Q, K, V, *FEATURES, kernel))
         for kernel in ("softmax", "relu")
@@ -59,7 +59,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{
         f"features, {kernel}, backward": (
             attend_by_features_backward,
-            (Q, K, V, normal(2, 4, 12, 9), *FEATURES, kernel),
+            (normal(2, 4, 12, 9), Q, K, V, *FEATURES, kernel),
         )
         for kernel in ("softmax", "relu")
     },

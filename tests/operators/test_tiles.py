@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import ndgpa
+from ndgpa.attention.chunks import BUDGET
 from ndgpa.attention.features import attend_by_features
 from ndgpa.attention.tiles import attend_tiles
 from ndgpa.operators.local_sparse import local_sparse_tables
@@ -82,7 +83,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = [torch.randn(2, 2, 156, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     results = []
     for budget in (1, 1 << 30):
-        monkeypatch.setattr("ndgpa.attention.tiles._CHUNK", {"cpu": budget})
+        monkeypatch.setitem(BUDGET, "cpu", budget)
         out = operator(*inputs, image)
         leaves = [*inputs, *operator.parameters()]
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
