@@ -1,7 +1,7 @@
 """Which rows a cell reads: the engine of the `torch` backend.
 
-A tile is the queries of one cell, of all heads that share its selection; it reads whole blocks, each
-gathered as a single row.
+A tile is the queries of one cell, of all heads that share its selection; it reads whole blocks,
+each gathered as a single row.
 """
 
 from collections.abc import Iterator
@@ -101,7 +101,10 @@ class Cells:
         blocks = self.blocks[cells, :slots]
         empty = blocks < 0
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
-        queries, keys = Run(cells), Rows(ids, empty.flatten() if self.has_empty else None, len(empty))
+        queries, keys = (
+            Run(cells),
+            Rows(ids, empty.flatten() if self.has_empty else None, len(empty)),
+        )
         query, key, value = (
             rows.take(table, self.wide)
             for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
@@ -116,8 +119,16 @@ class Cells:
             logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
         weights = softmax(logits, may_be_blind=not is_plain)
         return Tile(
-            cells, query, key, value, weights, self.scale, queries, keys,
-            is_masked=not is_plain, contains=self.query_time is not None,
+            cells,
+            query,
+            key,
+            value,
+            weights,
+            self.scale,
+            queries,
+            keys,
+            is_masked=not is_plain,
+            contains=self.query_time is not None,
         )
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:

@@ -261,18 +261,18 @@ attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
 attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))
 
 
-@count_products(attend_chunked)
-def _(query: Any, key: Any, value: Any, blocks: Any, *_: Any, **__: Any) -> int:
-    return attention(_pairs(query, key, blocks), query[-1], value[-1])
+@count_products("attend_chunked")
+def _(*inputs: Any, **_: Any) -> int:
+    given = Inputs(*inputs)
+    return attention(_pairs(given), given.query[4], given.value[4])
 
 
-@count_products(attend_chunked_backward)
-def _(
-    grad_out: Any, grad_lse: Any, query: Any, key: Any, value: Any, blocks: Any, *_: Any, **__: Any
-) -> int:
-    return attention_backward(_pairs(query, key, blocks), query[-1], value[-1])
+@count_products("attend_chunked_backward")
+def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
+    given = Inputs(*inputs)
+    return attention_backward(_pairs(given), given.query[4], given.value[4])
 
 
-def _pairs(query: Any, key: Any, blocks: Any) -> int:
+def _pairs(given: Any) -> int:
     """Queries by the keys of all slots, given shapes."""
-    return math.prod(query[:4]) * blocks[3] * key[3]
+    return math.prod(given.query[:4]) * given.blocks[3] * given.key[3]

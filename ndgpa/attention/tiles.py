@@ -324,16 +324,18 @@ attend_tiles.register_vmap(fold_into_batch(attend_tiles, batched=4))
 attend_tiles_backward.register_vmap(fold_into_batch(attend_tiles_backward, batched=5))
 
 
-@count_products(attend_tiles)
-def _(
-    query: Any, key: Any, value: Any, mask: Any, bias: Any, queries: Any, keys: Any, *_: Any, **__: Any
-) -> int:
-    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
-    return attention(pairs, query[3], value[3])
+@count_products("attend_tiles")
+def _(*inputs: Any, **_: Any) -> int:
+    given = Inputs(*inputs)
+    return attention(_pairs(given), given.query[3], given.value[3])
 
 
-@count_products(attend_tiles_backward)
-def _(grad_out: Any, query: Any, key: Any, value: Any, *rest: Any, **_: Any) -> int:
-    _, _, queries, keys = rest[:4]
-    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
-    return attention_backward(pairs, query[3], value[3])
+@count_products("attend_tiles_backward")
+def _(grad_out: Any, *inputs: Any, **_: Any) -> int:
+    given = Inputs(*inputs)
+    return attention_backward(_pairs(given), given.query[3], given.value[3])
+
+
+def _pairs(given: Any) -> int:
+    """Queries by the keys of their tiles, given shapes."""
+    return math.prod(given.query[:2]) * math.prod(given.queries) * given.keys[1]

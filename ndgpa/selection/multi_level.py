@@ -383,7 +383,7 @@ def _(
 select_children.register_vmap(fold_into_batch(select_children, batched=5))
 
 
-@count_products(select_children)
+@count_products("select_children")
 def _(query: Any, key: Any, log_size: Any, kept: Any, *_: Any, **__: Any) -> int:
     """The logits of all children of what was kept, and the weighted sum of their masses."""
     queries = math.prod(query[:4])

@@ -364,7 +364,7 @@ def ranked(
     return ids[..., :k].masked_fill(drop, -1)
 
 
-@count_products(select_top_k)
+@count_products("select_top_k")
 def _(
     query: Any,
     key: Any,

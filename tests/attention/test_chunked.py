@@ -68,9 +68,7 @@ def test_a_short_last_block_is_masked_only_where_it_is_read(
     monkeypatch.setitem(BUDGET, "cpu", 1)  # one cell a chunk
     plain: list[bool] = []
     inner = Cells._is_plain
-    monkeypatch.setattr(
-        Cells, "_is_plain", lambda *xs: plain.append(inner(*xs)) or plain[-1]
-    )
+    monkeypatch.setattr(Cells, "_is_plain", lambda *xs: plain.append(inner(*xs)) or plain[-1])
     space = ndgpa.Sequence(14, 4)  # blocks of 4, 4, 4 and 2
     inputs = [torch.randn(1, 1, 14, 3, requires_grad=True) for _ in range(3)]
     selection = ndgpa.Selection(torch.tensor([[[[0, 1], [2, 3], [1, -1], [0, 2]]]]).int())

@@ -10,6 +10,7 @@ from ndgpa.structures.sampling import Halo, Jittered, Sampled, Strided
 from tests.kernels.kernel_problems import attention, problems, reference, triton, within_budget
 
 SAMPLINGS = {"strided": Strided(2), "jittered": Jittered(2), "halo": Halo(1)}
+BACKWARD = "ndgpa.attention.triton.backward_keys"
 DTYPES = (torch.float32, torch.float16)
 
 
@@ -39,8 +40,7 @@ def test_any_table_of_keys_is_within_the_budget(data):
 @pytest.mark.parametrize("longest", [1, 3])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_hot_blocks_of_sampled_keys_are_summed_in_order(sampling, longest, monkeypatch):
-
-    monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
+    monkeypatch.setattr(f"{BACKWARD}.longest_segment", lambda *_: longest)
     space = Grid((12,), 3, 1)
     problem = attention(space, sampling(space), slots=2, keyed=True, width=6, value_width=4)
     problem.blocks[..., 0] = 3
