@@ -240,19 +240,18 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
-    grad_out, grad_lse, *rest = kept_inputs(ctx)
-    given = Inputs(*rest)
+    grad_out, grad_lse, *given = kept_inputs(ctx)
 
-    def formula(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        tile = Cells(given._replace(**dict(zip(differentiable, inputs)))).whole().contained
+    def formula(given: Inputs) -> tuple[Tensor, Tensor]:
+        tile = Cells(given).whole().contained
         out = tile.out.to(given.value.dtype)
         return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
 
-    differentiable = ("query", "key", "value", "slot_bias", "key_bias")
-    by_input, by_grads = differentiate_gradient(
-        formula, [getattr(given, name) for name in differentiable], [grad_out, grad_lse], cotangents
+    names = ("query", "key", "value", "slot_bias", "key_bias")
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), names, [grad_out, grad_lse], cotangents
     )
-    return *by_grads, *gradients(Inputs, **dict(zip(differentiable, by_input)))
+    return *by_grads, *by_inputs
 
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
@@ -263,13 +262,13 @@ attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, b
 
 @count_products("attend_chunked")
 def _(*inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention(_pairs(given), given.query[4], given.value[4])
 
 
 @count_products("attend_chunked_backward")
 def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention_backward(_pairs(given), given.query[4], given.value[4])
 
 

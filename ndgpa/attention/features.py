@@ -259,19 +259,19 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the formula, one chunk that is everything."""
-    grad_out, *rest = kept_inputs(ctx)
-    given, everything = Inputs(*rest), slice(0, None)
+    grad_out, *given = kept_inputs(ctx)
+    everything = slice(0, None)
 
-    def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        problem = _Problem(given._replace(query=query, key=key, value=value))
+    def formula(given: Inputs) -> Tensor:
+        problem = _Problem(given)
         problem.chunks = lambda x: iter([everything])  # type: ignore[method-assign]
         memory = problem.memory(problem.largest()[0])
-        return problem.read(everything, *memory).out.flatten(1, 2).to(value.dtype)
+        return problem.read(everything, *memory).out.flatten(1, 2).to(given.value.dtype)
 
-    (query, key, value), by_grads = differentiate_gradient(
-        formula, [given.query, given.key, given.value], [grad_out], cotangents
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), ("query", "key", "value"), [grad_out], cotangents
     )
-    return *by_grads, *gradients(Inputs, query=query, key=key, value=value)
+    return *by_grads, *by_inputs
 
 
 attend_by_features.register_autograd(_backward, setup_context=keep_inputs)
@@ -291,7 +291,7 @@ def _(query: Any, key: Any, value: Any, key_mask: Any, projection: Any, *_: Any,
 @count_products("attend_by_features_backward")
 def _(grad_out: Any, *inputs: Any, **_: Any) -> int:
     """All of the forward; exponents of keys again; and back through each, the largest too."""
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     key, value = given.key, given.value
     queries, keys = math.prod(given.query[:3]), math.prod(key[:3])
     features, width = given.projection

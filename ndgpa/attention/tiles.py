@@ -176,8 +176,9 @@ def _(
     *_: Any,
     **__: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = (x.new_empty(x.shape) for x in (query, key, value))
-    return *grads, query.new_empty(0) if bias is None else torch.empty_like(bias)
+    by_query, by_key, by_value = (x.new_empty(x.shape) for x in (query, key, value))
+    by_bias = query.new_empty(0) if bias is None else torch.empty_like(bias)
+    return by_query, by_key, by_value, by_bias
 
 
 def _query_table(query: Tensor, like: Tensor) -> Tensor:  # (b * h * n + 1, features)
@@ -242,7 +243,7 @@ class _Engine:
         empty = (sites < 0)[:, None].expand(ids.shape).flatten() if has_empty else None
         return Rows(ids.flatten(), empty, ids.shape[:3].numel())
 
-    def add_to_bias(self, grad: Tensor, chunk: slice, slope: Tensor) -> None:
+    def add_to_bias(self, grad: Tensor, chunk: slice | Tensor, slope: Tensor) -> None:
         """Add the gradients of the logits to the entries of the bias they came through."""
         assert self.given.offset is not None
         by_head = self._unflatten(slope).sum(dim=0).transpose(1, 2)  # (hk, g, c, X, Y)
@@ -303,19 +304,18 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
-    grad_out, *rest = kept_inputs(ctx)
-    given = Inputs(*rest)
+    grad_out, *given = kept_inputs(ctx)
 
-    def formula(*inputs: Tensor | None) -> Tensor:
-        out = _query_table(given.query, given.value)
-        attend([_Engine(given._replace(**dict(zip(differentiable, inputs)))).whole()], out)
+    def formula(given: Inputs) -> Tensor:
+        out = _query_table(given.query, given.value.detach())
+        attend([_Engine(given).whole()], out)
         return out[:-1].view(grad_out.shape)
 
-    differentiable = ("query", "key", "value", "bias")
-    by_input, by_grads = differentiate_gradient(
-        formula, [getattr(given, name) for name in differentiable], [grad_out], cotangents
+    names = ("query", "key", "value", "bias")
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), names, [grad_out], cotangents
     )
-    return *by_grads, *gradients(Inputs, **dict(zip(differentiable, by_input)))
+    return *by_grads, *by_inputs
 
 
 attend_tiles.register_autograd(_backward, setup_context=keep_inputs)
@@ -326,13 +326,13 @@ attend_tiles_backward.register_vmap(fold_into_batch(attend_tiles_backward, batch
 
 @count_products("attend_tiles")
 def _(*inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention(_pairs(given), given.query[3], given.value[3])
 
 
 @count_products("attend_tiles_backward")
 def _(grad_out: Any, *inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention_backward(_pairs(given), given.query[3], given.value[3])
 
 

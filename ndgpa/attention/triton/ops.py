@@ -243,17 +243,12 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the `torch` backend; out and norm are functions of the rest."""
-    grad_out, grad_lse, _, _, *rest = kept_inputs(ctx)
-    given = Inputs(*rest)
+    grad_out, grad_lse, _, _, *given = kept_inputs(ctx)
     names = ("query", "key", "value", "slot_bias", "key_bias")
-
-    def formula(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _attend_in_torch(given._replace(**dict(zip(names, inputs))))
-
-    by_input, by_grads = differentiate_gradient(
-        formula, [getattr(given, name) for name in names], [grad_out, grad_lse], cotangents
+    by_grads, by_inputs = differentiate_gradient(
+        _attend_in_torch, Inputs(*given), names, [grad_out, grad_lse], cotangents
     )
-    return *by_grads, None, None, *gradients(Inputs, **dict(zip(names, by_input)))
+    return *by_grads, None, None, *by_inputs
 
 
 def _attend_in_torch(given: Inputs) -> tuple[Tensor, Tensor]:
@@ -299,13 +294,13 @@ attend_triton_backward.register_vmap(fold_into_batch(attend_triton_backward, bat
 
 @count_products("attend_triton")
 def _(*inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention(_pairs(given), given.query[3], given.value[3])
 
 
 @count_products("attend_triton_backward")
 def _(grad_out: Any, grad_lse: Any, out: Any, norm: Any, *inputs: Any, **_: Any) -> int:
-    given = Inputs(*inputs)
+    given: Any = Inputs(*inputs)  # of shapes
     return attention_backward(_pairs(given), given.query[3], given.value[3])
 
 
