@@ -91,6 +91,17 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_query_that_is_not_finite_reaches_the_keys_of_its_tile_alone() -> None:
+    """Ragged tiles at the other end of the image read none of them."""
+    image = ndgpa.Image((20, 20), 2)
+    inputs = [torch.randn(1, 1, 400, 4, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        inputs[0][:, :, 0] = torch.nan
+    out = ndgpa.operators.Neighborhood(3)(*inputs, image)
+    for grad in torch.autograd.grad(out[:, :, 1:].sum(), inputs):
+        assert grad[:, :, 200:].isfinite().all()
+
+
 def test_forward_mode_is_refused() -> None:
     image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 2, 16, 2)
 
