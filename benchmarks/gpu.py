@@ -366,18 +366,19 @@ def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
 
     Small cells are timed both joined, so that they fill a tile, and one by one.
     """
-    from ndgpa.attention.triton import backward as triton_backward
-    from ndgpa.attention.triton import forward as triton_forward
+    from ndgpa.attention.triton import backward_keys, backward_queries, forward
+    from ndgpa.attention.triton.inputs import Inputs
     from ndgpa.attention.triton.tiles import Tile, problem_of
 
     problem = Problem(case, bench)
     tables = problem.selection.blocks, problem.space.cell_sites, problem.space.blocks
-    joined = problem_of(problem.inputs[0], problem.inputs[2], *tables).members
+    given = Inputs(*problem.inputs, None, None, *tables, None, None, scale=1.0)
+    joined = problem_of(given).members
     sizes = itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3, 4))
     for module, chooser, backward in (
-        (triton_forward, "forward_tile", False),
-        (triton_backward, "query_major_tile", True),
-        (triton_backward, "key_major_tile", True),
+        (forward, "forward_tile", False),
+        (backward_queries, "query_major_tile", True),
+        (backward_keys, "key_major_tile", True),
     ):
         run = once(problem.attend, problem.inputs, backward)
         usual = getattr(module, chooser)

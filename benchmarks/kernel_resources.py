@@ -23,7 +23,8 @@ import triton
 from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
-from ndgpa.attention.triton import triton_forward
+from ndgpa.attention.triton import backward_keys, backward_queries, forward, sums
+from ndgpa.attention.triton.inputs import Inputs
 from ndgpa.selection import triton_relevance, triton_top_k
 from ndgpa.selection.relevance import CoarseCells
 from ndgpa.structures import triton_means
@@ -105,8 +106,8 @@ def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
-        modules = triton_means, triton_relevance, triton_top_k, triton_forward, triton_backward
-        for module in modules:
+        selecting = triton_means, triton_relevance, triton_top_k
+        for module in (*selecting, forward, backward_queries, backward_keys, sums):
             names = [name for name in vars(module) if name.endswith("_kernel")]
             found = {name: Recorder(getattr(module, name)) for name in names}
             stack.enter_context(mock.patch.multiple(module, **found))
@@ -123,21 +124,39 @@ def _attention(shape: Shape) -> None:
     x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
     by_row = meta(1, 64, shape.sites)
     norm = meta(1, 2, 64, shape.sites)
-    tables = (
-        meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
-        None,
-        None,
-        meta(shape.cells, shape.places, dtype=torch.int64),
-        meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
-        None,
-        None,
+    given = Inputs(
+        x,
+        x,
+        x,
+        slot_bias=None,
+        key_bias=None,
+        blocks=meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
+        cell_sites=meta(shape.cells, shape.places, dtype=torch.int64),
+        key_sites=meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
+        query_time=None,
+        key_time=None,
+        scale=0.125,
     )
-    triton_forward.forward(x, x, x, *tables, x, by_row, norm, 0.125)
-    triton_backward.backward_queries(
-        x, x, x, x, x, norm, by_row, *tables, grad_query=x, mean=by_row, scale=0.125
+    run_attention(given, x, by_row, norm)
+
+
+def run_attention(
+    given: Inputs, out: Tensor, lse: Tensor, norm: Tensor, longest: int | None = None
+) -> None:
+    """Forward and backward; the gradients are written over the inputs."""
+    forward.forward(given, out, lse, norm)
+    backward_queries.backward_queries(
+        given, grad_out=out, grad_lse=lse, out=out, norm=norm, grad_query=given.query, mean=lse
     )
-    triton_backward.backward_keys(
-        x, x, x, x, norm, by_row, *tables, grad_key=x, grad_value=x, grad_bias=None, scale=0.125
+    backward_keys.backward_keys(
+        given,
+        grad_out=out,
+        norm=norm,
+        mean=lse,
+        grad_key=given.key,
+        grad_value=given.value,
+        grad_bias=given.key_bias,
+        longest=longest,
     )
 
 

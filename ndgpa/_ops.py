@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -42,35 +42,59 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def differentiate_gradient(
-    formula: Callable[..., Any],
-    inputs: list[Tensor | None],
+    formula: Callable[[Any], Any],
+    inputs: Any,
+    names: Sequence[str],
     grad_outputs: list[Tensor],
     cotangents: Sequence[Tensor],
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """The derivative of a backward that is an operator: that of its formula's gradient.
+) -> tuple[list[Tensor | None], tuple[Tensor | None, ...]]:
+    """Differentiate a backward that is an operator, as the gradient of a formula.
 
     Args:
         formula: Takes `inputs` and returns the outputs; differentiable twice.
-        inputs: What the gradient was taken by, the query first; None for what there is none of.
+        inputs: Those of the forward operator, a named tuple.
+        names: What the gradient was taken by, the query first; None among the inputs is left out.
         grad_outputs: One for each output of the formula.
-        cotangents: One for the gradient of each input; not looked at where that is None.
+        cotangents: One for the gradient of each name; not looked at where the input is None.
 
     Returns:
-        The gradients of the inputs and of `grad_outputs`; None for one of zeros.
+        The gradients of `grad_outputs` and of each of the inputs; None for one of zeros.
     """
-    given = [x.detach().requires_grad_() for x in inputs if x is not None]
+    taken = {n: c for n, c in zip(names, cotangents) if getattr(inputs, n) is not None}
+    given = {name: getattr(inputs, name).detach().requires_grad_() for name in taken}
     slopes = [g.detach().requires_grad_() for g in grad_outputs]
-    if given[0].numel() == 0:  # a graph of nothing has nothing to differentiate
-        second: Iterator[Tensor | None] = iter([torch.zeros_like(x) for x in (*given, *slopes)])
+    leaves = [*given.values(), *slopes]
+    if leaves[0].numel() == 0:  # a graph of nothing has nothing to differentiate
+        second: Sequence[Tensor | None] = [torch.zeros_like(x) for x in leaves]
     else:
-        with torch.enable_grad(), without_autocast(given[0]):
-            left = iter(given)
-            outputs = formula(*(None if x is None else next(left) for x in inputs))
-            grads = torch.autograd.grad(outputs, given, slopes, create_graph=True)
-            weights = [c for c, x in zip(cotangents, inputs) if x is not None]
-            second = iter(torch.autograd.grad(grads, [*given, *slopes], weights, allow_unused=True))
-    by_inputs = [None if x is None else next(second) for x in inputs]
-    return by_inputs, list(second)
+        with torch.enable_grad(), without_autocast(leaves[0]):
+            outputs = formula(inputs._replace(**given))
+            grads = torch.autograd.grad(outputs, [*given.values()], slopes, create_graph=True)
+            weights = [*taken.values()]
+            second = torch.autograd.grad(grads, leaves, weights, allow_unused=True)
+    return list(second[len(given) :]), gradients(type(inputs), **dict(zip(given, second)))
+
+
+def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any = None) -> None:
+    """Keep the inputs of an operator for its backward, as `kept_inputs` gives them back."""
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def kept_inputs(ctx: Any) -> list[Any]:
+    return [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options)]
+
+
+def gradients(inputs: type[tuple[Any, ...]], **of: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A gradient for each field of the inputs of an operator; None for those not named."""
+    fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
+    assert of.keys() <= set(fields)
+    return tuple(of.get(name) for name in fields)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over x are taken: float32, or wider."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:

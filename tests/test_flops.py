@@ -41,17 +41,26 @@ CHUNKED = (ids(8, 2, 4, 5, 2), None, None, None, None, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
-CELLS = (normal(2, 4, 5, 3, 7), normal(2, 2, 8, 7), None, None, torch.ones(5, 3), None, None, None)
+CELLS = (
+    normal(2, 4, 5, 3, 7),
+    normal(2, 2, 8, 7),
+    None,
+    None,
+    torch.ones(1, 5, 3),
+    None,
+    None,
+    None,
+)
 CHILDREN = torch.arange(24).view(8, 3)
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "chunked": (attend_chunked, (QUERY, KEY, VALUE, *CHUNKED)),
     "chunked, backward": (
         attend_chunked_backward,
-        (QUERY, KEY, VALUE, normal(2, 4, 5, 6, 9), normal(2, 4, 5, 6), *CHUNKED),
+        (normal(2, 4, 5, 6, 9), normal(2, 4, 5, 6), QUERY, KEY, VALUE, *CHUNKED),
     ),
     "tiles": (attend_tiles, (Q, K, V, *TILES)),
-    "tiles, backward": (attend_tiles_backward, (Q, K, V, normal(2, 4, 12, 9), *TILES)),
+    "tiles, backward": (attend_tiles_backward, (normal(2, 4, 12, 9), Q, K, V, *TILES)),
     **{
         f"features, {kernel}": (attend_by_features, (Q, K, V, *FEATURES, kernel))
         for kernel in ("softmax", "relu")
@@ -59,7 +68,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{
         f"features, {kernel}, backward": (
             attend_by_features_backward,
-            (Q, K, V, normal(2, 4, 12, 9), *FEATURES, kernel),
+            (normal(2, 4, 12, 9), Q, K, V, *FEATURES, kernel),
         )
         for kernel in ("softmax", "relu")
     },
@@ -72,7 +81,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         select_children,
         (
             normal(2, 4, 5, 3, 7), normal(2, 2, 8, 3, 7), torch.zeros(2, 8, 3), ids(8, 2, 2, 5, 2),
-            torch.ones(5, 3), None, CHILDREN, 4, "group", 0.3, None, None,
+            torch.ones(1, 5, 3), None, CHILDREN, 4, "group", 0.3, None, None,
         ),
     ),
 }  # fmt: skip
@@ -104,7 +113,7 @@ def test_the_kernels_count_as_the_same_attention_in_plain_torch() -> None:
 
     forward = counted(lambda: attend_triton(*given, *tables))
     assert forward == counted(literal) == 2 * pairs * (7 + 9)
-    backward = counted(lambda: attend_triton_backward(*given, out, lse, out, norm, *tables))
+    backward = counted(lambda: attend_triton_backward(out, lse, out, norm, *given, *tables))
     assert backward == 2 * pairs * (3 * 7 + 2 * 9)
 
 

@@ -54,27 +54,21 @@ def _attention(
     meta, cells, blocks, n = resources.meta, 7, 11, 1000
     query, out = meta(2, heads, n, d, dtype=dtype), meta(2, heads, n, dv, dtype=dtype)
     key, value = meta(2, key_heads, n, d, dtype=dtype), meta(2, key_heads, n, dv, dtype=dtype)
-    key_bias = meta(2, key_heads, n)
-    tables = (
-        meta(2, selection_heads, cells, slots, dtype=torch.int32),
-        meta(2, selection_heads, cells, slots),
-        key_bias,
-        meta(cells, places, dtype=torch.int64),
-        meta(blocks, sites, dtype=torch.int64),
-        meta(n, dtype=torch.int64),
-        meta(n, dtype=torch.int64),
+    given = resources.Inputs(
+        query,
+        key,
+        value,
+        slot_bias=meta(2, selection_heads, cells, slots),
+        key_bias=meta(2, key_heads, n),
+        blocks=meta(2, selection_heads, cells, slots, dtype=torch.int32),
+        cell_sites=meta(cells, places, dtype=torch.int64),
+        key_sites=meta(blocks, sites, dtype=torch.int64),
+        query_time=meta(n, dtype=torch.int64),
+        key_time=meta(n, dtype=torch.int64),
+        scale=0.1,
+        partition=partition,
     )
-    lse, norm = meta(2, heads, n), meta(2, 2, heads, n)
-    forward, backward = resources.triton_forward, resources.triton_backward
-    forward.forward(query, key, value, *tables, out, lse, norm, 0.1)
-    backward.backward_queries(
-        query, key, value, out, out, norm, lse, *tables, grad_query=query, mean=lse, scale=0.1
-    )
-    backward.backward_keys(
-        query, key, value, out, norm, lse, *tables,
-        grad_key=key, grad_value=value, grad_bias=key_bias, scale=0.1, partition=partition,
-        longest=2,
-    )  # fmt: skip
+    resources.run_attention(given, out, meta(2, heads, n), meta(2, 2, heads, n), longest=2)
 
 
 def _selection(resources, relevance, d, heads, key_heads, selection_heads, places, blocks):

@@ -6,6 +6,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ndgpa._ops import wide
 from ndgpa.attention.chunked import attend_chunked
 
 # Queries and keys of one tile of logits.
@@ -36,11 +37,11 @@ def attend_to_all(
         key,
         value,
         repeat(run, "c -> b h c 1", b=query.shape[0], h=query.shape[1]),
-        None,
-        key_bias,
-        None,
-        None,
-        scale,
+        slot_bias=None,
+        key_bias=key_bias,
+        query_time=None,
+        key_time=None,
+        scale=scale,
     )
     lse = rearrange(lse, "b h (r c) x -> b h r (c x) 1", r=runs)
     out = rearrange(out, "b h (r c) x d -> b h r (c x) d", r=runs)
@@ -62,7 +63,7 @@ def _bias(key: Tensor, key_mask: Tensor | None) -> Tensor | None:  # (b, hk, run
     ragged = -key.shape[2] % min(_KEYS, key.shape[2])
     if key_mask is None and not ragged:
         return None
-    bias = key.new_zeros(key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    bias = key.new_zeros(key.shape[:3], dtype=wide(key))
     if key_mask is not None:
         bias = bias.masked_fill(~key_mask[:, None], -torch.inf)
     bias = F.pad(bias, (0, ragged), value=-torch.inf)

@@ -12,45 +12,44 @@ Letters: m features, g query heads for each key head, c sites of a chunk.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ndgpa._flops import count_products
-from ndgpa._ops import differentiate_gradient, fold_into_batch, without_autocast
+from ndgpa._ops import (
+    differentiate_gradient,
+    fold_into_batch,
+    gradients,
+    keep_inputs,
+    kept_inputs,
+    wide,
+    without_autocast,
+)
+from ndgpa.attention.chunks import chunks, room
 
 KERNELS = ("softmax", "relu")
 
 # Added to every feature of the kernel "relu".
 _RELU_EPS = 1e-3
 
-# Features that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
-_CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+
+class Inputs(NamedTuple):
+    """What `attend_by_features` takes, in its order."""
+
+    query: Tensor  # (b, h, n, d)
+    key: Tensor  # (b, hk, n_k, d)
+    value: Tensor  # (b, hk, n_k, dv)
+    key_mask: Tensor | None  # (b, n_k)
+    projection: Tensor  # (m, d)
+    scale: float
+    eps: float
+    kernel: str
 
 
 @torch.library.custom_op("ndgpa::attend_by_features", mutates_args=())
 def attend_by_features(
-    query: Tensor,  # (b, h, n, d)
-    key: Tensor,  # (b, hk, n_k, d)
-    value: Tensor,  # (b, hk, n_k, dv)
-    key_mask: Tensor | None,  # (b, n_k)
-    projection: Tensor,  # (m, d)
-    scale: float,
-    eps: float,
-    kernel: str,
-) -> Tensor:  # (b, h, n, dv)
-    with without_autocast(query):
-        problem = _Problem(query, key, value, key_mask, projection, scale, eps, kernel)
-        memory = problem.memory(problem.largest()[0])
-        out = value.new_empty(*problem.query.shape[:4], value.shape[3])
-        for chunk in problem.chunks(problem.query):
-            out[..., chunk, :] = problem.read(chunk, *memory).out
-    return out.flatten(1, 2)
-
-
-@attend_by_features.register_fake
-def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -59,16 +58,28 @@ def _(
     scale: float,
     eps: float,
     kernel: str,
-) -> Tensor:
+) -> Tensor:  # (b, h, n, dv)
+    """The output. Arguments as in `Inputs`."""
+    with without_autocast(query):
+        problem = _Problem(Inputs(query, key, value, key_mask, projection, scale, eps, kernel))
+        memory = problem.memory(problem.largest()[0])
+        out = value.new_empty(*problem.query.shape[:4], value.shape[3])
+        for chunk in problem.chunks(problem.query):
+            out[..., chunk, :] = problem.read(chunk, *memory).out
+    return out.flatten(1, 2)
+
+
+@attend_by_features.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
     return value.new_empty(*query.shape[:3], value.shape[3])
 
 
 @torch.library.custom_op("ndgpa::attend_by_features_backward", mutates_args=())
 def attend_by_features_backward(
+    grad_out: Tensor,  # (b, h, n, dv)
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    grad_out: Tensor,  # (b, h, n, dv)
     key_mask: Tensor | None,
     projection: Tensor,
     scale: float,
@@ -78,7 +89,7 @@ def attend_by_features_backward(
     """Gradients of query, key and value."""
     grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
     with without_autocast(query):
-        problem = _Problem(query, key, value, key_mask, projection, scale, eps, kernel)
+        problem = _Problem(Inputs(query, key, value, key_mask, projection, scale, eps, kernel))
         largest = problem.largest()
         memory = problem.memory(largest[0])
         by_memory = _back_to_memory(problem, memory, grad_out, grad_query)
@@ -88,15 +99,7 @@ def attend_by_features_backward(
 
 @attend_by_features_backward.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grad_out: Tensor,
-    key_mask: Tensor | None,
-    projection: Tensor,
-    scale: float,
-    eps: float,
-    kernel: str,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
@@ -118,30 +121,21 @@ class _Read:
 class _Problem:
     """The formula on chunks of sites; differentiable."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None,
-        projection: Tensor,
-        scale: float,
-        eps: float,
-        kernel: str,
-    ) -> None:
-        self.wide = torch.promote_types(query.dtype, torch.float32)
-        query, self.key, self.value = (x.contiguous() for x in (query, key, value))
-        self.query = query.unflatten(1, (key.shape[1], -1))  # (b, hk, g, n, d)
-        self.unseen = None if key_mask is None else ~key_mask[:, None, :, None]
-        self.projection = projection.to(self.wide)
-        self.root, self.is_exp = math.sqrt(scale), kernel == "softmax"
-        self.eps = eps if self.is_exp else _RELU_EPS
+    def __init__(self, given: Inputs) -> None:
+        query, self.key, self.value = (
+            x.contiguous() for x in (given.query, given.key, given.value)
+        )
+        self.query = query.unflatten(1, (self.key.shape[1], -1))  # (b, hk, g, n, d)
+        self.unseen = None if given.key_mask is None else ~given.key_mask[:, None, :, None]
+        self.wide = wide(query)
+        self.projection = given.projection.to(self.wide)
+        self.root, self.is_exp = math.sqrt(given.scale), given.kernel == "softmax"
+        self.eps = given.eps if self.is_exp else _RELU_EPS
 
     def chunks(self, x: Tensor) -> Iterator[slice]:
         """Ranges of the sites of x that keep to the budget."""
-        numbers = x.shape[:-2].numel() * len(self.projection)
-        size = max(1, _CHUNK["cuda" if x.is_cuda else "cpu"] // max(1, numbers))
-        return (slice(i, i + size) for i in range(0, x.shape[-2], size))
+        numbers = 2 * x.shape[:-2].numel() * len(self.projection)  # features and their slopes
+        return chunks(x.shape[-2], room(numbers, x))
 
     def exponents(self, x: Tensor) -> Tensor:  # (..., c, d) -> (..., c, m)
         x = x.to(self.wide) * self.root
@@ -258,43 +252,35 @@ def _back_to_keys(
         grad_key.scatter_add_(2, row, more.to(grad_key.dtype))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-3])
-    ctx.options = inputs[-3:]
-
-
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, key_mask, projection = ctx.saved_tensors
-    grads = attend_by_features_backward(
-        query, key, value, grad_out, key_mask, projection, *ctx.options
-    )
-    return *grads, *[None] * 5
+    query, key, value = attend_by_features_backward(grad_out, *kept_inputs(ctx))
+    return gradients(Inputs, query=query, key=key, value=value)
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the formula, one chunk that is everything."""
-    query, key, value, grad_out, key_mask, projection = ctx.saved_tensors
+    grad_out, *given = kept_inputs(ctx)
     everything = slice(0, None)
 
-    def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        problem = _Problem(q, k, v, key_mask, projection, *ctx.options)
+    def formula(given: Inputs) -> Tensor:
+        problem = _Problem(given)
         problem.chunks = lambda x: iter([everything])  # type: ignore[method-assign]
         memory = problem.memory(problem.largest()[0])
-        return problem.read(everything, *memory).out.flatten(1, 2).to(v.dtype)
+        return problem.read(everything, *memory).out.flatten(1, 2).to(given.value.dtype)
 
-    by_input, by_grads = differentiate_gradient(
-        formula, [query, key, value], [grad_out], cotangents
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), ("query", "key", "value"), [grad_out], cotangents
     )
-    return *by_input, *by_grads, *[None] * 5
+    return *by_grads, *by_inputs
 
 
-attend_by_features.register_autograd(_backward, setup_context=_save)
-attend_by_features_backward.register_autograd(_backward_twice, setup_context=_save)
+attend_by_features.register_autograd(_backward, setup_context=keep_inputs)
+attend_by_features_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
 attend_by_features.register_vmap(fold_into_batch(attend_by_features, batched=4))
 attend_by_features_backward.register_vmap(fold_into_batch(attend_by_features_backward, batched=5))
 
 
-@count_products(attend_by_features)
+@count_products("attend_by_features")
 def _(query: Any, key: Any, value: Any, key_mask: Any, projection: Any, *_: Any, **__: Any) -> int:
     """Exponents of queries, and of keys twice, for the largest comes first; M; out and weight."""
     queries, keys = math.prod(query[:3]), math.prod(key[:3])
@@ -302,23 +288,15 @@ def _(query: Any, key: Any, value: Any, key_mask: Any, projection: Any, *_: Any,
     return 2 * projection[0] * (exponents + keys * value[3] + queries * (value[3] + 1))
 
 
-@count_products(attend_by_features_backward)
-def _(
-    query: Any,
-    key: Any,
-    value: Any,
-    grad_out: Any,
-    key_mask: Any,
-    projection: Any,
-    scale: float,
-    eps: float,
-    kernel: str,
-    **_: Any,
-) -> int:
+@count_products("attend_by_features_backward")
+def _(grad_out: Any, *inputs: Any, **_: Any) -> int:
     """All of the forward; exponents of keys again; and back through each, the largest too."""
-    queries, keys, (features, width) = math.prod(query[:3]), math.prod(key[:3]), projection
+    given: Any = Inputs(*inputs)  # of shapes
+    key, value = given.key, given.value
+    queries, keys = math.prod(given.query[:3]), math.prod(key[:3])
+    features, width = given.projection
     forward = (queries + 2 * keys) * width + keys * value[3] + queries * (value[3] + 1)
     to_memory = queries * (2 * value[3] + 1 + width)
     to_keys = keys * (2 * width + 2 * value[3])
-    to_largest = math.prod(key[:2]) * width if kernel == "softmax" else 0
+    to_largest = math.prod(key[:2]) * width if given.kernel == "softmax" else 0
     return 2 * features * (forward + to_memory + to_keys + to_largest)

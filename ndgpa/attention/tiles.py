@@ -12,7 +12,7 @@ Letters: T tiles of X queries and Y keys, P patterns, g query heads for each key
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,12 +23,16 @@ from ndgpa._ops import (
     cast_for_autocast,
     differentiate_gradient,
     fold_into_batch,
+    gradients,
+    keep_inputs,
+    kept_inputs,
+    wide,
     without_autocast,
 )
+from ndgpa.attention.chunks import chunks, room
+from ndgpa.attention.engine import Tables, Tile, attend, differentiate, scaled_bmm
+from ndgpa.attention.rows import Rows
 from ndgpa.attention.softmax import softmax
-
-# Numbers that one chunk may hold at a time: about a processor's cache, or enough to fill a GPU.
-_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True)
@@ -82,37 +86,27 @@ def attend_in_tiles(
     if key_mask is not None:
         unseen = ~key_mask[:, None, :, None]
         key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-    tables = (tiles.queries, tiles.keys, tiles.pattern, tiles.seen, tiles.offset)
-    return attend_tiles(query, key, value, key_mask, bias, *tables, scale)
+    return attend_tiles(query, key, value, key_mask, bias, **vars(tiles), scale=scale)
+
+
+class Inputs(NamedTuple):
+    """What `attend_tiles` takes, in its order."""
+
+    query: Tensor  # (b, h, n, d)
+    key: Tensor  # (b, hk, n_k, d)
+    value: Tensor  # (b, hk, n_k, dv)
+    key_mask: Tensor | None  # (b, n_k)
+    bias: Tensor | None  # (h, entries)
+    queries: Tensor  # (T, X)
+    keys: Tensor  # (T, Y)
+    pattern: Tensor | None  # (T,)
+    seen: Tensor | None  # (P, X, Y)
+    offset: Tensor | None  # (P, X, Y)
+    scale: float
 
 
 @torch.library.custom_op("ndgpa::attend_tiles", mutates_args=())
 def attend_tiles(
-    query: Tensor,  # (b, h, n, d)
-    key: Tensor,  # (b, hk, n_k, d)
-    value: Tensor,  # (b, hk, n_k, dv)
-    key_mask: Tensor | None,  # (b, n_k)
-    bias: Tensor | None,  # (h, entries)
-    queries: Tensor,  # (T, X)
-    keys: Tensor,  # (T, Y)
-    pattern: Tensor | None,  # (T,)
-    seen: Tensor | None,  # (P, X, Y)
-    offset: Tensor | None,  # (P, X, Y)
-    scale: float,
-) -> Tensor:  # (b, h, n, dv)
-    problem = _Problem(
-        query, key, value, key_mask, bias, queries, keys, pattern, seen, offset, scale
-    )
-    rows = _Rows(query.shape[:3], value.shape[3], value)
-    with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
-            rows.put(tile.query_rows, tile.weights @ tile.value)
-    return rows.result()
-
-
-@attend_tiles.register_fake
-def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -124,16 +118,28 @@ def _(
     seen: Tensor | None,
     offset: Tensor | None,
     scale: float,
-) -> Tensor:
+) -> Tensor:  # (b, h, n, dv)
+    """The output. Arguments as in `Inputs`."""
+    engine = _Engine(
+        Inputs(query, key, value, key_mask, bias, queries, keys, pattern, seen, offset, scale)
+    )
+    out = _query_table(query, value)
+    with without_autocast(query):
+        attend(engine.tiles(), out)
+    return out[:-1].view(*query.shape[:3], value.shape[3])
+
+
+@attend_tiles.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
     return value.new_empty(*query.shape[:3], value.shape[3])
 
 
 @torch.library.custom_op("ndgpa::attend_tiles_backward", mutates_args=())
 def attend_tiles_backward(
+    grad_out: Tensor,  # (b, h, n, dv)
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    grad_out: Tensor,  # (b, h, n, dv)
     key_mask: Tensor | None,
     bias: Tensor | None,
     queries: Tensor,
@@ -144,167 +150,134 @@ def attend_tiles_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and bias (empty where it is None)."""
-    problem = _Problem(
-        query, key, value, key_mask, bias, queries, keys, pattern, seen, offset, scale
+    engine = _Engine(
+        Inputs(query, key, value, key_mask, bias, queries, keys, pattern, seen, offset, scale)
     )
-    _, grad_key, grad_value, grad_bias = _sums(query, key, value, bias)
-    grad_query = _Rows(query.shape[:3], query.shape[3], query)
-    flat_out = grad_out.reshape(-1, grad_out.shape[-1])
+    grad_query = _query_table(query, query)
+    grad_key, grad_value = (x.new_zeros(x.shape, dtype=wide(x)) for x in (key, value))
+    grad_bias = query.new_empty(0) if bias is None else torch.zeros_like(bias)
+    tables = Tables(grad_query, grad_key.flatten(0, 2), grad_value.flatten(0, 2))
     with without_autocast(query):
-        for chunk in problem.chunks():
-            tile = problem.tile(chunk)
-            g = problem.gather_queries(flat_out, tile)
-            slope = g @ tile.value.mT  # by the weights, then by the logits
-            slope = tile.weights * (slope - (slope * tile.weights).sum(dim=-1, keepdim=True))
-            grad_query.put(tile.query_rows, slope @ tile.key * scale)
-            _add_rows(grad_key, tile.key_rows, slope.mT @ tile.query * scale)
-            _add_rows(grad_value, tile.key_rows, tile.weights.mT @ g)
+        for tile, slope in differentiate(engine.tiles(), tables, grad_out.flatten(0, 2)):
             if bias is not None:
-                problem.add_to_bias(grad_bias, chunk, slope)
-    return grad_query.result(), grad_key.to(key.dtype), grad_value.to(value.dtype), grad_bias
+                engine.add_to_bias(grad_bias, tile.chunk, slope)
+    by_query = grad_query[:-1].view(query.shape)
+    return by_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_bias
 
 
 @attend_tiles_backward.register_fake
 def _(
+    grad_out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    grad_out: Tensor,
     key_mask: Tensor | None,
     bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    pattern: Tensor | None,
-    seen: Tensor | None,
-    offset: Tensor | None,
-    scale: float,
+    *_: Any,
+    **__: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = _sums(query, key, value, bias)
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3]
+    by_query, by_key, by_value = (x.new_empty(x.shape) for x in (query, key, value))
+    by_bias = query.new_empty(0) if bias is None else torch.empty_like(bias)
+    return by_query, by_key, by_value, by_bias
 
 
-def _sums(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the gradients go; sums over tiles start at zero, in float32 or wider."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return (
-        query.new_empty(query.shape),
-        key.new_zeros(key.shape, dtype=wide),
-        value.new_zeros(value.shape, dtype=wide),
-        query.new_empty(0) if bias is None else bias.new_zeros(bias.shape),
-    )
+def _query_table(query: Tensor, like: Tensor) -> Tensor:  # (b * h * n + 1, features)
+    """One row a query, to be written, and one for what stands in empty places."""
+    return like.new_empty(query.shape[:3].numel() + 1, like.shape[3])
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """A chunk of c tiles for every batch and key head: batches of b * hk * c."""
+class _Engine:
+    """The flattened problem: its tiles are those of all batches and key heads."""
 
-    query: Tensor  # (b*hk*c, g*X, d)
-    key: Tensor  # (b*hk*c, Y, d)
-    value: Tensor  # (b*hk*c, Y, dv)
-    weights: Tensor  # (b*hk*c, g*X, Y), 0 throughout for a query that sees nothing
-    query_rows: Tensor  # (b*hk*c*g*X,) of the flattened queries, -1 for an empty place
-    key_rows: Tensor  # (b*hk*c*Y,) of the flattened keys, -1 for an empty place
-
-
-class _Problem:
-    """The flattened problem: weights of a chunk of tiles on demand, differentiable."""
-
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None,
-        bias: Tensor | None,
-        queries: Tensor,
-        keys: Tensor,
-        pattern: Tensor | None,
-        seen: Tensor | None,
-        offset: Tensor | None,
-        scale: float,
-    ) -> None:
-        self.batch, heads, self.num_sites, _ = query.shape
-        self.key_heads, self.num_keys = key.shape[1:3]
+    def __init__(self, given: Inputs) -> None:
+        self.batch, heads, self.num_sites, _ = given.query.shape
+        self.key_heads, self.num_keys = given.key.shape[1:3]
         self.group = heads // self.key_heads
-        self.query, self.key, self.value = (x.reshape(-1, x.shape[-1]) for x in (query, key, value))
-        self.key_mask, self.bias, self.scale = key_mask, bias, scale
-        self.queries, self.keys, self.pattern, self.offset = queries, keys, pattern, offset
-        self.wide = torch.promote_types(query.dtype, torch.float32)
-        self.unseen = None if seen is None else self._minus_infinity(~seen)
-        self.empty_keys = keys.is_cuda or bool((keys < 0).any())
-        empty_queries = queries.is_cuda or bool((queries < 0).any())
-        self.may_be_blind = key_mask is not None or empty_queries
-        nothing_hidden = seen is None and key_mask is None and not self.empty_keys
-        self.is_plain = nothing_hidden and bias is None
+        self.query, self.key, self.value = (
+            x.flatten(0, 2) for x in (given.query, given.key, given.value)
+        )
+        self.given, self.wide = given, wide(given.query)
+        self.unseen = None if given.seen is None else self._minus_infinity(~given.seen)
+        self.empty_keys, self.empty_queries = (
+            x.is_cuda or bool((x < 0).any()) for x in (given.keys, given.queries)
+        )
+        has_mask = given.key_mask is not None
+        self.is_masked = has_mask or given.seen is not None or self.empty_keys
+        self.may_be_blind = has_mask or (self.is_masked and self.empty_queries)
+
+    def tiles(self) -> Iterator[Tile]:
+        return map(self.tile, self.chunks())
+
+    def whole(self) -> Tile:
+        """All tiles as one chunk."""
+        return self.tile(slice(None))
 
     def chunks(self) -> Iterator[slice]:
         """Ranges of tiles that keep to the budget; none for a batch of 0."""
-        x, y = self.queries.shape[1] * self.group, self.keys.shape[1]
+        x, y = self.given.queries.shape[1] * self.group, self.given.keys.shape[1]
         numbers = 3 * x * y + (x + y) * (self.query.shape[1] + self.value.shape[1])
-        budget = _CHUNK["cuda" if self.query.is_cuda else "cpu"]
-        size = max(1, budget // max(1, numbers * self.batch * self.key_heads))
-        count = len(self.queries) if self.batch else 0
-        return (slice(i, i + size) for i in range(0, count, size))
+        size = room(numbers * self.batch * self.key_heads, self.query)
+        return chunks(len(self.given.queries) if self.batch else 0, size)
 
-    def tile(self, chunk: slice) -> _Tile:
-        query_rows = _rows(
-            self.queries[chunk, None], (self.batch, self.key_heads, 1, self.group), self.num_sites
+    def tile(self, chunk: slice) -> Tile:
+        places, slots = self.given.queries[chunk], self.given.keys[chunk]
+        queries = self._rows(places, self.group, self.num_sites, self.empty_queries)
+        keys = self._rows(slots, 1, self.num_keys, self.empty_keys)
+        query, key, value = (
+            rows.take(table, self.wide)
+            for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
         )
-        key_rows = _rows(self.keys[chunk], (self.batch, self.key_heads, 1), self.num_keys)
-        tiles = query_rows.shape[:3].numel()
-        query = _take(self.query, query_rows, self.wide).view(
-            tiles, query_rows.shape[3:].numel(), -1
+        logits = self._biased(chunk, scaled_bmm(query, key.mT, self.given.scale))
+        weights = softmax(logits, may_be_blind=self.may_be_blind)
+        return Tile(
+            chunk, query, key, value, weights, self.given.scale, queries, keys, self.is_masked
         )
-        key, value = (
-            _take(x, key_rows, self.wide, self.empty_keys).view(tiles, key_rows.shape[3], -1)
-            for x in (self.key, self.value)
-        )
-        weights = self._weights(chunk, query @ key.mT * self.scale)
-        return _Tile(query, key, value, weights, query_rows.flatten(), key_rows.flatten())
 
-    def gather_queries(self, x: Tensor, tile: _Tile) -> Tensor:  # (rows, d) -> (b*hk*c, g*X, d)
-        """As the queries of a tile; zeros in empty places."""
-        return _take(x, tile.query_rows, self.wide, hide=True).view(*tile.query.shape[:2], -1)
+    def _rows(self, sites: Tensor, heads: int, count: int, has_empty: bool) -> Rows:
+        """The rows of sites (c, places) in a table flattened over batch, heads and `count` sites.
 
-    def add_to_bias(self, grad: Tensor, chunk: slice, slope: Tensor) -> None:
+        They are the rows of b * hk * c tiles, of `heads` heads for each key head.
+        """
+        first = torch.arange(self.batch * self.key_heads * heads, device=sites.device) * count
+        ids = sites.clamp(min=0)[:, None] + first.view(self.batch, self.key_heads, 1, heads, 1)
+        empty = (sites < 0)[:, None].expand(ids.shape).flatten() if has_empty else None
+        return Rows(ids.flatten(), empty, ids.shape[:3].numel())
+
+    def add_to_bias(self, grad: Tensor, chunk: slice | Tensor, slope: Tensor) -> None:
         """Add the gradients of the logits to the entries of the bias they came through."""
-        assert self.offset is not None
+        assert self.given.offset is not None
         by_head = self._unflatten(slope).sum(dim=0).transpose(1, 2)  # (hk, g, c, X, Y)
         tiles = by_head.shape[2]
         by_head = by_head.reshape(len(grad), -1).to(grad.dtype)
-        entries = self._of_pattern(self.offset, chunk).expand(tiles, -1, -1).flatten().long()
+        entries = self._of_pattern(self.given.offset, chunk).expand(tiles, -1, -1).flatten().long()
         if grad.is_cuda:  # scatter_add_ is atomic there; this sorts
             head = torch.arange(len(grad), device=grad.device)[:, None]
             grad.index_put_((head, entries), by_head, accumulate=True)
         else:
             grad.scatter_add_(1, entries.expand(len(grad), -1), by_head)
 
-    def _weights(self, chunk: slice, logits: Tensor) -> Tensor:
-        if self.is_plain:
-            return logits.softmax(dim=-1)
-        logits = self._unflatten(logits)
-        if self.bias is not None:
-            assert self.offset is not None
-            table = self.bias.to(self.wide).view(self.key_heads, self.group, -1)
-            added = table[:, :, self._of_pattern(self.offset, chunk).long()]  # (hk, g, c, X, Y)
-            logits = logits + added.transpose(1, 2)
+    def _biased(self, chunk: slice, logits: Tensor) -> Tensor:  # (b*hk*c, g*X, Y)
+        """The logits with their bias, -inf for a pair that is hidden."""
+        by_head = self._unflatten(logits)
+        if self.given.bias is not None:
+            assert self.given.offset is not None
+            table = self.given.bias.to(self.wide).view(self.key_heads, self.group, -1)
+            added = table[:, :, self._of_pattern(self.given.offset, chunk).long()]
+            by_head += added.transpose(1, 2)  # (hk, g, c, X, Y)
         hidden = self._hidden(chunk)
         if hidden is not None:
-            logits = logits + hidden
-        weights = softmax(logits, self.may_be_blind).weights
-        return weights.flatten(3, 4).flatten(0, 2)
+            by_head += hidden
+        return logits
 
     def _hidden(self, chunk: slice) -> Tensor | None:  # (b or 1, 1, c or 1, 1, X or 1, Y or 1)
         """What is added to the logits: -inf for a pair that is hidden, 0 for the others."""
-        keys, parts = self.keys[chunk], []
+        keys, parts = self.given.keys[chunk], []
         if self.unseen is not None:
             parts.append(self._of_pattern(self.unseen, chunk)[None, None, :, None])
         if self.empty_keys:
             parts.append(self._minus_infinity(keys < 0)[None, None, :, None, None])
-        if self.key_mask is not None:
-            unseen = ~self.key_mask[:, keys.clamp(min=0)]
+        if self.given.key_mask is not None:
+            unseen = ~self.given.key_mask[:, keys.clamp(min=0)]
             parts.append(self._minus_infinity(unseen)[:, None, :, None, None])
         return sum(parts[1:], parts[0]) if parts else None
 
@@ -313,8 +286,8 @@ class _Problem:
             where, -torch.inf
         )
 
-    def _of_pattern(self, table: Tensor, chunk: slice) -> Tensor:  # (c or 1, X, Y)
-        return table if self.pattern is None else table[self.pattern[chunk]]
+    def _of_pattern(self, table: Tensor, chunk: slice | Tensor) -> Tensor:  # (c or 1, X, Y)
+        return table if self.given.pattern is None else table[self.given.pattern[chunk]]
 
     def _unflatten(self, x: Tensor) -> Tensor:  # (b*hk*c, g*X, Y) -> (b, hk, c, g, X, Y)
         return x.view(
@@ -322,110 +295,47 @@ class _Problem:
         )
 
 
-class _Rows:
-    """A tensor of one row a site, filled bit by bit; what is put into row -1 is dropped."""
-
-    def __init__(self, shape: torch.Size, width: int, like: Tensor) -> None:
-        self.shape = (*shape, width)
-        self.rows = like.new_empty(math.prod(shape) + 1, width)
-
-    def put(self, rows: Tensor, x: Tensor) -> None:
-        rows = torch.where(rows < 0, len(self.rows) - 1, rows)
-        self.rows.index_copy_(0, rows, x.reshape(len(rows), -1).to(self.rows.dtype))
-
-    def result(self) -> Tensor:
-        return self.rows[:-1].view(self.shape)
-
-
-def _rows(sites: Tensor, leading: tuple[int, ...], count: int) -> Tensor:
-    """Rows of sites in a table flattened over batch and heads, in the order of `leading`.
-
-    `leading` counts (batch, key heads, 1[, query heads of a key head]); sites (c, ...) become
-    (b, hk, c, ...). A site -1 stays -1.
-    """
-    device = sites.device
-    ids = torch.arange(math.prod(leading), device=device).view(*leading, 1)
-    return torch.where(sites < 0, -1, sites + ids * count)
-
-
-def _take(x: Tensor, rows: Tensor, dtype: torch.dtype, hide: bool = False) -> Tensor:
-    """The rows named, any row in place of a row -1; with `hide`, zeros there."""
-    flat = rows.flatten()
-    taken = x.index_select(0, flat.clamp(min=0)).to(dtype)
-    return taken.masked_fill((flat < 0)[:, None], 0) if hide else taken
-
-
-def _add_rows(total: Tensor, rows: Tensor, part: Tensor) -> None:
-    """Add parts to the rows named, always in the same order; nothing for a row -1."""
-    total, part = total.view(-1, total.shape[-1]), part.reshape(len(rows), -1)
-    part = part.masked_fill_((rows < 0)[:, None], 0)
-    if total.is_cuda:  # index_add_ is atomic there; this sorts
-        total.index_put_((rows.clamp(min=0),), part, accumulate=True)
-    else:
-        total.index_add_(0, rows.clamp(min=0), part)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.scale = inputs[-1]
-
-
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, *rest = ctx.saved_tensors
-    grads = attend_tiles_backward(query, key, value, grad_out, *rest, ctx.scale)
-    return *grads[:3], None, None if rest[1] is None else grads[3], *[None] * 6
+    given = Inputs(*kept_inputs(ctx))
+    query, key, value, bias = attend_tiles_backward(grad_out, *given)
+    given_bias = None if given.bias is None else bias
+    return gradients(Inputs, query=query, key=key, value=value, bias=given_bias)
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, one chunk that is everything."""
-    query, key, value, grad_out, key_mask, bias, *tables = ctx.saved_tensors
-    options = (*tables, ctx.scale)
+    grad_out, *given = kept_inputs(ctx)
 
-    def formula(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
-        tile = _Problem(q, k, v, key_mask, bias, *options).tile(slice(None))
-        rows = _Rows(q.shape[:3], v.shape[3], v.detach())
-        rows.put(tile.query_rows, tile.weights @ tile.value)
-        return rows.result()
+    def formula(given: Inputs) -> Tensor:
+        out = _query_table(given.query, given.value.detach())
+        attend([_Engine(given).whole()], out)
+        return out[:-1].view(grad_out.shape)
 
-    given = [query, key, value, bias]
-    by_input, by_grads = differentiate_gradient(formula, given, [grad_out], cotangents)
-    return *by_input[:3], *by_grads, None, by_input[3], *[None] * 6
+    names = ("query", "key", "value", "bias")
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), names, [grad_out], cotangents
+    )
+    return *by_grads, *by_inputs
 
 
-attend_tiles.register_autograd(_backward, setup_context=_save)
-attend_tiles_backward.register_autograd(_backward_twice, setup_context=_save)
+attend_tiles.register_autograd(_backward, setup_context=keep_inputs)
+attend_tiles_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
 attend_tiles.register_vmap(fold_into_batch(attend_tiles, batched=4))
 attend_tiles_backward.register_vmap(fold_into_batch(attend_tiles_backward, batched=5))
 
 
-@count_products(attend_tiles)
-def _(
-    query: Any,
-    key: Any,
-    value: Any,
-    key_mask: Any,
-    bias: Any,
-    queries: Any,
-    keys: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
-    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
-    return attention(pairs, query[3], value[3])
+@count_products("attend_tiles")
+def _(*inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention(_pairs(given), given.query[3], given.value[3])
 
 
-@count_products(attend_tiles_backward)
-def _(
-    query: Any,
-    key: Any,
-    value: Any,
-    grad_out: Any,
-    key_mask: Any,
-    bias: Any,
-    queries: Any,
-    keys: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
-    pairs = math.prod(query[:2]) * math.prod(queries) * keys[1]
-    return attention_backward(pairs, query[3], value[3])
+@count_products("attend_tiles_backward")
+def _(grad_out: Any, *inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention_backward(_pairs(given), given.query[3], given.value[3])
+
+
+def _pairs(given: Any) -> int:
+    """Queries by the keys of their tiles, given shapes."""
+    return math.prod(given.query[:2]) * math.prod(given.queries) * given.keys[1]

@@ -188,7 +188,7 @@ def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:
 select_top_k.register_vmap(fold_into_batch(select_top_k, batched=6))
 
 
-@count_products(select_top_k)
+@count_products("select_top_k")
 def _(
     query: Any,
     key: Any,

@@ -152,7 +152,7 @@ def _shape(kept: Tensor, children: Tensor, forced: Tensor | None, k: int) -> tup
 select_children.register_vmap(fold_into_batch(select_children, batched=6))
 
 
-@count_products(select_children)
+@count_products("select_children")
 def _(query: Any, key: Any, log_size: Any, kept: Any, *_: Any, **__: Any) -> int:
     """The logits of all children of what was kept, and the weighted sum of their masses."""
     queries = math.prod(query[:4])

@@ -1,6 +1,5 @@
 """The `torch` backend keeps the contract, in chunks of any size, in bounded memory."""
 
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,6 +9,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import ndgpa
+from ndgpa.attention.cells import Cells
+from ndgpa.attention.chunks import BUDGET
 from ndgpa.testing import BackendContract, draw
 
 
@@ -22,7 +23,7 @@ class TestOneTileAChunk(TestChunked):
 
     @pytest.fixture(autouse=True)
     def _small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(import_module("ndgpa.attention.chunked")._CHUNK, "cpu", 1)
+        monkeypatch.setitem(BUDGET, "cpu", 1)
 
 
 @given(st.data())
@@ -63,13 +64,10 @@ def test_backward_holds_no_gathered_keys() -> None:
 def test_a_short_last_block_is_masked_only_where_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chunked = import_module("ndgpa.attention.chunked")
-    monkeypatch.setitem(chunked._CHUNK, "cpu", 1)  # one cell a chunk
+    monkeypatch.setitem(BUDGET, "cpu", 1)  # one cell a chunk
     plain: list[bool] = []
-    inner = chunked._Tiles._is_plain
-    monkeypatch.setattr(
-        chunked._Tiles, "_is_plain", lambda *xs: plain.append(inner(*xs)) or plain[-1]
-    )
+    inner = Cells._is_plain
+    monkeypatch.setattr(Cells, "_is_plain", lambda *xs: plain.append(inner(*xs)) or plain[-1])
     space = ndgpa.Sequence(14, 4)  # blocks of 4, 4, 4 and 2
     inputs = [torch.randn(1, 1, 14, 3, requires_grad=True) for _ in range(3)]
     selection = ndgpa.Selection(torch.tensor([[[[0, 1], [2, 3], [1, -1], [0, 2]]]]).int())

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
+from ndgpa.attention.cells import Cells
+from ndgpa.attention.chunks import BUDGET
 from ndgpa.testing import draw
 
 
@@ -38,18 +40,15 @@ def test_rows_of_any_length_agree_with_the_reference(data: Any) -> None:
 
 def test_a_chunk_is_no_wider_than_its_longest_row(monkeypatch: Any) -> None:
     """Slots looked at are counted: 1 row of 64 and 63 of 1 cost about 127, not 64 times 64."""
-    import importlib
-
-    module = importlib.import_module("ndgpa.attention.chunked")
-    monkeypatch.setitem(module._CHUNK, "cpu", 1)
+    monkeypatch.setitem(BUDGET, "cpu", 1)
     looked_at: list[int] = []
-    tile = module._Tiles.tile
+    tile = Cells.tile
 
-    def counted(self: Any, chunk: Any, width: int) -> Any:
-        looked_at.append(width)
-        return tile(self, chunk, width)
+    def counted(self: Any, chunk: Any) -> Any:
+        looked_at.append(chunk.slots)
+        return tile(self, chunk)
 
-    monkeypatch.setattr(module._Tiles, "tile", counted)
+    monkeypatch.setattr(Cells, "tile", counted)
     blocks = torch.full((1, 1, 64, 64), -1, dtype=torch.int32)
     blocks[..., 0] = 3
     blocks[0, 0, 17] = torch.arange(64)

@@ -1,11 +1,10 @@
 """Float16 and bfloat16 on the CPU: every rule on every structure, in chunks of any size."""
 
-from importlib import import_module
-
 import pytest
 import torch
 
 import ndgpa
+from ndgpa.attention.chunks import BUDGET
 from ndgpa.selection import Rule
 
 DTYPES = [torch.float16, torch.bfloat16]
@@ -43,7 +42,7 @@ CASES += [
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(import_module("ndgpa.attention.chunked")._CHUNK, "cpu", 3000)
+    monkeypatch.setitem(BUDGET, "cpu", 3000)
 
 
 @pytest.mark.parametrize(("space", "rule", "causal"), CASES)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ndgpa import Clusters, Grid, Selection
-from ndgpa.attention.triton import backward as triton_backward
 from ndgpa.structures import Halo, Jittered, Strided
 from tests.kernels.kernel_problems import attention, problems, reference, triton, within_budget
 
 SAMPLINGS = {"strided": Strided(2), "jittered": Jittered(2), "halo": Halo(1)}
+BACKWARD = "ndgpa.attention.triton.backward_keys"
 DTYPES = (torch.float32, torch.float16)
 
 
@@ -40,7 +40,7 @@ def test_any_table_of_keys_is_within_the_budget(data):
 @pytest.mark.parametrize("longest", [1, 3])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_hot_blocks_of_sampled_keys_are_summed_in_order(sampling, longest, monkeypatch):
-    monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
+    monkeypatch.setattr(f"{BACKWARD}.longest_segment", lambda *_: longest)
     space = Grid((12,), 3, 1)
     problem = attention(space, slots=2, keyed=True, width=6, value_width=4)
     problem = problem.reading(sampling.sites(space))

@@ -32,10 +32,11 @@ PERTURBED = "ndgpa/selection/perturbed_top_k.py"
 MULTI_LEVEL = "ndgpa/selection/multi_level.py"
 ANTIDIAGONAL = "ndgpa/selection/antidiagonal.py"
 REFERENCE = "ndgpa/attention/reference.py"
-CHUNKED = "ndgpa/attention/chunked.py"
+CELLS = "ndgpa/attention/cells.py"
+ENGINE = "ndgpa/attention/engine.py"
 INVERSE = "ndgpa/attention/triton/inverse.py"
 FORWARD = "ndgpa/attention/triton/forward.py"
-BACKWARD = "ndgpa/attention/triton/backward.py"
+BACKWARD = "ndgpa/attention/triton/backward_queries.py"
 TILES = "ndgpa/attention/triton/tiles.py"
 FULL = "ndgpa/operators/full.py"
 COARSE = "ndgpa/operators/coarse.py"
@@ -299,17 +300,17 @@ MUTANTS = (
         (PROBLEMS, T_CALLS),
     ),
     Mutant(
-        "empty slots are the first block", CHUNKED,
+        "empty slots are the first block", CELLS,
         "bias = bias.masked_fill(empty[..., None], -torch.inf)", "pass",
         (PROBLEMS, T_CHUNKED),
     ),
     Mutant(
-        "the log-sum-exp has no gradient", CHUNKED,
-        "slope.sub_(mean - flat_lse[chunk][..., None])", "slope.sub_(mean)",
+        "the log-sum-exp has no gradient", ENGINE,
+        "mean if grad_lse is None else mean - grad_lse[..., None]", "mean",
         (PROBLEMS, T_CHUNKED),
     ),
     Mutant(
-        "chunks of tiles take the time of the first cells", CHUNKED,
+        "chunks of tiles take the time of the first cells", CELLS,
         "return tiles % self.cells", "return torch.arange(len(tiles)) % self.cells",
         (T_CHUNKED, PROBLEMS),
     ),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import ndgpa
+from ndgpa.attention.chunks import BUDGET
 from ndgpa.attention.features import attend_by_features
 from ndgpa.attention.tiles import attend_tiles
 from ndgpa.operators.local_sparse import local_sparse_tables
@@ -82,12 +83,23 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = [torch.randn(2, 2, 156, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     results = []
     for budget in (1, 1 << 30):
-        monkeypatch.setattr("ndgpa.attention.tiles._CHUNK", {"cpu": budget})
+        monkeypatch.setitem(BUDGET, "cpu", budget)
         out = operator(*inputs, image)
         leaves = [*inputs, *operator.parameters()]
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for mine, theirs in zip(*results):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_query_that_is_not_finite_reaches_the_keys_of_its_tile_alone() -> None:
+    """Ragged tiles at the other end of the image read none of them."""
+    image = ndgpa.Image((20, 20), 2)
+    inputs = [torch.randn(1, 1, 400, 4, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        inputs[0][:, :, 0] = torch.nan
+    out = ndgpa.operators.Neighborhood(3)(*inputs, image)
+    for grad in torch.autograd.grad(out[:, :, 1:].sum(), inputs):
+        assert grad[:, :, 200:].isfinite().all()
 
 
 def test_forward_mode_is_refused() -> None:

@@ -3,14 +3,14 @@
 One program holds the queries of one cell, or of a few small ones (all heads that share the
 selection and a key head), and walks over their keys, whole blocks at a time, gathered row by row
 from where they are. Softmax is computed online in base 2 (Milakov and Gimelshein 2018; Dao et al.
-2022). Letters and prefixes as in `triton_tiles`.
+2022). Letters and prefixes as in `tiles`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ndgpa._ops import on_its_device
+from ndgpa.attention.triton.inputs import Inputs
 from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
@@ -168,51 +168,42 @@ def forward_kernel(
     tl.store(p_norm + T * GROUP * n, b_norm, mask=m_row)
 
 
-@on_its_device
 def forward(
-    query: Tensor,  # (b, h, n, d)
-    key: Tensor,  # (b, hk, n_k, d)
-    value: Tensor,  # (b, hk, n_k, dv)
-    blocks: Tensor,  # (b, hs, C, K) int32, contiguous
-    slot_bias: Tensor | None,  # (b, hs, C, K) float32, contiguous
-    key_bias: Tensor | None,  # (b, hk, n_k) float32, contiguous
-    cell_sites: Tensor,  # (C, X) int64
-    key_sites: Tensor,  # (B, R) int64
-    query_time: Tensor | None,  # (n,) int64
-    key_time: Tensor | None,  # (n_k,) int64
-    out: Tensor,  # (b, h, n, dv), written
-    lse: Tensor,  # (b, h, n) float32, contiguous, written
-    norm: Tensor,  # (b, 2, h, n) float32, contiguous, written: what the backward normalises by
-    scale: float,
-    tile: Tile | None = None,
+    given: Inputs, out: Tensor, lse: Tensor, norm: Tensor, tile: Tile | None = None
 ) -> None:
-    (batch, heads, n, d), (_, key_heads, n_k, dv) = query.shape, value.shape
-    selection_heads, cells, slots = blocks.shape[1:]
-    tiles = heads if selection_heads == heads else key_heads
-    places, sites = cell_sites.shape[1], key_sites.shape[1]
-    if tile is None:
-        tile = forward_tile(problem_of(query, value, blocks, cell_sites, key_sites))
+    """Write the output, its log-sum-exp and what the backward normalises by.
+
+    Args:
+        given: As `Inputs.laid_out` gives them.
+        out: (b, h, n, dv).
+        lse: (b, h, n) float32, contiguous.
+        norm: (b, 2, h, n) float32, contiguous.
+    """
+    (batch, heads, n, d), (_, key_heads, n_k, dv) = given.query.shape, given.value.shape
+    selection_heads, cells, slots = given.blocks.shape[1:]
+    places, sites, tiles = given.cell_sites.shape[1], given.key_sites.shape[1], given.tiles
+    tile = tile or forward_tile(problem_of(given))
     rows = heads // tiles * places * tile.members
     programs = -(-rows // tile.rows) * -(-cells // tile.members) * tiles * batch
     if programs == 0:
         return
     forward_kernel[(programs,)](
-        query,
-        key,
-        value,
-        blocks,
-        slot_bias,
-        key_bias,
-        cell_sites,
-        key_sites,
-        query_time,
-        key_time,
+        given.query,
+        given.key,
+        given.value,
+        given.blocks,
+        given.slot_bias,
+        given.key_bias,
+        given.cell_sites,
+        given.key_sites,
+        given.query_time,
+        given.key_time,
         out,
         lse,
         norm,
-        *rows_strides(query),
-        *rows_strides(key),
-        *rows_strides(value),
+        *rows_strides(given.query),
+        *rows_strides(given.key),
+        *rows_strides(given.value),
         *rows_strides(out),
         n,
         n_k,
@@ -222,7 +213,7 @@ def forward(
         key_heads,
         selection_heads,
         key_tiles(tile.members * slots, sites, tile.keys),
-        scale * LOG2_E,
+        given.scale * LOG2_E,
         X=places,
         R=sites,
         GROUP=heads // tiles,
@@ -234,7 +225,7 @@ def forward(
         KEYS=tile.keys,
         TILES_PER_SLOT=tiles_per_slot(sites, tile.keys),
         MEMBERS=tile.members,
-        PRECISION=precision(query.dtype),
+        PRECISION=precision(given.query.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,

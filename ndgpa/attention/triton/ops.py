@@ -14,8 +14,17 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._flops import attention, attention_backward, count_products, pairs_of_tables
-from ndgpa._ops import differentiate_gradient, fold_into_batch, has_triton, no_tangents
+from ndgpa._ops import (
+    differentiate_gradient,
+    fold_into_batch,
+    gradients,
+    has_triton,
+    keep_inputs,
+    kept_inputs,
+    no_tangents,
+)
 from ndgpa.attention.chunked import attend_from_cells, with_a_slot
+from ndgpa.attention.triton.inputs import Inputs, side_by_side
 from ndgpa.problem import Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import take_sites
@@ -45,21 +54,20 @@ def fused(
     no_tangents("triton", query, key, value)
     selection = with_a_slot(selection)
     if causal:
-        key_bias = _spoilt(key, value, key_bias)
-    slot_bias = None if selection.bias is None else selection.bias.float()
+        key_bias = _with_non_finite(key, value, key_bias)
     out, lse, _ = attend_triton(
         query,
         key,
         value,
-        slot_bias,
-        None if key_bias is None else key_bias.float(),
-        selection.blocks,
-        structure.cell_sites,
-        key_structure.blocks if key_sites is None else key_sites,
-        structure.time if causal else None,
-        key_structure.time if causal else None,
-        scale,
-        key_sites is None,
+        slot_bias=None if selection.bias is None else selection.bias.float(),
+        key_bias=None if key_bias is None else key_bias.float(),
+        blocks=selection.blocks,
+        cell_sites=structure.cell_sites,
+        key_sites=key_structure.blocks if key_sites is None else key_sites,
+        query_time=structure.time if causal else None,
+        key_time=key_structure.time if causal else None,
+        scale=scale,
+        partition=key_sites is None,
     )
     return out, lse
 
@@ -75,38 +83,6 @@ def is_usable(query: Tensor, value: Tensor) -> bool:
 
 @torch.library.custom_op("ndgpa::attend_triton", mutates_args=())
 def attend_triton(
-    query: Tensor,  # (b, h, n, d)
-    key: Tensor,  # (b, hk, n_k, d)
-    value: Tensor,  # (b, hk, n_k, dv)
-    slot_bias: Tensor | None,  # (b, hs, C, K) float32
-    key_bias: Tensor | None,  # (b, hk, n_k) float32
-    blocks: Tensor,  # (b, hs, C, K) int, -1 for an empty slot
-    cell_sites: Tensor,  # (C, X) int64, -1 for an empty place
-    key_sites: Tensor,  # (B, R) int64, -1 for an empty place
-    query_time: Tensor | None,  # (n,) int64
-    key_time: Tensor | None,  # (n_k,) int64
-    scale: float,
-    partition: bool = True,  # every site of the keys is in exactly one row of key_sites
-) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
-    """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself."""
-    from ndgpa.attention.triton.forward import forward
-
-    out, lse, norm = _empty_out(query, value)
-    forward(
-        _side_by_side(query),
-        _side_by_side(key),
-        _side_by_side(value),
-        *_tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time),
-        out,
-        lse,
-        norm,
-        scale,
-    )
-    return out, lse, norm
-
-
-@attend_triton.register_fake
-def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -119,22 +95,38 @@ def _(
     key_time: Tensor | None,
     scale: float,
     partition: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
+    """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself.
+
+    Arguments as in `Inputs`.
+    """
+    from ndgpa.attention.triton.forward import forward
+
+    tables = (slot_bias, key_bias, blocks, cell_sites, key_sites, query_time, key_time)
+    out, lse, norm = _empty_out(query, value)
+    with torch.cuda.device_of(query):
+        given = Inputs(query, key, value, *tables, scale, partition).laid_out()
+        forward(given, out, lse, norm)
+    return out, lse, norm
+
+
+@attend_triton.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
     return _empty_out(query, value)
 
 
 @torch.library.custom_op("ndgpa::attend_triton_backward", mutates_args=())
 def attend_triton_backward(
+    grad_out: Tensor,  # (b, h, n, dv)
+    grad_lse: Tensor,  # (b, h, n)
+    out: Tensor,  # (b, h, n, dv)
+    norm: Tensor,  # (b, 2, h, n)
     query: Tensor,
     key: Tensor,
     value: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
     blocks: Tensor,
-    grad_out: Tensor,  # (b, h, n, dv)
-    grad_lse: Tensor,  # (b, h, n)
-    out: Tensor,  # (b, h, n, dv)
-    norm: Tensor,  # (b, 2, h, n)
     cell_sites: Tensor,
     key_sites: Tensor,
     query_time: Tensor | None,
@@ -143,79 +135,68 @@ def attend_triton_backward(
     partition: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
-    from ndgpa.attention.triton.backward import backward_keys, backward_queries
+    from ndgpa.attention.triton.backward_keys import backward_keys
+    from ndgpa.attention.triton.backward_queries import backward_queries
 
-    query, key, value, grad_out, out = map(_side_by_side, (query, key, value, grad_out, out))
-    grads = _empty_grads(query, key, value, slot_bias, key_bias)
-    given = _tables(blocks, slot_bias, key_bias, cell_sites, key_sites, query_time, key_time)
+    tables = (slot_bias, key_bias, blocks, cell_sites, key_sites, query_time, key_time)
+    grad_out, out = side_by_side(grad_out), side_by_side(out)
     norm, grad_lse = norm.contiguous(), grad_lse.contiguous()
-    mean = torch.empty_like(grad_lse)
-    grad_slot = backward_queries(
-        query,
-        key,
-        value,
-        grad_out,
-        out,
-        norm,
-        grad_lse,
-        *given,
-        grad_query=grads[0],
-        mean=mean,
-        scale=scale,
-    )
-    grad_bias = None if key_bias is None else grads[4]
-    backward_keys(
-        query,
-        key,
-        value,
-        grad_out,
-        norm,
-        mean,
-        *given,
-        grad_key=grads[1],
-        grad_value=grads[2],
-        grad_bias=grad_bias,
-        scale=scale,
-        partition=partition,
-    )
+    with torch.cuda.device_of(query):
+        given = Inputs(query, key, value, *tables, scale, partition).laid_out()
+        grads = _empty_grads(given.query, given.key, given.value, slot_bias, key_bias)
+        mean = torch.empty_like(grad_lse)
+        grad_slot = backward_queries(
+            given,
+            grad_out=grad_out,
+            grad_lse=grad_lse,
+            out=out,
+            norm=norm,
+            grad_query=grads[0],
+            mean=mean,
+        )
+        backward_keys(
+            given,
+            grad_out=grad_out,
+            norm=norm,
+            mean=mean,
+            grad_key=grads[1],
+            grad_value=grads[2],
+            grad_bias=None if key_bias is None else grads[4],
+        )
     return *grads[:3], grads[3] if grad_slot is None else grad_slot, grads[4]
 
 
 @attend_triton_backward.register_fake
 def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    out: Tensor,
+    norm: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
-    blocks: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    out: Tensor,
-    norm: Tensor,
-    cell_sites: Tensor,
-    key_sites: Tensor,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-    partition: bool = True,
+    *_: Any,
+    **__: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    query, key, value = map(_side_by_side, (query, key, value))
+    query, key, value = map(side_by_side, (query, key, value))
     return _empty_grads(query, key, value, slot_bias, key_bias)
 
 
-def _spoilt(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:  # (b, hk, n_k)
-    """A bias of NaN for every key that is not finite, or whose value is not, unless it is hidden.
+def _with_non_finite(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:
+    """The bias of each key (b, hk, n_k), NaN for one that is not finite or whose value is not.
 
     The future has a weight of 0, and 0 NaN is NaN: the kernels do not load such a key, and its bias
-    spoils the queries that see it. One pass over both, of which nothing but this is kept.
+    makes the queries that see it NaN. A key that is hidden stays hidden. One pass over both, of
+    which nothing but this is kept.
     """
     with torch.no_grad():
         sizes = [torch.linalg.vector_norm(x, torch.inf, dim=3) for x in (key, value)]
-        spoilt = ~(sizes[0].isfinite() & sizes[1].isfinite())
+        bad = ~(sizes[0].isfinite() & sizes[1].isfinite())
     if key_bias is None:
-        key_bias = torch.zeros_like(spoilt, dtype=torch.float32)
-    return key_bias.float().masked_fill(spoilt & (key_bias != -torch.inf), torch.nan)
+        key_bias = torch.zeros_like(bad, dtype=torch.float32)
+    return key_bias.float().masked_fill(bad & (key_bias != -torch.inf), torch.nan)
 
 
 def _empty_grads(
@@ -242,99 +223,58 @@ def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return out, lse, lse.new_empty(lse.shape[0], 2, *lse.shape[1:])
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _tables(
-    blocks: Tensor,
-    slot_bias: Tensor | None,
-    key_bias: Tensor | None,
-    cell_sites: Tensor,
-    key_sites: Tensor,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """All that the kernels read without strides."""
-    return (
-        blocks.int().contiguous(),
-        _contiguous(slot_bias),
-        _contiguous(key_bias),
-        cell_sites.contiguous(),
-        key_sites.contiguous(),
-        _contiguous(query_time),
-        _contiguous(key_time),
-    )
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     out, _, norm = output
-    ctx.save_for_backward(*inputs[:6], out, norm, *inputs[6:10])
-    ctx.options = inputs[10:]
+    keep_inputs(ctx, (out, norm, *inputs))
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    given, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-    grads = attend_triton_backward(*given, grad_out, grad_lse, *rest, *ctx.options)
-    slot = grads[3] if given[3] is not None else None
-    bias = grads[4] if given[4] is not None else None
-    return *grads[:3], slot, bias, *[None] * 7
-
-
-def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:8], *inputs[10:14])
-    ctx.scale = inputs[14]
+    out, norm, *rest = kept_inputs(ctx)
+    given = Inputs(*rest)
+    grads = attend_triton_backward(grad_out, grad_lse, out, norm, *given)
+    query, key, value, slot, bias = grads
+    return gradients(
+        Inputs,
+        query=query,
+        key=key,
+        value=value,
+        slot_bias=None if given.slot_bias is None else slot,
+        key_bias=None if given.key_bias is None else bias,
+    )
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the gradient of the `torch` backend; out and lse are functions of the rest."""
-    query, key, value, slot, bias, blocks, grad_out, grad_lse, *tables = ctx.saved_tensors
-    options = (*tables, ctx.scale)
-
-    def formula(q: Tensor, k: Tensor, v: Tensor, slot: Any, bias: Any) -> tuple[Tensor, Tensor]:
-        return _attend_in_torch(q, k, v, Selection(blocks, slot), bias, *options)
-
-    given = [query, key, value, slot, bias]
-    by_input, by_grads = differentiate_gradient(formula, given, [grad_out, grad_lse], cotangents)
-    return *by_input, None, *by_grads, *[None] * 8
+    """Differentiate the gradient of the `torch` backend; out and norm are functions of the rest."""
+    grad_out, grad_lse, _, _, *given = kept_inputs(ctx)
+    names = ("query", "key", "value", "slot_bias", "key_bias")
+    by_grads, by_inputs = differentiate_gradient(
+        _attend_in_torch, Inputs(*given), names, [grad_out, grad_lse], cotangents
+    )
+    return *by_grads, None, None, *by_inputs
 
 
-def _attend_in_torch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    selection: Selection,
-    key_bias: Tensor | None,
-    cell_sites: Tensor,
-    key_sites: Tensor,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _attend_in_torch(given: Inputs) -> tuple[Tensor, Tensor]:
     """What the kernels compute, from the same tables."""
+    cell_sites, key_sites = given.cell_sites, given.key_sites
+    query_time, key_time, key_bias = given.query_time, given.key_time, given.key_bias
     if query_time is not None and key_time is not None:
         query_time = query_time[cell_sites.clamp(min=0)]
         key_time = key_time[key_sites.clamp(min=0)]
     if key_bias is None:
-        key_bias = key.new_zeros(key.shape[:3], dtype=torch.float32)
+        key_bias = given.key.new_zeros(given.key.shape[:3], dtype=torch.float32)
     hidden = (key_bias == -torch.inf)[..., None]
+    bias = take_sites(key_bias[..., None], key_sites)[..., 0]
     out, lse = attend_from_cells(
-        take_sites(query, cell_sites),
-        take_sites(key.masked_fill(hidden, 0), key_sites),
-        take_sites(value.masked_fill(hidden, 0), key_sites),
-        selection,
-        scale,
-        key_bias=take_sites(key_bias[..., None], key_sites)[..., 0].masked_fill(
-            key_sites < 0, -torch.inf
-        ),
+        take_sites(given.query, cell_sites),
+        take_sites(given.key.masked_fill(hidden, 0), key_sites),
+        take_sites(given.value.masked_fill(hidden, 0), key_sites),
+        Selection(given.blocks, given.slot_bias),
+        given.scale,
+        key_bias=bias.masked_fill(key_sites < 0, -torch.inf),
         query_time=query_time,
         key_time=key_time,
     )
-    count = query.shape[2]
+    count = given.query.shape[2]
     return _by_site(out, cell_sites, count), _by_site(lse[..., None], cell_sites, count)[..., 0]
 
 
@@ -349,47 +289,25 @@ def _by_site(
 
 
 attend_triton.register_autograd(_backward, setup_context=_save)
-attend_triton_backward.register_autograd(_backward_twice, setup_context=_save_gradient)
+attend_triton_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
 attend_triton.register_vmap(fold_into_batch(attend_triton, batched=6))
 attend_triton_backward.register_vmap(fold_into_batch(attend_triton_backward, batched=10))
 
 
-@count_products(attend_triton)
-def _(
-    query: Any,
-    key: Any,
-    value: Any,
-    slot_bias: Any,
-    key_bias: Any,
-    blocks: Any,
-    cell_sites: Any,
-    key_sites: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
-    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
-    return attention(pairs, query[3], value[3])
+@count_products("attend_triton")
+def _(*inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention(_pairs(given), given.query[3], given.value[3])
 
 
-@count_products(attend_triton_backward)
-def _(
-    query: Any,
-    key: Any,
-    value: Any,
-    slot_bias: Any,
-    key_bias: Any,
-    blocks: Any,
-    grad_out: Any,
-    grad_lse: Any,
-    out: Any,
-    norm: Any,
-    cell_sites: Any,
-    key_sites: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
-    pairs = pairs_of_tables(query[:2], cell_sites, blocks[3], key_sites)
-    return attention_backward(pairs, query[3], value[3])
+@count_products("attend_triton_backward")
+def _(grad_out: Any, grad_lse: Any, out: Any, norm: Any, *inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention_backward(_pairs(given), given.query[3], given.value[3])
+
+
+def _pairs(given: Any) -> int:
+    return pairs_of_tables(given.query[:2], given.cell_sites, given.blocks[3], given.key_sites)
 
 
 def check_call(query: Tensor, value: Tensor, dtypes: Iterable[torch.dtype], widest: int) -> None:

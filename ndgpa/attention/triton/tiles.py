@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ndgpa.attention.triton.inputs import Inputs
+
 LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -170,15 +172,12 @@ class Problem:
 LEAST_ROWS = 16
 
 
-def problem_of(
-    query: Tensor, value: Tensor, blocks: Tensor, cell_sites: Tensor, key_sites: Tensor
-) -> Problem:
-    (cells, places), heads = cell_sites.shape, query.shape[1]
-    tiles = heads if blocks.shape[1] == heads else value.shape[1]
-    wide = max(padded_width(query.shape[3]), padded_width(value.shape[3]))
+def problem_of(given: Inputs) -> Problem:
+    query, (cells, places), sites = given.query, given.cell_sites.shape, given.key_sites.shape[1]
+    wide = max(padded_width(query.shape[3]), padded_width(given.value.shape[3]))
     gpu = query.device.type != "cpu"
     new = gpu and torch.cuda.get_device_capability(query.device)[0] in (9, 10)
-    rows, sites, slots = heads // tiles * places, key_sites.shape[1], blocks.shape[3]
+    rows, slots = query.shape[1] // given.tiles * places, given.blocks.shape[3]
     return Problem(rows, cells, sites, slots, wide, query.element_size(), new)
 
 
