@@ -63,7 +63,6 @@ class GPA:
                 each site; only with `coarse="gate"`.
         """
         _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
-        key_structure = structure if key_structure is None else key_structure
         selection = select(
             query,
             key,
@@ -82,7 +81,7 @@ class GPA:
             value,
             selection,
             structure,
-            key_structure=self._read(key_structure, query.device),
+            key_structure=self._read(structure, key_structure, query.device),
             scale=self.scale,
             affinity=self.affinity,
             causal=self.causal,
@@ -91,25 +90,30 @@ class GPA:
         )
         if self.coarse is None:
             return out
-        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        problem = Problem(
+        problem = Problem.of(
             query,
             key,
             structure,
-            key_structure,
-            scale,
-            self.affinity,
-            self.causal,
-            key_mask,
-            query_mask,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
+            query_mask=query_mask,
         )
         with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
-        return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
+        gate = None if gate is None else gate.to(out.dtype)
+        return add_by_block(out, branch, problem.structure, gate)
 
-    def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
-        return key_structure if self.read is None else self.read(key_structure.to(device))
+    def _read(
+        self,
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None,
+        device: torch.device,
+    ) -> SpatialStructure:
+        keys = structure if key_structure is None else key_structure
+        return keys if self.read is None else self.read(keys.to(device))
 
     def mask(
         self,
@@ -134,7 +138,7 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        sites = self._read(key_structure, query.device).upsample(selection.blocks)
+        sites = self._read(structure, key_structure, query.device).upsample(selection.blocks)
         sites = sites.flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
             *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device

@@ -14,7 +14,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators.base import check_call, check_one_space
+from ndgpa.operators.base import check_one_space, checked_call
 from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
 from ndgpa.structures.grid import check_same_rank, grid_shape
@@ -94,8 +94,16 @@ class LocalSparse:
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
         steps = 2 * len(self.pattern)
         _check_heads_over_steps("LocalSparse", query.shape[1], steps)
         counts = head_counts("LocalSparse", query.shape[1], steps)
@@ -103,10 +111,10 @@ class LocalSparse:
             attend_in_tiles(
                 *heads_of_part(query, key, value, counts, step),
                 tiles,
-                scale=self.scale,
+                scale=problem.scale,
                 key_mask=key_mask,
             )
-            for step, tiles in enumerate(self._tiles(structure, key_structure, query.device))
+            for step, tiles in enumerate(self._tiles(problem.structure, problem.key_structure))
         ]
         return torch.cat(outs, dim=1)
 
@@ -120,12 +128,10 @@ class LocalSparse:
         """Step after step, pattern after pattern; as `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         sites, keys = structure.num_sites, key_structure.num_sites
-        tiles = self._tiles(structure, key_structure, structure.device)
+        tiles = self._tiles(structure, key_structure)
         return torch.stack([step.mask(sites, keys) for step in tiles])
 
-    def _tiles(
-        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
-    ) -> list[Tiles]:
+    def _tiles(self, structure: SpatialStructure, key_structure: SpatialStructure) -> list[Tiles]:
         check_one_space("LocalSparse", structure, key_structure)
         shape, key_shape = self._shapes(structure, key_structure)
         n = math.prod(key_shape)
@@ -141,7 +147,7 @@ class LocalSparse:
                     pattern,
                     self.order,
                     self.resize,
-                    device,
+                    structure.device,
                 )
                 tiles.append(Tiles(queries, keys, seen=seen))
         return tiles

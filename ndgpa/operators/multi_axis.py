@@ -12,7 +12,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators.base import check_as_many_blocks, check_call, check_one_space
+from ndgpa.operators.base import check_as_many_blocks, check_one_space, checked_call
 from ndgpa.problem import check_scale
 from ndgpa.structures import Grid, SpatialStructure
 from ndgpa.structures.grid import PerAxis, grid_shape
@@ -64,18 +64,26 @@ class MultiAxis:
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
         _check_halves("MultiAxis", query.shape[1])
         counts = head_counts("MultiAxis", query.shape[1], 2)
         outs = [
             attend_in_tiles(
                 *heads_of_part(query, key, value, counts, half),
                 tiles,
-                scale=self.scale,
+                scale=problem.scale,
                 key_mask=key_mask,
             )
-            for half, tiles in enumerate(self._tiles(structure, key_structure, query.device))
+            for half, tiles in enumerate(self._tiles(problem.structure, problem.key_structure))
         ]
         return torch.cat(outs, dim=1)
 
@@ -89,22 +97,25 @@ class MultiAxis:
         """Within blocks, then across them; as `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         sites, keys = structure.num_sites, key_structure.num_sites
-        tiles = self._tiles(structure, key_structure, structure.device)
+        tiles = self._tiles(structure, key_structure.to(structure.device))
         return torch.stack([half.mask(sites, keys) for half in tiles])
 
     def _tiles(
-        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
+        self, structure: SpatialStructure, key_structure: SpatialStructure
     ) -> tuple[Tiles, Tiles]:
         check_one_space("MultiAxis", structure, key_structure)
         if self.block is not None:
-            shapes = (
-                grid_shape("MultiAxis(block=...)", name, space)
-                for name, space in (("structure", structure), ("key_structure", key_structure))
-            )
-            structure, key_structure = (Grid(shape, self.block, device=device) for shape in shapes)
+            structure = self._cut("structure", structure)
+            key_structure = self._cut("key_structure", key_structure)
         _check_paired_blocks(structure, key_structure)
-        blocks, key_blocks = structure.to(device).blocks, key_structure.to(device).blocks
+        blocks, key_blocks = structure.blocks, key_structure.blocks
         return _groups(blocks, key_blocks), _groups(blocks.mT, key_blocks.mT)
+
+    def _cut(self, name: str, structure: SpatialStructure) -> SpatialStructure:
+        """Cut a grid into the operator's own blocks."""
+        assert self.block is not None
+        shape = grid_shape("MultiAxis(block=...)", name, structure)
+        return Grid(shape, self.block, device=structure.device)
 
 
 def _groups(queries: Int[Tensor, "G x"], keys: Int[Tensor, "G y"]) -> Tiles:

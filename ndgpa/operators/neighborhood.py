@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from ndgpa import arguments
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
-from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators.base import Operator, SaysMask, check_call
-from ndgpa.operators.hydra import _check_parts, _paired_lists
+from ndgpa.operators.base import checked_call
 from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
 from ndgpa.structures.grid import PerAxis, check_same_rank, grid_shape
@@ -78,17 +76,24 @@ class Neighborhood(nn.Module):
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        tiles = self._tiles(structure, key_structure, query.device)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
         if self.rel_bias is not None:
             _check_rel_bias(self.rel_bias, query)
         return attend_in_tiles(
             query,
             key,
             value,
-            tiles,
-            scale=self.scale,
+            self._tiles(problem.structure, problem.key_structure),
+            scale=problem.scale,
             key_mask=key_mask,
             bias=None if self.rel_bias is None else self.rel_bias.flatten(1),
         )
@@ -102,7 +107,7 @@ class Neighborhood(nn.Module):
     ) -> Bool[Tensor, "1 n n_k"]:
         """Which site reads which; as `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
-        tiles = self._tiles(structure, key_structure, structure.device)
+        tiles = self._tiles(structure, key_structure)
         return tiles.mask(structure.num_sites, key_structure.num_sites)[None]
 
     def extra_repr(self) -> str:
@@ -110,104 +115,15 @@ class Neighborhood(nn.Module):
             f"kernel={self.kernel}, dilation={self.dilation}, rel_bias={self.rel_bias is not None}"
         )
 
-    def _tiles(
-        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
-    ) -> Tiles:
+    def _tiles(self, structure: SpatialStructure, key_structure: SpatialStructure) -> Tiles:
         shape = grid_shape("Neighborhood", "structure", structure)
         key_shape = grid_shape("Neighborhood", "key_structure", key_structure)
         kernel, dilation = _windows(self.kernel, self.dilation, shape, key_shape)
         biased = self.rel_bias is not None
         queries, keys, pattern, seen, offset = neighborhood_tables(
-            list(shape), list(key_shape), list(kernel), list(dilation), biased, device
+            list(shape), list(key_shape), list(kernel), list(dilation), biased, structure.device
         )
         return Tiles(queries, keys, pattern, seen, offset if biased else None)
-
-
-class Hydra(nn.Module):
-    """Operators side by side, each with its share of the heads (StyleNAT's Hydra).
-
-    The heads are dealt in order: heads // parts to each part, and one more to each of the last
-    heads % parts.
-
-    Source: Walton et al. 2022, "StyleNAT: Giving Each Head a New Perspective".
-
-    Args:
-        parts: The operators, e.g. `[Neighborhood(7), Neighborhood(7, dilation=8)]`.
-
-    Raises:
-        ValueError: There are no parts, or fewer heads than parts.
-    """
-
-    def __init__(self, parts: list[Operator] | tuple[Operator, ...]) -> None:
-        super().__init__()
-        _check_parts(parts)
-        self.parts = tuple(parts)
-        self.learned = nn.ModuleDict(
-            {str(i): part for i, part in enumerate(parts) if isinstance(part, nn.Module)}
-        )
-
-    @classmethod
-    def of(
-        cls,
-        kernels: list[PerAxis],
-        dilations: list[PerAxis],
-        rel_bias: bool = False,
-        heads: int | None = None,
-        scale: float | None = None,
-    ) -> "Hydra":
-        """Neighborhoods from a list of kernels and one of dilations; a list of one serves all."""
-        kernels, dilations = _paired_lists(kernels, dilations)
-        shares: tuple[int | None, ...] = (None,) * len(kernels)
-        if heads is not None:
-            shares = head_counts("Hydra", heads, len(kernels))
-        return cls(
-            [
-                Neighborhood(kernel, dilation, rel_bias, share, scale)
-                for kernel, dilation, share in zip(kernels, dilations, shares)
-            ]
-        )
-
-    def forward(
-        self,
-        query: Float[Tensor, "b h n d"],
-        key: Float[Tensor, "b hk n_k d"],
-        value: Float[Tensor, "b hk n_k dv"],
-        structure: SpatialStructure,
-        key_structure: SpatialStructure | None = None,
-        *,
-        key_mask: Bool[Tensor, "b n_k"] | None = None,
-        query_mask: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        counts = head_counts("Hydra", query.shape[1], len(self.parts))
-        outs = [
-            part(
-                *heads_of_part(query, key, value, counts, i),
-                structure,
-                key_structure,
-                key_mask=key_mask,
-            )
-            for i, part in enumerate(self.parts)
-        ]
-        return torch.cat(outs, dim=1)
-
-    def mask(
-        self,
-        structure: SpatialStructure,
-        key_structure: SpatialStructure | None = None,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-    ) -> Bool[Tensor, "groups n n_k"]:
-        """Which site reads which, part after part; as `SaysMask.mask`."""
-        masks = []
-        for i, part in enumerate(cast("tuple[SaysMask, ...]", self.parts)):
-            given: tuple[Tensor, ...] = ()
-            if query is not None and key is not None:
-                counts = head_counts("Hydra", query.shape[1], len(self.parts))
-                given = heads_of_part(query, key, key, counts, i)[:2]
-            masks.append(part.mask(structure, key_structure, *given))
-        return torch.cat(masks)
 
 
 @torch.library.custom_op(

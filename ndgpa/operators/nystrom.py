@@ -1,6 +1,7 @@
 """Nystromformer: every pair of sites through a few landmarks."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention.dense import attend_to_all
-from ndgpa.operators.base import check_as_many_blocks, check_call, check_one_space
+from ndgpa.operators.base import check_as_many_blocks, check_one_space, checked_call
 from ndgpa.operators.full import Full
-from ndgpa.problem import check_scale
+from ndgpa.problem import Problem, check_scale
 from ndgpa.structures import SpatialStructure
 
 
@@ -47,7 +48,7 @@ class Nystrom(nn.Module):
 
     def __init__(
         self,
-        landmarks: int | str,
+        landmarks: int | Literal["blocks"],
         iterations: int = 6,
         conv_kernel: int | None = None,
         heads: int | None = None,
@@ -76,13 +77,19 @@ class Nystrom(nn.Module):
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """As `Operator`; computed in float32 or wider."""
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        if query_mask is None and key_structure is structure:
-            query_mask = key_mask
-        check_one_space("Nystrom", structure, key_structure)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+        check_one_space("Nystrom", problem.structure, problem.key_structure)
         if self.conv is not None:
-            _check_conv(self.conv.weight, query, structure, key_structure)
+            _check_conv(self.conv.weight, problem)
         dtype = cast_for_autocast(value)[0].dtype
         wide = torch.promote_types(value.dtype, torch.float32)
         query, key, value = (x.to(wide).contiguous() for x in (query, key, value))
@@ -90,7 +97,7 @@ class Nystrom(nn.Module):
             if key_mask is not None:
                 unseen = ~key_mask[:, None, :, None]
                 key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-            out = self._attend(query, key, value, structure, key_structure, key_mask, query_mask)
+            out = self._attend(replace(problem, query=query, key=key), value)
             if self.conv is not None:
                 out = out + self._convolve(value, query.shape[1])
         return out.to(dtype)
@@ -108,22 +115,13 @@ class Nystrom(nn.Module):
     def extra_repr(self) -> str:
         return f"landmarks={self.landmarks!r}, iterations={self.iterations}"
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        structure: SpatialStructure,
-        key_structure: SpatialStructure,
-        key_mask: Tensor | None,
-        query_mask: Tensor | None,
-    ) -> Tensor:
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        count = self._count(structure, key_structure)
+    def _attend(self, problem: Problem, value: Tensor) -> Tensor:
+        query, key, scale, key_mask = problem.query, problem.key, problem.scale, problem.key_mask
+        count = self._count(problem.structure, problem.key_structure)
         if count >= min(query.shape[2], key.shape[2]):
             return attend_to_all(query, key, value, scale=scale, key_mask=key_mask)
-        means, asked = self._means(query, structure, count, query_mask)
-        key_means, seen = self._means(key, key_structure, count, key_mask)
+        means, asked = self._means(query, problem.structure, count, problem.query_mask)
+        key_means, seen = self._means(key, problem.key_structure, count, key_mask)
         between = _softmax(means, key_means, scale, seen)
         if asked is not None:
             between = between.masked_fill(~asked[:, None, :, None], 0)
@@ -141,7 +139,6 @@ class Nystrom(nn.Module):
         self, x: Tensor, structure: SpatialStructure, count: int, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Means over the seen sites of each landmark, and which landmarks have any."""
-        structure = structure.to(x.device)
 
         def sums(y: Tensor) -> Tensor:
             return structure.block_sums(y) if self.landmarks == "blocks" else run_sums(y, count)
@@ -223,15 +220,11 @@ def _check_options(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any
     arguments.positive_count("heads", heads)
 
 
-def _check_conv(
-    weight: Tensor,
-    query: Tensor,
-    structure: SpatialStructure,
-    key_structure: SpatialStructure,
-) -> None:
-    if key_structure is not structure:
+def _check_conv(weight: Tensor, problem: Problem) -> None:
+    if problem.key_structure is not problem.structure:
         raise ValueError("conv_kernel needs queries and keys on one structure")
-    if weight.shape[0] != query.shape[1]:
+    heads = problem.query.shape[1]
+    if weight.shape[0] != heads:
         raise ValueError(
-            f"query has {query.shape[1]} heads but the convolution was made for {weight.shape[0]}"
+            f"query has {heads} heads but the convolution was made for {weight.shape[0]}"
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast
 from ndgpa.attention.features import KERNELS, attend_by_features
-from ndgpa.operators.base import check_call, check_one_space
+from ndgpa.operators.base import check_one_space, checked_call
 from ndgpa.operators.full import Full
 from ndgpa.structures import SpatialStructure
 
@@ -83,9 +83,17 @@ class Performer(nn.Module):
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        check_call(query, key, value, structure, key_structure, key_mask, query_mask)
-        check_one_space("Performer", structure, key_structure)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+        check_one_space("Performer", problem.structure, problem.key_structure)
         _check_input(query, self.projection)
         projection = self.projection
         if self.training and self.redraw_every is not None and not _is_recomputing():
@@ -94,9 +102,8 @@ class Performer(nn.Module):
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         out = attend_by_features(
-            query, key, value, key_mask, projection, scale, self.eps, self.kernel
+            query, key, value, key_mask, projection, problem.scale, self.eps, self.kernel
         )
         return out.to(cast_for_autocast(value)[0].dtype)
 

@@ -123,7 +123,7 @@ def test_a_causal_branch_sees_wholly_past_blocks() -> None:
     changed[:, :, 32:] = 7.0
     before, after = (operator(y, y, y, video)[:, :, :32] for y in (x, changed))
     assert torch.equal(before, after)
-    with pytest.raises(ValueError, match="query blocks of one time"):
+    with pytest.raises(ValueError, match="query blocks within one time"):
         operator(x, x, x, ndgpa.Sequence(48, 4))
 
 
