@@ -23,7 +23,7 @@ class SpatialAttention(nn.Module):
         out_dim: Features of the output; None means `query_dim`.
         operator: The attention, e.g. `GPA(12)` or `Full()`. An operator that is a module becomes a
             submodule.
-        key_heads: The number of heads of keys and values, which divides `heads`; None means `heads`.
+        key_heads: The number of heads of keys and values; divides `heads`. None means `heads`.
 
     To export a model, keep the structure as an attribute of the module that calls this one:
     `torch.export` accepts only tensors and plain numbers as inputs.
@@ -82,7 +82,7 @@ class SpatialAttention(nn.Module):
             context: Features of the sites of `context_structure`.
             context_structure: The space of the context; None means `structure`.
             key_mask: True where a site of the context is seen.
-            query_mask: True where a site of `x` takes part in what queries share, as for `Operator`.
+            query_mask: True where a site of `x` takes part in what queries share; see `Operator`.
         """
         context = x if context is None else context
         _check_input("x", x, self.to_query.in_features)

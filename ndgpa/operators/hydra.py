@@ -14,10 +14,10 @@ from ndgpa.structures.grid import PerAxis
 
 
 class Hydra(nn.Module):
-    """Operators side by side, each with its share of the heads (StyleNAT's Hydra).
+    """Split the heads among several operators.
 
-    The heads are dealt in order: heads // parts to each part, and one more to each of the last
-    heads % parts.
+    The heads are dealt in order: each part gets heads // parts, and each of the last heads % parts
+    one more.
 
     Source: Walton et al. 2022, "StyleNAT: Giving Each Head a New Perspective".
 
@@ -45,7 +45,7 @@ class Hydra(nn.Module):
         heads: int | None = None,
         scale: float | None = None,
     ) -> "Hydra":
-        """Neighborhoods from a list of kernels and one of dilations; a list of one serves all."""
+        """Build a Hydra of neighborhoods; a list of one kernel or dilation serves all parts."""
         kernels, dilations = _paired_lists(kernels, dilations)
         shares: tuple[int | None, ...] = (None,) * len(kernels)
         if heads is not None:
@@ -93,7 +93,7 @@ class Hydra(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "groups n n_k"]:
-        """Which site reads which, part after part; as `SaysMask.mask`."""
+        """Return which site reads which, part after part; see `SaysMask.mask`."""
         masks = []
         for i, part in enumerate(cast("tuple[SaysMask, ...]", self.parts)):
             given: tuple[Tensor, ...] = ()

@@ -17,33 +17,33 @@ from ndgpa.problem import check_scale
 from ndgpa.structures import Grid, SpatialStructure
 from ndgpa.structures.grid import PerAxis, grid_shape
 
-# Queries of one tile: those of a larger group are cut.
+# Queries of one tile; a larger group is split.
 _QUERIES = 256
 
 
 @dataclass(frozen=True)
 class MultiAxis:
-    """Each query reads its block in one half of the heads, its place in all blocks in the other.
+    """Attend within blocks in one half of the heads, across blocks in the other half.
 
-    The first half of the heads is local: a site reads the sites of its own block. The second half
-    is dilated: it reads the sites that stand at its own place within their blocks, on a grid a
-    lattice over the whole of it. Together a site reaches every other in two layers. Keys of another
-    structure need as many blocks, of as many places: block i of the queries reads block i.
+    In the first half of the heads a site reads the sites of its own block. In the second half it
+    reads the sites at its own place within every block, which on a grid form a lattice. So two
+    layers connect every pair of sites. Keys of another structure need as many blocks, with as many
+    places: block i of the queries reads block i of the keys.
 
-    Keys and values with one head for all query heads are HiT's default ("multi-query"); give key
-    and value one head, or a layer `key_heads=1`.
+    HiT shares one head of keys and values among all query heads by default ("multi-query"); for
+    that, give key and value one head, or a layer `key_heads=1`.
 
     Source: Zhao et al. 2021, "Improved Transformer for High-Resolution GANs", Section 3.2.
 
     Args:
         block: Sites of a block along each axis of a grid; None means the blocks of the structure,
-            which may be of any kind (within an irregular block, a site's place is its rank).
+            which may be of any kind (within an irregular block, a site's place is its rank there).
         scale: Factor of the dot products; None means 1/sqrt(d).
 
     Raises:
-        ValueError: The query heads are fewer than two or do not halve, or the blocks do not pair.
+        ValueError: The number of query heads is odd or 0, or the blocks do not pair up.
         TypeError: `block` is given and a structure is not a Grid.
-        NotImplementedError: A structure batches several spaces as one.
+        NotImplementedError: A structure has groups.
     """
 
     block: PerAxis | None = None
@@ -94,7 +94,7 @@ class MultiAxis:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "2 n n_k"]:
-        """Within blocks, then across them; as `SaysMask.mask`."""
+        """Return which site reads which, within blocks, then across; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         sites, keys = structure.num_sites, key_structure.num_sites
         tiles = self._tiles(structure, key_structure.to(structure.device))
@@ -119,7 +119,7 @@ class MultiAxis:
 
 
 def _groups(queries: Int[Tensor, "G x"], keys: Int[Tensor, "G y"]) -> Tiles:
-    """Every query of a group reads every key of it."""
+    """Make tiles in which every query of a group reads every key of it."""
     size = min(_QUERIES, queries.shape[1])
     padded = F.pad(queries, (0, -queries.shape[1] % size), value=-1)
     cut = rearrange(padded, "g (c x) -> (g c) x", x=size)
@@ -140,7 +140,6 @@ def _check_paired_blocks(structure: SpatialStructure, key_structure: SpatialStru
     check_as_many_blocks("MultiAxis", structure, key_structure)
     if structure.sites_per_block != key_structure.sites_per_block:
         raise ValueError(
-            f"MultiAxis needs blocks of one size; those of structure have "
-            f"{structure.sites_per_block} sites and those of key_structure "
-            f"{key_structure.sites_per_block}"
+            f"MultiAxis needs blocks of one size; structure has {structure.sites_per_block} sites "
+            f"per block and key_structure {key_structure.sites_per_block}"
         )

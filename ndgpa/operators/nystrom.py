@@ -1,4 +1,4 @@
-"""Nystromformer: every pair of sites through a few landmarks."""
+"""Nystromformer: attention through a few landmarks."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,32 +18,32 @@ from ndgpa.structures import SpatialStructure
 
 
 class Nystrom(nn.Module):
-    """Softmax attention approximated through m landmarks, means of queries and of keys.
+    """Approximate softmax attention through m landmarks, which are means of queries and of keys.
 
     out = softmax(s Q K~^T) pinv(softmax(s Q~ K~^T)) softmax(s Q~ K^T) V
 
     Q~ and K~ are means over m runs of sites in their natural order, or over the blocks of the
     structure. The pseudo-inverse is iterated from A^T / (max row sum x max column sum) of each
-    matrix on its own, so that no sample depends on its batch. With at least as many landmarks as
-    queries or as keys it is full attention. A key that is not seen is in no landmark, and in
-    self-attention no query of its site either.
+    matrix by itself, so that no sample depends on its batch. With at least as many landmarks as
+    queries or as keys it is full attention. A masked key is in no landmark; in self-attention
+    neither is the query at its site.
 
     Source: Xiong et al. 2021, "Nystromformer: A Nystrom-based Algorithm for Approximating
     Self-Attention".
 
     Args:
-        landmarks: How many runs: of n sites, the first m - n % m runs have n // m sites, the
-            others one more. "blocks" means the blocks of the structures, which then have equally
-            many.
-        iterations: Steps of the pseudo-inverse. The result depends on them: more are closer to it.
-        conv_kernel: Sites of a depthwise convolution of the values, in their natural order, that is
-            added to the output; odd. Needs `heads`, and queries and keys on one structure.
+        landmarks: The number m of runs; of n sites, the first m - n % m runs have n // m, the
+            others one more. "blocks" means the blocks of the structures, which must be as many for
+            queries as for keys.
+        iterations: Steps of the pseudo-inverse; more steps come closer to it.
+        conv_kernel: Width, odd, of a depthwise convolution of the values in their natural order,
+            which is added to the output. Needs `heads`, and queries and keys on one structure.
         heads: Query heads, for `conv_kernel`.
         scale: Factor of the dot products; None means 1/sqrt(d).
 
     Raises:
-        ValueError: Fewer than one landmark, an even kernel, or "blocks" of unequal numbers.
-        NotImplementedError: A structure batches several spaces as one.
+        ValueError: There is no landmark, the kernel is even, or "blocks" differ in number.
+        NotImplementedError: A structure has groups.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Nystrom(nn.Module):
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        """As `Operator`; computed in float32 or wider."""
+        """Attend, in float32 or wider; see `Operator`."""
         problem = checked_call(
             query,
             key,
@@ -109,7 +109,7 @@ class Nystrom(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Every key, through the landmarks; as `SaysMask.mask`."""
+        """Return that every site reads every key, by landmarks; see `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
     def extra_repr(self) -> str:
@@ -138,7 +138,7 @@ class Nystrom(nn.Module):
     def _means(
         self, x: Tensor, structure: SpatialStructure, count: int, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Means over the seen sites of each landmark, and which landmarks have any."""
+        """Average over the seen sites of each landmark; also return which landmarks have any."""
 
         def sums(y: Tensor) -> Tensor:
             return structure.block_sums(y) if self.landmarks == "blocks" else run_sums(y, count)
@@ -157,9 +157,9 @@ class Nystrom(nn.Module):
 
 
 def run_sums(x: Float[Tensor, "*batch n d"], count: int) -> Float[Tensor, "*batch {count} d"]:
-    """Sums over `count` runs of the n sites, of n // count sites; the last n % count of one more.
+    """Sum over `count` runs of n // count sites; the last n % count runs have one more.
 
-    Source: the rule of Nystromformer's image models for counts that do not divide.
+    Source: the rule of Nystromformer's image models for counts that do not divide n.
     """
     length, longer = divmod(x.shape[-2], count)
     shorter = count - longer
@@ -169,9 +169,10 @@ def run_sums(x: Float[Tensor, "*batch n d"], count: int) -> Float[Tensor, "*batc
 
 
 def pseudo_inverse(a: Float[Tensor, "*batch m m"], iterations: int) -> Float[Tensor, "*batch m m"]:
-    """The Moore-Penrose inverse of each matrix, by the iteration of Razavi et al. 2014.
+    """Approximate the Moore-Penrose inverse of each matrix, by iteration.
 
-    Source: Section 3.2 of Xiong et al. 2021, started from each matrix's own norms.
+    Source: Section 3.2 of Xiong et al. 2021, after Razavi et al. 2014, but started from each
+    matrix's own norms.
     """
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     rows, columns = (a.abs().sum(dim=dim).amax(dim=-1)[..., None, None] for dim in (-1, -2))
@@ -191,15 +192,15 @@ def _softmax(
     if seen is None:
         return logits.softmax(dim=-1)
     hidden = ~seen[:, None, None]
-    blind = hidden.all(dim=-1, keepdim=True)
-    logits = logits.masked_fill(hidden & ~blind, -torch.inf)
+    all_hidden = hidden.all(dim=-1, keepdim=True)
+    logits = logits.masked_fill(hidden & ~all_hidden, -torch.inf)
     return logits.softmax(dim=-1).masked_fill(hidden, 0)
 
 
 def _per_head_values(
     query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None
 ) -> Tensor:
-    """Attention in which every query head has values of its own."""
+    """Attend with separate values for every query head."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     return attend_to_all(query, key, value, scale=scale, key_mask=seen)
 
@@ -225,6 +226,4 @@ def _check_conv(weight: Tensor, problem: Problem) -> None:
         raise ValueError("conv_kernel needs queries and keys on one structure")
     heads = problem.query.shape[1]
     if weight.shape[0] != heads:
-        raise ValueError(
-            f"query has {heads} heads but the convolution was made for {weight.shape[0]}"
-        )
+        raise ValueError(f"query has {heads} heads but the convolution has {weight.shape[0]}")
