@@ -48,7 +48,7 @@ class NoAttention:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Return that no site reads any; see `SaysMask.mask`."""
+        """Return all False: no site reads any key; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         shape = (1, structure.num_sites, key_structure.num_sites)
         return torch.zeros(shape, dtype=torch.bool, device=structure.device)

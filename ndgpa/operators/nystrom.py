@@ -109,7 +109,7 @@ class Nystrom(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Return that every site reads every key, by landmarks; see `SaysMask.mask`."""
+        """Return all True: every site reads every key; see `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
     def extra_repr(self) -> str:

@@ -115,7 +115,7 @@ class Performer(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Return that every site reads every key, by features; see `SaysMask.mask`."""
+        """Return all True: every site reads every key; see `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
     def get_extra_state(self) -> Tensor:  # a tensor, as safetensors keeps nothing else

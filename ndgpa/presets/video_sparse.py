@@ -1,6 +1,7 @@
 """Video Sparse Attention."""
 
 import math
+from typing import Literal
 
 from ndgpa import arguments
 from ndgpa.operators import GPA
@@ -37,6 +38,6 @@ def vsa(
     video = Grid(sizes, tuple(min(t, n) for t, n in zip(tile_sizes, sizes)))
     count = video.num_blocks
     k = max(1, min(math.ceil((1 - sparsity) * count), count))
-    branch = "gate" if gated else "add"
+    branch: Literal["add", "gate"] = "gate" if gated else "add"
     operator = GPA(TopK(k, relevance="logit"), coarse=branch, coarse_sizes=False)
     return Preset(operator, video, video)
