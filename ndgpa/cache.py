@@ -1,7 +1,7 @@
 """Decoding: append keys and values, attend with the newest queries."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from ndgpa.attention.chunked import attend_from_cells
 from ndgpa.functional import as_rule, gpa
 from ndgpa.problem import (
     AFFINITIES,
+    Affinity,
     Problem,
     Selection,
     check_features,
@@ -60,7 +61,7 @@ class Cache:
         cell: int,
         rule: Rule | int,
         scale: float | None = None,
-        affinity: Literal["dot", "euclidean"] = "dot",
+        affinity: Affinity = "dot",
     ) -> None:
         arguments.positive_count("block", block)
         arguments.positive_count("cell", cell)

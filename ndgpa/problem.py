@@ -7,7 +7,7 @@ affinities are brought to one form here: scale q.k plus a bias for each key.
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,8 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, check_structure
 
-AFFINITIES = ("dot", "euclidean")
+Affinity = Literal["dot", "euclidean"]
+AFFINITIES = get_args(Affinity)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
 """How much of full attention a selection keeps."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.analysis._rows import logit_rows
-from ndgpa.problem import Problem, Selection, check_block_ids, check_selection
+from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 # Logits held at a time.
@@ -24,7 +22,7 @@ def coverage(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: Literal["dot", "euclidean"] = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     samples: int | None = 1024,

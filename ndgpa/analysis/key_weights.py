@@ -1,14 +1,12 @@
 """Where the attention of given queries goes."""
 
-from typing import Literal
-
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa.analysis._rows import check_sites, logit_rows
-from ndgpa.problem import Problem, Selection, check_block_ids, check_selection
+from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 
@@ -22,7 +20,7 @@ def key_weights(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: Literal["dot", "euclidean"] = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
 ) -> tuple[Int[Tensor, "b h s y"], Float[Tensor, "b h s y"]]:

@@ -1,7 +1,6 @@
 """Full attention: every query reads every key that it can see."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.problem import Problem, dot_form, hide_keys
+from ndgpa.problem import Affinity, Problem, dot_form, hide_keys
 from ndgpa.structures import SpatialStructure, visible
 
 
@@ -30,7 +29,7 @@ class Full:
     """
 
     scale: float | None = None
-    affinity: Literal["dot", "euclidean"] = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
 
     def __call__(

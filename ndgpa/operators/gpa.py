@@ -11,7 +11,7 @@ from ndgpa import arguments
 from ndgpa._ops import without_autocast
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
-from ndgpa.problem import Problem
+from ndgpa.problem import Affinity, Problem
 from ndgpa.selection import Rule
 from ndgpa.structures import SpatialStructure, visible
 from ndgpa.structures.sampling import Sampling
@@ -31,7 +31,7 @@ class GPA:
 
     rule: Rule | int
     scale: float | None = None
-    affinity: Literal["dot", "euclidean"] = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
     backend: Literal["reference", "torch", "triton"] | None = None
     coarse: Literal["add", "gate"] | None = None
