@@ -150,11 +150,11 @@ class Cache:
 
     def _continue(self, query: Tensor, begin: int) -> Tensor:
         """Attend from the sites after `begin`, cell by cell."""
-        out = []
-        while query.shape[2]:
-            left = self._cell_sites - begin % self._cell_sites
+        out, left = [], self._cell_sites - begin % self._cell_sites
+        while query.shape[2] > left:
             out.append(self._attend_in_cell(query[:, :, :left], begin))
-            query, begin = query[:, :, left:], begin + left
+            query, begin, left = query[:, :, left:], begin + left, self._cell_sites
+        out.append(self._attend_in_cell(query, begin))
         return torch.cat(out, dim=2)
 
     def _attend_in_cell(self, query: Tensor, begin: int) -> Tensor:

@@ -35,7 +35,8 @@ class Nystrom(nn.Module):
         landmarks: The number m of runs; of n sites, the first m - n % m runs have n // m, the
             others one more. "blocks" means the blocks of the structures, which must be as many for
             queries as for keys.
-        iterations: Steps of the pseudo-inverse; more steps come closer to it.
+        iterations: Steps of the pseudo-inverse. More steps come closer to it, though not
+            necessarily to full attention.
         conv_kernel: Width, odd, of a depthwise convolution of the values in their natural order,
             which is added to the output. Needs `heads`, and queries and keys on one structure.
         heads: Query heads, for `conv_kernel`.
