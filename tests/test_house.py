@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ndgpa"
 FLOORS = (
-    ("arguments", "_ops"),
+    ("arguments", "_ops", "_flops"),
     ("structures",),
     ("problem",),
     ("selection", "attention"),
