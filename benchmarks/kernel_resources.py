@@ -10,11 +10,14 @@ products are exact by default and use none), and the tile.
 """
 
 import argparse
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -23,9 +26,10 @@ import triton
 from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
-from ndgpa.attention.triton import backward_keys, backward_queries, forward, sums
+import ndgpa
+from ndgpa.attention.triton import backward_keys, backward_queries, forward
 from ndgpa.attention.triton.inputs import Inputs
-from ndgpa.selection import triton_relevance, triton_top_k
+from ndgpa.selection import triton_top_k
 from ndgpa.selection.relevance import CoarseCells
 from ndgpa.structures import triton_means
 
@@ -106,14 +110,18 @@ def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
-        selecting = triton_means, triton_relevance, triton_top_k
-        for module in (*selecting, forward, backward_queries, backward_keys, sums):
-            names = [name for name in vars(module) if name.endswith("_kernel")]
-            found = {name: Recorder(getattr(module, name)) for name in names}
-            stack.enter_context(mock.patch.multiple(module, **found))
-            recorders |= found
+        for module in kernel_modules():
+            for name in [name for name in vars(module) if name.endswith("_kernel")]:
+                recorder = recorders.setdefault(name, Recorder(getattr(module, name)))
+                stack.enter_context(mock.patch.object(module, name, recorder))
         run()
     return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
+
+
+def kernel_modules() -> list[ModuleType]:
+    """Import every file of the package that has Triton in its path."""
+    found = pkgutil.walk_packages(ndgpa.__path__, "ndgpa.")
+    return [importlib.import_module(info.name) for info in found if "triton" in info.name]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

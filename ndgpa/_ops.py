@@ -140,3 +140,8 @@ def has_tangents(*xs: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return any(forward_ad.unpack_dual(x).tangent is not None for x in xs)
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` is active; torch has no public function for it."""
+    return torch._C._are_functorch_transforms_active()

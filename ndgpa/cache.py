@@ -1,4 +1,4 @@
-"""Decoding: append keys and values, attend with the newest queries, as a causal prefill would."""
+"""Decoding: append keys and values, attend with the newest queries."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -24,23 +24,23 @@ from ndgpa.problem import (
 )
 from ndgpa.selection import Rule
 from ndgpa.selection.candidates import KnowsItsPast
-from ndgpa.structures import Grid, Sequence
+from ndgpa.structures import Sequence
 from ndgpa.structures.base import MakeTable, SpatialStructure
 
 
 class Cache:
-    """Keys and values of a sequence that grows, for causal attention to it.
+    """Hold the keys and values of a growing sequence, for causal attention to them.
 
-    What `attend` gives for the newest sites is what `ndgpa.gpa` gives for them, causally, on the
-    whole `Sequence(length, block, cell)`. A cell selects at its first site, from the means of
-    the blocks that are complete by then, and keeps its selection; so a step costs the means at the
-    beginning of a cell, and the kept blocks at every site, however long the sequence is. A step
-    compiles as one graph and never makes the host wait for a GPU. For inference: no gradient is
-    kept.
+    `attend` returns for the newest sites what `ndgpa.gpa` returns for them on the whole
+    `Sequence(length, block, cell)` with `causal=True`. Each cell selects once, at its first site,
+    from the means of the blocks complete by then. So a step costs the kept blocks at every site and
+    the means at the first site of a cell, however long the sequence is. A step compiles as one
+    graph and never makes the host wait for a GPU. For inference: no gradient is recorded.
 
     Args:
-        block, cell: Of the sequence.
-        rule: Which key blocks each cell reads; an int k means `TopK(k)`. Not one that needs queries
+        block: Sites of a block.
+        cell: Blocks of a cell.
+        rule: Which key blocks each cell reads; an int k means `TopK(k)`. It must not need queries
             and keys on one structure.
         scale, affinity: As for `ndgpa.gpa`.
 
@@ -72,12 +72,18 @@ class Cache:
         self.rule = as_rule(rule)
         self.scale, self.affinity = scale, affinity
         self.length = 0
-        self._waiting = 0  # sites that no call of `attend` has been made for
-        self._kept: Selection | None = None
-        self._room_for = Sequence(block, block)
-        self._key = self._value = self._means = torch.empty(1, 1, 0, 1)
-        self._bias: Tensor | None = None  # (b, hk, room, 1), what euclidean logits add
-        self._time = torch.empty(0, dtype=torch.int64)  # (room,)
+        self._pending = 0  # sites appended but not attended from
+        self._selection: Selection | None = None  # of the newest cell
+        # Buffers along the sites; those beyond `length` are spare and later than any query.
+        self._key = self._value = torch.empty(1, 1, 0, 1)
+        self._bias: Tensor | None = None  # (b, hk, capacity, 1), for a euclidean affinity
+        self._means = torch.empty(1, 1, 0, 1)  # (b, hk, capacity / block, d)
+        self._time = torch.empty(0, dtype=torch.int64)  # (capacity,)
+        self._sequence = Sequence(block, block)  # of `capacity` sites
+
+    @property
+    def _cell_sites(self) -> int:
+        return self.block * self.cell
 
     @torch.no_grad()
     def append(self, key: Float[Tensor, "b hk m d"], value: Float[Tensor, "b hk m dv"]) -> None:
@@ -87,84 +93,102 @@ class Cache:
             _check_same_sequence("key", key, self._key)
             _check_same_sequence("value", value, self._value)
         begin, self.length = self.length, self.length + key.shape[2]
-        self._waiting += key.shape[2]
-        wide = torch.promote_types(key.dtype, torch.float32)
-        step, blocks = self.block * self.cell, -(-self.length // self.block)
-        room = -(-self.length // step) * step  # for all blocks of the newest cell
-        self._key = _room(self._key, key, room, key.dtype)
-        self._value = _room(self._value, value, room, value.dtype)
-        self._means = _room(self._means, key, self._key.shape[2] // self.block, wide)
-        self._key[:, :, begin : self.length] = key
-        self._value[:, :, begin : self.length] = value
-        if len(self._time) != self._key.shape[2]:
-            self._time = torch.arange(self._key.shape[2], device=key.device)
+        self._pending += key.shape[2]
+        capacity = _round_up(self.length, self._cell_sites)
+        self._key = _write(self._key, key, begin, capacity)
+        self._value = _write(self._value, value, begin, capacity)
+        self._append_bias(key, begin)
+        self._append_means(begin)
+        capacity = self._key.shape[2]
+        if self._time.shape[0] != capacity:
+            self._time = torch.arange(capacity, device=key.device)
+
+    def _append_bias(self, key: Tensor, begin: int) -> None:
         bias, _ = dot_form(key, self.affinity, self._scale(key))
         if bias is not None:
-            kept = bias[:, :, :0, None] if self._bias is None else self._bias
-            self._bias = _room(kept, bias[..., None], self._key.shape[2], wide)
-            self._bias[:, :, begin : self.length] = bias[..., None]
-        first = begin // self.block
-        new = self._key[:, :, first * self.block : blocks * self.block]
-        new = self._by_block(new).sum(dim=3, dtype=wide)
-        self._means[:, :, first:blocks] = new / self.block
+            bias = bias[..., None]
+            held = bias[:, :, :0] if self._bias is None else self._bias
+            self._bias = _write(held, bias, begin, self._key.shape[2])
+
+    def _append_means(self, begin: int) -> None:
+        """Take the means of the blocks from site `begin` on; wrong until a block is complete."""
+        first, end = begin // self.block, -(-self.length // self.block)
+        key = self._by_block(self._key[:, :, first * self.block : end * self.block])
+        wide = torch.promote_types(key.dtype, torch.float32)
+        means = key.sum(dim=3, dtype=wide) / self.block
+        self._means = _write(self._means, means, first, self._key.shape[2] // self.block)
 
     @torch.no_grad()
     def attend(self, query: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m dv"]:
-        """The output of the m newest sites, which no call has been made for yet.
+        """Return the output of the m sites appended since the last call.
 
         Raises:
-            ValueError: m is not the number of sites appended since the last call, or as for `gpa`.
+            ValueError: m is another number, or as for `gpa`.
         """
-        _check_newest(query, self._waiting)
+        _check_newest(query, self._pending)
         check_heads_and_features(query, self._key)
-        begin = self.length - self._waiting
+        begin = self.length - self._pending
         out = self._continue(query, begin) if begin else self._prefill(query)
-        self._waiting = 0
+        self._pending = 0
         return out
 
-    def _continue(self, query: Tensor, begin: int) -> Tensor:
-        """Sites after `begin`, cell by cell."""
-        out, step = [], self.block * self.cell
-        left = step - begin % step  # of the cell
-        while query.shape[2] > left:
-            out.append(self._of_one_cell(query[:, :, :left], begin))
-            query, begin, left = query[:, :, left:], begin + left, step
-        out.append(self._of_one_cell(query, begin))
-        return torch.cat(out, dim=2)
-
-    def _of_one_cell(self, query: Tensor, begin: int) -> Tensor:
-        if begin % (self.block * self.cell) == 0:
-            self._kept = self._select(query[:, :, :1], begin)
-        return self._read(query, begin)
-
     def _prefill(self, query: Tensor) -> Tensor:
-        """All sites at once; what a cell that has more to come selects is kept besides."""
-        length, step = self.length, self.block * self.cell
-        if length % step:
-            begin = length // step * step
-            self._kept = self._select(query[:, :, begin : begin + 1], begin)
-        block = min(self.block, length)
-        sequence = Sequence(length, block, min(self.cell, -(-length // block)))
+        """Attend from all sites at once; also keep the selection of an unfinished last cell."""
+        begin = self.length // self._cell_sites * self._cell_sites
+        if begin < self.length:
+            self._selection = self._select(query[:, :, begin : begin + 1], begin)
+        block = min(self.block, self.length)
         return gpa(
             query,
-            self._key[:, :, :length],
-            self._value[:, :, :length],
-            sequence,
+            self._key[:, :, : self.length],
+            self._value[:, :, : self.length],
+            Sequence(self.length, block, min(self.cell, -(-self.length // block))),
             self.rule,
             scale=self.scale,
             affinity=self.affinity,
             causal=True,
         )
 
+    def _continue(self, query: Tensor, begin: int) -> Tensor:
+        """Attend from the sites after `begin`, cell by cell."""
+        out, left = [], self._cell_sites - begin % self._cell_sites
+        while query.shape[2] > left:
+            out.append(self._attend_in_cell(query[:, :, :left], begin))
+            query, begin, left = query[:, :, left:], begin + left, self._cell_sites
+        out.append(self._attend_in_cell(query, begin))
+        return torch.cat(out, dim=2)
+
+    def _attend_in_cell(self, query: Tensor, begin: int) -> Tensor:
+        """Attend from sites of one cell, which selects if they are its first."""
+        if begin % self._cell_sites == 0:
+            self._selection = self._select(query[:, :, :1], begin)
+        assert self._selection is not None
+        (query,) = cast_for_autocast(query)
+        time = torch.arange(begin, begin + query.shape[2], device=query.device)
+        with without_autocast(query):
+            out, _ = attend_from_cells(
+                query[:, :, None],
+                self._by_block(self._key),
+                self._by_block(self._value),
+                self._selection,
+                self._scale(query) * (1 if self.affinity == "dot" else 2),
+                key_bias=None if self._bias is None else self._by_block(self._bias)[..., 0],
+                query_time=time[None],
+                key_time=self._time.view(-1, self.block),
+            )
+        return out[:, :, 0].to(query.dtype)
+
     def _select(self, query: Tensor, begin: int) -> Selection:
-        """What the cell that begins with this query reads."""
+        """Select for the cell that begins with this query."""
         cell = _NewestCell(begin // self.block, self.block, self.cell, query.device)
         later = query.new_zeros(*query.shape[:2], cell.num_sites - 1, query.shape[3])
+        if self._sequence.num_sites != self._key.shape[2]:
+            self._sequence = Sequence(self._key.shape[2], self.block)
         problem = Problem(
             torch.cat([query, later], dim=2),
             self._key,
             cell,
-            self._sequence().to(query.device),
+            self._sequence.to(query.device),
             self._scale(query),
             self.affinity,
             causal=True,
@@ -173,43 +197,20 @@ class Cache:
         with without_autocast(query):
             return self.rule.select(problem)
 
-    def _read(self, query: Tensor, begin: int) -> Tensor:
-        """Attend from sites of the newest cell."""
-        assert self._kept is not None
-        query = cast_for_autocast(query)[0]
-        time = torch.arange(begin, begin + query.shape[2], device=query.device)
-        with without_autocast(query):
-            out, _ = attend_from_cells(
-                query[:, :, None],
-                self._by_block(self._key),
-                self._by_block(self._value),
-                self._kept,
-                self._scale(query) * (1 if self.affinity == "dot" else 2),
-                key_bias=None if self._bias is None else self._by_block(self._bias)[..., 0],
-                query_time=time[None],
-                key_time=self._time.view(-1, self.block),
-            )
-        return out[:, :, 0].to(query.dtype)
-
-    def _by_block(self, x: Tensor) -> Tensor:  # (b, hk, room, d) -> (b, hk, B, R, d)
+    def _by_block(self, x: Tensor) -> Tensor:  # (b, hk, sites, d) -> (b, hk, B, R, d)
         return x.unflatten(2, (-1, self.block))
-
-    def _sequence(self) -> Grid:
-        """The room there is; what is not filled yet is later than any query."""
-        if self._room_for.shape != (self._key.shape[2],):
-            self._room_for = Sequence(self._key.shape[2], self.block)
-        return self._room_for
 
     def _scale(self, query: Tensor) -> float:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
 
 class _NewestCell(SpatialStructure, KnowsItsPast):
-    """One whole cell of a sequence; all is known without a look at a table.
+    """One whole cell of a sequence, as a structure that needs no table to be searched.
 
     Args:
         first_block: The block of the sequence that the cell begins with.
-        block, cell: Of the sequence.
+        block: Sites of a block.
+        cell: Blocks of the cell.
     """
 
     def __init__(self, first_block: int, block: int, cell: int, device: torch.device) -> None:
@@ -264,14 +265,26 @@ class _NewestCell(SpatialStructure, KnowsItsPast):
         return int(self.sites_per_block == 1)
 
 
-def _room(kept: Tensor, new: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """The same tensor, or one of twice the length with the same beginning."""
-    if kept.shape[2] >= length > 0:
-        return kept
-    grown = new.new_zeros(*new.shape[:2], max(length, 2 * kept.shape[2]), new.shape[3], dtype=dtype)
-    if kept.shape[2]:
-        grown[:, :, : kept.shape[2]] = kept
-    return grown
+def _write(
+    buffer: Tensor,  # (b, hk, held, d)
+    new: Tensor,  # (b, hk, m, d)
+    begin: int,
+    capacity: int,
+) -> Tensor:  # (b, hk, at least capacity, d)
+    """Write into a buffer from row `begin` on, after copying a buffer that is too small.
+
+    The copy has at least twice the rows, so that copies are rare.
+    """
+    if buffer.shape[2] < capacity or capacity == 0:
+        grown = new.new_zeros(*new.shape[:2], max(capacity, 2 * buffer.shape[2]), new.shape[3])
+        grown[:, :, :begin] = buffer[:, :, :begin]
+        buffer = grown
+    buffer[:, :, begin : begin + new.shape[2]] = new
+    return buffer
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def _check_same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
@@ -286,9 +299,7 @@ def _check_same_sequence(name: str, new: Tensor, kept: Tensor) -> None:
 def _check_newest(query: Any, wanted: int) -> None:
     check_features("query", query)
     if wanted == 0:
-        raise ValueError(
-            "every site of the cache already has its output; append keys and values first"
-        )
+        raise ValueError("the cache has no site without an output; append keys and values first")
     if query.shape[2] != wanted:
         raise ValueError(
             f"query has {query.shape[2]} sites but {wanted} were appended since the last call"

@@ -8,25 +8,25 @@ from torch import Tensor, nn
 
 from ndgpa import arguments
 from ndgpa.operators import GPA, Operator
+from ndgpa.operators.base import masks_to_pass_on
 from ndgpa.structures import SpatialStructure
 
 
 class SpatialAttention(nn.Module):
-    """Multi-head attention over a space: self-attention, or cross-attention given a context.
+    """Apply multi-head attention over a space: self-attention, or cross-attention to a context.
 
     Args:
-        query_dim: Features of `x`; the heads share as many features of queries and keys.
-        heads: How many heads; divides `query_dim` and `value_dim`.
+        query_dim: Features of `x`, and of the queries of all heads together.
+        heads: The number of heads; divides `query_dim` and `value_dim`.
         key_dim: Features of the context; None means `query_dim`.
-        value_dim: Features of the values, all heads together; None means `query_dim`.
+        value_dim: Features of the values of all heads together; None means `query_dim`.
         out_dim: Features of the output; None means `query_dim`.
-        key_heads: How many heads of keys and values the heads share; divides `heads`. None means
-            one for each.
-        operator: The attention, e.g. `GPA(12)`, `Full()`, `NoAttention()`. An operator that is a module
-            becomes a submodule.
+        operator: The attention, e.g. `GPA(12)` or `Full()`. An operator that is a module becomes a
+            submodule.
+        key_heads: The number of heads of keys and values; divides `heads`. None means `heads`.
 
-    To export a model, keep the structure as an attribute of a module that calls this one:
-    `torch.export` accepts no inputs but tensors and plain numbers.
+    To export a model, keep the structure as an attribute of the module that calls this one:
+    `torch.export` accepts only tensors and plain numbers as inputs.
 
     Raises:
         ValueError: A width is below 1, or the heads do not divide it.
@@ -61,7 +61,7 @@ class SpatialAttention(nn.Module):
         if name == "operator":
             _check_operator(value)
             if not isinstance(value, nn.Module):
-                self._modules.pop(name, None)  # an operator that is a module gives way to any other
+                self._modules.pop(name, None)  # else the former operator would stay a submodule
         super().__setattr__(name, value)
 
     def forward(
@@ -74,13 +74,15 @@ class SpatialAttention(nn.Module):
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n out_dim"]:
-        """Attend from x to the context (to x itself where there is none).
+        """Attend from `x` to the context, or to `x` itself where there is none.
 
         Args:
             x: Features of the sites of `structure`.
-            context: Features of the sites of `context_structure` (None: of `structure`).
+            structure: The space of `x`.
+            context: Features of the sites of `context_structure`.
+            context_structure: The space of the context; None means `structure`.
             key_mask: True where a site of the context is seen.
-            query_mask: True where a site of x takes part in what queries share, as for `Operator`.
+            query_mask: True where a site of `x` takes part in what queries share; see `Operator`.
         """
         context = x if context is None else context
         _check_input("x", x, self.to_query.in_features)
@@ -93,9 +95,7 @@ class SpatialAttention(nn.Module):
                 (self.to_value(context), self.key_heads),
             )
         )
-        masks = {"key_mask": key_mask}
-        if query_mask is not None:  # an operator of one's own need not know of it
-            masks["query_mask"] = query_mask
+        masks = masks_to_pass_on(key_mask, query_mask)
         out = self.operator(query, key, value, structure, context_structure, **masks)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 

@@ -82,7 +82,7 @@ def _selection(resources, relevance, d, heads, key_heads, selection_heads, place
         meta(2, key_heads, blocks, d),
         meta(2, key_heads, blocks),
         meta(2, blocks),
-        meta(cells, places),
+        meta(2, cells, places),
         meta(cells, dtype=torch.int64),
         meta(blocks, dtype=torch.int64),
         None,

@@ -1,4 +1,4 @@
-"""Looking at attention: what it costs, how much a selection keeps, and where it goes."""
+"""Measures and pictures of attention: its cost, what a selection keeps, where it goes."""
 
 from ndgpa.analysis.cost import AffinityEntries, full_entries, gpa_entries, low_rank_entries
 from ndgpa.analysis.coverage import coverage

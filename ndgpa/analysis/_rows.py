@@ -13,9 +13,10 @@ from ndgpa.structures import visible
 
 
 def logit_rows(problem: Problem, sites: Int[Tensor, " s"]) -> Float[Tensor, "b h s n_k"]:
-    """The logits of the queries at `sites` against every key, -inf where a key is not seen.
+    """Compute the logits of the queries at `sites` for every key, -inf where a key is not seen.
 
-    In float32 or wider. A euclidean affinity lacks its term |q|^2, which softmax does not see.
+    They are in float32 or wider. A euclidean affinity lacks its term |q|^2, which cancels in a
+    softmax.
     """
     wide, mask = torch.promote_types(problem.query.dtype, torch.float32), problem.key_mask
     key = problem.key.to(wide)
@@ -37,6 +38,6 @@ def check_sites(name: str, sites: Any, num_sites: int) -> None:
     arguments.int_vector(name, sites)
     if len(sites) and not 0 <= int(sites.min()) <= int(sites.max()) < num_sites:
         raise ValueError(
-            f"{name} must be between 0 and {num_sites - 1}; got numbers from {int(sites.min())} to "
+            f"{name} must be between 0 and {num_sites - 1}; got {int(sites.min())} to "
             f"{int(sites.max())}"
         )

@@ -1,4 +1,4 @@
-"""Lines from queries to the keys that they read."""
+"""Pictures of lines from queries to the keys that they read."""
 
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from ndgpa.analysis._rows import check_sites
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FAINTEST = 0.02  # lines of less opacity are not drawn
+FAINTEST = 0.02  # fainter lines are not drawn
 
 
 def draw_key_lines(
@@ -27,18 +27,18 @@ def draw_key_lines(
 ) -> None:
     """Draw two images side by side, and lines from queries in one to their keys in the other.
 
-    Opacity is the weight over the largest weight of the same query, so that one sees whether a
+    The opacity of a line is its weight over the largest weight of the query, which shows whether a
     query copies from one place or gathers from many. Needs the extra `viz`.
 
     Source: Figure 9 of Jetchev et al. 2021.
 
     Args:
-        to: Axes of matplotlib to draw on, or the path of a picture to write (by a temporary name).
+        to: Axes of matplotlib to draw on, or the path of a picture to write.
         query_image: The image whose pixels are the query sites; 1 or 3 channels from 0 to 1.
         key_image: The image whose pixels are the key sites.
         queries: Sites of the queries, in raster order.
-        keys: Sites of the keys of each query, -1 for none; as from `ndgpa.analysis.key_weights`.
-        weights: Their weights.
+        keys: Sites of the keys of each query, -1 for none, such as from `key_weights`.
+        weights: The weights of those keys.
 
     Raises:
         ValueError, TypeError: The arguments do not fit; nothing has been drawn.
@@ -108,7 +108,7 @@ def _show(axes: "Axes", image: Tensor, left: int) -> None:
 
 
 def _place(site: int, image: Tensor, shift: int = 0) -> tuple[int, int]:
-    """Where on the axes the middle of a pixel is: across, down."""
+    """Return where the centre of a pixel is on the axes: across, down."""
     row, column = divmod(site, image.shape[2])
     return column + shift, row
 

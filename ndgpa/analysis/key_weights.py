@@ -1,4 +1,4 @@
-"""Where the attention of chosen queries goes."""
+"""Where the attention of given queries goes."""
 
 import torch
 from einops import rearrange, repeat
@@ -24,17 +24,17 @@ def key_weights(
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
 ) -> tuple[Int[Tensor, "b h s y"], Float[Tensor, "b h s y"]]:
-    """The keys that chosen queries read, and the softmax weight of each: `ndgpa.attend` laid open.
+    """Return the keys that given queries read in `ndgpa.attend`, and the softmax weight of each.
 
     Args:
         query, key, structure, key_structure, scale, affinity, causal, key_mask: As for `ndgpa.gpa`.
-        selection: From `ndgpa.select`, or ids of one's own; its bias counts.
-        sites: (s,) int, the sites of the queries.
+        selection: From `ndgpa.select`, or built from block ids; its bias counts.
+        sites: The sites of the queries.
 
     Returns:
-        Key sites, int64, -1 for a place without a key that is seen; and weights in float32 or
-        wider, which sum to 1 over the keys of a query, 0 where the site is -1. All are 0 for a
-        query that sees nothing.
+        Key sites, int64, -1 for an empty place or a key that is not seen. Weights, in float32 or
+        wider, which sum to 1 over the keys of a query and are 0 where the site is -1. All are 0 for
+        a query that sees nothing.
 
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
@@ -68,8 +68,8 @@ def key_weights(
         logits = logits + _per_head(bias, query.shape[1])
     unseen = (key_sites < 0) | (logits == -torch.inf)
     logits = logits.masked_fill(unseen, -torch.inf)
-    blind = unseen.all(dim=-1, keepdim=True)
-    weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(unseen, 0)
+    sees_none = unseen.all(dim=-1, keepdim=True)
+    weights = logits.masked_fill(sees_none, 0).softmax(dim=-1).masked_fill(unseen, 0)
     return key_sites.masked_fill(unseen, -1), weights
 
 

@@ -5,8 +5,8 @@
         structure = structure_of(batch)
         x = layer(batch.x, batch.edge_index, batch.batch, structure=structure)
 
-`GPAConv` stands where `torch_geometric.nn.GPSConv` stands. Needs the extra `pyg`, and `graph` for
-graphs without positions.
+`GPAConv` replaces `torch_geometric.nn.GPSConv`. Needs the extra `pyg`, and `graph` for graphs
+without positions.
 """
 
 from typing import Any
@@ -27,19 +27,19 @@ from ndgpa.structures.graph import check_edge_index
 class GPACoarsening(BaseTransform):  # type: ignore[misc]
     """Add to each graph the tables of its `ndgpa.Graph`, as a `pre_transform` or a `transform`.
 
-    The tables are numbered within their graph, so that any way of batching or storing graphs keeps
-    them valid: `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
-    `gpa_num_blocks` and `gpa_num_cells`.
+    The tables are `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
+    `gpa_num_blocks` and `gpa_num_cells`. Numbers count within the graph, so that the tables stay
+    valid however graphs are batched or stored.
 
     Args:
-        block: Nodes in a block; all of them in a graph that has fewer.
-        cell: Blocks in a cell; all of them in a graph that has fewer.
+        block: Nodes in a block; a smaller graph is one block.
+        cell: Blocks in a cell; a graph of fewer blocks is one cell.
         method: As for `ndgpa.Graph`.
-        position: The attribute that holds positions, used where a graph has it.
-        edge_weight: The attribute that holds edge weights, or None for no weights.
+        position: Name of the attribute that holds positions, used where a graph has it.
+        edge_weight: Name of the attribute that holds edge weights; None for no weights.
 
     Raises:
-        ValueError, TypeError: On construction a count is below 1; on a call as `ndgpa.Graph`.
+        ValueError, TypeError: A count is below 1, or as for `ndgpa.Graph` when called.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
 
 
 def structure_of(data: Data) -> Clusters:
-    """The structure of a graph, or of a batch of graphs that do not see each other.
+    """Build the structure of a graph, or of a batch of graphs that do not see each other.
 
     Args:
         data: A `Data` or `Batch` whose graphs went through `GPACoarsening`.
 
     Raises:
-        ValueError: They did not.
+        ValueError: A graph has no tables.
     """
     _check_homogeneous(data)
     _check_coarsened(data)
@@ -103,21 +103,21 @@ def structure_of(data: Data) -> Clusters:
 
 
 class GPAConv(nn.Module):
-    """A layer of message passing and attention over the whole graph, side by side, then an MLP.
+    """Apply message passing and attention over the whole graph in parallel, then an MLP.
 
-    It has the form of `torch_geometric.nn.GPSConv`, with layer norm, so that a graph's output does
-    not depend on the batch that it is in.
+    The layer has the form of `torch_geometric.nn.GPSConv`, but with layer norm, so that the output
+    of a graph does not depend on its batch.
 
     Source: Rampasek et al. 2022, "Recipe for a General, Powerful, Scalable Graph Transformer", with
     Grid Partitioned Attention as the attention.
 
     Args:
         channels: Features of a node, in and out.
-        heads: How many heads; divides `channels`.
+        heads: The number of heads; divides `channels`.
         conv: The message passing, called as `conv(x, edge_index, **kwargs)`; None for none.
         operator: The attention, e.g. `ndgpa.GPA(12)` or `ndgpa.Full()`.
         block, cell: As for `ndgpa.Graph`, for calls without a structure.
-        dropout: Probability, after message passing, attention and in the MLP.
+        dropout: Probability of dropout after message passing, after attention and in the MLP.
 
     Raises:
         ValueError, TypeError: A count is below 1, or the heads do not divide the channels.
@@ -159,15 +159,15 @@ class GPAConv(nn.Module):
         structure: SpatialStructure | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "n channels"]:
-        """One layer.
+        """Apply the layer.
 
         Args:
             x: Features of all nodes of the batch.
             edge_index: Edges of the batch; none between graphs.
             batch: The graph of each node, ascending; None for one graph.
-            structure: From `structure_of`; None makes one from the edges, which takes longer than
-                the layer, so give one where graphs come again.
-            kwargs: For `conv`.
+            structure: From `structure_of`. None builds one from the edges, which takes longer than
+                the layer, so pass one where graphs are used repeatedly.
+            kwargs: Passed to `conv`.
         """
         if structure is None:
             structure = structure_of_edges(edge_index, len(x), self.block, self.cell, batch)
@@ -186,7 +186,7 @@ def structure_of_edges(
     cell: int = 1,
     batch: Int[Tensor, " n"] | None = None,
 ) -> Clusters:
-    """The structure of a batch that went through no `GPACoarsening`: its graphs one by one.
+    """Build the structure of a batch that did not go through `GPACoarsening`, graph by graph.
 
     Args:
         batch: The graph of each node, ascending; None for one graph.
@@ -207,7 +207,7 @@ def structure_of_edges(
 
 
 def _graph(edge_index: Tensor, num_nodes: int, block: int, cell: int, **options: Any) -> Clusters:
-    """A `Graph` whose counts give way to graphs that are smaller."""
+    """Build a `Graph`, with blocks and cells no larger than the graph."""
     block = min(block, max(num_nodes, 1))
     cell = min(cell, max(-(-num_nodes // block), 1))
     return Graph(edge_index, num_nodes, block, cell, **options)
@@ -243,6 +243,6 @@ def _check_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
     if len(batch) != num_nodes:
         raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
     if bool((batch[1:] < batch[:-1]).any()):
-        raise ValueError("batch must be sorted: the nodes of each graph follow one another")
+        raise ValueError("batch must be sorted, so that the nodes of each graph are contiguous")
     if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
         raise ValueError("edge_index connects nodes of different graphs in the batch")

@@ -14,12 +14,12 @@ from ndgpa.structures import SpatialStructure, visible
 
 @dataclass(frozen=True)
 class Full:
-    """Softmax attention over all keys, by `torch.nn.functional.scaled_dot_product_attention`.
+    """Attend to all keys, by `torch.nn.functional.scaled_dot_product_attention`.
 
-    Source: Equation 1 of Jetchev et al. 2021. It is what GPA equals when every block is kept.
+    Source: Equation 1 of Jetchev et al. 2021. GPA equals it when every block is kept.
 
-    torch's fused kernels have no second derivative; `torch.nn.attention.sdpa_kernel` with the MATH
-    backend has.
+    torch's fused kernels have no second derivative; use the MATH backend of
+    `torch.nn.attention.sdpa_kernel` where one is needed.
 
     Args:
         scale, affinity, causal: As for `ndgpa.gpa`.
@@ -72,7 +72,7 @@ class Full:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Every key that is visible; as `SaysMask.mask`."""
+        """Return which keys are visible; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         seen = visible(structure, key_structure, self.causal)
         if seen is None:
@@ -91,15 +91,15 @@ def _attend(
     grouped = key.shape[1] != query.shape[1]
     width = value.shape[3]
     wide = query.dtype if mask is None else mask.dtype  # a bias needs more than 16 bits
-    query, key, value = _fit_to_be_fused(*(x.to(wide) for x in (query, key, value)))
+    query, key, value = _fit_for_fused_kernels(*(x.to(wide) for x in (query, key, value)))
     out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
     if mask is not None:
         out = out.masked_fill(mask.amax(dim=-1, keepdim=True) == -torch.inf, 0)
     return out[..., :width]
 
 
-def _fit_to_be_fused(*xs: Tensor) -> list[Tensor]:
-    """What torch's fused kernels want: equal widths, features side by side."""
+def _fit_for_fused_kernels(*xs: Tensor) -> list[Tensor]:
+    """Lay tensors out as torch's fused kernels need them: equal widths, contiguous features."""
     width = max(x.shape[3] for x in xs)
     xs = tuple(F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in xs)
     return [x if x.stride(3) == 1 else x.contiguous() for x in xs]
@@ -110,7 +110,7 @@ def _mask(
     bias: Float[Tensor, "b hk n_k"] | None,
     seen: Bool[Tensor, "n n_k"] | None,
 ) -> Float[Tensor, "#b #h #n n_k"] | None:
-    """What is added to the logits, in float32 or wider; None for nothing."""
+    """Return what is added to the logits, in float32 or wider; None for nothing."""
     if bias is None:
         if seen is None:
             return None

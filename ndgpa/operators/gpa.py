@@ -1,7 +1,7 @@
 """Grid Partitioned Attention with its options bound."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,13 +19,13 @@ from ndgpa.structures.tables import lookup
 
 @dataclass(frozen=True)
 class GPA:
-    """`ndgpa.gpa` as an operator; options and errors as there.
+    """Apply `ndgpa.gpa` with its options bound; options and errors as there.
 
     Args:
         rule: Which key blocks each cell reads; an int k means `TopK(k)`.
-        coarse: Also attend between block means and bring the result to every site of a block:
-            "add" adds it, "gate" adds it times the gate given to the call, None does not.
-        coarse_sizes: Whether a key block counts in the coarse branch as its sites do, or as one.
+        coarse: Also attend between block means: "add" adds the result to every site of a block,
+            "gate" first multiplies it by the gate given to the call. None means no coarse branch.
+        coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
         read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
     """
 
@@ -33,8 +33,8 @@ class GPA:
     scale: float | None = None
     affinity: Affinity = "dot"
     causal: bool = False
-    backend: str | None = None
-    coarse: str | None = None
+    backend: Literal["reference", "torch", "triton"] | None = None
+    coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
 
@@ -57,13 +57,12 @@ class GPA:
         """Attend.
 
         Args:
-            query_mask: As for `gpa`; in the coarse branch, too, a block's query is the mean over
-                its sites that take part.
-            gate: What the coarse branch is multiplied with, one number for each feature or for
-                each site; only with `coarse="gate"`.
+            query_mask: As for `gpa`. The query of a block in the coarse branch, too, is the mean
+                over the sites that take part.
+            gate: Factor of the coarse branch, one for each feature or one for each site; only with
+                `coarse="gate"`.
         """
         _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
-        key_structure = structure if key_structure is None else key_structure
         selection = select(
             query,
             key,
@@ -92,22 +91,21 @@ class GPA:
         )
         if self.coarse is None:
             return out
-        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        problem = Problem(
+        problem = Problem.of(
             query,
             key,
             structure,
-            key_structure,
-            scale,
-            self.affinity,
-            self.causal,
-            key_mask,
-            query_mask,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
+            query_mask=query_mask,
         )
         with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
-        return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
+        gate = None if gate is None else gate.to(out.dtype)
+        return add_by_block(out, branch, problem.structure, gate)
 
     def mask(
         self,
@@ -116,9 +114,9 @@ class GPA:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "groups n n_k"]:
-        """The keys that these features make a query read; as `SaysMask.mask`.
+        """Return which site reads which, given these features; see `SaysMask.mask`.
 
-        There is a group for each batch and selection head. A coarse branch reads every key.
+        There is one group for each sample and selection head. A coarse branch reads every key.
         """
         query, key = _check_features_given("GPA", query, key)
         key_structure = structure if key_structure is None else key_structure
@@ -146,7 +144,7 @@ class GPA:
 
 def _check_features_given(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
     if query is None or key is None:
-        raise ValueError(f"the mask of {who} depends on the features: give query and key")
+        raise ValueError(f"the mask of {who} depends on the features; pass query and key")
     return query, key
 
 

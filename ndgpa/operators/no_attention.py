@@ -13,7 +13,7 @@ from ndgpa.structures import SpatialStructure
 
 @dataclass(frozen=True)
 class NoAttention:
-    """Reads no key: the output is 0, so that a residual or a concatenation adds nothing.
+    """Return zeros without reading any key, so that a residual adds nothing.
 
     Source: "NO" in Section 3.2 of Jetchev et al. 2021.
     """
@@ -48,7 +48,7 @@ class NoAttention:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """No key; as `SaysMask.mask`."""
+        """Return all False: no site reads any key; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         shape = (1, structure.num_sites, key_structure.num_sites)
         return torch.zeros(shape, dtype=torch.bool, device=structure.device)

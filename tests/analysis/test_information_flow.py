@@ -148,6 +148,6 @@ def test_steps_that_do_not_fit_are_refused() -> None:
         path_counts([a.float()])
     x = torch.zeros(1, 1, 16, 2)
     with pytest.raises(
-        ValueError, match="the mask of GPA depends on the features: give query and key"
+        ValueError, match="the mask of GPA depends on the features; pass query and key"
     ):
         ndgpa.GPA(1).mask(ndgpa.Grid(16, 2), query=x)

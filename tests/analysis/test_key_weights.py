@@ -74,7 +74,7 @@ def test_bad_sites_are_refused() -> None:
     structure = ndgpa.Sequence(8, 2)
     query = torch.zeros(1, 1, 8, 2)
     selection = ndgpa.select(query, query, structure, 2)
-    with pytest.raises(ValueError, match="sites must be between 0 and 7; got numbers from 0 to 8"):
+    with pytest.raises(ValueError, match="sites must be between 0 and 7; got 0 to 8"):
         key_weights(query, query, selection, structure, torch.tensor([0, 8]))
     with pytest.raises(TypeError, match="sites must have an integer dtype"):
         key_weights(query, query, selection, structure, query[0, 0, :, 0].bool())

@@ -260,7 +260,7 @@ def test_bad_input_is_named() -> None:
     for batch, words in (
         (
             torch.tensor([0, 1, 0]),
-            "batch must be sorted: the nodes of each graph follow one another",
+            "batch must be sorted, so that the nodes of each graph are contiguous",
         ),
         (torch.tensor([0, 0, 1]), "edge_index connects nodes of different graphs in the batch"),
         (torch.tensor([0, 0]), "batch has 2 entries but there are 3 nodes"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.operators import LocalSparse, Operator
-from ndgpa.operators.local_sparse import enumerate_sites
+from ndgpa.operators.sparse_patterns import enumerate_sites
 from ndgpa.testing import OperatorContract
 
 

@@ -236,6 +236,19 @@ def test_hydra_is_its_parts_side_by_side(heads: int, key_heads: int) -> None:
         )
 
 
+def test_the_parts_of_hydra_know_which_queries_select() -> None:
+    """Of the one cell, query 0 wants block 0 and query 1, alone in the mask, wants block 1."""
+    query, key = torch.zeros(2, 1, 2, 4, 2, dtype=torch.float64)
+    query[..., 0, 0], query[..., 1, 1] = 20, 10
+    key[..., :2, 0] = key[..., 2:, 1] = 1
+    value = torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4)
+    asked = torch.tensor([[False, True, False, False]])
+    operator = Hydra([ndgpa.GPA(1), ndgpa.GPA(1)])
+    out = operator(query, key, value, ndgpa.Sequence(4, 2, 2), query_mask=asked)
+    assert (out[..., :2] == 0).all()
+    torch.testing.assert_close(out[..., 2:], torch.full_like(out[..., 2:], 0.5))
+
+
 def test_the_parameters_of_the_parts_are_its_own() -> None:
     operator = Hydra([ndgpa.Full(), Neighborhood((3, 3), rel_bias=True, heads=2)])
     assert [tuple(p.shape) for p in operator.parameters()] == [(2, 5, 5)]
@@ -269,7 +282,7 @@ def test_errors_say_what_was_wanted() -> None:
         Neighborhood(0)
     with pytest.raises(ValueError, match="rel_bias=True needs heads"):
         Neighborhood(3, rel_bias=True)
-    with pytest.raises(ValueError, match="query has 4 heads but the relative bias was made for 2"):
+    with pytest.raises(ValueError, match="query has 4 heads but the relative bias has 2"):
         Neighborhood((3, 3), rel_bias=True, heads=2)(x, x, x, ndgpa.Grid((3, 4), 1))
     with pytest.raises(ValueError, match="Hydra has 5 parts but query has 4 heads"):
         Hydra([ndgpa.Full()] * 5)(x, x, x, ndgpa.Grid((3, 4), 1))

@@ -10,8 +10,8 @@ import ndgpa
 from ndgpa.attention.chunks import BUDGET
 from ndgpa.attention.features import attend_by_features
 from ndgpa.attention.tiles import attend_tiles
-from ndgpa.operators.local_sparse import local_sparse_tables
 from ndgpa.operators.neighborhood import neighborhood_tables
+from ndgpa.operators.sparse_patterns import local_sparse_tables
 
 
 def tiles_arguments() -> tuple[Any, ...]:
