@@ -15,7 +15,7 @@ DISJOINT = "ndgpa/structures/disjoint.py"
 POINTS = "ndgpa/structures/points.py"
 SAMPLING = "ndgpa/structures/sampling.py"
 VISIBLE = "ndgpa/structures/visible.py"
-AFFINITY = "ndgpa/affinity.py"
+CALL = "ndgpa/problem.py"
 RULE = "ndgpa/selection/base.py"
 SLOTS = "ndgpa/selection/slots.py"
 CANDIDATES = "ndgpa/selection/candidates.py"
@@ -122,8 +122,8 @@ MUTANTS = (
         (T_CLUSTERS, T_DISJOINT),
     ),
     Mutant(
-        "the window of a short last cell is longer", GRID,
-        "ends = (begins + cell).clamp(max=count) + reach", "ends = begins + cell + reach",
+        "the window of the last cell goes on past the border", GRID,
+        "ends = (begins + cell + reach).clamp(max=count)", "ends = begins + cell + reach",
         (T_GRID, T_RULES),
     ),
     Mutant(
@@ -166,11 +166,11 @@ MUTANTS = (
     ),
     # Selection
     Mutant(
-        "the euclidean bias has the wrong sign", AFFINITY,
+        "the euclidean bias has the wrong sign", CALL,
         "return -scale * key", "return scale * key", (PROBLEMS,),
     ),
     Mutant(
-        "a hidden key is very unlikely", AFFINITY,
+        "a hidden key is very unlikely", CALL,
         "masked_fill(~key_mask[:, None], -torch.inf)", "masked_fill(~key_mask[:, None], -9.0)",
         (PROBLEMS,),
     ),
@@ -317,7 +317,9 @@ MUTANTS = (
     # Kernels
     Mutant(
         "a blind query has a log-sum-exp of 0", FORWARD,
-        'tl.where(m_blind, float("-inf"), (b_max', "tl.where(m_blind, 0.0, (b_max", (T_KERNELS,),
+        "b_lse = (b_max + tl.log2(b_sum))",
+        "b_lse = (tl.where(m_blind, 0.0, b_max) + tl.log2(b_sum))",
+        (T_KERNELS,),
     ),
     Mutant(
         "the running sum is not rescaled", FORWARD,
