@@ -7,7 +7,7 @@ override a method with a faster form of the same function.
 
 import abc
 from collections.abc import Callable, Hashable
-from typing import Any, Self
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,7 @@ from ndgpa.structures.tables import (
     take_sites,
 )
 
+Structure = TypeVar("Structure", bound="SpatialStructure")
 MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
 
@@ -201,7 +202,7 @@ class SpatialStructure(abc.ABC):
         """Where the tables are."""
         return self.blocks.device
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Structure, device: torch.device | str) -> Structure:
         """Copy the tables to `device`, once; the structure itself where they are there already."""
         device = torch.device(device)
         if device == self.device:
