@@ -17,7 +17,7 @@ from tests.contracts.rule import RuleContract
 from tests.oracle import rows
 from tests.selection.causal_contract import CausalContract
 
-module = importlib.import_module("ndgpa.selection.multi_level")
+module = importlib.import_module("ndgpa.selection.select_children")
 
 
 def levels_of(structure: ndgpa.SpatialStructure, factor: int) -> int:
