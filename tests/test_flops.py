@@ -41,7 +41,16 @@ CHUNKED = (ids(8, 2, 4, 5, 2), None, None, None, None, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
-CELLS = (normal(2, 4, 5, 3, 7), normal(2, 2, 8, 7), None, None, torch.ones(2, 5, 3), None, None, None)
+CELLS = (
+    normal(2, 4, 5, 3, 7),
+    normal(2, 2, 8, 7),
+    None,
+    None,
+    torch.ones(2, 5, 3),
+    None,
+    None,
+    None,
+)
 CHILDREN = torch.arange(24).view(8, 3)
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
