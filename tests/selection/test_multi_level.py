@@ -15,7 +15,7 @@ from ndgpa.selection import Rule
 from ndgpa.testing import CausalContract, RuleContract, draw
 from ndgpa.testing.oracle import rows
 
-module = importlib.import_module("ndgpa.selection.multi_level")
+module = importlib.import_module("ndgpa.selection.select_children")
 
 
 def levels_of(structure: ndgpa.SpatialStructure, factor: int) -> int:
