@@ -46,7 +46,7 @@ CELLS = (
     normal(2, 2, 8, 7),
     None,
     None,
-    torch.ones(1, 5, 3),
+    torch.ones(2, 5, 3),
     None,
     None,
     None,
@@ -81,7 +81,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         select_children,
         (
             normal(2, 4, 5, 3, 7), normal(2, 2, 8, 3, 7), torch.zeros(2, 8, 3), ids(8, 2, 2, 5, 2),
-            torch.ones(1, 5, 3), CHILDREN, None, 4, "group", 0.3, None, None,
+            torch.ones(2, 5, 3), CHILDREN, None, 4, "group", 0.3, None, None,
         ),
     ),
 }  # fmt: skip
