@@ -1,5 +1,7 @@
 """What the contract of backends compares: outputs and derivatives, and inputs that tie."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def _ramp(x: Tensor) -> Tensor:
     return torch.linspace(-1, 1, max(1, x.numel()), dtype=x.dtype)[: x.numel()].view(x.shape)
 
 
-def plain_derivatives(problem: draw.Problem, inputs: list[Tensor]) -> list[Tensor]:
+def plain_derivatives(problem: draw.Problem, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Dense attention in plain torch, in the dtype of the inputs."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     repeats = leaves[0].shape[1] // leaves[1].shape[1]
