@@ -45,7 +45,8 @@ PERFORMER = "ndgpa/operators/performer.py"
 MULTI_AXIS = "ndgpa/operators/multi_axis.py"
 CACHE = "ndgpa/cache.py"
 PYG = "ndgpa/integrations/pyg.py"
-POSE_LOSSES = "examples/images/pose_morphing/losses"
+POSE_LOSSES = "examples/images/pose_morphing/losses.py"
+POSE_DATA = "examples/images/pose_morphing/data.py"
 VIDEO_LOSSES = "examples/video/losses.py"
 
 # What should notice
@@ -71,7 +72,8 @@ T_AXES = "tests/operators/test_multi_axis.py"
 T_KERNELS = "tests/kernels/test_attention.py"
 T_INVERSE = "tests/kernels/test_inverse.py"
 T_SMALL_CELLS = "tests/kernels/test_small_cells.py"
-T_POSE_LOSSES = "tests/examples/pose_morphing/test_losses.py"
+T_POSE_LOSSES = "examples/images/pose_morphing/losses.py"
+POSE_DATA = "examples/images/pose_morphing/data.py"
 T_AFFINE = "tests/examples/pose_morphing/test_affine.py"
 T_TEXTURE = "tests/examples/pose_morphing/test_texture.py"
 T_VIDEO = "tests/examples/video/test_parts.py"
@@ -396,19 +398,19 @@ MUTANTS = (
     ),
     # Losses of the examples
     Mutant(
-        "the generator wants to be found out", f"{POSE_LOSSES}/adversarial.py",
+        "the generator wants to be found out", POSE_LOSSES,
         "return F.softplus(-fake).mean()", "return F.softplus(fake).mean()", (T_POSE_LOSSES,),
     ),
     Mutant(
-        "unknown places count in the correspondence", f"{POSE_LOSSES}/correspondence.py",
+        "unknown places count in the correspondence", POSE_LOSSES,
         "weight = weight * (weight > 0.5)", "weight = weight * 0 + 1", (T_POSE_LOSSES,),
     ),
     Mutant(
-        "points move against the picture", f"{POSE_LOSSES}/affine.py",
+        "points move against the picture", POSE_DATA,
         "place.mT - shift", "place.mT + shift", (T_AFFINE,),
     ),
     Mutant(
-        "texture has the sign of the filter", f"{POSE_LOSSES}/texture.py",
+        "texture has the sign of the filter", POSE_LOSSES,
         "F.avg_pool2d(x.abs(), WINDOW", "F.avg_pool2d(x, WINDOW", (T_TEXTURE,),
     ),
     Mutant(
