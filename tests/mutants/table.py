@@ -18,7 +18,7 @@ VISIBLE = "ndgpa/structures/visible.py"
 CALL = "ndgpa/problem.py"
 RULE = "ndgpa/selection/base.py"
 SLOTS = "ndgpa/selection/slots.py"
-CANDIDATES = "ndgpa/selection/candidates.py"
+CANDIDATES = "ndgpa/structures/candidates.py"
 COARSE_LEVEL = "ndgpa/selection/coarse.py"
 PYRAMID = "ndgpa/selection/pyramid.py"
 RELEVANCE = "ndgpa/selection/relevance.py"
@@ -202,8 +202,8 @@ MUTANTS = (
         (T_CAUSAL, PROBLEMS),
     ),
     Mutant(
-        "a share of the past counts the future", CANDIDATES,
-        "now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])", "pass",
+        "a share of the past counts the future", BASE,
+        "count = _count_past if causal else _count_in_group", "count = _count_in_group",
         (PROBLEMS, T_CAUSAL),
     ),
     Mutant(
