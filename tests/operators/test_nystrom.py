@@ -174,3 +174,13 @@ def test_errors_say_what_was_wanted() -> None:
         NotImplementedError, match="Nystrom does not support structures with groups"
     ):
         Nystrom(4)(x, x, x, grouped)
+
+
+def test_hidden_keys_are_as_if_they_were_not_there() -> None:
+    """Every second site is padding: blocks of two become the landmarks of blocks of one."""
+    x = torch.randn(2, 2, 8, 4, dtype=torch.float64)
+    seen = torch.tensor([True, False] * 4).expand(2, -1)
+    nystrom = Nystrom("blocks", iterations=30)
+    padded = nystrom(x, x, x, ndgpa.Sequence(8, 2), key_mask=seen)[:, :, ::2]
+    x = x[:, :, ::2]
+    torch.testing.assert_close(padded, nystrom(x, x, x, ndgpa.Sequence(4, 1)))

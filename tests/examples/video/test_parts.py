@@ -11,8 +11,9 @@ from examples.video.damage import MOVING_CAMERA, damage
 from examples.video.data import HELD_OUT, TRAINING_CLIP, shots
 from examples.video.filming import film, wander
 from examples.video.guess import fill, from_around
+from examples.video.losses import copy_loss
 from examples.video.metrics import flicker, scores, ssim
-from examples.video.model import FillNet, Sketch, places
+from examples.video.model import Filling, FillNet, Sketch, places
 
 
 def scenery(height: int, width: int) -> torch.Tensor:
@@ -177,3 +178,11 @@ def test_measures_of_known_frames() -> None:
     assert flicker(worse, truth, holes) == pytest.approx(25.5, rel=1e-4)
     assert ssim(truth, truth, holes) == pytest.approx(1)
     assert scores(truth, truth, ~holes)["flicker"] == 0
+
+
+def test_a_copy_is_judged_by_the_better_head() -> None:
+    """By hand: two pixels in a hole, two heads, each right at one of them."""
+    truth, known = torch.zeros(1, 3, 1, 2), torch.zeros(1, 1, 1, 2, dtype=torch.bool)
+    copied = torch.tensor([[0.0, 1.0], [1.0, 0.5]])[..., None].expand(-1, -1, 3)
+    filling = Filling(truth, copied, torch.ones(2, 2), torch.zeros(1, 3, 1, 1))
+    assert copy_loss(filling, truth, known) == (0.0 + 0.5) / 2
