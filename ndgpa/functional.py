@@ -8,7 +8,8 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.attend import pick, skips_hidden_keys
+from ndgpa.attend import pick, pick_far, skips_hidden_keys
+from ndgpa.attend.far_field import with_far_field
 from ndgpa.selection import Problem, Rule, Selection, TopK
 from ndgpa.structures import SpatialStructure
 
@@ -25,6 +26,7 @@ def gpa(
     affinity: str = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    far: str | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -42,6 +44,9 @@ def gpa(
             released code).
         causal: A site sees only sites of its own or an earlier time (of `structure.time`).
         key_mask: True where a key is seen; a key that is not seen does not exist.
+        far: What a cell does not select: None leaves it out; "block" and "site" let it take part
+            through the means of its blocks, asked by the mean query of a block or by each site's
+            own (docs/far_field.md).
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -73,6 +78,7 @@ def gpa(
         affinity=affinity,
         causal=causal,
         key_mask=key_mask,
+        far=far,
         backend=backend,
     )
 
@@ -122,6 +128,7 @@ def attend(
     affinity: str = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    far: str | None = None,
     backend: str | None = None,
     return_lse: bool = False,
 ) -> Any:  # a Tensor; a pair of them with return_lse
@@ -144,6 +151,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = cast_for_autocast(query, key, value)
     run = pick(backend, query, value)
+    run_far = None if far is None else pick_far(far, backend)
     with without_autocast(query):
         if key_mask is not None and not (skips_hidden_keys(run) and affinity == "dot"):
             unseen = ~key_mask[:, None, :, None]
@@ -160,6 +168,11 @@ def attend(
             key_bias=hide_keys(bias, key, key_mask),
             causal=causal,
         )
+        if far is not None and run_far is not None:
+            problem = Problem(
+                query, key, structure, key_structure, scale, affinity, causal, key_mask
+            )
+            out, lse = with_far_field((out, lse), far, problem, value, selection, run_far)
         if return_lse and affinity == "euclidean":
             lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
     return (out, lse) if return_lse else out

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa.attend.chunked import chunked
+from ndgpa.attend.far_chunked import chunked as far_chunked
+from ndgpa.attend.far_field import FAR, FarBackend, literal
 from ndgpa.attend.reference import reference
 from ndgpa.attend.triton_ops import fused, is_usable
 
@@ -23,6 +25,16 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
         return fused if is_usable(query, value) else chunked
     _checks.one_of("backend", name, BACKENDS)
     return BACKENDS[name]
+
+
+def pick_far(far: str, backend: str | None) -> FarBackend:
+    """What asks the far field, beside the backend of that name."""
+    _checks.one_of("far", far, FAR)
+    if backend == "triton":
+        raise NotImplementedError(
+            "backend 'triton' has no far field; use 'torch', or None for the fastest there is"
+        )
+    return literal if backend == "reference" else far_chunked
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

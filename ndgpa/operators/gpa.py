@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa._ops import without_autocast
+from ndgpa.attend.far_field import FAR
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.selection import Problem, Rule
@@ -24,7 +25,8 @@ class GPA:
         coarse: Also attend between block means and bring the result to every site of a block:
             "add" adds it, "gate" adds it times the gate given to the call, None does not.
         coarse_sizes: Whether a key block counts in the coarse branch as its sites do, or as one.
-        read: Which sites stand for a selected block, e.g. `Strided(2)`; None means all of its own.
+        read: Which sites stand for a block, e.g. `Strided(2)`; None means all of its own.
+        far: How the blocks that are not selected take part, as for `ndgpa.gpa`.
     """
 
     rule: Rule | int
@@ -35,10 +37,13 @@ class GPA:
     coarse: str | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
+    far: str | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
             _checks.one_of("coarse", self.coarse, ("add", "gate"))
+        if self.far is not None:
+            _checks.one_of("far", self.far, FAR)
 
     def __call__(
         self,
@@ -81,6 +86,7 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
             key_mask=key_mask,
+            far=self.far,
             backend=self.backend,
         )
         if self.coarse is None:
