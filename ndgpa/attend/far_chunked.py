@@ -296,7 +296,8 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, tile by tile."""
     *given, grad_out, grad_lse = ctx.saved_tensors[:6]
-    problem = _Far(*given, *ctx.saved_tensors[6:], ctx.scale)
+    query, key, value, bias = given
+    problem = _Far(query, key, value, bias, *ctx.saved_tensors[6:], scale=ctx.scale)
     second = _zeros(*given, grad_out, grad_lse)
     by_row = [problem.by_row(x) for x in (second[0], *second[4:])]
     by_key = [x.flatten(0, 1) for x in second[1:4]]

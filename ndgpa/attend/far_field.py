@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa.affinity import dot_form
 from ndgpa.selection.base import Problem, Selection
 from ndgpa.selection.means import seen_sums
+from ndgpa.structures.base import SpatialStructure
 
 FAR = ("block", "site")
 
@@ -172,6 +173,25 @@ def _first_order(
     at_zero = lse - keys.scale * (askers.query * key).sum(dim=-1)
     moved = (problem.query * key.index_select(2, block)).sum(dim=-1)
     return value.index_select(2, block), at_zero.index_select(2, block) + keys.scale * moved
+
+
+def far_mask(
+    kind: str, structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
+) -> Bool[Tensor, "n n_k"]:
+    """Which keys the far field of a site can hold, whatever its cell selects."""
+    blocks = torch.ones(structure.num_sites, key_structure.num_blocks, dtype=torch.bool)
+    blocks = blocks.to(structure.device)
+    if structure.cell_group is not None and key_structure.group is not None:
+        blocks &= structure.cell_group[structure.cell_of_site, None] == key_structure.group
+    if causal:
+        time = structure.time
+        assert time is not None
+        if kind == "block":
+            time = structure.block_span[0][structure.block_of_site]
+        blocks &= time[:, None] >= key_structure.block_span[1]
+    members = blocks.new_zeros(key_structure.num_blocks, key_structure.num_sites + 1)
+    members.scatter_(1, key_structure.blocks % members.shape[1], True)  # -1 is the last
+    return (blocks.float() @ members[:, :-1].float()) > 0
 
 
 def merge(

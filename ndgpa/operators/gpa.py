@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ndgpa import _checks
 from ndgpa._ops import without_autocast
-from ndgpa.attend.far_field import FAR
+from ndgpa.attend.far_field import FAR, far_mask
 from ndgpa.functional import attend, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.selection import Problem, Rule
@@ -126,7 +126,8 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        sites = self._read(key_structure, query.device).upsample(selection.blocks)
+        read = self._read(key_structure, query.device)
+        sites = read.upsample(selection.blocks)
         sites = sites.flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
             *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device
@@ -134,4 +135,5 @@ class GPA:
         reads = reads.scatter_(2, sites % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
         mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
         seen = visible(structure, key_structure, self.causal)
-        return mask if seen is None else mask & seen
+        mask = mask if seen is None else mask & seen
+        return mask if self.far is None else mask | far_mask(self.far, structure, read, self.causal)

@@ -26,6 +26,26 @@ class TestGPAOnTwoSpaces(OperatorContract):
         return ndgpa.GPA(2)
 
 
+class TestGPAWithFarField(OperatorContract):
+    def operator(self, heads: int, width: int) -> Operator:
+        return ndgpa.GPA(3, far="site")
+
+
+class TestCausalGPAWithFarFieldByBlock(OperatorContract):
+    structure = ndgpa.Video((3, 4, 6), 2, (1, 2, 1))
+    tiny = ndgpa.Sequence(11, 2)
+
+    def operator(self, heads: int, width: int) -> Operator:
+        return ndgpa.GPA(2, far="block", causal=True)
+
+
+class TestGPAWithFarFieldByBlockOfSamples(OperatorContract):
+    key_structure = ndgpa.Sequence(30, 4)
+
+    def operator(self, heads: int, width: int) -> Operator:
+        return ndgpa.GPA(2, far="block", read=ndgpa.Strided(2), affinity="euclidean")
+
+
 def test_options_are_passed_on() -> None:
     x = torch.randn(1, 1, 16, 4)
     structure = ndgpa.Sequence(16, 4)

@@ -9,6 +9,8 @@ from ndgpa.operators import Operator
 
 OPERATORS: list[Operator] = [
     ndgpa.GPA(12),
+    ndgpa.GPA(12, far="block"),
+    ndgpa.GPA(12, far="site"),
     ndgpa.Neighborhood(7),
     ndgpa.Hydra.of([5], [1, 3]),
     ndgpa.Nystrom(128),

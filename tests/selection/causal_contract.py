@@ -19,11 +19,17 @@ class CausalContract:
     def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         raise NotImplementedError
 
+    @staticmethod
+    def options(data: Any) -> dict[str, Any]:
+        """More options of the call."""
+        return {}
+
     @given(st.data())
     @draw.FEW
     def test_later_inputs_change_nothing_and_have_no_gradient(self, data: Any) -> None:
         problem, rule, now = _drawn(self, data)
         later, key_later = _later(problem, now)
+        options = self.options(data)
         generator = draw.seeded(data.draw(st.integers(0, 2**20)))
         changed = problem.with_inputs(
             *(
@@ -32,8 +38,8 @@ class CausalContract:
             )
         )
         inputs = [x.clone().requires_grad_() for x in problem.inputs]
-        before = _run(problem.with_inputs(*inputs), rule)[:, :, ~later]
-        after = _run(changed, rule)[:, :, ~later]
+        before = _run(problem.with_inputs(*inputs), rule, **options)[:, :, ~later]
+        after = _run(changed, rule, **options)[:, :, ~later]
         assert torch.equal(before, after)
         grads = torch.autograd.grad(before.square().sum(), inputs, allow_unused=True)
         for grad, mask in zip(grads, (later, key_later, key_later)):
@@ -53,6 +59,6 @@ def _later(problem: draw.Problem, now: int) -> tuple[Tensor, Tensor]:
     return problem.structure.time > now, problem.key_structure.time > now
 
 
-def _run(problem: draw.Problem, rule: Rule) -> Tensor:
-    options = problem.options
+def _run(problem: draw.Problem, rule: Rule, **options: Any) -> Tensor:
+    options = problem.options | options
     return ndgpa.gpa(*problem.inputs, problem.structure, rule, causal=True, **options)
