@@ -11,12 +11,18 @@ from ndgpa import _checks
 from ndgpa.attend.chunked import chunked
 from ndgpa.attend.far_chunked import chunked as far_chunked
 from ndgpa.attend.far_field import FAR, FarBackend, literal
+from ndgpa.attend.far_merge import merge_far, merged
 from ndgpa.attend.reference import reference
 from ndgpa.attend.triton_ops import fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
 
 BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "triton": fused}
+
+FAR_BACKENDS = {
+    "reference": FarBackend(literal, merged),
+    "torch": FarBackend(far_chunked, merge_far),
+}
 
 
 def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
@@ -34,7 +40,7 @@ def pick_far(far: str, backend: str | None) -> FarBackend:
         raise NotImplementedError(
             "backend 'triton' has no far field; use 'torch', or None for the fastest there is"
         )
-    return literal if backend == "reference" else far_chunked
+    return FAR_BACKENDS["reference" if backend == "reference" else "torch"]
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

@@ -295,10 +295,12 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, tile by tile."""
-    *given, grad_out, grad_lse = ctx.saved_tensors[:6]
-    query, key, value, bias = given
-    problem = _Far(query, key, value, bias, *ctx.saved_tensors[6:], scale=ctx.scale)
-    second = _zeros(*given, grad_out, grad_lse)
+    query, key, value, bias, grad_out, grad_lse, *rest = ctx.saved_tensors
+    selected, cell, *seen = rest
+    problem = _Far(
+        query, key, value, bias, selected, cell, seen[0], seen[1], seen[2], seen[3], ctx.scale
+    )
+    second = _zeros(query, key, value, bias, grad_out, grad_lse)
     by_row = [problem.by_row(x) for x in (second[0], *second[4:])]
     by_key = [x.flatten(0, 1) for x in second[1:4]]
     along_query = problem.by_row(cotangents[0])

@@ -57,7 +57,12 @@ class Askers:
     group: Int[Tensor, " Q"] | None
 
 
-FarBackend = Callable[[Askers, FarKeys, Int[Tensor, "b hs C K"]], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class FarBackend:
+    """How the far field is asked (`literal` is the definition), and how it is merged (`merged`)."""
+
+    ask: Callable[[Askers, FarKeys, Int[Tensor, "b hs C K"]], tuple[Tensor, Tensor]]
+    merge: Callable[..., tuple[Tensor, Tensor]]
 
 
 def with_far_field(
@@ -66,7 +71,7 @@ def with_far_field(
     problem: Problem,
     value: Float[Tensor, "b hk n_k dv"],
     selection: Selection,
-    ask: FarBackend,
+    backend: FarBackend,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """Merge the far field into what a backend of `attend` returned.
 
@@ -77,17 +82,15 @@ def with_far_field(
     Args:
         near: The output and its log-sum-exp, without what a euclidean affinity adds for the query.
         kind: One of `FAR`.
-        ask: `literal`, or the same in bounded memory.
 
     Returns:
         As `near`.
     """
     keys = far_keys(problem, value)
-    if kind == "site":
-        far = ask(_sites(problem), keys, selection.blocks)
-    else:
-        far = _first_order(problem, keys, selection, ask)
-    out, lse = merge(near, far, contain=problem.causal)
+    row = None if kind == "site" else problem.structure.block_of_site
+    ask = _each_site if kind == "site" else _each_block
+    far = ask(problem, keys, selection.blocks, backend)
+    out, lse = backend.merge(*near, problem.query, *far, row, keys.scale, problem.causal)
     return out.to(value.dtype), lse
 
 
@@ -139,17 +142,29 @@ def far_keys(problem: Problem, value: Float[Tensor, "b hk n_k dv"]) -> FarKeys:
     )
 
 
-def _sites(problem: Problem) -> Askers:
-    """Every site for itself."""
+FarRows = tuple[Tensor | None, Tensor, Tensor]  # key, value and bias of a row's one key
+
+
+def _each_site(
+    problem: Problem, keys: FarKeys, selected: Int[Tensor, "b hs C K"], backend: FarBackend
+) -> FarRows:
+    """The far field of each site: a value, and the log-sum-exp as the bias of no key."""
     space = problem.structure
-    cell, group = space.cell_of_site, space.cell_group
     wide = torch.promote_types(problem.query.dtype, torch.float32)
+    cell, group = space.cell_of_site, space.cell_group
     time = space.time if problem.causal else None
-    return Askers(problem.query.to(wide), cell, time, None if group is None else group[cell])
+    group = None if group is None else group[cell]
+    value, lse = backend.ask(Askers(problem.query.to(wide), cell, time, group), keys, selected)
+    return None, value, lse
 
 
-def _blocks(problem: Problem) -> Askers:
-    """Each block by its mean query; if causal, that of its earliest time."""
+def _each_block(
+    problem: Problem, keys: FarKeys, selected: Int[Tensor, "b hs C K"], backend: FarBackend
+) -> FarRows:
+    """The far field of each block: its mean key and value, and what makes their logit the tangent.
+
+    If causal, the block asks with the mean query of its earliest time.
+    """
     space, query = problem.structure, problem.query
     wide = torch.promote_types(query.dtype, torch.float32)
     count, time = space.block_sizes.to(wide), None
@@ -158,21 +173,12 @@ def _blocks(problem: Problem) -> Askers:
         time = space.block_span[0]
         first = (space.time == time[space.block_of_site])[:, None]
         query, count = query.masked_fill(~first, 0), space.block_sums(first.to(wide))[:, 0]
-    mean = seen_sums(space, query) / count[:, None]
-    return Askers(mean, space.cell_of_block, time, space.group)
-
-
-def _first_order(
-    problem: Problem, keys: FarKeys, selection: Selection, ask: FarBackend
-) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
-    """The far field of each block, its log-sum-exp moved to the query of each site."""
-    askers, block = _blocks(problem), problem.structure.block_of_site
+    query = seen_sums(space, query) / count[:, None]
     both = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
-    means, lse = ask(askers, both, selection.blocks)
+    askers = Askers(query, space.cell_of_block, time, space.group)
+    means, lse = backend.ask(askers, both, selected)
     value, key = means.split([keys.value.shape[-1], keys.key.shape[-1]], dim=-1)
-    at_zero = lse - keys.scale * (askers.query * key).sum(dim=-1)
-    moved = (problem.query * key.index_select(2, block)).sum(dim=-1)
-    return value.index_select(2, block), at_zero.index_select(2, block) + keys.scale * moved
+    return key, value, lse - keys.scale * (query * key).sum(dim=-1)
 
 
 def far_mask(
@@ -192,33 +198,6 @@ def far_mask(
     members = blocks.new_zeros(key_structure.num_blocks, key_structure.num_sites + 1)
     members.scatter_(1, key_structure.blocks % members.shape[1], True)  # -1 is the last
     return (blocks.float() @ members[:, :-1].float()) > 0
-
-
-def merge(
-    near: tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]],
-    far: tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]],
-    contain: bool = False,
-) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
-    """Two parts of one softmax as one; 0 and -inf where neither sees anything.
-
-    Args:
-        contain: An output that is not finite and has no gradient sends none.
-    """
-    (a, lse_a), (b, lse_b) = near, far
-    top = torch.maximum(lse_a, lse_b).detach()
-    top = top.masked_fill(top == -torch.inf, 0)
-    part_a, part_b = (lse_a - top).exp(), (lse_b - top).exp()
-    total = part_a + part_b
-    blind = total == 0
-    total = total.masked_fill(blind, 1)
-    bad = None
-    if contain:
-        bad = ~(a.isfinite() & b.isfinite())
-        a, b = a.masked_fill(bad, 0), b.masked_fill(bad, 0)
-    out = a * (part_a / total)[..., None] + b * (part_b / total)[..., None]
-    if bad is not None:
-        out = out.masked_fill(bad, torch.nan)
-    return out, (top + total.log()).masked_fill(blind, -torch.inf)
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:  # (b, some heads, ...) -> (b, heads, ...)
