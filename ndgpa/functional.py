@@ -9,7 +9,7 @@ from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.affinity import dot_form, hide_keys
 from ndgpa.attend import pick, pick_far, skips_hidden_keys
-from ndgpa.attend.far_field import with_far_field
+from ndgpa.attend.far_field import FAR, FarField
 from ndgpa.selection import Problem, Rule, Selection, TopK
 from ndgpa.structures import SpatialStructure
 
@@ -147,15 +147,23 @@ def attend(
     _checks.key_mask(key_mask, key)
     _checks.scale(scale)
     _checks.selection_for(selection, query, key, structure)
+    if far is not None:
+        _checks.one_of("far", far, FAR)
+        pick_far(backend)
     structure, key_structure = structure.to(query.device), key_structure.to(query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = cast_for_autocast(query, key, value)
     run = pick(backend, query, value)
-    run_far = None if far is None else pick_far(far, backend)
+    field = None
     with without_autocast(query):
         if key_mask is not None and not (skips_hidden_keys(run) and affinity == "dot"):
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        if far is not None:
+            problem = Problem(
+                query, key, structure, key_structure, scale, affinity, causal, key_mask
+            )
+            field = FarField.of(far, problem, value)
         bias, dot_scale = dot_form(key, affinity, scale)
         out, lse = run(
             query,
@@ -168,11 +176,8 @@ def attend(
             key_bias=hide_keys(bias, key, key_mask),
             causal=causal,
         )
-        if far is not None and run_far is not None:
-            problem = Problem(
-                query, key, structure, key_structure, scale, affinity, causal, key_mask
-            )
-            out, lse = with_far_field((out, lse), far, problem, value, selection, run_far)
+        if field is not None:
+            out, lse = field.merge((out, lse), selection, pick_far(backend))
         if return_lse and affinity == "euclidean":
             lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
     return (out, lse) if return_lse else out

@@ -10,7 +10,7 @@ from torch import Tensor
 from ndgpa import _checks
 from ndgpa.attend.chunked import chunked
 from ndgpa.attend.far_chunked import chunked as far_chunked
-from ndgpa.attend.far_field import FAR, FarBackend, literal
+from ndgpa.attend.far_field import FarBackend, literal
 from ndgpa.attend.far_merge import merge_far, merged
 from ndgpa.attend.reference import reference
 from ndgpa.attend.triton_ops import fused, is_usable
@@ -33,9 +33,8 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def pick_far(far: str, backend: str | None) -> FarBackend:
+def pick_far(backend: str | None) -> FarBackend:
     """What asks the far field, beside the backend of that name."""
-    _checks.one_of("far", far, FAR)
     if backend == "triton":
         raise NotImplementedError(
             "backend 'triton' has no far field; use 'torch', or None for the fastest there is"

@@ -16,7 +16,7 @@ from ndgpa._ops import fold_into_batch, without_autocast
 from ndgpa.attend.far_field import Askers, FarKeys
 
 # Logits of one chunk: about a processor's cache, or enough to fill a GPU.
-_CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def chunked(askers: Askers, keys: FarKeys, selected: Tensor) -> tuple[Tensor, Tensor]:

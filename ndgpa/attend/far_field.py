@@ -65,33 +65,51 @@ class FarBackend:
     merge: Callable[..., tuple[Tensor, Tensor]]
 
 
-def with_far_field(
-    near: tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]],
-    kind: str,
-    problem: Problem,
-    value: Float[Tensor, "b hk n_k dv"],
-    selection: Selection,
-    backend: FarBackend,
-) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
-    """Merge the far field into what a backend of `attend` returned.
+@dataclass(frozen=True)
+class FarField:
+    """The far field of a call, before it is known what the cells select.
 
     A block is in the far field of a query if the query's cell did not select it, if it is of the
     query's group and, if causal, wholly past: at the time of the query for "site", at the earliest
     time of the query's block for "block", whose mean query is then over its sites of that time.
-
-    Args:
-        near: The output and its log-sum-exp, without what a euclidean affinity adds for the query.
-        kind: One of `FAR`.
-
-    Returns:
-        As `near`.
     """
-    keys = far_keys(problem, value)
-    row = None if kind == "site" else problem.structure.block_of_site
-    ask = _each_site if kind == "site" else _each_block
-    far = ask(problem, keys, selection.blocks, backend)
-    out, lse = backend.merge(*near, problem.query, *far, row, keys.scale, problem.causal)
-    return out.to(value.dtype), lse
+
+    kind: str
+    problem: Problem
+    askers: Askers
+    keys: FarKeys
+
+    @classmethod
+    def of(cls, kind: str, problem: Problem, value: Float[Tensor, "b hk n_k dv"]) -> "FarField":
+        """Take the means. Before the near field, so that its gradients come first, and are not
+        held beside theirs."""
+        askers = _sites(problem) if kind == "site" else _blocks(problem)
+        return cls(kind, problem, askers, far_keys(problem, value))
+
+    def merge(
+        self,
+        near: tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]],
+        selection: Selection,
+        backend: FarBackend,
+    ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+        """Merge the far field into what a backend of `attend` returned.
+
+        Args:
+            near: The output and its log-sum-exp, without what a euclidean affinity adds for the
+                query.
+        """
+        query, keys, row = self.askers.query, self.keys, None
+        if self.kind == "block":
+            row = self.problem.structure.block_of_site
+            keys = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
+        value, bias = backend.ask(self.askers, keys, selection.blocks)
+        key = None
+        if self.kind == "block":  # the tangent: the logit of one key, and what it lacks at q'
+            value, key = value.split([value.shape[-1] - query.shape[-1], query.shape[-1]], dim=-1)
+            bias = bias - keys.scale * (query * key).sum(dim=-1)
+        given = *near, self.problem.query, key, value, bias, row
+        out, lse = backend.merge(*given, keys.scale, self.problem.causal)
+        return out.to(near[0].dtype), lse
 
 
 def literal(
@@ -142,29 +160,17 @@ def far_keys(problem: Problem, value: Float[Tensor, "b hk n_k dv"]) -> FarKeys:
     )
 
 
-FarRows = tuple[Tensor | None, Tensor, Tensor]  # key, value and bias of a row's one key
-
-
-def _each_site(
-    problem: Problem, keys: FarKeys, selected: Int[Tensor, "b hs C K"], backend: FarBackend
-) -> FarRows:
-    """The far field of each site: a value, and the log-sum-exp as the bias of no key."""
+def _sites(problem: Problem) -> Askers:
+    """Every site for itself."""
     space = problem.structure
-    wide = torch.promote_types(problem.query.dtype, torch.float32)
     cell, group = space.cell_of_site, space.cell_group
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
     time = space.time if problem.causal else None
-    group = None if group is None else group[cell]
-    value, lse = backend.ask(Askers(problem.query.to(wide), cell, time, group), keys, selected)
-    return None, value, lse
+    return Askers(problem.query.to(wide), cell, time, None if group is None else group[cell])
 
 
-def _each_block(
-    problem: Problem, keys: FarKeys, selected: Int[Tensor, "b hs C K"], backend: FarBackend
-) -> FarRows:
-    """The far field of each block: its mean key and value, and what makes their logit the tangent.
-
-    If causal, the block asks with the mean query of its earliest time.
-    """
+def _blocks(problem: Problem) -> Askers:
+    """Each block by its mean query; if causal, that of its earliest time."""
     space, query = problem.structure, problem.query
     wide = torch.promote_types(query.dtype, torch.float32)
     count, time = space.block_sizes.to(wide), None
@@ -173,12 +179,8 @@ def _each_block(
         time = space.block_span[0]
         first = (space.time == time[space.block_of_site])[:, None]
         query, count = query.masked_fill(~first, 0), space.block_sums(first.to(wide))[:, 0]
-    query = seen_sums(space, query) / count[:, None]
-    both = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
-    askers = Askers(query, space.cell_of_block, time, space.group)
-    means, lse = backend.ask(askers, both, selected)
-    value, key = means.split([keys.value.shape[-1], keys.key.shape[-1]], dim=-1)
-    return key, value, lse - keys.scale * (query * key).sum(dim=-1)
+    mean = seen_sums(space, query) / count[:, None]
+    return Askers(mean, space.cell_of_block, time, space.group)
 
 
 def far_mask(

@@ -78,8 +78,8 @@ def merge_far(
     out, lse = near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
     with without_autocast(near):
         for sites in _chunks(near):
-            given = _part(sites, near, near_lse, query, key, value, bias, row)
-            out[:, :, sites], lse[:, :, sites] = merged(*given, scale, contain)
+            own = _part(sites, near, near_lse, query, key, value, bias, row)
+            out[:, :, sites], lse[:, :, sites] = merged(*(*own, scale, contain))
     return out, lse
 
 
@@ -145,7 +145,7 @@ def merge_far_backward(
     with without_autocast(near):
         for sites in _chunks(near):
             own = _part(sites, near, near_lse, query, key, value, bias, row)
-            far, far_lse = _of_sites(*own[2:], scale)
+            far, far_lse = _of_sites(*(*own[2:], scale))
             norm = lse[:, :, sites].masked_fill(lse[:, :, sites] == -torch.inf, 0)
             w_near, w_far = (own[1] - norm).exp(), (far_lse - norm).exp()
             g = grad_out[:, :, sites].to(far.dtype)
@@ -206,7 +206,7 @@ def _add(total: Tensor, sites: slice, row: Tensor | None, part: Tensor) -> None:
     if row is None:
         total[:, :, sites] = part
     elif total.is_cuda:  # index_add_ is atomic there; this sorts
-        total.index_put_((slice(None), slice(None), row), part, accumulate=True)
+        total.transpose(0, 2).index_put_((row,), part.transpose(0, 2), accumulate=True)
     else:
         total.index_add_(2, row, part)
 
