@@ -8,6 +8,7 @@ from ndgpa.selection.neighborhood import Neighborhood, Window
 from ndgpa.selection.own import Own
 from ndgpa.selection.per_head import PerHead
 from ndgpa.selection.perturbed_top_k import PerturbedTopK
+from ndgpa.selection.refine import Refine
 from ndgpa.selection.soft_top_k import SoftTopK
 from ndgpa.selection.straight_through import StraightThrough
 from ndgpa.selection.top_k import TopK
@@ -25,6 +26,7 @@ __all__ = [
     "PerHead",
     "PerturbedTopK",
     "Problem",
+    "Refine",
     "Rule",
     "Selection",
     "SoftTopK",
