@@ -12,8 +12,9 @@ from ndgpa._ops import fold_into_batch
 from ndgpa.affinity import dot_form, hide_keys
 from ndgpa.selection.base import Problem, Rule, Selection
 from ndgpa.selection.causal import overlapping
+from ndgpa.selection.means import seen_sums
 from ndgpa.selection.slots import seen_blocks
-from ndgpa.selection.top_k import by_cell, top_k_lowest_id
+from ndgpa.selection.top_k import by_cell
 from ndgpa.selection.union import once
 
 BY = ("keys", "queries")
@@ -99,15 +100,27 @@ def _mean_queries(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _mean_keys(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same: site against mean. If causal, the sites of the cell's earliest time."""
-    coarse, structure = problem.coarse(), problem.structure
-    query = structure.partition(problem.query.to(coarse.key.dtype))
+    structure = problem.structure
+    key, bias = _means(problem)
+    query = structure.partition(problem.query.to(key.dtype))
     asks = structure.cell_sites >= 0
     if problem.causal:
         asks = asks & structure.first_in_cell[structure.cell_sites.clamp(min=0)]
         query = query.masked_fill(~asks[..., None], 0)
-    bias = coarse.seen.log()[:, None].expand(coarse.key.shape[:3])
-    bias = bias if coarse.bias is None else bias + coarse.bias
-    return query, asks.to(query.dtype), coarse.key[:, :, :, None], bias[..., None]
+    return query, asks.to(query.dtype), key[:, :, :, None], bias[..., None]
+
+
+def _means(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The mean key of each block, and its bias: of the affinity and of its seen sites."""
+    structure, mask = problem.key_structure, problem.key_mask
+    wide = torch.promote_types(problem.key.dtype, torch.float32)
+    seen = structure.block_sizes.to(wide)[None]
+    if mask is not None:
+        seen = structure.block_sums(mask[..., None].to(wide))[..., 0]
+    key = seen_sums(structure, problem.key, mask) / seen.clamp(min=1)[:, None, :, None]
+    bias = dot_form(key, problem.affinity, problem.scale)[0]
+    size = seen.log()[:, None].expand(key.shape[:3])
+    return key, size if bias is None else size + bias
 
 
 def _kept(
@@ -120,7 +133,7 @@ def _kept(
 ) -> Selection:
     """The best and those besides, ascending, empty slots last."""
     width = candidates.shape[3]
-    best = top_k_lowest_id(scores, min(keep, width))
+    best = scores.sort(dim=3, descending=True, stable=True).indices[..., :keep]
     kept = torch.zeros_like(besides).scatter(3, best, scores.gather(3, best) > -torch.inf) | besides
     place = torch.arange(width, device=kept.device)
     place = place.where(kept, width).sort(dim=3).values[..., : min(width, keep + room)]

@@ -26,6 +26,7 @@ class FarLaws:
     backend: str
 
     @given(st.data())
+    @draw.FEW
     def test_it_is_a_softmax_over_sites_and_means(self, data: Any) -> None:
         """Outputs to 1e-10, gradients of queries, keys, values and slot bias to 1e-8."""
         problem, selection, kind = _drawn(data)
@@ -94,6 +95,7 @@ class FarLaws:
         assert bool((tangent <= exact + 1e-9).all())
 
     @given(st.data())
+    @draw.FEW
     def test_masked_keys_and_padding_do_not_exist(self, data: Any) -> None:
         problem, selection, kind = _drawn(data, masked=True)
         assert problem.key_mask is not None
@@ -174,6 +176,7 @@ class FarLaws:
         assert torch.equal(before, after)
 
     @given(st.data())
+    @draw.FEW
     def test_heads_and_batches_do_not_see_each_other(self, data: Any) -> None:
         problem, selection, kind = _drawn(data, masked=False)
         whole = self.attend(problem, selection, kind)
@@ -333,6 +336,79 @@ def test_what_cannot_be_is_said() -> None:
         ndgpa.gpa(x, x, x, space, 2, far="site", backend="triton")
     with pytest.raises(NotImplementedError, match="'torch' has no forward-mode derivative; use"):
         torch.func.jvp(lambda q: ndgpa.gpa(q, x, x, space, 2, far="site"), (x,), (x,))
+
+
+@given(st.data())
+def test_the_error_keeps_to_its_bound(data: Any) -> None:
+    """docs/far_field.md: D tanh(w^2 / 32) + 2 m R tanh(w / 4)."""
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    space = data.draw(draw.clusters(time=False))
+    n, size = space.num_sites, data.draw(st.sampled_from([0.1, 1.0, 3.0]))
+    query, key, value = size * torch.randn(3, 1, 1, n, 3, generator=generator).double()
+    blocks = torch.randint(-1, space.num_blocks, (1, 1, space.num_cells, 1), generator=generator)
+    out = ndgpa.attend(query, key, value, ndgpa.Selection(blocks.int()), space, far="site")
+    exact = full_attention(query, key, value, 3**-0.5, "dot", None)
+    errors = (out - exact)[0, 0].norm(dim=1).tolist()
+    logits = 3**-0.5 * query[0, 0] @ key[0, 0].mT
+    members = [torch.tensor(block) for block in rows(space.blocks)]
+    radius = [(value[0, 0, m] - value[0, 0, m].mean(0)).norm(dim=1).max().item() for m in members]
+    diameter = torch.cdist(value[0, 0], value[0, 0]).max().item()
+    for x, cell in enumerate(space.cell_of_site.tolist()):
+        far = [j for j in range(len(members)) if j != int(blocks[0, 0, cell, 0])]
+        if not far:
+            continue
+        width = max(float(logits[x, members[j]].max() - logits[x, members[j]].min()) for j in far)
+        mass = sum(float(logits[x].softmax(0)[members[j]].sum()) for j in far)
+        within = 2 * mass * max(radius[j] for j in far) * math.tanh(width / 4)
+        assert errors[x] <= diameter * math.tanh(width**2 / 32) + within + 1e-12
+
+
+@given(st.data())
+def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
+    """docs/far_field.md: at most u^2 / 8 below the log-sum-exp."""
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    space = data.draw(draw.clusters(time=False))
+    query, key = 2 * torch.randn(2, 1, 1, space.num_sites, 3, generator=generator).double()
+    nothing = ndgpa.Selection(torch.empty(1, 1, space.num_cells, 0, dtype=torch.int32))
+    tangent, exact = (
+        ndgpa.attend(query, key, key, nothing, space, far=kind, return_lse=True)[1][0, 0]
+        for kind in KINDS
+    )
+    from_mean = query - space.downsample(query).index_select(2, space.block_of_site)
+    change = 3**-0.5 * from_mean[0, 0] @ space.downsample(key)[0, 0].mT
+    width = change.amax(dim=1) - change.amin(dim=1)
+    assert bool((exact - tangent <= width**2 / 8 + 1e-12).all())
+
+
+def test_the_operators_pass_opcheck() -> None:
+    from ndgpa.attend.far_chunked import far_chunked
+    from ndgpa.attend.far_merge import merge_far
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    selected, cell = torch.tensor([[[[0, 2], [1, -1]]]]).int(), torch.tensor([0, 1, 1])
+    keys = normal(1, 1, 4, 3), normal(1, 1, 4, 2), normal(1, 1, 4)
+    tables = selected, cell, cell, torch.tensor([0, 0, 1, 2]), None, None
+    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 0.5))
+    near = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 3)
+    row = torch.tensor([0, 1, 1, 0, 1])
+    far = normal(1, 2, 2, 3), normal(1, 2, 2, 2), normal(1, 2, 2)
+    torch.library.opcheck(merge_far, (*near, *far, row, 0.5, True))
+    torch.library.opcheck(
+        merge_far, (*near, None, normal(1, 2, 5, 2), normal(1, 2, 5), None, 0.5, False)
+    )
+
+
+def test_it_maps() -> None:
+    """Over samples that are no batch."""
+    x, space = torch.randn(3, 1, 2, 24, 4), ndgpa.Image((4, 6), 2)
+    for kind in KINDS:
+
+        def call(y: Tensor, kind: str = kind) -> Tensor:
+            return ndgpa.gpa(y, y, y, space, ndgpa.Refine(ndgpa.TopK(3), 2), far=kind)
+
+        torch.testing.assert_close(torch.func.vmap(call)(x), torch.stack([call(y) for y in x]))
 
 
 def test_a_case_by_hand() -> None:

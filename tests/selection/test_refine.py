@@ -104,6 +104,20 @@ def test_a_block_with_one_strong_site_is_found_by_its_keys() -> None:
     assert by_site == [1]
 
 
+@given(st.data())
+def test_candidates_of_another_group_are_not_kept(data: Any) -> None:
+    space, by = data.draw(draw.clusters(time=False, group=True)), data.draw(BY)
+    x = torch.randn(1, 1, space.num_sites, 3, generator=draw.seeded(0))
+    rule = ndgpa.Refine(ndgpa.Fixed(tuple(range(space.num_blocks))), 3, by)
+    kept = ndgpa.select(x, x, space, rule).blocks[0, 0].long()
+    assert space.group is not None
+    assert space.cell_group is not None
+    same = space.group[kept.clamp(min=0)] == space.cell_group[:, None]
+    assert bool((same | (kept < 0)).all())
+    counts = space.group.bincount(minlength=3)[space.cell_group].clamp(max=3)
+    assert torch.equal((kept >= 0).sum(dim=1), counts)
+
+
 def test_it_is_the_last_step_of_several_levels() -> None:
     generator = draw.seeded(0)
     query, key = (torch.randn(1, 2, 256, 4, generator=generator) for _ in range(2))
@@ -130,6 +144,20 @@ def test_a_slot_keeps_its_bias_and_its_gradient() -> None:
         for block, own in zip(kept.blocks[0, 0, cell].tolist(), kept.bias[0, 0, cell].tolist()):
             assert own == bias[block]
     assert torch.autograd.grad(kept.bias.square().sum(), query)[0].abs().sum() > 0
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("by", ["keys", "queries"])
+def test_it_compiles_as_one_graph(by: str) -> None:
+    torch.compiler.reset()
+    x, space = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2)
+    rule = ndgpa.Refine(ndgpa.TopK(4), 2, by)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return ndgpa.select(x, x, space, rule, causal=True).blocks
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), call(x))
 
 
 @pytest.mark.bad_input
