@@ -17,8 +17,9 @@ coverage: 12 blocks a cell. `share_K` the attention mass on the selected blocks 
 best 12 blocks of each cell, at the temperature where K keys share the attention.
 
 time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one head of 64 channels,
-float32, in processor time (which other programs on the machine disturb less): medians of interleaved
-rounds, `select_ms` Phase 1 alone, `fb_ms` forward and backward, and both over those of plain GPA.
+float32, in processor time (which other programs on the machine disturb less): medians of
+interleaved rounds, `select_ms` Phase 1 alone, `fb_ms` forward and backward, and both over those of
+plain GPA.
 """
 
 import argparse
@@ -285,7 +286,7 @@ def times(quick: bool) -> list[dict[str, Any]]:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of processor time of each call over rounds in which every call has its turn."""
+    """Median processor time of each call, in seconds; every call has its turn in every round."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in tqdm(range(ROUNDS + 1), desc="time"):
         for name, call in calls.items():
