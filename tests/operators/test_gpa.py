@@ -31,19 +31,30 @@ class TestGPAWithFarField(OperatorContract):
         return ndgpa.GPA(3, far="site")
 
 
-class TestCausalGPAWithFarFieldByBlock(OperatorContract):
+class TestGPAWithFarFieldByBlock(OperatorContract):
+    key_structure = ndgpa.Sequence(30, 4)
+
+    def operator(self, heads: int, width: int) -> Operator:
+        return ndgpa.GPA(2, far="block", affinity="euclidean")
+
+
+class CausalFarField(OperatorContract):
     structure = ndgpa.Video((3, 4, 6), 2, (1, 2, 1))
-    tiny = ndgpa.Sequence(11, 2)
 
     def operator(self, heads: int, width: int) -> Operator:
         return ndgpa.GPA(2, far="block", causal=True)
 
 
-class TestGPAWithFarFieldByBlockOfSamples(OperatorContract):
+class SampledFarField(OperatorContract):
     key_structure = ndgpa.Sequence(30, 4)
 
     def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(2, far="block", read=ndgpa.Strided(2), affinity="euclidean")
+        return ndgpa.GPA(2, far="block", read=ndgpa.Strided(2))
+
+
+def test_the_mask_knows_what_the_far_field_reads() -> None:
+    for contract in (CausalFarField(), SampledFarField()):
+        contract.test_what_the_mask_hides_has_no_influence()
 
 
 def test_options_are_passed_on() -> None:
