@@ -46,7 +46,7 @@ class Refine(Rule):
 
     rule: Rule
     keep: int
-    by: str = "queries"
+    by: str = "keys"
 
     def __post_init__(self) -> None:
         _checks.rules("Refine", (self.rule,))
