@@ -4,23 +4,37 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
+# WORKERS processes, of one thread each.
+WORKERS ?= 2
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow lint bench gpu gpu-train clean
+.PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
 test: lint
-	$(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
-	$(RUN) -m pytest -m "not slow and (compiled or bad_input)"
-	TRITON_INTERPRET=1 $(RUN) -m pytest -m "not slow" tests/kernels
+	$(TESTS) $(CHECKED) -m "not slow and not compiled and not bad_input"
+	$(TESTS) -m "not slow and (compiled or bad_input)"
+	TRITON_INTERPRET=1 $(TESTS) -m "not slow" tests/kernels
 
+# PROBLEMS drawn problems from number PROBLEMS_SEED on, which the command lines show.
+test-slow: PROBLEMS := $(or $(PROBLEMS),2000)
+test-slow: PROBLEMS_SEED := $(or $(PROBLEMS_SEED),$(shell date +%s))
 test-slow: $(VENV)/.installed
+	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) $(RUN) -m pytest tests/test_problems.py
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
-	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest tests/kernels
+	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep \
+		$(RUN) -m pytest tests/kernels
+	$(MAKE) mutants
+
+# Whether the tests notice small faults; JOBS of them at a time.
+JOBS ?= 1
+mutants: $(VENV)/.installed
+	$(RUN) -m tests.mutants --jobs $(JOBS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -37,20 +51,23 @@ gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
 
-# The flagship on a GPU, at 256x128 (`pip install tyro` where it is missing). STEPS are to fit the time.
+# The flagship on a GPU, at 256x128 (`pip install filelock tyro` where they are missing). STEPS are to fit the time.
 FIGURES ?= runs/figures256
 STEPS ?= 12000
 gpu-train:
-	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.data.figures --folder $(FIGURES) \
+	PYTHONPATH=. $(PYTHON) -m examples.people.figures --folder $(FIGURES) \
 		--size 256 128 --identities 4000 --poses 8 --workers 16
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.train --data $(FIGURES) --preset figures256 \
 		--out runs/figures256_gpa --steps $(STEPS) --batch 32 --save-every-s 120
 	PYTHONPATH=. $(PYTHON) -m examples.images.pose_morphing.export --run runs/figures256_gpa \
 		--out runs/figures256_small
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the demo needs, and what the tests, the linter and the type checker need besides.
+$(VENV)/.demo: EXTRA := examples
+$(VENV)/.installed: EXTRA := dev
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
 	touch $@
 
 clean:

@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_memory.py [--quick]
 
-One head of 64 channels, float32, downsample 4, cell 2, kappa 12.
+One head of 64 channels, float32, block 4, cell 2, kappa 12.
 
 Columns: `tensors_MB` bytes of query, key, value and output together; `*_MB` the most that torch's
 allocator held above what was there before the call, outputs and gradients included; `/tensors` the

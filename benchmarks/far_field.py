@@ -192,16 +192,19 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         )
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
-    found["Nystrom(128)"] = ndgpa.Nystrom(128), low_rank_entries(128, n) / n
-    found["Performer(128)"] = ndgpa.Performer(COMPONENTS, 128).eval(), low_rank_entries(128, n) / n
+    found["Nystrom(128)"] = ndgpa.operators.Nystrom(128), low_rank_entries(128, n) / n
+    found["Performer(128)"] = (
+        ndgpa.operators.Performer(COMPONENTS, 128).eval(),
+        low_rank_entries(128, n) / n,
+    )
     if isinstance(space, ndgpa.Grid):
         wide = 256 if len(space.shape) == 1 else 16
         of_grid = {
-            f"Neighborhood({wide})": ndgpa.Neighborhood(wide),
-            f"Hydra, {wide}, dilations 1 and 4": ndgpa.Hydra.of([wide], [1, 4]),
-            f"MultiAxis({wide})": ndgpa.MultiAxis(wide),
-            'LocalSparse("ltr", stride=128)': ndgpa.LocalSparse("ltr", stride=128),
-            'LocalSparse("strided")': ndgpa.LocalSparse("strided"),
+            f"Neighborhood({wide})": ndgpa.operators.Neighborhood(wide),
+            f"Hydra, {wide}, dilations 1 and 4": ndgpa.operators.Hydra.of([wide], [1, 4]),
+            f"MultiAxis({wide})": ndgpa.operators.MultiAxis(wide),
+            'LocalSparse("ltr", stride=128)': ndgpa.operators.LocalSparse("ltr", stride=128),
+            'LocalSparse("strided")': ndgpa.operators.LocalSparse("strided"),
         }
         for title, operator in of_grid.items():
             found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())

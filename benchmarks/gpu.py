@@ -9,7 +9,7 @@ attention is `scaled_dot_product_attention`, by each of its backends that takes 
 FlexAttention is compiled and given the same block lists, its inputs laid out block by block
 beforehand. `--peers DIR` names a folder that holds the Python package `fastvideo_kernel` (VSA; its
 Triton kernel is called, on inputs laid out beforehand). `--tiles` times every tile that compiles,
-for whoever tunes `ndgpa/attend/triton_tiles.py`.
+for whoever tunes `ndgpa/attention/triton/tiles.py`.
 
 Writes results/GPU.json and results/GPU.md. Columns: `ms` median of repeats; `least_ms` the larger
 of the least operations over the measured matrix product rate and the least bytes over the measured
@@ -286,10 +286,10 @@ def selection_rows(problem: Problem) -> Iterator[dict[str, Any]]:
     yield line(problem, "select", "forward", problem.bench.seconds(run), least, work[0])
     if not problem.bench.is_gpu:
         return
-    from ndgpa.selection import triton_top_k
+    from ndgpa.selection import triton_relevance
 
     for products in ("bf16x3", "tf32"):
-        with mock.patch.object(triton_top_k, "PRECISION", products):
+        with mock.patch.object(triton_relevance, "PRECISION", products):
             seconds, blocks = problem.bench.seconds(run), run()
         row = line(problem, f"select {products}", "forward", seconds, least, work[0])
         row["error"] = float((blocks != problem.selection.blocks).float().mean())
@@ -366,17 +366,19 @@ def tiles(case: Case, bench: Bench) -> Iterator[dict[str, Any]]:
 
     Small cells are timed both joined, so that they fill a tile, and one by one.
     """
-    from ndgpa.attend import triton_backward, triton_forward
-    from ndgpa.attend.triton_tiles import Tile, problem_of
+    from ndgpa.attention.triton import backward_keys, backward_queries, forward
+    from ndgpa.attention.triton.inputs import Inputs
+    from ndgpa.attention.triton.tiles import Tile, problem_of
 
     problem = Problem(case, bench)
     tables = problem.selection.blocks, problem.space.cell_sites, problem.space.blocks
-    joined = problem_of(problem.inputs[0], problem.inputs[2], *tables).members
+    given = Inputs(*problem.inputs, None, None, *tables, None, None, scale=1.0)
+    joined = problem_of(given).members
     sizes = itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3, 4))
     for module, chooser, backward in (
-        (triton_forward, "forward_tile", False),
-        (triton_backward, "query_major_tile", True),
-        (triton_backward, "key_major_tile", True),
+        (forward, "forward_tile", False),
+        (backward_queries, "query_major_tile", True),
+        (backward_keys, "key_major_tile", True),
     ):
         run = once(problem.attend, problem.inputs, backward)
         usual = getattr(module, chooser)

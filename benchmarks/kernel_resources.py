@@ -10,11 +10,14 @@ products are exact by default and use none), and the tile.
 """
 
 import argparse
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -23,8 +26,12 @@ import triton
 from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
 from torch import Tensor
 
-from ndgpa.attend import triton_backward, triton_forward
-from ndgpa.selection import triton_means, triton_top_k
+import ndgpa
+from ndgpa.attention.triton import backward_keys, backward_queries, forward
+from ndgpa.attention.triton.inputs import Inputs
+from ndgpa.selection import triton_top_k
+from ndgpa.selection.relevance import CoarseCells
+from ndgpa.structures import triton_means
 
 RESULTS = Path(__file__).parent / "results"
 CAPABILITIES = (80, 90)
@@ -103,13 +110,18 @@ def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
-        for module in (triton_means, triton_top_k, triton_forward, triton_backward):
-            names = [name for name in vars(module) if name.endswith("_kernel")]
-            found = {name: Recorder(getattr(module, name)) for name in names}
-            stack.enter_context(mock.patch.multiple(module, **found))
-            recorders |= found
+        for module in kernel_modules():
+            for name in [name for name in vars(module) if name.endswith("_kernel")]:
+                recorder = recorders.setdefault(name, Recorder(getattr(module, name)))
+                stack.enter_context(mock.patch.object(module, name, recorder))
         run()
     return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
+
+
+def kernel_modules() -> list[ModuleType]:
+    """Import every file of the package that has Triton in its path."""
+    found = pkgutil.walk_packages(ndgpa.__path__, "ndgpa.")
+    return [importlib.import_module(info.name) for info in found if "triton" in info.name]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -120,21 +132,39 @@ def _attention(shape: Shape) -> None:
     x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
     by_row = meta(1, 64, shape.sites)
     norm = meta(1, 2, 64, shape.sites)
-    tables = (
-        meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
-        None,
-        None,
-        meta(shape.cells, shape.places, dtype=torch.int64),
-        meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
-        None,
-        None,
+    given = Inputs(
+        x,
+        x,
+        x,
+        slot_bias=None,
+        key_bias=None,
+        blocks=meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
+        cell_sites=meta(shape.cells, shape.places, dtype=torch.int64),
+        key_sites=meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
+        query_time=None,
+        key_time=None,
+        scale=0.125,
     )
-    triton_forward.forward(x, x, x, *tables, x, by_row, norm, 0.125)
-    triton_backward.backward_queries(
-        x, x, x, x, x, norm, by_row, *tables, grad_query=x, mean=by_row, scale=0.125
+    run_attention(given, x, by_row, norm)
+
+
+def run_attention(
+    given: Inputs, out: Tensor, lse: Tensor, norm: Tensor, longest: int | None = None
+) -> None:
+    """Forward and backward; the gradients are written over the inputs."""
+    forward.forward(given, out, lse, norm)
+    backward_queries.backward_queries(
+        given, grad_out=out, grad_lse=lse, out=out, norm=norm, grad_query=given.query, mean=lse
     )
-    triton_backward.backward_keys(
-        x, x, x, x, norm, by_row, *tables, grad_key=x, grad_value=x, grad_bias=None, scale=0.125
+    backward_keys.backward_keys(
+        given,
+        grad_out=out,
+        norm=norm,
+        mean=lse,
+        grad_key=given.key,
+        grad_value=given.value,
+        grad_bias=given.key_bias,
+        longest=longest,
     )
 
 
@@ -144,20 +174,19 @@ def _selection(shape: Shape) -> None:
     coarse = meta(1, 64, shape.blocks, shape.width)
     triton_means.sum_blocks(x, None, blocks, coarse)
     per_cell = shape.blocks // shape.cells
-    triton_top_k.select(
-        meta(1, 64, shape.cells, per_cell, shape.width),
-        coarse,
-        None,
-        None,
-        meta(shape.cells, per_cell),
-        None,
-        None,
-        None,
-        shape.kept,
-        "mass",
-        64,
-        0.125,
+    cells = CoarseCells(
+        query=meta(1, 64, shape.cells, per_cell, shape.width),
+        key=coarse,
+        bias=None,
+        log_size=None,
+        weight=meta(1, shape.cells, per_cell),
+        cell_group=None,
+        key_group=None,
+        cell_time=None,
+        key_time=None,
+        scale=0.125,
     )
+    triton_top_k.select(cells, None, shape.kept, relevance="mass", selection_heads=64)
 
 
 def table(found: list[Row]) -> str:

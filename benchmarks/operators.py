@@ -63,14 +63,14 @@ def operators(width: int) -> dict[str, tuple[Any, int]]:
         "Full": (ndgpa.Full(), 4),
         "GPA(12), blocks of 4x4": (ndgpa.GPA(12), 4),
         "GPA(12), blocks of 2x2": (ndgpa.GPA(12), 2),
-        "Nystrom(128)": (ndgpa.Nystrom(128), 4),
-        "Performer(128)": (ndgpa.Performer(width, 128).eval(), 4),
-        "Neighborhood(16)": (ndgpa.Neighborhood(16), 4),
-        "Hydra, 16, dilations 1 and 4": (ndgpa.Hydra.of([16], [1, 4]), 4),
-        "MultiAxis(16)": (ndgpa.MultiAxis(16), 4),
-        'LocalSparse("ltr", stride=128)': (ndgpa.LocalSparse("ltr", stride=128), 4),
-        'LocalSparse("strided")': (ndgpa.LocalSparse("strided"), 4),
-        "Nothing": (ndgpa.Nothing(), 4),
+        "Nystrom(128)": (ndgpa.operators.Nystrom(128), 4),
+        "Performer(128)": (ndgpa.operators.Performer(width, 128).eval(), 4),
+        "Neighborhood(16)": (ndgpa.operators.Neighborhood(16), 4),
+        "Hydra, 16, dilations 1 and 4": (ndgpa.operators.Hydra.of([16], [1, 4]), 4),
+        "MultiAxis(16)": (ndgpa.operators.MultiAxis(16), 4),
+        'LocalSparse("ltr", stride=128)': (ndgpa.operators.LocalSparse("ltr", stride=128), 4),
+        'LocalSparse("strided")': (ndgpa.operators.LocalSparse("strided"), 4),
+        "NoAttention": (ndgpa.operators.NoAttention(), 4),
     }
 
 
@@ -104,7 +104,7 @@ def entries(operator: Any, image: ndgpa.Grid) -> float:
     if isinstance(operator, ndgpa.GPA):
         assert isinstance(operator.rule, int)
         return gpa_entries(image, operator.rule).total / sites
-    if isinstance(operator, (ndgpa.Nystrom, ndgpa.Performer)):
+    if isinstance(operator, (ndgpa.operators.Nystrom, ndgpa.operators.Performer)):
         return low_rank_entries(BUDGET // 2, sites) / sites
     return float(operator.mask(image).double().sum(dim=2).mean())
 

@@ -1,47 +1,41 @@
-"""Grid Partitioned Attention over any space."""
+"""Grid Partitioned Attention over any space.
+
+    out = ndgpa.gpa(query, key, value, ndgpa.Image((256, 256), block=4, cell=2), rule=12)
+
+Spaces: `Sequence`, `Image`, `Video`, `Grid`, `Graph`, `PointCloud`, `Clusters`, `disjoint`.
+Rules, which say what a cell reads: `TopK`, `TopP`, `TopRatio`, `MultiLevel`, `Window`, ...
+Layers are in `ndgpa.nn`, other attentions in `ndgpa.operators`, settings of published methods in
+`ndgpa.presets`, measures in `ndgpa.analysis`.
+"""
 
 from ndgpa import nn, presets
 from ndgpa.cache import Cache
 from ndgpa.functional import attend, gpa, select
-from ndgpa.operators import (
-    GPA,
-    Full,
-    Hydra,
-    LocalSparse,
-    MultiAxis,
-    Neighborhood,
-    Nothing,
-    Nystrom,
-    Performer,
-)
+from ndgpa.operators import GPA, Full, Operator
+from ndgpa.problem import Problem, Selection
 from ndgpa.selection import (
-    Antidiagonal,
     Fixed,
     MultiLevel,
     Own,
     PerHead,
     PerturbedTopK,
     Refine,
-    Selection,
+    Rule,
     SoftTopK,
     StraightThrough,
     TopK,
     TopP,
     TopRatio,
-    Union,
     Window,
 )
 from ndgpa.structures import (
     Clusters,
     Graph,
     Grid,
-    Halo,
     Image,
-    Jittered,
     PointCloud,
     Sequence,
     SpatialStructure,
-    Strided,
     Video,
     disjoint,
 )
@@ -50,39 +44,30 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPA",
-    "Antidiagonal",
     "Cache",
     "Clusters",
     "Fixed",
     "Full",
     "Graph",
     "Grid",
-    "Halo",
-    "Hydra",
     "Image",
-    "Jittered",
-    "LocalSparse",
-    "MultiAxis",
     "MultiLevel",
-    "Neighborhood",
-    "Nothing",
-    "Nystrom",
+    "Operator",
     "Own",
     "PerHead",
-    "Performer",
     "PerturbedTopK",
     "PointCloud",
+    "Problem",
     "Refine",
+    "Rule",
     "Selection",
     "Sequence",
     "SoftTopK",
     "SpatialStructure",
     "StraightThrough",
-    "Strided",
     "TopK",
     "TopP",
     "TopRatio",
-    "Union",
     "Video",
     "Window",
     "attend",

@@ -1,12 +1,15 @@
 """What the custom operators of the package share."""
 
+import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 T = TypeVar("T")
 
@@ -38,8 +41,66 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     return x.flatten(0, 1)
 
 
-def without_autocast(like: Tensor) -> torch.autocast:
+def differentiate_gradient(
+    formula: Callable[[Any], Any],
+    inputs: Any,
+    names: Sequence[str],
+    grad_outputs: list[Tensor],
+    cotangents: Sequence[Tensor],
+) -> tuple[list[Tensor | None], tuple[Tensor | None, ...]]:
+    """Differentiate a backward that is an operator, as the gradient of a formula.
+
+    Args:
+        formula: Takes `inputs` and returns the outputs; differentiable twice.
+        inputs: Those of the forward operator, a named tuple.
+        names: What the gradient was taken by, the query first; None among the inputs is left out.
+        grad_outputs: One for each output of the formula.
+        cotangents: One for the gradient of each name; not looked at where the input is None.
+
+    Returns:
+        The gradients of `grad_outputs` and of each of the inputs; None for one of zeros.
+    """
+    taken = {n: c for n, c in zip(names, cotangents) if getattr(inputs, n) is not None}
+    given = {name: getattr(inputs, name).detach().requires_grad_() for name in taken}
+    slopes = [g.detach().requires_grad_() for g in grad_outputs]
+    leaves = [*given.values(), *slopes]
+    if leaves[0].numel() == 0:  # a graph of nothing has nothing to differentiate
+        second: Sequence[Tensor | None] = [torch.zeros_like(x) for x in leaves]
+    else:
+        with torch.enable_grad(), without_autocast(leaves[0]):
+            outputs = formula(inputs._replace(**given))
+            grads = torch.autograd.grad(outputs, [*given.values()], slopes, create_graph=True)
+            weights = [*taken.values()]
+            second = torch.autograd.grad(grads, leaves, weights, allow_unused=True)
+    return list(second[len(given) :]), gradients(type(inputs), **dict(zip(given, second)))
+
+
+def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any = None) -> None:
+    """Keep the inputs of an operator for its backward, as `kept_inputs` gives them back."""
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def kept_inputs(ctx: Any) -> list[Any]:
+    return [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options)]
+
+
+def gradients(inputs: type[tuple[Any, ...]], **of: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A gradient for each field of the inputs of an operator; None for those not named."""
+    fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
+    assert of.keys() <= set(fields)
+    return tuple(of.get(name) for name in fields)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over x are taken: float32, or wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """A context in which the body of an operator computes in the dtypes it was written in."""
+    if like.is_meta:  # which has no autocast
+        return contextlib.nullcontext()
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -62,6 +123,25 @@ def on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
 def cast_for_autocast(*xs: Tensor) -> list[Tensor]:
     """Cast as autocast casts the inputs of an attention; float64 stays."""
     device = xs[0].device.type
-    if not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
+    if xs[0].is_meta or not torch.is_autocast_enabled(device) or xs[0].dtype == torch.float64:
         return list(xs)
     return [x.to(torch.get_autocast_dtype(device)) for x in xs]
+
+
+def no_tangents(backend: str, *xs: Tensor) -> None:
+    """A custom operator drops the tangents of forward-mode derivatives without a word."""
+    if has_tangents(*xs):
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
+        )
+
+
+def has_tangents(*xs: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in xs)
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` is active; torch has no public function for it."""
+    return torch._C._are_functorch_transforms_active()

@@ -1,17 +1,17 @@
 """The public call: checks, then the three questions one after another."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, overload
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.attend import pick, pick_far, skips_hidden_keys
-from ndgpa.attend.far_field import FAR, FarField
-from ndgpa.selection import Problem, Rule, Selection, TopK
-from ndgpa.structures import SpatialStructure
+from ndgpa.attention import BackendName, pick, pick_far, skips_hidden_keys
+from ndgpa.attention.far_field import Far, FarField
+from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
+from ndgpa.selection import Rule, TopK
+from ndgpa.structures import Sampling, SpatialStructure
 
 
 def gpa(
@@ -23,11 +23,13 @@ def gpa(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
-    far: str | None = None,
-    backend: str | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    read: Sampling | None = None,
+    far: Far | None = None,
+    backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
 
@@ -44,9 +46,15 @@ def gpa(
             released code).
         causal: A site sees only sites of its own or an earlier time (of `structure.time`).
         key_mask: True where a key is seen; a key that is not seen does not exist.
-        far: What a cell does not select: None leaves it out; "block" and "site" let it take part
-            through the means of its blocks, asked by the mean query of a block or by each site's
-            own (docs/far_field.md).
+        query_mask: (batch, n), True where a query takes part in the selection; None means all, but
+            in self-attention (queries and keys on one structure) where a key is seen: padding has
+            no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
+        read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
+            None means the sites of the block.
+        far: How the blocks that a cell does not select take part in the softmax, each as one key
+            at the mean of what would be read: "site" compares them with the query of every site,
+            "block" with the mean query of each block, over the sites that take part, to first
+            order (docs/far_field.md). None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -56,31 +64,22 @@ def gpa(
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    selection = select(
+    rule = as_rule(rule)
+    problem = Problem.of(
         query,
         key,
-        structure,
-        rule,
-        key_structure=key_structure,
-        scale=scale,
-        affinity=affinity,
-        causal=causal,
-        key_mask=key_mask,
-    )
-    return attend(
-        query,
-        key,
-        value,
-        selection,
         structure,
         key_structure=key_structure,
         scale=scale,
         affinity=affinity,
         causal=causal,
         key_mask=key_mask,
-        far=far,
-        backend=backend,
+        query_mask=query_mask,
+        value=value,
     )
+    _check_read(read)
+    _check_backend(backend, far, query, value)
+    return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
 
 
 def select(
@@ -91,29 +90,71 @@ def select(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
 ) -> Selection:
     """Phase 1: find the key blocks that each cell of queries reads.
 
     Arguments and errors as for `gpa`. The relevance is computed in float32 or wider, whatever the
     dtype of the inputs.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.rule_or_count(rule)
-    rule = TopK(rule) if isinstance(rule, int) else rule
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    same = key_structure is structure
-    structure = structure.to(query.device)
-    key_structure = structure if same else key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with without_autocast(query):
-        return rule.select(
-            Problem(query, key, structure, key_structure, scale, affinity, causal, key_mask)
-        )
+    rule = as_rule(rule)
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+        query_mask=query_mask,
+    )
+    return _select(problem, rule)
+
+
+@overload
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: Affinity = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    read: Sampling | None = None,
+    far: Far | None = None,
+    backend: BackendName | str | None = None,
+    return_lse: Literal[False] = False,
+) -> Float[Tensor, "b h n dv"]: ...
+
+
+@overload
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    *,
+    key_structure: SpatialStructure | None = None,
+    scale: float | None = None,
+    affinity: Affinity = "dot",
+    causal: bool = False,
+    key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    read: Sampling | None = None,
+    far: Far | None = None,
+    backend: BackendName | str | None = None,
+    return_lse: Literal[True],
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
 
 
 def attend(
@@ -125,59 +166,102 @@ def attend(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
-    far: str | None = None,
-    backend: str | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    read: Sampling | None = None,
+    far: Far | None = None,
+    backend: BackendName | str | None = None,
     return_lse: bool = False,
-) -> Any:  # a Tensor; a pair of them with return_lse
+) -> Any:
     """Phase 2: attend from every site to the blocks that its cell selected.
 
     Arguments and errors as for `gpa`.
 
     Args:
         selection: From `select`, or ids of one's own.
+        query_mask: As for `gpa`; nothing but `far="block"` depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.value_for(key, value)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
-    if far is not None:
-        _checks.one_of("far", far, FAR)
-        pick_far(backend)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = cast_for_autocast(query, key, value)
-    run = pick(backend, query, value)
-    field = None
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+        query_mask=query_mask,
+        value=value,
+    )
+    check_selection(selection, query, key, structure)
+    _check_read(read)
+    _check_backend(backend, far, query, value)
+    out, lse = _attend(problem, value, selection, read, far, backend)
+    return (out, lse) if return_lse else out
+
+
+def as_rule(rule: Rule | int) -> Rule:
+    """Return the rule itself; an int k means `TopK(k)`."""
+    if not isinstance(rule, Rule | int):
+        raise TypeError(f"rule must be a Rule or an int; got {type(rule).__name__}")
+    return TopK(rule) if isinstance(rule, int) else rule
+
+
+def _select(problem: Problem, rule: Rule) -> Selection:
+    with without_autocast(problem.query):
+        return rule.select(problem)
+
+
+def _attend(
+    problem: Problem,
+    value: Tensor,
+    selection: Selection,
+    read: Sampling | None,
+    far: str | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+    query, key, value = cast_for_autocast(problem.query, problem.key, value)
+    run, mask = pick(backend, query, value), problem.key_mask
     with without_autocast(query):
-        if key_mask is not None and not (skips_hidden_keys(run) and affinity == "dot"):
-            unseen = ~key_mask[:, None, :, None]
+        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
+            unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        key_sites = None if read is None else read.sites(problem.key_structure)
+        field = None
         if far is not None:
-            problem = Problem(
-                query, key, structure, key_structure, scale, affinity, causal, key_mask
-            )
-            field = FarField.of(far, problem, value)
-        bias, dot_scale = dot_form(key, affinity, scale)
+            field = FarField.of(far, replace(problem, query=query, key=key), value, key_sites)
+        bias, scale = dot_form(key, problem.affinity, problem.scale)
         out, lse = run(
             query,
             key,
             value,
             selection,
-            structure,
-            key_structure,
-            scale=dot_scale,
-            key_bias=hide_keys(bias, key, key_mask),
-            causal=causal,
+            problem.structure,
+            problem.key_structure,
+            scale=scale,
+            key_bias=hide_keys(bias, key, mask),
+            key_sites=key_sites,
+            causal=problem.causal,
         )
         if field is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(backend))
-        if return_lse and affinity == "euclidean":
-            lse = lse - scale * query.to(lse.dtype).square().sum(dim=-1)
-    return (out, lse) if return_lse else out
+            out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
+        if problem.affinity == "euclidean":
+            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
+    return out, lse
+
+
+def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
+    pick(backend, query, value)
+    if far is not None:
+        pick_far(far, backend)
+
+
+def _check_read(read: Any) -> None:
+    if read is not None and not isinstance(read, Sampling):
+        raise TypeError(
+            f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"
+        )

@@ -23,6 +23,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# A contract names no marks: they would be unknown to whoever inherits it elsewhere.
+MARKS = {
+    "test_it_compiles_as_one_graph": "compiled",
+    "test_it_exports": "compiled",
+    "test_errors_come_before_any_work": "bad_input",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name, _, example = item.name.partition("[")
+        if name in MARKS:
+            item.add_marker(MARKS[name])
+        if name == "test_it_compiles_as_one_graph" and example == "inductor]":
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def _fill_uninitialized_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)

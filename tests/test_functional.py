@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
-from tests import draw, oracle
+from ndgpa.testing import draw, oracle
 
 
 @given(st.data())

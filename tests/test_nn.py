@@ -35,7 +35,7 @@ def test_without_a_context_it_attends_to_itself() -> None:
 def test_operators_are_swapped_by_one_argument() -> None:
     layers = [
         SpatialAttention(8, operator=operator)
-        for operator in (ndgpa.GPA(3), ndgpa.Full(), ndgpa.Nothing())
+        for operator in (ndgpa.GPA(3), ndgpa.Full(), ndgpa.operators.NoAttention())
     ]
     for layer in layers[1:]:
         layer.load_state_dict(layers[0].state_dict())
@@ -45,11 +45,35 @@ def test_operators_are_swapped_by_one_argument() -> None:
     assert torch.equal(nothing, layers[0].to_out.bias.expand_as(nothing))
     layers[0].operator = ndgpa.GPA(IMAGE.num_blocks)
     torch.testing.assert_close(layers[0](x, IMAGE), full)
-    layers[0].operator = ndgpa.Performer(8)  # a module, and from a module to none
+    layers[0].operator = ndgpa.operators.Performer(8)  # a module, and from a module to none
     assert "operator" in dict(layers[0].named_modules())
     layers[0].operator = ndgpa.Full()
     assert "operator" not in dict(layers[0].named_modules())
     assert torch.equal(layers[0](x, IMAGE), full)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_operator_is_refused() -> None:
+    words = r"operator must be an operator, such as GPA\(12\); got "
+    for wrong, name in ((12, "12"), ("full", "'full'"), (ndgpa.Full, "<class"), (None, "None")):
+        with pytest.raises(TypeError, match=words + name):
+            SpatialAttention(8, operator=wrong)
+    layer = SpatialAttention(8)
+    with pytest.raises(TypeError, match=words + "3"):
+        layer.operator = 3
+
+
+@pytest.mark.bad_input
+def test_a_grid_of_features_is_refused_with_the_flattening_it_needs() -> None:
+    layer = SpatialAttention(8)
+    channels_last, channels_first = torch.randn(2, 6, 8, 8), torch.randn(2, 8, 6, 5)
+    for x, words in (
+        (channels_last, r"got \(2, 6, 8, 8\); flatten the grid with x.flatten\(1, -2\)"),
+        (channels_first, r"got \(2, 8, 6, 5\); flatten the grid with x.flatten\(2\).mT"),
+        (torch.randn(2, 48, 7), r"x must have shape \(batch, sites, 8\); got \(2, 48, 7\)$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            layer(x, IMAGE)
 
 
 def test_copies_and_saved_states_give_the_same() -> None:
@@ -130,8 +154,8 @@ def test_it_exports_with_a_batch_of_any_size() -> None:
 
 @pytest.mark.compiled
 def test_the_operators_pass_opcheck() -> None:
-    from ndgpa.attend.chunked import attend_chunked
-    from ndgpa.selection.top_k import select_top_k
+    from ndgpa.attention.chunked import attend_chunked
+    from ndgpa.selection.select_blocks import select_top_k
 
     tiles = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
     blocks = torch.randint(-1, 6, (1, 2, 3, 2), dtype=torch.int32)
@@ -146,7 +170,7 @@ def test_the_operators_pass_opcheck() -> None:
             torch.randn(1, 2, 6, 5),
             None,
             None,
-            torch.ones(3, 2),
+            torch.ones(1, 3, 2),
             None,
             None,
             None,
@@ -160,7 +184,7 @@ def test_the_operators_pass_opcheck() -> None:
 
 @pytest.mark.bad_input
 def test_widths_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+    with pytest.raises(ValueError, match="query_dim must be a multiple of the 3 heads; got 8"):
         SpatialAttention(8, heads=3)
     with pytest.raises(ValueError, match="key_dim must be at least 1; got 0"):
         SpatialAttention(8, key_dim=0)

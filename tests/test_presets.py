@@ -10,8 +10,9 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa import presets
-from tests.draw import seeded
-from tests.oracle import algorithm_1
+from ndgpa.nn import SpatialAttention
+from ndgpa.testing.draw import seeded
+from ndgpa.testing.oracle import algorithm_1
 
 Lists = list[list[int]]
 
@@ -65,9 +66,10 @@ def tiles(shape: tuple[int, ...], tile: tuple[int, ...]) -> Lists:
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95])
-def test_vsa(sparsity: float, gated: bool, even: bool) -> None:
+@pytest.mark.parametrize("tile", [(2, 2, 2), (4, 2, 8)], ids=["", "tile longer than its axis"])
+def test_vsa(tile: tuple[int, int, int], sparsity: float, gated: bool, even: bool) -> None:
     """Tiles of a video that do not divide it; coarse branch of weight 1, or gated."""
-    shape, tile = (3, 5, 4), (2, 2, 2)
+    shape = (3, 5, 4)
     query, key, value = inputs = drawn(0, 2, 2, 60, 4, even)
     gate = torch.randn(1, 2, 60, 4, generator=seeded(9), dtype=torch.float64)
     blocks, scale = tiles(shape, tile), 0.5
@@ -91,11 +93,25 @@ def test_vsa(sparsity: float, gated: bool, even: bool) -> None:
     agree(preset(*inputs, **({"gate": gate} if gated else {})), out, inputs)
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 3, 7, 10, 100, 1000])
+def test_vsa_reads_the_peers_number_of_tiles(tiles: int) -> None:
+    """The ceiling of the peer's own floating product, at every thousandth."""
+    for sparsity in (i / 1000 for i in range(1000)):
+        peers = max(1, min(math.ceil((1 - sparsity) * tiles), tiles))
+        preset = presets.vsa((tiles, 1, 1), sparsity, (1, 1, 1))
+        assert preset.operator.rule.k == peers, sparsity
+
+
+def test_seven_tenths_of_ten_tiles_leave_four() -> None:
+    assert presets.vsa((10, 1, 1), 0.7, (1, 1, 1)).operator.rule.k == 4
+
+
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
+@pytest.mark.parametrize("chunk", [4, 99], ids=["", "chunk longer than the sequence"])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 99])
-def test_moba(top_k: int, even: bool) -> None:
+def test_moba(top_k: int, chunk: int, even: bool) -> None:
     """A short last chunk; the own chunk is one of the k; future chunks do not exist."""
-    length, chunk = 22, 4
+    length = 22
     query, key, value = inputs = drawn(1, 2, 1, length, 4, even)
     chunks = [list(range(b, min(b + chunk, length))) for b in range(0, length, chunk)]
     rows = []
@@ -112,10 +128,11 @@ def test_moba(top_k: int, even: bool) -> None:
 
 
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
+@pytest.mark.parametrize("block", [4, 99], ids=["", "block longer than the sequence"])
 @pytest.mark.parametrize("top", [1, 2, 3, 99])
-def test_nsa_selection(top: int, even: bool) -> None:
+def test_nsa_selection(top: int, block: int, even: bool) -> None:
     """Groups of two query heads share what the sum of their probabilities selects."""
-    length, block = 22, 4
+    length = 22
     query, key, value = inputs = drawn(2, 4, 2, length, 4, even)
     blocks = [list(range(b, min(b + block, length))) for b in range(0, length, block)]
     out = torch.zeros(1, 4, length, 4, dtype=torch.float64)
@@ -174,11 +191,14 @@ def test_biformer(shape: tuple[int, int], topk: int, even: bool) -> None:
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
 @pytest.mark.parametrize("topks", [(2,), (3, 2), (99, 99)])
 def test_quadtree_b(topks: tuple[int, ...], even: bool) -> None:
-    """Three levels at most; each token chooses among the children of its parent's best."""
+    """Three levels at most; each token chooses among the children of its parent's best.
+
+    The weights of the levels are learnt.
+    """
     side, levels = 8, len(topks)
     query, key, value = inputs = drawn(4, 2, 2, side * side, 3, even)
-    weights = tuple(0.3 * level for level in range(levels + 1))
-    share = torch.tensor(weights, dtype=torch.float64).softmax(0)
+    weights = torch.nn.Parameter(0.3 * torch.arange(levels + 1, dtype=torch.float64))
+    share = torch.exp(weights) / torch.exp(weights).sum()
     out = torch.zeros(2, side, side, 3, dtype=torch.float64)
 
     def pyramid(x: Tensor) -> list[Tensor]:  # (h, rows, columns, d), coarsest first
@@ -218,8 +238,24 @@ def test_quadtree_b(topks: tuple[int, ...], even: bool) -> None:
                     top = best(dict(enumerate(probability.tolist())), topks[level])
                     chosen[at] = [candidates[i] for i in top]
             kept = chosen
-    ours = presets.quadtree_b((side, side), topks, weights)(*inputs)
-    agree(ours, out.view(1, 2, side * side, 3), inputs)
+    preset = presets.quadtree_b((side, side), topks, weights)
+    agree(preset(*inputs), out.view(1, 2, side * side, 3), [*inputs, weights])
+
+
+def test_learnt_weights_of_quadtree_b_are_parameters_of_a_layer() -> None:
+    weights = torch.nn.Parameter(torch.zeros(2))
+    preset = presets.quadtree_b((8, 8), (3,), weights)
+    layer = SpatialAttention(6, 2, operator=preset.operator)
+    assert any(p is weights for p in layer.parameters())
+    layer(torch.randn(1, 64, 6, generator=seeded(0)), preset.structure).square().sum().backward()
+    assert weights.grad is not None
+    assert (weights.grad != 0).all()
+
+
+def test_weights_of_quadtree_b_may_be_numbers() -> None:
+    inputs, weights = drawn(5, 2, 2, 64, 3), (0.5, -1.0)
+    learnt = presets.quadtree_b((8, 8), (3,), torch.tensor(weights, dtype=torch.float64))
+    assert torch.equal(presets.quadtree_b((8, 8), (3,), weights)(*inputs), learnt(*inputs))
 
 
 def test_quadtree_b_on_its_finest_level_alone_is_gpa() -> None:
@@ -246,7 +282,9 @@ def test_quadtree_b_moves_its_structure_to_the_query() -> None:
 
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
 @pytest.mark.parametrize("threshold", [0.2, 0.6, 1.0])
-def test_xattention(threshold: float, even: bool) -> None:
+@pytest.mark.parametrize("released", [False, True], ids=["paper", "released code"])
+def test_xattention(released: bool, threshold: float, even: bool) -> None:
+    """As in the paper, and as the docstring says for the released code, which reads block 0 too."""
     length, block, stride = 48, 8, 4
     query, key, value = inputs = drawn(6, 2, 2, length, 3)
     if even:  # every other block repeats the keys of the one before
@@ -276,18 +314,26 @@ def test_xattention(threshold: float, even: bool) -> None:
                     break
                 kept.append(j)
                 reached += mass[j]
+            kept += [0] if released and 0 not in kept else []
             sites = [y for j in kept for y in blocks[j]]
             for x in own:
                 out[0, h, x] = softmax_over(
                     query[0, h, x], key[0, h, sites], value[0, h, sites], 3**-0.5
                 )
-    agree(presets.xattention(length, block, stride, threshold)(*inputs), out, inputs)
+    preset = presets.xattention(length, block, stride, threshold)
+    if released:
+        rule = ndgpa.selection.Antidiagonal(stride, threshold) | ndgpa.Fixed((0,))
+        preset = presets.Preset(ndgpa.GPA(rule), preset.structure, preset.key_structure)
+    agree(preset(*inputs), out, inputs)
 
 
 @pytest.mark.parametrize("even", [False, True], ids=["distinct", "equal scores"])
 @pytest.mark.parametrize(("p", "min_ratio"), [(0.3, 0.0), (0.8, 0.0), (0.1, 0.6), (1.0, 0.0)])
 def test_svg2(p: float, min_ratio: float, even: bool) -> None:
-    """Centroids weighted by the size of their clusters; the one that crosses p is read."""
+    """Centroids weighted by the size of their clusters; the one that crosses p is read.
+
+    Of the keys in four places, two of the six clusters stay empty, and count for `min_ratio`.
+    """
     query, key, value = inputs = drawn(7, 1, 1, 40, 3)
     if even:  # keys in four places, mirrored in a feature that no query has
         with torch.no_grad():
@@ -308,8 +354,8 @@ def test_svg2(p: float, min_ratio: float, even: bool) -> None:
         share = {j: w / sum(weights) for j, w in enumerate(weights)}
         reached, kept = 0.0, []
         for j in best(share, len(clusters)):
-            enough = len(kept) >= max(1, int(min_ratio * len(clusters)))
-            if enough and reached >= p and p < 1:
+            enough = len(kept) >= int(min_ratio * 6)
+            if enough and reached > p and p < 1:
                 break
             kept.append(j)
             reached += share[j]
@@ -319,6 +365,33 @@ def test_svg2(p: float, min_ratio: float, even: bool) -> None:
                 query[0, 0, x], key[0, 0, sites], value[0, 0, sites], 3**-0.5
             )
     agree(preset(*inputs), out, inputs)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.25, 2), (0.5, 3), (0.74, 3), (0.75, 4), (1.0, 4)])
+def test_svg2_reads_on_until_p_is_exceeded(p: float, kept: int) -> None:
+    """Four keys, each a cluster of its own, of exactly a quarter of the relevance each."""
+    query, key = torch.zeros(3, 2), torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    preset = presets.svg2(query, key, 1, 4, p)
+    value = torch.eye(4)[None, None]
+    out = preset(query[None, None], key[None, None], value)
+    assert ((out > 0).sum(dim=-1) == kept).all()
+
+
+def test_svg2_does_not_read_clusters_of_hidden_keys() -> None:
+    query, key, value = drawn(8, 2, 1, 40, 3)
+    mask = torch.rand(1, 40, generator=seeded(3)) < 0.5
+    preset = presets.svg2(query[0, 0], key[0, 0], 3, 6, 0.6, 0.5)
+    hidden = (~mask)[:, None, :, None]
+    poisoned = (x.masked_fill(hidden, torch.nan) for x in (key, value))
+    zeroed = (x.masked_fill(hidden, 0) for x in (key, value))
+    assert torch.equal(
+        preset(query, *poisoned, key_mask=mask), preset(query, *zeroed, key_mask=mask)
+    )
+    every = presets.svg2(query[0, 0], key[0, 0], 3, 6, 1.0)
+    torch.testing.assert_close(
+        every(query, key, value, key_mask=mask),
+        ndgpa.Full()(query, key, value, every.structure, every.key_structure, key_mask=mask),
+    )
 
 
 def test_k_means_is_lloyds() -> None:
@@ -359,13 +432,27 @@ def test_paper_pivot(even: bool) -> None:
         (lambda: presets.paper_pivot(100), "side that is a multiple of 64; got 100"),
         (lambda: presets.vsa((4, 4)), "vsa needs a shape of 3 axes"),
         (lambda: presets.vsa((4, 4, 4), 1.0), r"sparsity must lie in \[0, 1\)"),
-        (lambda: presets.moba(16, 32, 2), "downsample 32 is larger than axis 0"),
+        (lambda: presets.vsa((4, 4, 4), tile=(4, 4)), "vsa needs a tile of 3 axes"),
+        (lambda: presets.vsa((4, 4, 4), tile=(4, 0, 4)), "block must be at least 1; got 0"),
+        (lambda: presets.moba(16, 0, 2), "chunk must be at least 1; got 0"),
+        (lambda: presets.nsa_selection(16, 2.5), "block must be an int; got 2.5"),
+        (lambda: presets.nsa_selection(0), "length must be at least 1; got 0"),
         (lambda: presets.moba(16, 4, 0), "top_k must be at least 1"),
         (lambda: presets.quadtree_b((6, 8), (2, 2)), "side that is a multiple of 4; got 6"),
-        (lambda: presets.biformer((4, 9), 6, 7), "n_win 7 is more than the 4 pixels"),
+        (
+            lambda: presets.quadtree_b((8, 8), (2,), (0.0, 0.0, 0.0)),
+            "quadtree_b needs 2 floating weights, one more than topks has entries",
+        ),
+        (
+            lambda: presets.biformer((4, 9), 6, 7),
+            "n_win must be at most 4, the number of pixels of the shorter side; got 7",
+        ),
         (lambda: presets.xattention(100, 16, 4), "length that is a multiple of 16"),
         (lambda: presets.xattention(96, 16, 3), "block that is a multiple of 3"),
-        (lambda: presets.svg2(torch.zeros(4, 2), torch.zeros(4, 2), 5, 2), "clusters 5 is more"),
+        (
+            lambda: presets.svg2(torch.zeros(4, 2), torch.zeros(4, 2), 5, 2),
+            "clusters must be at most 4",
+        ),
     ],
 )
 def test_a_structure_that_a_preset_cannot_have_is_named(
@@ -380,7 +467,7 @@ def test_a_preset_is_called_on_its_own_number_of_sites() -> None:
     x = torch.randn(1, 1, 20, 2)
     with pytest.raises(ValueError, match="query has 20 sites but structure has 22"):
         presets.moba(22, 4, 2)(x, x, x)
-    with pytest.raises(ValueError, match="whole blocks of a multiple of 4"):
-        ndgpa.select(x, x, ndgpa.Sequence(20, 6), ndgpa.Antidiagonal(4, 0.5))
+    with pytest.raises(ValueError, match="full blocks of a multiple of 4"):
+        ndgpa.select(x, x, ndgpa.Sequence(20, 6), ndgpa.selection.Antidiagonal(4, 0.5))
     with pytest.raises(NotImplementedError, match="its estimate looks ahead"):
-        ndgpa.select(x, x, ndgpa.Sequence(20, 4), ndgpa.Antidiagonal(4, 0.5), causal=True)
+        ndgpa.select(x, x, ndgpa.Sequence(20, 4), ndgpa.selection.Antidiagonal(4, 0.5), causal=True)

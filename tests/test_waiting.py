@@ -17,7 +17,8 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from ndgpa.structures.base import SpatialStructure, table
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import cached
 
 pytestmark = pytest.mark.compiled  # the shape checks ask for more than there is
 
@@ -37,7 +38,7 @@ SPACES = {
 }
 RULES = {
     "top-k": ndgpa.TopK(2),
-    "shared": ndgpa.TopK(2, share="all", force=(0, "own")),
+    "shared": ndgpa.TopK(2, share="all", force=ndgpa.Own() | ndgpa.Fixed((0,))),
     "top-p": ndgpa.TopP(0.5),
     "ratio": ndgpa.TopRatio(0.5),
     "union": ndgpa.TopK(2) | ndgpa.Own(),
@@ -86,7 +87,7 @@ def _call(space: SpatialStructure, rule: Rule, causal: bool, masked: bool, devic
 def _without_values(space: SpatialStructure) -> SpatialStructure:
     """The structure with all its tables, and those that it has made with others."""
     for kind in type(space).__mro__:
-        for name in (name for name, x in vars(kind).items() if isinstance(x, table)):
+        for name in (name for name, x in vars(kind).items() if isinstance(x, cached)):
             with contextlib.suppress(AssertionError):  # what takes a time, where there is none
                 getattr(space, name)
     copies: dict[SpatialStructure, SpatialStructure] = {}

@@ -40,7 +40,7 @@ def likeliest_lags(
     shortest: int,
     causal: bool,
 ) -> list[int]:
-    """The lags, in frames, that most frames agree on; none within 3 frames of a better one.
+    """Find the lags, in frames, that most frames agree on, none within 3 frames of a better one.
 
     Args:
         shortest: Sources nearer than this are left out; each frame has one vote for the others.
@@ -64,7 +64,7 @@ def likeliest_lags(
 
 
 def shortest_lag(gap: tuple[int, int], causal: bool) -> int:
-    """In frames: a source overlaps its gap no more; causal, however long the gap will last."""
+    """Return the least lag, in frames, at which a source, however slid, lies outside its gap."""
     length = LONGEST if causal else gap[1] - gap[0]
     return -(-(length + REACH) // HOP)
 
@@ -76,7 +76,7 @@ def find_copies(
     lags: list[int],
     causal: bool,
 ) -> list[Copy]:
-    """What lies at each of the places, given as lags in frames; the best fit first.
+    """Cut out what lies at each of the lags, which are in frames; the best fit comes first.
 
     Causal, only what precedes the gap is compared, and places are judged without regard to how long
     the gap lasts.
@@ -89,9 +89,11 @@ def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bo
     start, end = gap
     if start - lag < REACH or end - lag > len(wave) - REACH:
         return None
-    sides = [(start - CONTEXT, start)]
-    sides += [] if causal else [(end, end + CONTEXT)]
-    sums = [_slide(wave, known, max(0, low), min(high, len(wave)), lag) for low, high in sides]
+    sides = [(max(0, start - CONTEXT), start)]
+    sides += [] if causal else [(end, min(end + CONTEXT, len(wave)))]
+    sums = [_slide(wave, known, low, high, lag) for low, high in sides if low < high]
+    if not sums:
+        return None
     product, own, other = (sum(parts) for parts in zip(*sums))
     scale = (own * other).clamp(min=1e-9).sqrt()
     best = int((product / scale).argmax())
@@ -108,7 +110,7 @@ def _fit(wave: Tensor, known: Tensor, gap: tuple[int, int], lag: int, causal: bo
 def _slide(
     wave: Tensor, known: Tensor, low: int, high: int, lag: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products and powers of samples [low, high) and those `lag` before, at every shift."""
+    """Compare samples [low, high) with those `lag` before: products and powers at every shift."""
     own = _sharpened(wave, known, low, high)
     other = _sharpened(wave, known, low - lag - SEARCH, high - lag + SEARCH)
     power = _correlation(other.square(), (own != 0).float()).clamp(min=0)
@@ -116,13 +118,13 @@ def _slide(
 
 
 def _correlation(long: Tensor, short: Tensor) -> Tensor:
-    """Sums of products at every place of the short one within the long one."""
+    """Sum the products at every place of the short one within the long one."""
     spectrum = torch.fft.rfft(long) * torch.fft.rfft(short, len(long)).conj()
     return torch.fft.irfft(spectrum, len(long))[: len(long) - len(short) + 1]
 
 
 def _sharpened(wave: Tensor, known: Tensor, low: int, high: int) -> Tensor:
-    """The treble raised, so that a fit is exact; 0 where the recording is not known."""
+    """Raise the treble, so that a fit is exact; 0 where the recording is not known."""
     whole = F.pad(wave[max(0, low) : max(0, high)], (max(0, -low), max(0, high - len(wave))))
     seen = F.pad(known[max(0, low) : max(0, high)], (max(0, -low), max(0, high - len(wave))))
     whole = whole[: high - low] - 0.9 * F.pad(whole[: high - low - 1], (1, 0))
@@ -130,7 +132,7 @@ def _sharpened(wave: Tensor, known: Tensor, low: int, high: int) -> Tensor:
 
 
 def _between(product: Tensor, best: int, reach: int = 16) -> tuple[float, float]:
-    """Where between samples the products are largest, to a twentieth, and how large they are.
+    """Find to a twentieth of a sample where the products are largest, and how large they are.
 
     By a windowed sinc; at the ends of the search, the sample itself.
     """
@@ -145,7 +147,7 @@ def _between(product: Tensor, best: int, reach: int = 16) -> tuple[float, float]
 
 
 def _cut(wave: Tensor, at: float, length: int) -> Tensor:
-    """Samples from a place between samples on."""
+    """Cut out samples from a place between samples on."""
     whole = round(at)
     piece = wave[whole - MARGIN : whole + length + MARGIN]
     return delayed(piece, whole - at)[MARGIN : MARGIN + length]

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from examples.audio.model import Question
-from ndgpa import GPA, Full, Neighborhood, Sequence, select
+from ndgpa import GPA, Full, Sequence, select
 from ndgpa.analysis import key_weights
-from ndgpa.operators import Operator
+from ndgpa.operators import Neighborhood, Operator
 
 CHUNK = 256  # frames asked about at a time: each needs a row of logits
 
@@ -27,7 +27,7 @@ def strongest_keys(
     frames: Int[Tensor, " s"],
     count: int,
 ) -> tuple[Int[Tensor, "h s k"], Float[Tensor, "h s k"]]:
-    """The keys of most weight of each head, -1 where there are fewer; and their weights.
+    """Return the keys of most weight of each head, -1 where there are fewer, and their weights.
 
     Args:
         question: Of one recording.
@@ -43,7 +43,7 @@ def _strongest(sites: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def _reader(question: Question, operator: Operator, structure: Sequence) -> Read:
-    """How to lay open this kind of attention."""
+    """Choose how the weights of this kind of attention are found."""
     if isinstance(operator, GPA):
         return _gpa(question, operator, structure)
     if isinstance(operator, Full):
@@ -60,7 +60,10 @@ def _reader(question: Question, operator: Operator, structure: Sequence) -> Read
 
 def _gpa(question: Question, operator: GPA, structure: Sequence) -> Read:
     options = {"scale": operator.scale, "causal": operator.causal, "key_mask": question.known}
-    selection = select(question.query, question.key, structure, operator.rule, **options)
+    asking = torch.ones_like(question.known)  # gaps too
+    selection = select(
+        question.query, question.key, structure, operator.rule, query_mask=asking, **options
+    )
 
     def read(frames: Tensor) -> tuple[Tensor, Tensor]:
         sites, weights = key_weights(

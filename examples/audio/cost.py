@@ -2,7 +2,6 @@
 
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from examples.audio.recordings import refrain
 from examples.audio.restoring import restore
 from examples.audio.spectrum import HOP, RATE
 from examples.audio.weights import trained
+from examples.common.commands import ignore_interrupts
 from ndgpa.analysis import gpa_entries, peak_bytes
 
 FULL_UP_TO_S = 60.0  # of sound: beyond, full attention takes minutes
 
 
 def attention_costs(net: Restorer, lengths_s: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Rows for GPA and full attention on the queries and keys of a recording."""
+    """Measure GPA and full attention on the queries and keys of a recording; a row for each."""
     rows = []
     for length_s in lengths_s:
         damaged = long_recording(length_s)
@@ -45,7 +45,12 @@ def cost_of(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
     def call() -> Tensor:
         return attend(
-            question.query, question.key, question.value, structure, key_mask=question.known
+            question.query,
+            question.key,
+            question.value,
+            structure,
+            key_mask=question.known,
+            query_mask=torch.ones_like(question.known),
         )
 
     peak = peak_bytes(call)
@@ -56,7 +61,7 @@ def cost_of(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
 
 def not_run(name: str, question: Question, length_s: float) -> dict[str, Any]:
-    """What is known without a run: the affinities that one call computes, 4 bytes each."""
+    """Count the affinities that one call computes, 4 bytes each, without running it."""
     heads, frames = question.query.shape[1:3]
     entries = gpa_entries(space(frames), KAPPA).total if name == "gpa" else frames**2
     return {
@@ -69,8 +74,8 @@ def not_run(name: str, question: Question, length_s: float) -> dict[str, Any]:
 
 def ten_minutes(runs: Path, length_s: float = 600.0) -> dict[str, Any]:
     """Restore ten minutes in a process of its own, whose memory is the result."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(restore_long, runs, length_s).result()
+    with get_context("spawn").Pool(1, ignore_interrupts) as pool:
+        return pool.apply(restore_long, (runs, length_s))
 
 
 def restore_long(runs: Path, length_s: float) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def restore_long(runs: Path, length_s: float) -> dict[str, Any]:
 
 
 def long_recording(length_s: float) -> Damaged:
-    """The refrain again and again, under noise 40 dB below, with gaps."""
+    """Repeat the refrain under noise 40 dB below it, and cut gaps."""
     samples, wave = round(length_s * RATE), refrain()
     wave = wave.repeat(samples // len(wave) + 1)[None, :samples]
     generator = torch.Generator().manual_seed(0)

@@ -54,7 +54,7 @@ def put_damage(true: Float[Tensor, "b n"], damage: Damage, generator: torch.Gene
 
 
 def draw_gaps(samples: int, damage: Damage, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Starts and ends, in order, none at the borders; at least one."""
+    """Draw starts and ends, in order, none at the borders; at least one."""
     shortest, longest = damage.gap_s
     gaps, at = [], 0
     mean = (longest - shortest) / torch.tensor(longest / shortest).log().item()

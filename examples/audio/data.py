@@ -23,7 +23,7 @@ Recordings = list[Float[Tensor, " _"]]
 
 
 def recordings_to_train_on(more: list[Float[Tensor, " _"]]) -> Recordings:
-    """Speech, the first half of the film music, and recordings of one's own."""
+    """Collect speech, the first half of the film music, and recordings of one's own."""
     return speech_to_train_on() + music_to_train_on() + more
 
 
@@ -32,7 +32,7 @@ def own_recordings(paths: list[Path]) -> Recordings:
 
 
 def excerpt(recordings: Recordings, samples: int, generator: torch.Generator) -> Damaged:
-    """One damaged excerpt; in half of them noise, in half of them clipping."""
+    """Draw one damaged excerpt; half of them have noise, half have clipping."""
     kind, clip, noise, gain, missing = torch.rand(5, generator=generator).tolist()
     wave = band(samples, generator) if kind < 0.25 else collage(recordings, samples, generator)
     wave = levelled(wave) * 10 ** ((20 * gain - 10) / 20)
@@ -45,7 +45,7 @@ def excerpt(recordings: Recordings, samples: int, generator: torch.Generator) ->
 
 
 def collage(recordings: Recordings, samples: int, generator: torch.Generator) -> Tensor:
-    """A few cuttings that recur in a random order over a quiet background.
+    """Repeat a few cuttings in a random order over a quiet background.
 
     Each time a cutting is a little louder or softer, and now and then faster or slower.
     """
@@ -63,7 +63,7 @@ def collage(recordings: Recordings, samples: int, generator: torch.Generator) ->
 
 
 def cutting(recordings: Recordings, generator: torch.Generator) -> Tensor:
-    """0.3 to 1.5 s of a random recording, or a program-made sound or two, with soft ends."""
+    """Cut 0.3 to 1.5 s out of a recording, or make a sound or two, with soft ends."""
     which, length, at = torch.rand(3, generator=generator).tolist()
     if which < 0.25:
         piece = torch.cat([sound(generator), sound(generator)])
@@ -79,7 +79,7 @@ def cutting(recordings: Recordings, generator: torch.Generator) -> Tensor:
 
 
 def background(recordings: Recordings, samples: int, generator: torch.Generator) -> Tensor:
-    """Another recording in a loop, from a random place on."""
+    """Loop another recording from a random place on."""
     which, start = torch.rand(2, generator=generator).tolist()
     recording = recordings[int(which * len(recordings))]
     recording = recording.roll(int(start * len(recording)))

@@ -8,7 +8,6 @@ tables into README.md. A smoke run writes into runs/audio/smoke/results only.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,12 @@ from examples.audio.damage import Damage, Damaged, put_damage
 from examples.audio.methods import Method, all_methods
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
-from examples.audio.report import quote, write
+from examples.audio.report import table, write
 from examples.audio.spectrum import RATE
 from examples.audio.weights import trained
+from examples.common.commands import check_count, command, ignore_interrupts
+from examples.common.files import check_folder
+from examples.common.tables import quote
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("runs/audio/smoke/results")
@@ -64,21 +66,21 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    check_count("--seeds", options.seeds, 1, 1000)
+    check_count("--workers", options.workers, 1, 64)
+    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
+    check_folder(out)
     if options.workers > 1:
         torch.set_num_threads(1)  # workers are forked, which threads do not survive
-    out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
-    try:
-        for name in options.tables:
-            about, rows = TABLES[name](options)
-            print(write(out, name, about, rows))
-            if out == RESULTS and not options.smoke:
-                quote(RESULTS.parent / "README.md", name, rows)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    for name in options.tables:
+        about, rows = TABLES[name](options)
+        print(write(out, name, about, rows))
+        if out == RESULTS and not options.smoke:
+            quote(RESULTS.parent / "README.md", name, table(rows))
 
 
 def gaps_table(options: Options) -> Table:
-    """All methods, gaps only."""
+    """Compare all methods on recordings with gaps alone."""
     recordings, about = held_out(options)
     seeds = range(1 if options.smoke else options.seeds)
     judge = partial(judged, recordings=recordings, damage=Damage(), seeds=seeds)
@@ -86,7 +88,7 @@ def gaps_table(options: Options) -> Table:
 
 
 def damage_table(options: Options) -> Table:
-    """The attentions, each with its own network; noise and clipping besides."""
+    """Compare the attentions, each with its own network, under noise and clipping too."""
     recordings, about = held_out(options)
     damage = Damage(clip=0.5, noise_db=20.0)
     methods = [method for method in all_methods(options.runs) if method.label in COMPARED]
@@ -95,7 +97,7 @@ def damage_table(options: Options) -> Table:
 
 
 def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) -> list[Row]:
-    """A row for each method; with several workers, in processes that share what is loaded."""
+    """Judge each method; several workers are processes that share what is loaded."""
     if workers == 1:
         return [judge(method) for method in tqdm(methods)]
     numbers = range(len(methods))
@@ -104,7 +106,8 @@ def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) ->
 
 
 def share(judge: Callable[[Method], Row], methods: list[Method]) -> None:
-    """In a worker: keep what it was forked with, which cannot be sent."""
+    """Keep in a worker what it was forked with, which cannot be sent."""
+    ignore_interrupts()
     SHARED.update(judge=judge, methods=methods)
 
 
@@ -153,7 +156,7 @@ LONG = "A recording of ten minutes, restored with GPA in a process of its own."
 
 
 def held_out(options: Options) -> tuple[Recordings, list[str]]:
-    """The recordings that are at hand; and what is to be said of them."""
+    """Load the recordings that are at hand, and say which are missing."""
     recordings, missing = {}, []
     for name, make in HELD_OUT.items():
         try:
@@ -169,7 +172,7 @@ def held_out(options: Options) -> tuple[Recordings, list[str]]:
 def judged(
     method: Method, recordings: Recordings, damage: Damage, seeds: range, clean: bool = False
 ) -> Row:
-    """A row of the table."""
+    """Judge one method on all recordings: a row of the table."""
     row: Row = {"attention": method.label}
     real, whole, before = [], [], []
     for name, wave in recordings.items():
@@ -203,4 +206,4 @@ def in_gaps(restored: Float[Tensor, "1 n"], damaged: Damaged) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -13,7 +13,7 @@ from examples.audio.model import Repair
 def repair_loss(
     repair: Repair, true: Float[Tensor, "b c t"], known: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """Absolute error of the logarithms in the gaps, and less so elsewhere, where noise is."""
+    """Compare logarithms in the gaps, and with less weight elsewhere, where there is noise."""
     error = (repair.bands - true).abs().mean(dim=1)
     return mean_over(error, ~known) + 0.3 * mean_over(error, known)
 
@@ -21,7 +21,7 @@ def repair_loss(
 def copy_loss(
     repair: Repair, true: Float[Tensor, "b c t"], known: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """How far what each head copied into a gap is from what was there.
+    """Compare what each head copied into a gap with what was there.
 
     It alone tells queries and keys directly where to look.
     """
@@ -31,5 +31,5 @@ def copy_loss(
 
 
 def mean_over(error: Float[Tensor, "*s"], where: Bool[Tensor, "*s"]) -> Float[Tensor, ""]:
-    """The mean of the places that are marked; 0 where none is."""
+    """Average over the places that are marked; 0 where none is."""
     return torch.where(where, error, 0).sum() / where.sum().clamp(min=1)

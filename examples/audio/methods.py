@@ -37,10 +37,10 @@ def with_network(label: str, net: Restorer, attention: str) -> Method:
 
 
 def all_methods(runs: Path) -> list[Method]:
-    """Each attention in the network that was trained with it; and more.
+    """List each attention in the network that was trained with it, and the baselines.
 
     Raises:
-        ValueError: A network has not been trained.
+        BadInput: A network has not been trained.
     """
     gpa = trained("gpa", False, runs)
     return [
@@ -56,12 +56,12 @@ def all_methods(runs: Path) -> list[Method]:
 
 
 def straight_line(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """From the last sample before a gap to the first after it."""
+    """Draw a line from the last sample before a gap to the first after it."""
     return across_gaps(wave[:, None], known, causal=False)[:, 0]
 
 
 def interpolated(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """Levels of the spectrum interpolated across the gaps; phases that agree."""
+    """Interpolate the levels of the spectrum across the gaps, with phases that agree."""
     bands = log_bands(spectrum(wave))
     bands = across_gaps(bands, known_frames(confidence(known)), causal=False)
     out = wave.clone()

@@ -14,7 +14,7 @@ from examples.audio.spectrum import confidence, known_frames, spectrum
 def sdr_db(
     restored: Float[Tensor, "b n"], true: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]
 ) -> float:
-    """Signal-to-distortion ratio: power of the truth over power of the error, where marked."""
+    """Compute the signal-to-distortion ratio, power of truth over power of error, where marked."""
     error = ((restored - true) * where).square().sum()
     return 10 * torch.log10((true * where).square().sum() / error.clamp(min=1e-12)).item()
 
@@ -22,7 +22,7 @@ def sdr_db(
 def sdr_of_gaps_db(
     restored: Float[Tensor, "b n"], true: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]
 ) -> float:
-    """The ratio of each gap, each brought to -10 to 35 dB, and their mean.
+    """Average the ratios of the gaps, each brought to -10 to 35 dB.
 
     Left out are gaps where the recording is silent: 40 dB below its power. NaN where all are.
     """
@@ -41,7 +41,7 @@ def log_spectral_distance_db(
     known: Bool[Tensor, "b n"],
     range_db: float = 60.0,
 ) -> float:
-    """Root mean square over the bins of the difference of levels, mean over frames with gaps.
+    """Average the root mean square difference of levels over the frames with gaps.
 
     Levels more than `range_db` below the loudest of the true recording count as that low.
     """

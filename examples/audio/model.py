@@ -103,14 +103,19 @@ class Restorer(nn.Module):
         question, features, own, share = self.ask(wave, known)
         structure = space(own.shape[2])
         answer = operator(
-            question.query, question.key, question.value, structure, key_mask=question.known
+            question.query,
+            question.key,
+            question.value,
+            structure,
+            key_mask=question.known,
+            query_mask=torch.ones_like(question.known),  # gaps ask too
         )
         return self.answer(question, answer, features, own, share)
 
     def ask(
         self, wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]
     ) -> tuple[Question, Tensor, Tensor, Tensor]:
-        """The question; features of the frames; their bands; how much of each is known."""
+        """Return the question, the frames' features and bands, and how much of each is known."""
         own, share = log_bands(spectrum(wave)), confidence(known)
         features = self.context(torch.cat([scaled(own) * share[:, None], share[:, None]], dim=1))
         query, key = (
@@ -147,14 +152,14 @@ class Restorer(nn.Module):
 
 
 def scaled(bands: Float[Tensor, "*b t"]) -> Float[Tensor, "*b t"]:
-    """Logarithms brought to about -1 to 1."""
+    """Bring logarithms to about -1 to 1."""
     return (bands + 3) / 4
 
 
 def across_gaps(
     bands: Float[Tensor, "b c t"], known: Bool[Tensor, "b t"], causal: bool
 ) -> Float[Tensor, "b c t"]:
-    """A straight line from the last known frame to the next; causal, the last one held.
+    """Draw a line from the last known frame to the next; causal, hold the last one.
 
     Before the first known frame and after the last, the nearest one; where none is, `bands`.
     """

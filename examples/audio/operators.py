@@ -1,7 +1,8 @@
 """The attentions that are compared, by name."""
 
-from ndgpa import GPA, Full, Neighborhood, Nothing, Sequence
-from ndgpa.operators import Operator
+from examples.common.untrusted import BadInput
+from ndgpa import GPA, Full, Sequence
+from ndgpa.operators import Neighborhood, NoAttention, Operator
 
 NAMES = ("gpa", "window", "full", "nothing")
 DOWNSAMPLE, CELL, KAPPA = 4, 2, 12  # blocks of 32 ms in cells of 64 ms; 12 blocks read: 48 frames
@@ -13,13 +14,13 @@ def space(frames: int) -> Sequence:
 
 
 def operator(name: str, frames: int, causal: bool = False) -> Operator:
-    """An attention for a recording of so many frames; features bring their own temperature.
+    """Make an attention for a recording of so many frames; features bring their temperature.
 
     Raises:
-        ValueError: There is no such attention, or no causal form of it.
+        BadInput: There is no such attention, or no causal form of it.
     """
     if causal and name == "window":
-        raise ValueError("--operator window has no causal form here; expected gpa, full or nothing")
+        raise BadInput("--operator window has no causal form here; expected gpa, full or nothing")
     if name == "gpa":
         return GPA(KAPPA, scale=1.0, causal=causal)
     if name == "window":
@@ -27,5 +28,5 @@ def operator(name: str, frames: int, causal: bool = False) -> Operator:
     if name == "full":
         return Full(scale=1.0, causal=causal)
     if name == "nothing":
-        return Nothing()
-    raise ValueError(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")
+        return NoAttention()
+    raise BadInput(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")

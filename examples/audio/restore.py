@@ -1,14 +1,14 @@
 """Restore a recording.
 
     python -m examples.audio.restore                                damage one and restore it
-    python -m examples.audio.restore in.wav out.wav                 gaps of exact silence are found
+    python -m examples.audio.restore in.wav out.wav                 sound cut out is found
     python -m examples.audio.restore in.wav out.wav --gaps 3.2-3.5  or told, in seconds
+    python -m examples.audio.restore in.wav out.wav --dry-run       say what would change
     python -m examples.audio.restore in.wav out.wav --damage        put damage in, to see
 
-Beside the file that is written lies a picture of the same name.
+A picture of the same name is written beside the recording. The input is never written to.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from examples.audio.damage import Damage, put_damage
-from examples.audio.files import at_rate, format_of, read_recording, write_recording
-from examples.audio.gaps import known_outside, silences, spans
+from examples.audio.files import (
+    at_rate,
+    check_writable,
+    format_of,
+    read_recording,
+    write_recording,
+)
+from examples.audio.gaps import gaps_in, known_outside, silences, spans
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.model import Restorer
 from examples.audio.operators import operator
 from examples.audio.picture import draw
-from examples.audio.recordings import HELD_OUT, MissingRecordingError
+from examples.audio.recordings import HELD_OUT
 from examples.audio.restoring import Restored, restore
 from examples.audio.spectrum import HOP, RATE
 from examples.audio.weights import trained
+from examples.common.commands import check_number, check_seed, command
+from examples.common.files import check_not_input, check_output
+from examples.common.untrusted import BadInput
+
+LISTED = 8  # gaps that are named before anything is written
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,13 @@ class Options:
     out: Annotated[Path, tyro.conf.Positional] = Path("runs/audio/restored.wav")
     """What is written: wav, flac or ogg, at the rate and with the channels of the recording."""
     gaps: tuple[str, ...] = ()
-    """Gaps, each as START-END in seconds; without any, stretches of exact silence are gaps.
+    """Gaps, each as START-END in seconds; without any, stretches of exact silence that cut off the
+    sound on both sides are gaps.
 
     Not with --damage.
     """
+    dry_run: bool = False
+    """Say what would change, and write nothing."""
     damage: bool = False
     """Put gaps in first; the truth is known then, and figures are printed."""
     noise_db: float | None = None
@@ -54,26 +68,18 @@ class Options:
     clean: bool = False
     """Take noise and clipping away, outside the gaps too; nothing above 8 kHz changes."""
     operator: str = "gpa"
-    """gpa, window, full or nothing; all but gpa have to be trained first."""
+    """gpa, window, full or nothing; all but gpa have to be trained first, see --runs."""
     causal: bool = False
     """Never look ahead, as in a stream."""
-    runs: Path = Path("runs/audio")
-    """Folder of trained networks."""
+    runs: Path | None = None
+    """Folder of networks that you trained, runs/audio say; without it, the shipped one is used."""
     seed: int = 0
     """Of the damage."""
 
 
 def main(options: Options) -> None:
-    try:
-        run(options)
-    except (ValueError, OSError, MissingRecordingError) as error:
-        sys.exit(f"error: {error}")
-
-
-def run(options: Options) -> None:
     torch.set_flush_denormal(True)
-    format_of(options.out)  # a wrong ending is told before any work
-    check_together(options)
+    check(options)
     net = trained(options.operator, options.causal, options.runs)
     if options.recording in HELD_OUT:
         run_damaged(options, net, HELD_OUT[options.recording]()[None])
@@ -84,25 +90,52 @@ def run(options: Options) -> None:
         run_given(options, net, Path(options.recording))
 
 
-def check_together(options: Options) -> None:
-    """Options that would be ignored are refused."""
+def check(options: Options) -> None:
+    """Refuse, before any work, what cannot be done and options that would be ignored."""
+    operator(options.operator, 1000, options.causal)
+    check_seed(options.seed)
+    check_number("--clip", options.clip, 0, 1, above=True)
+    if options.noise_db is not None:
+        check_number("--noise-db", options.noise_db, -20, 120)
     damaged = options.damage or options.recording in HELD_OUT
     if damaged and options.gaps:
-        raise ValueError(f"--gaps cannot be told: those of {options.recording} are drawn")
+        raise BadInput(f"--gaps cannot be told: those of {options.recording} are drawn")
     if not damaged and (options.noise_db is not None or options.clip != 1.0):
-        raise ValueError(
+        raise BadInput(
             f"--noise-db and --clip need --damage; without it {options.recording} is taken as it is"
         )
+    check_outputs(options)
+
+
+def check_outputs(options: Options) -> None:
+    """Refuse outputs that cannot be written, or of which one is the input."""
+    format_of(options.out)
+    given = None if options.recording in HELD_OUT else Path(options.recording)
+    for path in (options.out, damaged_beside(options.out), picture_beside(options.out)):
+        check_output(path)
+        check_not_input(path, given)
+
+
+def damaged_beside(out: Path) -> Path:
+    return out.with_stem(f"{out.stem}-damaged")
+
+
+def picture_beside(out: Path) -> Path:
+    return out.with_suffix(".png")
 
 
 def run_damaged(options: Options, net: Restorer, wave: Float[Tensor, "b n"]) -> None:
-    """Damage, restore, compare; at 16 kHz."""
+    """Damage, restore and compare, at 16 kHz."""
+    check_writable(options.out, len(wave), RATE)
     damage = Damage(clip=options.clip, noise_db=options.noise_db)
     generator = torch.Generator().manual_seed(options.seed)
     damaged = put_damage(wave, damage, generator)
+    beside = damaged_beside(options.out)
+    gaps = [(start / RATE, end / RATE) for start, end in gaps_in(damaged.known[0])]
+    if announced(options, gaps, wave.shape[1] / RATE, (beside,)):
+        return
     restored = timed(options, net, damaged.wave, damaged.known)
     write_recording(options.out, restored.wave, RATE)
-    beside = options.out.with_stem(f"{options.out.stem}-damaged")
     write_recording(beside, damaged.wave, RATE)
     waves = {"damaged": damaged.wave, "restored": restored.wave, "true": damaged.true}
     draw_beside(options.out, waves, damaged.known, restored)
@@ -112,12 +145,13 @@ def run_damaged(options: Options, net: Restorer, wave: Float[Tensor, "b n"]) -> 
 
 
 def run_given(options: Options, net: Restorer, path: Path) -> None:
-    """Restore what is damaged already; at the rate of the file."""
+    """Restore what is damaged already, at the rate of the file."""
     given, rate = read_recording(path)
+    check_writable(options.out, len(given), rate)
     samples = given.shape[1]
-    gaps = spans(options.gaps, samples / rate) or silences(given, rate)
-    if not gaps and not options.clean:
-        raise ValueError(f"{path} has no gap of exact silence; tell where with --gaps START-END")
+    gaps = spans(options.gaps, samples / rate) or found(path, given, rate, options.clean)
+    if announced(options, gaps, samples / rate):
+        return
     wave = at_rate(given, rate, RATE)
     known = known_outside(gaps, wave.shape[1], RATE, widened_s=0.001).expand(wave.shape)
     wave = wave * known
@@ -127,6 +161,43 @@ def run_given(options: Options, net: Restorer, path: Path) -> None:
     out = torch.where(known_outside(gaps, samples, rate), given + changed, filled)
     write_recording(options.out, out, rate)
     draw_beside(options.out, {"damaged": wave, "restored": restored.wave}, known, restored)
+
+
+def found(
+    path: Path, wave: Float[Tensor, "b n"], rate: int, clean: bool
+) -> list[tuple[float, float]]:
+    """Find the gaps that can be told from pauses; print how many pauses there are."""
+    silent = silences(wave, rate)
+    if not silent.gaps and not clean:
+        raise BadInput(
+            f"{path} has no gap, a silence that cuts off the sound on both sides, and is left as "
+            f"it is; {len(silent.pauses)} other silences count as pauses: name what is a gap by "
+            "--gaps START-END"
+        )
+    if silent.pauses:
+        print(f"{len(silent.pauses)} other silences count as pauses and are left as they are")
+    return silent.gaps
+
+
+def announced(
+    options: Options,
+    gaps: list[tuple[float, float]],
+    length_s: float,
+    more: tuple[Path, ...] = (),
+) -> bool:
+    """Say what will be changed and written; return True if that is all that is wanted."""
+    named = ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in gaps[:LISTED])
+    named += f" and {len(gaps) - LISTED} more" if len(gaps) > LISTED else ""
+    share = sum(end - start for start, end in gaps) / length_s
+    if gaps:
+        print(f"to be filled: {len(gaps)} gaps, {share:.1%} of the recording: {named}")
+    if options.clean:
+        print("to be changed everywhere: noise and clipping")
+    files = [options.out, *more, picture_beside(options.out)]
+    print(f"to be written: {', '.join(map(str, files))}")
+    if options.dry_run:
+        print("nothing was written, as --dry-run asks")
+    return options.dry_run
 
 
 def timed(
@@ -146,8 +217,8 @@ def timed(
 def draw_beside(
     out: Path, waves: dict[str, Tensor], known: Bool[Tensor, "b n"], restored: Restored
 ) -> None:
-    """The first channel."""
-    picture = out.with_suffix(".png")
+    """Draw the first channel beside the recording."""
+    picture = picture_beside(out)
     draw(picture, {k: x[0] for k, x in waves.items()}, known[0], restored.copies[0])
     print(f"{out}, {picture}")
 
@@ -164,4 +235,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

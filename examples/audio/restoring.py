@@ -78,7 +78,7 @@ def restore(
 
 
 def to_usual_loudness(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> float:
-    """What brings the known samples to the loudness of what was trained on; 1 for silence."""
+    """Return the factor that brings the known samples to the loudness of training."""
     loudness = (wave * known).square().sum().div(known.sum().clamp(min=1)).sqrt().item()
     return LOUDNESS / loudness if loudness > 1e-6 else 1.0
 
@@ -93,7 +93,7 @@ def of_channel(question: Question, channel: int) -> Question:
 def places(
     question: Question, operator: Operator, gaps: list[tuple[int, int]], causal: bool
 ) -> list[list[int]]:
-    """For each gap the lags, in frames, that the attention proposes, the likeliest first.
+    """List for each gap the lags, in frames, that the attention proposes, the likeliest first.
 
     The frames of the gap and those beside it are asked; causal, none that sees more than a window
     beyond its beginning.
@@ -121,7 +121,7 @@ def fill(
     bands: Float[Tensor, "c t"],
     causal: bool,
 ) -> None:
-    """Write into the gap: copies, their spectrum moved to the one wanted as far as they are unsure.
+    """Write copies into the gap, their spectrum moved to the one wanted where they are unsure.
 
     Phases are theirs (of noise where there is none). Unless causal, they are brought to agree
     with those beside the gap. Source: Griffin and Lim 1984, "Signal estimation from modified
@@ -150,7 +150,7 @@ def fill(
 def joined(
     copies: list[Copy], gap: tuple[int, int]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """The best copy, its own gaps filled from the next best, noise for what is left.
+    """Take the best copy, fill its own gaps from the next best, and the rest with noise.
 
     Returns:
         The sound, and how like its source each sample is.
@@ -166,14 +166,14 @@ def joined(
 
 
 def noise(start: int, end: int) -> Float[Tensor, " m"]:
-    """The same at every call; a longer gap begins as a shorter one."""
+    """Make noise that is the same at every call; a longer gap begins as a shorter one."""
     seconds = -(-(end - start) // RATE)
     generator = torch.Generator().manual_seed(start)
     return 0.01 * torch.randn(seconds * RATE, generator=generator)[: end - start]
 
 
 def cleaned(wave: Float[Tensor, "b n"], bands: Float[Tensor, "b c t"]) -> Float[Tensor, "b n"]:
-    """Every band brought to the level wanted, up by at most 9 dB and down by 26."""
+    """Bring every band to the level wanted, up by at most 9 dB and down by 26."""
     whole = spectrum(wave)
     change = to_bins((bands - log_bands(whole)).clamp(-3, 1))
     return waveform(whole * change.exp(), wave.shape[1])

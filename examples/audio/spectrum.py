@@ -20,7 +20,7 @@ BANDS = SINGLE + (WINDOW // 2 - SINGLE) // GROUP
 
 
 def spectrum(wave: Float[Tensor, "b n"]) -> Complex[Tensor, "b f t"]:
-    """Frame t is centred on sample HOP t; silence before and after."""
+    """Transform frames, of which frame t is centred on sample HOP t; silence before and after."""
     window = torch.hann_window(WINDOW)
     return torch.stft(
         wave, WINDOW, HOP, window=window, center=True, pad_mode="constant", return_complex=True
@@ -28,38 +28,38 @@ def spectrum(wave: Float[Tensor, "b n"]) -> Complex[Tensor, "b f t"]:
 
 
 def waveform(spectrum: Complex[Tensor, "b f t"], samples: int) -> Float[Tensor, "b n"]:
-    """The inverse; for a spectrum that belongs to no waveform, the nearest one."""
+    """Invert `spectrum`; for one that belongs to no waveform, return the nearest one."""
     window = torch.hann_window(WINDOW)
     return torch.istft(spectrum, WINDOW, HOP, window=window, center=True, length=samples)
 
 
 def log_bands(spectrum: Complex[Tensor, "b f t"]) -> Float[Tensor, "b c t"]:
-    """Natural logarithm of the magnitude of each band, a root of mean power."""
+    """Return the natural logarithm of the root mean power of each band."""
     power = spectrum[:, :-1].abs().square()
     low, high = power[:, :SINGLE], power[:, SINGLE:].unflatten(1, (-1, GROUP)).mean(dim=2)
     return (torch.cat([low, high], dim=1).sqrt() + FLOOR).log()
 
 
 def to_bins(bands: Float[Tensor, "b c t"]) -> Float[Tensor, "b f t"]:
-    """Every bin gets the value of its band; the topmost that of its neighbour."""
+    """Give every bin the value of its band, and the topmost that of its neighbour."""
     high = bands[:, SINGLE:].repeat_interleave(GROUP, dim=1)
     return torch.cat([bands[:, :SINGLE], high, high[:, -1:]], dim=1)
 
 
 def confidence(known: Bool[Tensor, "b n"]) -> Float[Tensor, "b t"]:
-    """The share of each frame that lies on known samples, as the window weighs them."""
+    """Return the share of each frame, weighted by the window, that lies on known samples."""
     window = torch.hann_window(WINDOW).square()
     x = F.pad(known.float()[:, None], (WINDOW // 2, WINDOW // 2))
     return F.conv1d(x, (window / window.sum())[None, None], stride=HOP)[:, 0]
 
 
 def known_frames(share: Float[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-    """Frames that can be copied from."""
+    """Mark the frames that can be copied from."""
     return share > 0.98
 
 
 def delayed(wave: Float[Tensor, " n"], by: float, reach: int = 32) -> Float[Tensor, " n"]:
-    """By a part of a sample: a windowed sinc, that reaches so many samples to both sides."""
+    """Delay by a part of a sample, by a windowed sinc of so many samples on both sides."""
     offset = torch.arange(-reach, reach + 1)
     taper = 0.5 + 0.5 * (math.pi * (offset + by) / (reach + 1)).cos()
     taps = torch.sinc(offset + by) * taper  # the filter is applied as a correlation

@@ -9,7 +9,6 @@ They are kept in `recordings/`, so only who wants others runs this. `training-*.
 import io
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import soundfile
@@ -18,6 +17,8 @@ import torch
 from examples.audio.files import at_rate, write_recording
 from examples.audio.recordings import OWN
 from examples.audio.spectrum import RATE
+from examples.common.commands import command
+from examples.common.untrusted import BadInput
 
 TRAINING = {
     "training-1": (
@@ -49,7 +50,7 @@ REFRAIN = (
 
 def main() -> None:
     if shutil.which("espeak-ng") is None:
-        sys.exit("error: espeak-ng is not installed")
+        raise BadInput("espeak-ng is not installed")
     OWN.mkdir(exist_ok=True)
     for name, (voice, text) in {**TRAINING, "refrain": REFRAIN}.items():
         say(OWN / f"{name}.ogg", voice, text)
@@ -63,4 +64,4 @@ def say(path: Path, voice: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -13,7 +13,7 @@ from examples.audio.spectrum import RATE
 
 
 def pluck(pitch_hz: float, length_s: float, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """A string: a burst of noise that goes round and loses its treble.
+    """Pluck a string: a burst of noise goes round and loses its treble.
 
     Source: Karplus and Strong 1983, "Digital synthesis of plucked-string and drum timbres".
     """
@@ -27,7 +27,7 @@ def pluck(pitch_hz: float, length_s: float, generator: torch.Generator) -> Float
 
 
 def tone(pitch_hz: float, length_s: float, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """Harmonics of random strengths and phases that die away."""
+    """Add harmonics of random strengths and phases that die away."""
     t = torch.arange(round(length_s * RATE)) / RATE
     count = max(1, min(12, int(0.45 * RATE / pitch_hz)))
     number = torch.arange(1, count + 1)[:, None]
@@ -37,7 +37,7 @@ def tone(pitch_hz: float, length_s: float, generator: torch.Generator) -> Float[
 
 
 def drum(length_s: float, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """From a thud that falls in pitch to a hiss."""
+    """Hit a drum, between a thud that falls in pitch and a hiss."""
     t = torch.arange(round(length_s * RATE)) / RATE
     hiss, pitch, decay = torch.rand(3, generator=generator).tolist()
     fall = 2 * math.pi * ((40 + 80 * pitch) * t + 3 * (1 - (-30 * t).exp()))
@@ -46,7 +46,7 @@ def drum(length_s: float, generator: torch.Generator) -> Float[Tensor, " n"]:
 
 
 def sound(generator: torch.Generator) -> Float[Tensor, " n"]:
-    """Any one of them, from the lowest string of a guitar to three octaves above it."""
+    """Draw any one of them, from the lowest string of a guitar to three octaves above it."""
     kind, pitch, length = torch.rand(3, generator=generator).tolist()
     pitch_hz, length_s = 82.4 * 2 ** (math.floor(36 * pitch) / 12), 0.1 + 0.5 * length
     if kind < 0.4:
@@ -61,7 +61,7 @@ def sound(generator: torch.Generator) -> Float[Tensor, " n"]:
 
 
 def band(samples: int, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """Bars that recur, in an order as in songs, each time with one thing changed."""
+    """Play bars that recur in an order as in songs, each time with one thing changed."""
     bar_s, order = torch.rand(2, generator=generator).tolist()
     length = round(RATE * (1 + 2 * bar_s))
     instruments = [sound(generator) for _ in range(10)]
@@ -77,7 +77,7 @@ def band(samples: int, generator: torch.Generator) -> Float[Tensor, " n"]:
 def write_bar(
     length: int, instruments: list[Float[Tensor, " _"]], generator: torch.Generator
 ) -> Float[Tensor, " n"]:
-    """Sixteenths, about half of them played."""
+    """Write sixteenths, about half of them played."""
     bar = torch.zeros(length + RATE)  # the last sounds ring on
     for sixteenth in range(16):
         play, which, gain = torch.rand(3, generator=generator).tolist()
@@ -88,6 +88,6 @@ def write_bar(
 
 
 def mix(wave: Float[Tensor, " n"], sound: Float[Tensor, " m"], start: int) -> None:
-    """Add a sound from `start` on, as far as there is room."""
+    """Add a sound from `start` on, as far as it fits."""
     part = wave[start : start + len(sound)]
     part += sound[: len(part)]

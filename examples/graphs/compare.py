@@ -1,6 +1,5 @@
 """Train the same network with each attention, and compare error, time and memory."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
+from examples.common.commands import check_count, check_number, check_seed, set_threads
+from examples.common.files import check_folder
+from examples.common.loop import run
+from examples.common.schedule import warm_up_cosine
+from examples.common.untrusted import BadInput
 from examples.graphs.model import OPERATORS, GraphNetwork
 from examples.graphs.sample import Sample
-from examples.training.loop import run
 from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
 
 
@@ -29,13 +32,13 @@ class Task(Protocol):
     tests: list[Sample]
 
     def draw(self) -> Sample:
-        """A problem to train on, by torch's random numbers."""
+        """Draw a problem to train on, by torch's random numbers."""
 
     def loss(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """What is minimised."""
+        """Compute what is minimised."""
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """What is reported, in percent."""
+        """Compute what is reported, in percent."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,23 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+def check(options: Options, threads: int, out: Path) -> None:
+    """Refuse, before any work, what cannot be done; set the number of threads."""
+    check_count("--steps", options.steps)
+    check_count("--batch", options.batch, most=1000)
+    check_number("--rate", options.rate, 0, 1, above=True)
+    if not options.seeds:
+        raise BadInput("--seeds needs at least one number")
+    for seed in options.seeds:
+        check_seed(seed)
+    set_threads(threads)
+    check_folder(out)
+
+
 def compare(
     task: Task, options: Options, runs: Path
 ) -> tuple[list[dict[str, Any]], dict[str, GraphNetwork]]:
-    """Rows of the result table, and the networks of the first seed.
+    """Train and test every attention; return rows of the table, and the first seed's networks.
 
     Args:
         runs: Where checkpoints and curves go; what is trained there already is not trained again.
@@ -82,7 +98,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
 
     def advance(number: int) -> dict[str, float]:
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * (1 + math.cos(math.pi * number / options.steps)) / 2
+            group["lr"] = options.rate * warm_up_cosine(number, options.steps)
         optimizer.zero_grad()
         loss = sum(step(network, task, task.draw(), options.batch) for _ in range(options.batch))
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -96,7 +112,6 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
         options.steps,
         seed=seed,
         facts={
-            "steps": options.steps,
             "batch": options.batch,
             "rate": options.rate,
             "seed": seed,
@@ -107,7 +122,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
 
 
 def step(network: GraphNetwork, task: Task, sample: Sample, batch: int = 1) -> float:
-    """Adds a graph's part of the mean gradient of a batch."""
+    """Add a graph's part to the mean gradient of a batch."""
     loss = task.loss(network(sample.x, sample.edge_index, sample.structure), sample) / batch
     loss.backward()
     return loss.item()
@@ -115,7 +130,7 @@ def step(network: GraphNetwork, task: Task, sample: Sample, batch: int = 1) -> f
 
 @torch.no_grad()
 def test(network: GraphNetwork, task: Task) -> float:
-    """Mean error over the tests."""
+    """Average the error over the tests."""
     errors = [
         task.error(network(sample.x, sample.edge_index, sample.structure), sample)
         for sample in task.tests
@@ -124,7 +139,7 @@ def test(network: GraphNetwork, task: Task) -> float:
 
 
 def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
-    """Errors of all seeds; what training on the first test costs."""
+    """Collect the errors of all seeds, and what training on the first test costs."""
     sample = task.tests[0]
     operator = OPERATORS[name.removesuffix(", not fused")]
     return {
@@ -139,7 +154,7 @@ def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> di
 
 
 def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
-    """Processor time of all threads, which other work on the machine changes little; the median."""
+    """Measure the processor time of all threads, which other work changes little; the median."""
     call()
     times = []
     for _ in range(repeats):
@@ -150,7 +165,7 @@ def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
 
 
 def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
-    """Entries of the affinity matrix that a head computes."""
+    """Count the entries of the affinity matrix that a head computes."""
     if isinstance(operator, ndgpa.GPA):
         assert isinstance(operator.rule, int)
         return gpa_entries(structure, operator.rule).total

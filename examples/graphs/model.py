@@ -12,7 +12,7 @@ from ndgpa.integrations.pyg import GPAConv
 SCALE = 4.0  # with 1/sqrt(d) attention is nearly uniform at first, and learns late
 
 OPERATORS: dict[str, ndgpa.operators.Operator] = {
-    "message passing": ndgpa.Nothing(),
+    "message passing": ndgpa.operators.NoAttention(),
     "gpa": ndgpa.GPA(16, scale=SCALE, coarse="add"),  # what the whole is like, from block means
     "dense": ndgpa.Full(scale=SCALE),
 }
@@ -23,7 +23,7 @@ class GraphNetwork(nn.Module):
 
     Args:
         inputs, outputs: Features of a node, in and out.
-        operator: The attention of every layer. `Nothing()` leaves message passing alone, in a
+        operator: The attention of every layer. `NoAttention()` leaves message passing alone, in a
             network of the same form.
     """
 
@@ -73,7 +73,7 @@ class Recorder:
 def reads_of(
     network: GraphNetwork, sample: Sample, site: int, layer: int = -1
 ) -> tuple[Tensor, Tensor]:  # (sites,), (sites,)
-    """The sites that a site reads in a layer of GPA, each once; the largest weight of a head."""
+    """Find the sites that a site reads in a layer of GPA, each with its largest weight."""
     attention = network.layers[layer].attention
     operator = attention.operator
     attention.operator = recorder = Recorder(operator)

@@ -1,6 +1,6 @@
 """Learn what to select: colour a grey, shuffled photograph from its coloured original.
 
-    python examples/images/learnt_selection.py --out out/learnt_selection
+    python -m examples.images.learnt_selection --out out/learnt_selection
 
 A photograph is cut into blocks and shuffled, and its colour is taken away. Each site must read its
 colour from the original, so its cell must select the one block out of 64 that it came from. What to
@@ -14,25 +14,24 @@ Writes `curves.png` (loss on the training photographs, share of the right blocks
 others) and `result.json`, where errors are mean squared colour errors in [0, 1]^2.
 """
 
-import json
 import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
 from einops import rearrange
+from matplotlib.figure import Figure
 from skimage import data as photographs
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import ndgpa
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from examples.common.commands import check_count, check_number, command
+from examples.common.figures import save_figure
+from examples.common.files import check_folder, write_json
 
 SIDE = 32  # pixels
 BLOCK = 4  # pixels
@@ -49,7 +48,7 @@ RULES = {
 
 @dataclass
 class Options:
-    """What the run may be told."""
+    """Options of the run."""
 
     out: Path = Path("out/learnt_selection")
     steps: int = 300
@@ -76,7 +75,7 @@ def half_size(name: str) -> Tensor:  # (3, h, w) in [0, 1]
 
 
 def crops(names: list[str], count: int, generator: torch.Generator) -> Tensor:  # (b, 3, h, w)
-    """Random crops of photographs at half their resolution."""
+    """Draw random crops of photographs at half their resolution."""
     taken = []
     for _ in range(count):
         name = names[int(torch.randint(len(names), (), generator=generator))]
@@ -116,12 +115,12 @@ def make(images: Tensor, generator: torch.Generator) -> Batch:
 
 
 def _site_order() -> Tensor:
-    """Where each site stands among the sites listed block after block."""
+    """Return where each site stands among the sites listed block after block."""
     return SPACE.blocks.flatten().argsort()
 
 
 def _noise(count: int, generator: torch.Generator) -> Tensor:
-    """Channels that are constant in a block and say nothing."""
+    """Draw channels that are constant in a block and carry no information."""
     return (
         2 * torch.randn(count, SPACE.num_blocks, NOISE, generator=generator)[:, SPACE.block_of_site]
     )
@@ -171,8 +170,9 @@ def train(name: str, seed: int, options: Options) -> dict[str, list[float]]:
 
 
 def draw(runs: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
-    """Mean over the seeds, and the range between them."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    """Draw the mean over the seeds, and the range between them."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, curves in runs.items():
         losses = np.array([np.convolve(c["loss"], np.ones(20) / 20, "valid") for c in curves])
         steps = np.arange(losses.shape[1]) + 20
@@ -185,11 +185,15 @@ def draw(runs: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
     right.axhline(KEPT / SPACE.num_blocks, color="grey", linestyle=":", label="chance")
     right.set(xlabel="step", ylabel="right block selected, new photographs", ylim=(0, 1))
     right.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def main(options: Options) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_folder(options.out)
+    check_count("--steps", options.steps)
+    check_count("--batch", options.batch, most=1000)
+    check_count("--seeds", options.seeds, most=1000)
+    check_number("--learning-rate", options.learning_rate, 0, 10, above=True)
     runs = {name: [train(name, seed, options) for seed in range(options.seeds)] for name in RULES}
     draw(runs, options.out / "curves.png")
     result = {
@@ -201,11 +205,11 @@ def main(options: Options) -> None:
     }
     about = {"torch": torch.__version__, "machine": platform.machine(), **vars(options)}
     about.pop("out")
-    (options.out / "result.json").write_text(json.dumps(about | {"rules": result}, indent=1) + "\n")
+    write_json(options.out / "result.json", about | {"rules": result})
     for name, values in result.items():
         error, found = np.mean(values["error"]), np.mean(values["found"])
         print(f"{name:17} error {error:.4f}   right block selected {found:.3f}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

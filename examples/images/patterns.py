@@ -22,6 +22,10 @@ from skimage.transform import resize
 from torch import Tensor
 
 import ndgpa
+from examples.common.commands import command
+from examples.common.figures import save_figure
+from examples.common.files import check_output
+from examples.common.untrusted import BadInput
 from ndgpa.analysis import attention_map
 from ndgpa.operators import SaysMask
 
@@ -54,7 +58,7 @@ def spaces() -> list[Space]:
 
 
 def _features(colours: Tensor) -> Tensor:
-    """Standardised colours and a constant, all of one length: like colours attend to each other."""
+    """Standardise colours, append a constant, bring all to one length: like attends to like."""
     flat = colours.reshape(-1, 3)
     flat = (flat - flat.mean(dim=0)) / flat.std(dim=0)
     flat = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
@@ -63,24 +67,24 @@ def _features(colours: Tensor) -> Tensor:
 
 def operators(rank: int) -> dict[str, SaysMask]:
     kernel, far = {1: (7, 6), 2: (5, 4), 3: ((3, 3, 3), (1, 4, 4))}[rank]
-    near, dilated = ndgpa.Neighborhood(kernel), ndgpa.Neighborhood(kernel, far)
+    near, dilated = ndgpa.operators.Neighborhood(kernel), ndgpa.operators.Neighborhood(kernel, far)
     return {
         "Full": ndgpa.Full(),
         "GPA\n4 blocks": ndgpa.GPA(ndgpa.TopK(4, share="all")),
-        "Nystrom\n12 landmarks": ndgpa.Nystrom(12),
-        "Performer\n64 features": ndgpa.Performer(4, 64).eval(),
+        "Nystrom\n12 landmarks": ndgpa.operators.Nystrom(12),
+        "Performer\n64 features": ndgpa.operators.Performer(4, 64).eval(),
         "Neighborhood": near,
-        "Hydra\nwindow, dilated": ndgpa.Hydra([near, dilated]),
-        "MultiAxis\nblock, place": ndgpa.MultiAxis(),
-        "LocalSparse\nltr: step 1, 2": ndgpa.LocalSparse("ltr"),
-        "LocalSparse\nrtl": ndgpa.LocalSparse("rtl"),
-        "LocalSparse\nstrided": ndgpa.LocalSparse("strided"),
-        "LocalSparse\nfixed": ndgpa.LocalSparse("fixed"),
+        "Hydra\nwindow, dilated": ndgpa.operators.Hydra([near, dilated]),
+        "MultiAxis\nblock, place": ndgpa.operators.MultiAxis(),
+        "LocalSparse\nltr: step 1, 2": ndgpa.operators.LocalSparse("ltr"),
+        "LocalSparse\nrtl": ndgpa.operators.LocalSparse("rtl"),
+        "LocalSparse\nstrided": ndgpa.operators.LocalSparse("strided"),
+        "LocalSparse\nfixed": ndgpa.operators.LocalSparse("fixed"),
     }
 
 
 def painted(operator: SaysMask, space: Space) -> np.ndarray:
-    """(sites, 3) colours: what the shown query reads."""
+    """Colour, as (sites, 3), what the shown query reads."""
     x = space.features.expand(-1, 2, -1, -1)
     groups = operator.mask(space.grid, space.grid, x, x)[:, space.number].numpy()
     colours = np.ones((groups.shape[1], 3))
@@ -138,11 +142,13 @@ def main(out: Path = Path("docs/images/patterns.png")) -> None:
     Args:
         out: Where to.
     """
+    if out.suffix != ".png":
+        raise BadInput(f"{out} must end in .png")
+    check_output(out)
     torch.manual_seed(0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet().savefig(out, dpi=130)
+    save_figure(sheet(), out, dpi=130)
     print(f"wrote {out}, {out.stat().st_size / 1000:.0f} KB")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 import ndgpa
-from ndgpa import Clusters, Fixed, Full, Grid, Nothing, TopK
-from ndgpa.operators import Operator
+from ndgpa import Clusters, Fixed, Full, Grid, TopK
+from ndgpa.operators import NoAttention, Operator
 
 BLOCK = (1, 8, 8)  # frames, rows, columns
 KAPPA = 16  # blocks that each block of a hole reads
@@ -34,24 +34,24 @@ class Spaces:
 
     @classmethod
     def of(cls, known: Bool[Tensor, "t 1 h w"]) -> "Spaces":
-        clip = ndgpa.Video((known.shape[0], *known.shape[2:]), downsample=BLOCK)
+        clip = ndgpa.Video((known.shape[0], *known.shape[2:]), block=BLOCK)
         sites = (~known).flatten().nonzero()[:, 0]
         blocks, block_of_site = clip.block_of_site[sites].unique(return_inverse=True)
         return cls(clip, Clusters(block_of_site, torch.arange(len(blocks))), sites, blocks)
 
 
 def rule(kappa: int) -> TopK:
-    """Logits rank as the softmax does, as a cell is one block, and do not underflow."""
+    """Rank by logits: they do not underflow, and a cell of one block ranks them as softmax does."""
     return TopK(kappa, relevance="logit")
 
 
 def gpa(spaces: Spaces, kappa: int = KAPPA) -> Operator:
-    """The most relevant blocks, of any time and place."""
+    """Read the most relevant blocks, of any time and place."""
     return ndgpa.GPA(rule(kappa), scale=1.0, affinity="euclidean")
 
 
 def window(spaces: Spaces) -> Operator:
-    """The blocks around each block, in time and place."""
+    """Read the blocks around each block, in time and place."""
     near = spaces.clip.near_cells(WINDOW)[spaces.blocks]  # a cell of the clip is one block
     return ndgpa.GPA(Fixed(near), scale=1.0, affinity="euclidean")
 
@@ -61,7 +61,7 @@ def full(spaces: Spaces) -> Operator:
 
 
 def nothing(spaces: Spaces) -> Operator:
-    return Nothing()
+    return NoAttention()
 
 
 Attention = Callable[[Spaces], Operator]

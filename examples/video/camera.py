@@ -20,7 +20,7 @@ LEAST_OVERLAP = 0.25  # of two frames, against their largest
 def camera_path(
     frames: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"]
 ) -> Float[Tensor, "t 2"]:
-    """The path that explains the shifts of all pairs best; frames that are missing lie between.
+    """Find the path that best explains the shifts of all pairs; missing frames lie between.
 
     Pairs that do not agree with the others, as across a cut, count little.
     """
@@ -35,7 +35,7 @@ def camera_path(
 def _detail(
     frames: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"], width: int = 7
 ) -> tuple[Float[Tensor, "t h w"], Bool[Tensor, "t h w"]]:
-    """What is brighter or darker than its surroundings, and where all of these are known.
+    """Return what differs from its surroundings in brightness, and where all of these are known.
 
     Elsewhere holes and borders, which do not move with the scene, would show in it.
     """
@@ -46,7 +46,7 @@ def _detail(
 
 
 def _pairs(seen: Bool[Tensor, " t"]) -> Int[Tensor, "p 2"]:
-    """Frames that are seen, with those a few places further on among them."""
+    """Pair frames that are seen with those a few places further on among them."""
     frames = seen.nonzero()[:, 0]
     pairs = [torch.stack([frames[:-lag], frames[lag:]], dim=1) for lag in LAGS]
     return torch.cat(pairs)
@@ -58,7 +58,7 @@ def _shifts(
     pairs: Int[Tensor, "p 2"],
     at_a_time: int = 64,
 ) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:
-    """The shift of each pair, to fractions of a pixel, and the correlation there."""
+    """Find the shift of each pair, to fractions of a pixel, and the correlation there."""
     shifts, heights = [], []
     for one, other in (some.unbind(dim=1) for some in pairs.split(at_a_time)):
         given = detail[one], sure[one], detail[other], sure[other]
@@ -77,7 +77,7 @@ def _refined(
     rounds: int = 4,
     tolerance: float = 0.03,
 ) -> Float[Tensor, "p 2"]:
-    """Gauss-Newton steps towards the least difference; what moves by itself counts little.
+    """Take Gauss-Newton steps towards the least difference; what moves by itself counts little.
 
     Source: Lucas and Kanade 1981.
     """
@@ -102,7 +102,7 @@ def _correlation(
     b: Float[Tensor, "p h w"],
     b_known: Bool[Tensor, "p h w"],
 ) -> Float[Tensor, "p v u"]:
-    """Correlation of what both know, for each shift (v, u) of b against a; -1 where that is little.
+    """Correlate what both know, for each shift (v, u) of b against a; -1 where that is little.
 
     Source: Padfield 2012, "Masked Object Registration in the Fourier Domain". Entry (v, u) compares
     a at (y + v, x + u) with b at (y, x); negative shifts are at the far ends.
@@ -130,7 +130,7 @@ def _correlation(
 def _peaks(
     likeness: Float[Tensor, "p v u"],
 ) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:
-    """The highest place of each, refined by a parabola along each axis, and its height.
+    """Find the highest place of each, refined by a parabola along each axis, and its height.
 
     The height is 0 where it may be higher beyond the shifts that were compared.
     """
@@ -158,7 +158,7 @@ def _fit(
     likeness: Float[Tensor, " p"],
     rounds: int = 20,
 ) -> Float[Tensor, "t 2"]:
-    """Least squares for the differences along the path; a pair that is off loses its weight."""
+    """Fit the differences along the path by least squares; a pair that is off loses its weight."""
     rows = F.one_hot(pairs[:, 1], frames) - F.one_hot(pairs[:, 0], frames)
     bends = torch.zeros(frames, frames)  # frames without a pair lie between the others
     for i in range(1, frames - 1):

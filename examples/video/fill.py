@@ -7,6 +7,7 @@
 Writes into `runs/video`: filled.mp4, damaged.mp4, sheet.png.
 """
 
+import re
 import time
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,21 +15,29 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 import tyro
 from jaxtyping import Bool
 from torch import Tensor
 
+from examples.common.commands import check_count, command
+from examples.common.files import check_not_input, check_output
+from examples.common.untrusted import BadInput, read_picture
 from examples.video.attention import KAPPA, gpa
-from examples.video.clips import Clip, read_clip, write_clip
+from examples.video.clips import (
+    FEWEST,
+    LARGEST,
+    MOST_FRAMES,
+    SMALLEST,
+    Clip,
+    read_clip,
+    write_clip,
+)
 from examples.video.data import HELD_OUT, Problem, held_out_problem
 from examples.video.metrics import scores
 from examples.video.model import Filling, FillNet, Sketch
 from examples.video.sheet import draw_sheet
 from examples.video.weights import SHIPPED, load_net
-
-SMALLEST = 16  # pixels: two blocks
 
 
 @dataclass(frozen=True)
@@ -57,27 +66,29 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
-    try:
-        check(options)
-        net = load_net(options.weights)
-        clip, known = given(options) if options.clip else example(options)
-        options.out.mkdir(parents=True, exist_ok=True)
-        fill(options, net, clip, known)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    check(options)
+    net = load_net(options.weights)
+    clip, known = given(options) if options.clip else example(options)
+    fill(options, net, clip, known)
 
 
 def check(options: Options) -> None:
-    if options.side < SMALLEST:
-        raise ValueError(f"--side is {options.side}; it needs at least {SMALLEST}")
+    """Refuse, before any work, what cannot be done."""
+    check_count("--side", options.side, SMALLEST, LARGEST)
+    check_count("--frames", options.frames, FEWEST, MOST_FRAMES)
+    check_count("--first", options.first, 0)
+    check_count("--kappa", options.kappa)
+    for name in ("damaged.mp4", "filled.mp4", "sheet.png"):
+        check_output(options.out / name)
+        check_not_input(options.out / name, options.clip)
     if options.clip is None and (options.holes or options.missing):
-        raise ValueError("--holes and --missing say what to fill in a clip: name it with --clip")
+        raise BadInput("--holes and --missing say what to fill in a clip: name it with --clip")
     if options.clip is not None and not (options.holes or options.missing):
-        raise ValueError("there is nothing to fill: say what with --holes or --missing")
+        raise BadInput("there is nothing to fill: say what with --holes or --missing")
 
 
 def fill(options: Options, net: FillNet, clip: Clip, known: Bool[Tensor, "t 1 h w"]) -> None:
-    """From reading to writing; the files take their places only when they are whole."""
+    """Fill and write; the files take their places only when they are whole."""
     start = time.perf_counter()
     sketch = Sketch.of(clip.pixels, known)
     filling = fill_with(net, sketch, options.kappa)
@@ -106,14 +117,14 @@ def as_clip(pixels: Tensor, like: Clip) -> Clip:
 
 
 def example(options: Options) -> tuple[Clip, Bool[Tensor, "t 1 h w"]]:
-    """The first of the held-out clips, under a moving camera and damaged."""
+    """Damage the first of the held-out clips, under a moving camera."""
     problem: Problem = held_out_problem(HELD_OUT[0], True, options.frames, options.side)
     frames = (problem.truth * 255).round().byte()
     return Clip(frames, tuple(range(len(frames))), Fraction(1, 25)), problem.known
 
 
 def given(options: Options) -> tuple[Clip, Bool[Tensor, "t 1 h w"]]:
-    """The clip of the user, and what is known of it."""
+    """Read the clip of the user, and mark what is known of it."""
     assert options.clip is not None
     lost = [number for text in options.missing for number in frame_numbers(text)]
     clip = read_clip(options.clip, options.side, options.first, options.frames)
@@ -123,34 +134,31 @@ def given(options: Options) -> tuple[Clip, Bool[Tensor, "t 1 h w"]]:
         known &= ~read_holes(options.holes, height, width)
     out_of = [number for number in lost if number >= count]
     if out_of:
-        raise ValueError(f"--missing names frame {out_of[0]}; the clip has frames 0 to {count - 1}")
+        raise BadInput(f"--missing names frame {out_of[0]}; the clip has frames 0 to {count - 1}")
     known[lost] = False
     if known.all():
-        raise ValueError("there is nothing to fill: --holes is black all over")
+        raise BadInput("there is nothing to fill: --holes is black all over")
     if not known.any():
-        raise ValueError("there is nothing to copy from: every pixel of every frame is a hole")
+        raise BadInput("there is nothing to copy from: every pixel of every frame is a hole")
     return clip, known
 
 
+FRAMES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?")
+
+
 def frame_numbers(text: str) -> range:
-    """'7' is frame 7, '10-12' are frames 10, 11 and 12."""
+    """Parse '7' as frame 7, '10-12' as frames 10, 11 and 12."""
     first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
-        raise ValueError(f"--missing takes numbers of frames and runs such as 10-12; got {text!r}")
+    if not FRAMES.fullmatch(text) or int(last or first) < int(first):
+        raise BadInput(f"--missing takes numbers of frames and runs such as 10-12; got {text!r}")
     return range(int(first), int(last or first) + 1)
 
 
 def read_holes(path: Path, height: int, width: int) -> Bool[Tensor, "h w"]:
-    """Where the picture is white."""
-    if not path.is_file():
-        raise ValueError(f"--holes {path} is not a file")
-    try:
-        with PIL.Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L").resize((width, height)))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"--holes {path} cannot be read as a picture: {error}") from error
+    """Mark where the picture is white."""
+    grey = np.asarray(read_picture(path).convert("L").resize((width, height)))
     return torch.from_numpy(grey > 127)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

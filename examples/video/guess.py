@@ -29,7 +29,7 @@ def fill(
     known: Bool[Tensor, "t 1 h w"],
     path: Float[Tensor, "t 2"],
 ) -> tuple[Float[Tensor, "t c h w"], Bool[Tensor, "t 1 h w"]]:
-    """Holes filled by linear interpolation along the path, the rest from what is around.
+    """Fill holes by linear interpolation along the path, and the rest from what is around.
 
     With a path of zeros it is linear interpolation in time.
 
@@ -45,7 +45,7 @@ def in_time(
     known: Bool[Tensor, "t 1 h w"],
     path: Float[Tensor, "t 2"],
 ) -> tuple[Float[Tensor, "t c h w"], Bool[Tensor, "t 1 h w"]]:
-    """For each hole, between the nearest frames before and after that know its place."""
+    """Interpolate each hole between the nearest frames before and after that know its place."""
     before = _look(frames, known, path, -1)
     after = _look(frames, known, path, 1)
     one, other = (x.lag > 0 for x in (before, after))
@@ -60,7 +60,7 @@ def _look(
     path: Float[Tensor, "t 2"],
     direction: int,
 ) -> Seen:
-    """One frame further at a time, all frames at once, until there is nothing left to ask."""
+    """Look one frame further at a time, all frames at once, until nothing is left to ask."""
     count = len(frames)
     pixels, lag = torch.zeros_like(frames), torch.zeros(known.shape)
     wanted = ~known
@@ -88,7 +88,7 @@ def _look(
 def shifted(
     frames: Float[Tensor, "t c h w"], shift: Float[Tensor, "t 2"]
 ) -> Float[Tensor, "t c h w"]:
-    """The pixel at (x, y) becomes that at (x, y) + shift; 0 outside."""
+    """Move the pixel at (x, y) + shift to (x, y); 0 comes in from outside."""
     height, width = frames.shape[2:]
     x = torch.arange(width) + 0.5 + shift[:, 0, None, None]
     y = torch.arange(height)[:, None] + 0.5 + shift[:, 1, None, None]
@@ -100,7 +100,7 @@ def shifted(
 def from_around(
     frames: Float[Tensor, "t c h w"], known: Bool[Tensor, "t 1 h w"]
 ) -> Float[Tensor, "t c h w"]:
-    """Holes from ever smaller pictures, in which what is known spreads; a lost frame becomes 0."""
+    """Fill holes from ever smaller pictures, in which what is known spreads; a lost frame is 0."""
     sums, weight = [frames * known], [known.float()]
     while max(sums[-1].shape[2:]) > 1:
         sums.append(F.avg_pool2d(sums[-1], 2, ceil_mode=True))

@@ -6,7 +6,6 @@ One pass over the whole clip; only the last convolutions take some frames at a t
 `results/long.json`.
 """
 
-import json
 import resource
 import time
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from pathlib import Path
 import torch
 import tyro
 
-from examples.training.files import replacing
+from examples.common.commands import check_count, command
+from examples.common.files import check_folder, write_json
 from examples.video.attention import KAPPA, Spaces
+from examples.video.clips import FEWEST, LARGEST, MOST_FRAMES, SMALLEST
 from examples.video.data import HELD_OUT, held_out_problem
 from examples.video.evaluate import machine
 from examples.video.fill import fill_with
@@ -38,6 +39,10 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
+    check_count("--frames", options.frames, FEWEST, MOST_FRAMES)
+    check_count("--side", options.side, SMALLEST, LARGEST)
+    check_count("--kappa", options.kappa)
+    check_folder(options.out)
     net = load_net(options.weights)
     problem = held_out_problem(HELD_OUT[0], True, options.frames, options.side)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -54,12 +59,9 @@ def main(options: Options) -> None:
         "peak_gb_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "dense_matrix_gb": 4 * full_entries(len(spaces.sites), spaces.clip.num_sites) / 1e9,
     }
-    text = json.dumps({"about": machine(), "row": row}, indent=1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out / "long.json") as part:
-        part.write_text(text + "\n")
-    print(text)
+    write_json(options.out / "long.json", {"about": machine(), "row": row})
+    print("\n".join(f"{name}: {value}" for name, value in row.items()))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -14,7 +14,7 @@ from examples.video.model import GUESS, Filling
 def losses(
     filling: Filling, truth: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """Each term by name; their sum is what is minimised."""
+    """Compute each term by name; their sum is minimised."""
     return {
         "pixels": picture_loss(filling.frames, truth, known),
         "copies": 0.5 * copy_loss(filling, truth, known),
@@ -27,7 +27,7 @@ def picture_loss(
     truth: Float[Tensor, "t 3 h w"],
     known: Bool[Tensor, "t 1 h w"],
 ) -> Float[Tensor, ""]:
-    """Of the pixels and of their differences down, across and in time; 0 where all is known."""
+    """Compare pixels and their differences down, across and in time; 0 where all is known."""
     error, count = frames - truth, (~known).sum().clamp(min=1)
     steps = sum(error.diff(dim=dim).abs().mean(dim=1).sum() for dim in (0, 2, 3))
     return (error.abs().mean(dim=1).sum() + 0.5 * steps) / count
@@ -36,7 +36,7 @@ def picture_loss(
 def copy_loss(
     filling: Filling, truth: Float[Tensor, "t 3 h w"], known: Bool[Tensor, "t 1 h w"]
 ) -> Float[Tensor, ""]:
-    """Of the colours that the better head brought, where it found any.
+    """Compare the colours that the better head brought, where it found any.
 
     Without it nothing tells the addresses what to look for; were it the mean of the heads, they
     would become alike.

@@ -130,7 +130,7 @@ class FillNet(nn.Module):
     def address(
         self, sketch: Sketch, features: Float[Tensor, "t d l k"]
     ) -> Float[Tensor, "1 e n d"]:
-        """The same for every head, but for the scales."""
+        """Return the address of each pixel, the same for every head but for the scales."""
         size = sketch.frames.shape[2:]
         where = places(sketch)
         where = where - where.mean(dim=(0, 2, 3), keepdim=True)
@@ -146,7 +146,7 @@ class FillNet(nn.Module):
         answer: Float[Tensor, "m ec"],
         guess: Float[Tensor, "t 3 g i"],
     ) -> Float[Tensor, "t 3 h w"]:
-        """Some frames at a time, to save memory; they do not see each other here."""
+        """Finish some frames at a time, to save memory; they do not see each other here."""
         count, _, height, width = sketch.frames.shape
         step = count if torch.is_grad_enabled() else FRAMES_AT_A_TIME
         size, filled = height * width, []
@@ -167,7 +167,7 @@ class FillNet(nn.Module):
         answer: Float[Tensor, "t ec h w"],
         guess: Float[Tensor, "t 3 g i"],
     ) -> Float[Tensor, "t 3 h w"]:
-        """A mean of the guess and of what each head brought; what is known stays."""
+        """Average the guess and what each head brought; what is known stays."""
         guess = enlarge(guess, frames.shape[2:], GUESS)
         change = self.head(torch.cat([answer, guess, frames, known.float()], dim=1))
         answer = rearrange(answer, "t (e c) h w -> e t c h w", c=ANSWER)
@@ -180,7 +180,7 @@ class FillNet(nn.Module):
 
 
 def content(sketch: Sketch) -> Float[Tensor, "1 1 n 8"]:
-    """What is copied: colour, where and when it is from, its square, and a one."""
+    """Return what is copied: colour, where and when it is from, its square, and a one."""
     square = sketch.frames.square().mean(dim=1, keepdim=True)
     return to_sites(
         torch.cat([sketch.frames, places(sketch), square, torch.ones_like(square)], dim=1)
@@ -190,7 +190,7 @@ def content(sketch: Sketch) -> Float[Tensor, "1 1 n 8"]:
 def judged(
     answer: Float[Tensor, "1 e m 8"], place: Float[Tensor, "1 e m 3"]
 ) -> Float[Tensor, "1 e m 9"]:
-    """The answer as colour, found or not, how far off it is from, and how unsure it is."""
+    """Return the answer's colour, whether it was found, how far off it is from and how unsure."""
     colour, found = answer[..., :3], answer[..., 7:]
     off = (answer[..., 3:6] - found * place) * torch.tensor([1.0, 1.0, 0.1])
     distance = off[..., :2].square().sum(dim=-1, keepdim=True)
@@ -200,7 +200,7 @@ def judged(
 
 
 def places(sketch: Sketch) -> Float[Tensor, "t 3 h w"]:
-    """Where each pixel stands in the scene, (x, y), and its frame."""
+    """Return where each pixel stands in the scene, (x, y), and its frame."""
     count, _, height, width = sketch.frames.shape
     x = torch.arange(width) + sketch.path[:, 0, None, None]
     y = torch.arange(height)[:, None] + sketch.path[:, 1, None, None]
@@ -211,12 +211,12 @@ def places(sketch: Sketch) -> Float[Tensor, "t 3 h w"]:
 def enlarge(
     x: Float[Tensor, "t c l k"], size: tuple[int, ...], factor: int
 ) -> Float[Tensor, "t c h w"]:
-    """Pixel centres stay in place; what sticks out where the sizes do not divide is cut off."""
+    """Enlarge around pixel centres; what sticks out where the sizes do not divide is cut off."""
     height, width = size
     larger = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
     return larger[:, :, :height, :width]
 
 
 def to_sites(x: Float[Tensor, "t c h w"]) -> Float[Tensor, "1 1 n c"]:
-    """One head of one clip; copied, as attention wants the features of a site side by side."""
+    """Lay out a clip as sites of one head, copied, as attention wants features side by side."""
     return rearrange(x, "t c h w -> 1 1 (t h w) c").contiguous()

@@ -1,12 +1,12 @@
 """The table of the comparison."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.training.files import replacing
+from examples.common.files import write_json, write_text
+from examples.common.tables import markdown_table
 
 COLUMNS = {
     "psnr_db": ("PSNR dB", ".2f"),
@@ -21,13 +21,10 @@ Row = dict[str, Any]
 
 
 def write_results(out: Path, about: dict[str, Any], rows: list[Row]) -> str:
-    """table.json with every row and table.md with means; the Markdown is also returned."""
+    """Write table.json with every row and table.md with means; return the Markdown."""
     text = markdown(about, rows)
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "table.json") as part:
-        part.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    with replacing(out / "table.md") as part:
-        part.write_text(text)
+    write_json(out / "table.json", {"about": about, "rows": rows})
+    write_text(out / "table.md", text)
     return text
 
 
@@ -37,16 +34,16 @@ def markdown(about: dict[str, Any], rows: list[Row]) -> str:
     for (frames, side, camera), some in groups(rows, "frames", "side", "camera"):
         clips = ", ".join(sorted({row["clip"] for row in some}))
         lines += ["", f"{frames} frames of {side}x{side}, {camera} camera ({clips})", ""]
-        lines += table(some)
+        lines.append(table(some))
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(rows: list[Row]) -> str:
     heads = ["method", *(head for head, _ in COLUMNS.values())]
-    lines = [line(heads), line(["---"] * len(heads))]
-    for (method,), some in groups(rows, "method"):
-        lines.append(line([method, *(cell(some, key) for key in COLUMNS)]))
-    return lines
+    lines = [
+        [way, *(cell(some, key) for key in COLUMNS)] for (way,), some in groups(rows, "method")
+    ]
+    return markdown_table(heads, lines)
 
 
 def cell(rows: list[Row], key: str) -> str:
@@ -54,12 +51,8 @@ def cell(rows: list[Row], key: str) -> str:
     return format(mean(values), COLUMNS[key][1]) if values else ""
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def groups(rows: list[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows that agree in the keys, in the order of their first."""
+    """Group rows that agree in the keys, in the order of their first."""
     pick: Callable[[Row], tuple[Any, ...]] = lambda row: tuple(row[key] for key in keys)  # noqa: E731
     found = dict.fromkeys(pick(row) for row in rows)
     return [(key, [row for row in rows if pick(row) == key]) for key in found]

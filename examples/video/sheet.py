@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.training.files import replacing
+from examples.common.figures import save_figure, show_picture
 from examples.video.attention import KAPPA, Spaces, rule
 from examples.video.model import Filling, FillNet, Sketch
 from ndgpa import select
@@ -21,6 +21,7 @@ from ndgpa.analysis import key_weights
 SHOWN = 8  # frames
 FAINTEST = 0.05  # lines of less opacity are not drawn
 GAP = 4  # pixels between frames of the strip
+TALLEST = 40.0  # inches, whatever the shape of the frames
 
 
 def draw_sheet(
@@ -31,15 +32,14 @@ def draw_sheet(
     truth: Float[Tensor, "t 3 h w"] | None,
     kappa: int = KAPPA,
 ) -> None:
-    """Rows of frames, then a strip of the damaged clip with lines from holes to their keys."""
+    """Draw rows of frames, then the damaged clip with lines from holes to their keys."""
     count, _, height, width = sketch.frames.shape
     chosen = torch.linspace(0, count - 1, min(SHOWN, count)).round().long()
     rows = {"damaged": sketch.frames, "filled": filling.frames}
     if truth is not None:
         rows["truth"] = truth
-    figure = Figure(
-        figsize=(14, 14 / len(chosen) * height / width * (len(rows) + 1.6)), layout="constrained"
-    )
+    tall = 14 / len(chosen) * height / width * (len(rows) + 1.6)
+    figure = Figure(figsize=(14, min(tall, TALLEST)), layout="constrained")
     parts = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1] * (len(rows) + 1))
     for place, (name, frames) in enumerate(rows.items()):
         axes = figure.add_subplot(parts[place])
@@ -47,25 +47,24 @@ def draw_sheet(
         axes.set_title(f"{name}: frames {', '.join(map(str, chosen.tolist()))}", fontsize=8)
     axes = figure.add_subplot(parts[-1])
     draw_lines(axes, net, sketch, kappa)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110, format="png")
+    save_figure(figure, path, dpi=110)
 
 
 def strip(axes: Axes, frames: Float[Tensor, "t 3 h w"]) -> None:
-    """Frames side by side."""
+    """Show frames side by side."""
     axes.set_axis_off()
     height, width = frames.shape[2:]
     for place, frame in enumerate(frames):
         left = place * (width + GAP)
         extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)
-        axes.imshow(frame.permute(1, 2, 0).clamp(0, 1).numpy(), extent=extent)
+        show_picture(axes, frame, extent)
     axes.set_xlim(-0.5, len(frames) * (width + GAP) - GAP - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
 
 
 @torch.no_grad()
 def draw_lines(axes: Axes, net: FillNet, sketch: Sketch, kappa: int, queries: int = 4) -> None:
-    """Some pixels in holes of a frame near the middle, and what their first head reads.
+    """Draw what the first head reads for some pixels in holes of a frame near the middle.
 
     Each key is drawn in the shown frame that is nearest to its own.
     """
@@ -100,7 +99,7 @@ def draw_lines(axes: Axes, net: FillNet, sketch: Sketch, kappa: int, queries: in
 
 
 def some_queries(spaces: Spaces, size: int, count: int, queries: int) -> Int[Tensor, " s"]:
-    """Sites of holes, spread over the frame nearest to the middle that has any."""
+    """Choose sites of holes, spread over the frame nearest to the middle that has any."""
     frame_of = spaces.sites // size
     frames, holes = frame_of.unique(return_counts=True)
     partly = frames[holes < size]
@@ -114,7 +113,7 @@ def some_queries(spaces: Spaces, size: int, count: int, queries: int) -> Int[Ten
 def shown_frames(
     own: Int[Tensor, " s"], keys: Int[Tensor, "s y"], weights: Float[Tensor, "s y"], size: int
 ) -> Int[Tensor, " f"]:
-    """The queries' frame and those that matter most to them, in order of time."""
+    """Choose the queries' frame and those that matter most to them, in order of time."""
     mass = torch.zeros(int(keys.max()) // size + 2)
     mass.index_add_(0, keys.clamp(min=0).flatten() // size, weights.flatten().float())
     best = mass.topk(min(SHOWN - 1, len(mass))).indices
@@ -123,7 +122,7 @@ def shown_frames(
 
 
 def spot(site: int, frames: Int[Tensor, " f"], size: int, width: int) -> tuple[float, float] | None:
-    """Where a site is on the strip: across, down; None where its frame is not shown."""
+    """Find where a site is on the strip, across and down; None where its frame is not shown."""
     frame, pixel = divmod(site, size)
     place = (frames == frame).nonzero()
     if site < 0 or len(place) == 0:

@@ -3,13 +3,12 @@
     .venv/bin/python -m examples.video.train                      all four, the same time each
     .venv/bin/python -m examples.video.train --attentions gpa
 
-Writes into `runs/video/NAME` checkpoints, from which a run that was killed goes on, and curves for
-TensorBoard; and when it is done `runs/video/NAME.safetensors`, which the other commands can use.
-A smoke run writes the same into `runs/video/smoke`.
+Writes into `runs/video/NAME` checkpoints, from which a run that was stopped continues, and curves
+for TensorBoard; and when it is done `runs/video/NAME.safetensors`, which the other commands can
+use. A finished run can be extended by more minutes or steps. A smoke run writes the same into
+`runs/video/smoke`.
 """
 
-import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,17 +17,21 @@ from typing import Any
 
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor
 
-from examples.training.files import replacing
-from examples.training.loop import run
+from examples.common.commands import check_count, check_number, check_seed, command
+from examples.common.files import check_folder, write_json, write_tensors
+from examples.common.loop import run
+from examples.common.schedule import warm_up_cosine
+from examples.common.untrusted import BadInput, fields, number, read_json
 from examples.video.attention import ATTENTIONS, gpa
+from examples.video.clips import FEWEST, LARGEST, MOST_FRAMES, SMALLEST
 from examples.video.data import Problem, draw_problem, training_scenes
 from examples.video.losses import losses
 from examples.video.model import Filling, FillNet, Sketch
 
 WARM_UP = 20  # steps
+FACTS = ("frames", "side", "kappa", "rate", "seed", "smoke")  # what a run keeps to the end
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ class Trainer:
         self.total_steps = options.steps or 1
 
     def advance(self, step: int) -> dict[str, float]:
-        """One clip; drawn from the step's seed, so every attention sees the same ones."""
+        """Train on one clip, drawn from the step's seed: every attention sees the same ones."""
         start = time.process_time()
         for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = rate * schedule(step, self.total_steps)
+            group["lr"] = rate * warm_up_cosine(step, self.total_steps, WARM_UP)
         problem, filling = self.attempt()
         terms = losses(filling, problem.truth, problem.known)
         loss = torch.stack(list(terms.values())).sum()
@@ -105,31 +108,37 @@ class Trainer:
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, Tensor]:
-        """Damaged, filled and true frames, side by side."""
+        """Show damaged, filled and true frames, side by side."""
         torch.manual_seed(step)
         problem, filling = self.attempt()
         rows = (problem.damaged, filling.frames, problem.truth)
         return {"frames": torch.cat([torch.cat(list(x[::4]), dim=2) for x in rows], dim=1)}
 
 
-def schedule(step: int, total: int) -> float:
-    """A warm-up, then half a cosine to zero."""
-    return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / total)) / 2
-
-
 def main(options: Options) -> None:
+    torch.set_flush_denormal(True)
+    check(options)
+    scenes = training_scenes()
+    for name in options.attentions:
+        train(name, options, scenes)
+
+
+def check(options: Options) -> None:
+    """Refuse, before any work, what cannot be done."""
+    if not options.attentions:
+        raise BadInput(f"--attentions needs at least one of {', '.join(ATTENTIONS)}")
     unknown = [name for name in options.attentions if name not in ATTENTIONS]
     if unknown:
-        raise SystemExit(
-            f"error: no attention {unknown[0]!r}; expected one of {', '.join(ATTENTIONS)}"
-        )
-    torch.set_flush_denormal(True)
-    try:
-        scenes = training_scenes()
-        for name in options.attentions:
-            train(name, options, scenes)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise BadInput(f"no attention {unknown[0]!r}; expected one of {', '.join(ATTENTIONS)}")
+    check_number("--cpu-minutes", options.cpu_minutes, 0, 10_000, above=True)
+    check_count("--frames", options.frames, FEWEST, MOST_FRAMES)
+    check_count("--side", options.side, SMALLEST, LARGEST)
+    check_count("--kappa", options.kappa)
+    check_number("--rate", options.rate, 0, 1, above=True)
+    check_seed(options.seed)
+    if options.steps is not None:
+        check_count("--steps", options.steps)
+    check_folder(options.out)
 
 
 def train(name: str, options: Options, scenes: list[Tensor]) -> None:
@@ -140,9 +149,7 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
     trainer = Trainer(name, options, scenes)
     trainer.total_steps = planned_steps(folder, name, options, scenes)
     print(f"{name}: {trainer.total_steps} steps")
-    facts = {
-        key: value for key, value in asdict(options).items() if key not in {"out", "attentions"}
-    }
+    facts = {key: value for key, value in asdict(options).items() if key in FACTS}
     parts = {"net": trainer.net, "optimizer": trainer.optimizer, "clock": trainer.clock}
     run(
         folder,
@@ -157,18 +164,18 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
 
 
 def planned_steps(folder: Path, name: str, options: Options, scenes: list[Tensor]) -> int:
-    """As many as the time allows: a few are timed once, and the plan kept with the checkpoints."""
+    """Plan as many steps as the time allows: time a few once, and keep it with the checkpoints."""
     if options.steps is not None:
         return options.steps
     plan = folder / "plan.json"
     if plan.is_file():
-        return int(json.loads(plan.read_text())["steps"])
-    seconds = seconds_a_step(Trainer(name, options, scenes))
-    steps = max(1, round(60 * options.cpu_minutes / seconds))
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(plan) as part:
-        part.write_text(json.dumps({"steps": steps, "cpu_s_a_step": seconds}))
-    return steps
+        kept = fields(read_json(plan), {"cpu_s_a_step": (int, float)}, str(plan))
+        name = f"the field 'cpu_s_a_step' of {plan}"
+        seconds = number(kept["cpu_s_a_step"], name, 1e-6, 1e6)
+    else:
+        seconds = seconds_a_step(Trainer(name, options, scenes))
+        write_json(plan, {"cpu_s_a_step": seconds})
+    return max(1, round(60 * options.cpu_minutes / seconds))
 
 
 def seconds_a_step(trainer: Trainer, count: int = 8) -> float:
@@ -181,17 +188,15 @@ def seconds_a_step(trainer: Trainer, count: int = 8) -> float:
 
 
 def keep(path: Path, trainer: Trainer) -> None:
-    """The network alone, with what it took."""
+    """Write the network alone, with what its training took."""
     facts: dict[str, Any] = {
         "steps": trainer.total_steps,
         "cpu_s": round(trainer.clock.spent_s.item(), 1),
         "frames": trainer.options.frames,
         "side": trainer.options.side,
     }
-    with replacing(path) as part:
-        tensors = {key: x.contiguous() for key, x in trainer.net.state_dict().items()}
-        save_file(tensors, part, metadata={key: str(value) for key, value in facts.items()})
+    write_tensors(path, trainer.net.state_dict(), {key: str(x) for key, x in facts.items()})
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

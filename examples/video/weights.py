@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
+from examples.common.untrusted import BadInput, load_module, read_metadata, read_tensors
 from examples.video.model import FillNet
 
 FOLDER = Path(__file__).parent / "weights"
@@ -11,24 +10,18 @@ SHIPPED = FOLDER / "gpa.safetensors"
 
 
 def load_net(path: Path) -> FillNet:
-    """The network of a file that `train.py` wrote.
+    """Load the network of a file that `train.py` wrote.
 
     Raises:
-        ValueError: There is no such file, it is damaged, or it is of another network.
+        BadInput: There is no such file, it is damaged, or it is of another network.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; `python -m examples.video.train` makes one")
+    if not path.exists():
+        raise BadInput(f"{path} is not a file; `python -m examples.video.train` makes one")
     net = FillNet()
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        net.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold a network of this program") from error
+    load_module(net, read_tensors(path), path)
     return net.eval()
 
 
 def facts_of(path: Path) -> dict[str, str]:
-    """What the training took: steps, cpu_s, and the size of its clips."""
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+    """Read what the training took: steps, cpu_s, and the size of its clips."""
+    return read_metadata(path)

@@ -1,4 +1,4 @@
-"""Looking at attention: what it costs, how much a selection keeps, and where it goes."""
+"""Measures and pictures of attention: its cost, what a selection keeps, where it goes."""
 
 from ndgpa.analysis.cost import AffinityEntries, full_entries, gpa_entries, low_rank_entries
 from ndgpa.analysis.coverage import coverage
@@ -7,12 +7,12 @@ from ndgpa.analysis.information_flow import (
     has_full_information,
     information_flow,
     path_counts,
-    picture_of_flow,
     picture_of_masks,
+    plot_flow,
 )
 from ndgpa.analysis.key_lines import draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
-from ndgpa.analysis.maps import attention_map, over_the_grid, saliency
+from ndgpa.analysis.maps import attention_map, saliency, to_grid
 from ndgpa.analysis.memory import peak_bytes
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "information_flow",
     "key_weights",
     "low_rank_entries",
-    "over_the_grid",
     "path_counts",
     "peak_bytes",
-    "picture_of_flow",
     "picture_of_masks",
+    "plot_flow",
     "saliency",
+    "to_grid",
 ]

@@ -1,40 +1,43 @@
 """Rows of the full affinity matrix, for a few queries at a time."""
 
+from typing import Any
+
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa.affinity import dot_form, hide_keys
-from ndgpa.structures import SpatialStructure, visible
+from ndgpa import arguments
+from ndgpa.problem import Problem, dot_form, hide_keys
+from ndgpa.structures import visible
 
 
-def logit_rows(
-    query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b hk n_k d"],
-    sites: Int[Tensor, " s"],
-    structure: SpatialStructure,
-    key_structure: SpatialStructure,
-    scale: float,
-    affinity: str,
-    causal: bool,
-    key_mask: Bool[Tensor, "b n_k"] | None,
-) -> Float[Tensor, "b h s n_k"]:
-    """The logits of the queries at `sites` against every key, -inf where a key is not seen.
+def logit_rows(problem: Problem, sites: Int[Tensor, " s"]) -> Float[Tensor, "b h s n_k"]:
+    """Compute the logits of the queries at `sites` for every key, -inf where a key is not seen.
 
-    In float32 or wider. A euclidean affinity lacks its term |q|^2, which softmax does not see.
+    They are in float32 or wider. A euclidean affinity lacks its term |q|^2, which cancels in a
+    softmax.
     """
-    wide = torch.promote_types(query.dtype, torch.float32)
-    key = key.to(wide)
-    if key_mask is not None:
-        key = key.masked_fill(~key_mask[:, None, :, None], 0)
-    bias, scale = dot_form(key, affinity, scale)
-    bias = hide_keys(bias, key, key_mask)
-    rows = query[:, :, sites].to(wide)
+    wide, mask = torch.promote_types(problem.query.dtype, torch.float32), problem.key_mask
+    key = problem.key.to(wide)
+    if mask is not None:
+        key = key.masked_fill(~mask[:, None, :, None], 0)
+    bias, scale = dot_form(key, problem.affinity, problem.scale)
+    bias = hide_keys(bias, key, mask)
+    rows = problem.query[:, :, sites].to(wide)
     rows = rearrange(rows, "b (k g) s d -> b k g s d", k=key.shape[1])
     logits = scale * einsum(rows, key, "b k g s d, b k y d -> b k g s y")
     if bias is not None:
         logits = logits + bias[:, :, None, None]
     logits = rearrange(logits, "b k g s y -> b (k g) s y")
-    seen = visible(structure, key_structure, causal, sites)
+    seen = visible(problem.structure, problem.key_structure, problem.causal, sites)
     return logits if seen is None else logits.masked_fill(~seen, -torch.inf)
+
+
+def check_sites(name: str, sites: Any, num_sites: int) -> None:
+    arguments.int_vector(name, sites)
+    if len(sites) and not 0 <= int(sites.min()) <= int(sites.max()) < num_sites:
+        raise ValueError(
+            f"{name} must be between 0 and {num_sites - 1}; got {int(sites.min())} to "
+            f"{int(sites.max())}"
+        )

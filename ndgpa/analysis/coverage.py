@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.analysis._rows import logit_rows
-from ndgpa.selection import Selection
+from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 # Logits held at a time.
@@ -22,58 +22,61 @@ def coverage(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     samples: int | None = 1024,
     seed: int = 0,
 ) -> Float[Tensor, "b h"]:
-    """The share of the full-attention mass that lies on the kept keys: a mean over queries.
+    """Measure the share of full attention that lies on the selected keys, averaged over queries.
 
-    Each query of the mean counts once: the softmax over all the keys that it can see, summed over
-    those in the blocks that its cell selected. Keeping more blocks never lowers the share; keeping
-    all gives exactly 1. A bias in the selection plays no part.
+    The share of a query is the softmax over all keys that it can see, summed over the blocks that
+    its cell selected. Keeping more blocks never lowers the share; keeping all gives exactly 1. The
+    bias of the selection is ignored.
 
     Source: `err_stat` in the code released with Jetchev et al. 2021, which draws one query of each
     cell.
 
     Args:
         query, key, structure, key_structure, scale, affinity, causal, key_mask: As for `ndgpa.gpa`.
-        selection: From `ndgpa.select`, or ids of one's own.
-        samples: How many query sites are drawn, without repetition, the same in every batch and
-            head; None, or as many as there are, takes all and is exact.
-        seed: Of the draw.
+        selection: From `ndgpa.select`, or built from block ids.
+        samples: How many query sites to draw, without repetition, the same in every batch and
+            head. None, or at least as many as there are, takes all and is exact.
+        seed: Seed of the draw.
 
     Returns:
-        In float32 or wider. Queries that see no key at all are left out of the mean; where there
-        is no other, nothing is missed and the share is 1.
+        The shares, in float32 or wider. Queries that see no key are left out of the mean; where
+        there is no other query, the share is 1.
 
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
+    )
+    structure, key_structure = problem.structure, problem.key_structure
+    check_selection(selection, query, key, structure)
     if samples is not None:
-        _checks.positive_count("samples", samples)
+        arguments.positive_count("samples", samples)
     if not selection.blocks.is_cuda:
-        _checks.block_ids(selection.blocks, key_structure.num_blocks)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+        check_block_ids(selection.blocks, key_structure.num_blocks)
     sites = _draw(structure.num_sites, samples, seed).to(query.device)
     shares = seeing = torch.zeros((), device=query.device)
     of_one = max(1, query.shape[:2].numel() * key.shape[2])
     for chunk in sites.split(max(1, _CHUNK // of_one)):
-        rows = logit_rows(
-            query, key, chunk, structure, key_structure, scale, affinity, causal, key_mask
-        )
+        rows = logit_rows(problem, chunk)
         kept = _kept(selection, chunk, structure, key_structure, query.shape[1])
-        blind = rows.amax(dim=-1) == -torch.inf
-        share = _share(rows, kept).masked_fill(blind, 0)
+        sees_none = rows.amax(dim=-1) == -torch.inf
+        share = _share(rows, kept).masked_fill(sees_none, 0)
         shares = shares + share.sum(dim=-1)
-        seeing = seeing + (~blind).sum(dim=-1)
+        seeing = seeing + (~sees_none).sum(dim=-1)
     return torch.where(seeing == 0, 1, shares / seeing.clamp(min=1))
 
 
@@ -90,7 +93,7 @@ def _kept(
     key_structure: SpatialStructure,
     heads: int,
 ) -> Bool[Tensor, "b h s n_k"]:
-    """Whether each key lies in a block that the query's cell selected."""
+    """Tell whether each key lies in a block that the query's cell selected."""
     blocks = selection.blocks[:, :, structure.cell_of_site[sites]].long()
     blocks = blocks.masked_fill(blocks < 0, key_structure.num_blocks)
     kept = torch.zeros(*blocks.shape[:3], key_structure.num_blocks + 1, dtype=torch.bool)
@@ -102,6 +105,6 @@ def _kept(
 def _share(
     rows: Float[Tensor, "b h s n_k"], kept: Bool[Tensor, "b h s n_k"]
 ) -> Float[Tensor, "b h s"]:
-    """Kept over total: sums of one order, so that all is 1 and more is never less, to the bit."""
+    """Divide the kept mass by the total, both summed in one order so that all kept is exactly 1."""
     mass = rows.softmax(dim=-1)
     return mass.where(kept, 0).sum(dim=-1) / mass.sum(dim=-1)

@@ -1,33 +1,31 @@
-"""Who hears of whom through a stack of attention steps.
+"""How information flows through a stack of attention steps.
 
-A step is a bool matrix (queries, keys), True where the query reads the key: a row of
-`operator.mask(...)`, or any other. The queries of one step are the keys of the next, so steps are
-listed in the order in which they are taken.
+A step is a bool matrix (queries, keys), True where the query reads the key, such as a row of
+`operator.mask(...)`. The queries of one step are the keys of the next; steps are listed in the
+order in which they are applied.
 
 Source: Section 3 of Daras et al. 2020, "Your Local GAN": information flow graphs.
 """
 
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from ndgpa import _checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def information_flow(steps: Sequence[Bool[Tensor, "_ _"]]) -> Bool[Tensor, "queries inputs"]:
-    """Which input reaches which output: the boolean product of the steps, the last one first.
+    """Compute which input reaches which output: the boolean product of the steps, last step first.
 
     Raises:
-        ValueError: There is no step, or one has not the keys that the one before has queries.
+        ValueError: There is no step, or a step's keys are not as many as the queries before.
     """
-    _checks.flow_steps(steps)
+    _check_steps(steps)
     reached = steps[0]
     for step in steps[1:]:
         reached = _then(reached, step)
@@ -35,17 +33,17 @@ def information_flow(steps: Sequence[Bool[Tensor, "_ _"]]) -> Bool[Tensor, "quer
 
 
 def has_full_information(steps: Sequence[Bool[Tensor, "_ _"]]) -> bool:
-    """Whether every input reaches every output."""
+    """Tell whether every input reaches every output."""
     return bool(information_flow(steps).all())
 
 
 def fewest_steps(steps: Sequence[Bool[Tensor, "_ _"]], at_most: int = 64) -> int | None:
-    """How many steps it takes until every input reaches every output, the steps taken in turn.
+    """Count the steps, applied in turn, until every input reaches every output.
 
     Returns:
         The number; None if `at_most` steps are not enough.
     """
-    _checks.flow_steps([*steps, steps[0]] if len(steps) else steps)
+    _check_steps([*steps, steps[0]] if len(steps) else steps)
     reached: Tensor | None = None
     for count, step in enumerate(islice(cycle(steps), at_most), start=1):
         reached = step if reached is None else _then(reached, step)
@@ -55,8 +53,8 @@ def fewest_steps(steps: Sequence[Bool[Tensor, "_ _"]], at_most: int = 64) -> int
 
 
 def path_counts(steps: Sequence[Bool[Tensor, "_ _"]]) -> Float[Tensor, "queries inputs"]:
-    """How many paths lead from each input to each output; float64, exact below 2^53."""
-    _checks.flow_steps(steps)
+    """Count the paths from each input to each output, in float64: exact below 2^53."""
+    _check_steps(steps)
     counts = steps[0].double()
     for step in steps[1:]:
         counts = step.double() @ counts
@@ -66,7 +64,7 @@ def path_counts(steps: Sequence[Bool[Tensor, "_ _"]]) -> Float[Tensor, "queries 
 def picture_of_masks(
     masks: Bool[Tensor, "steps n n_k"], titles: Sequence[str] | None = None
 ) -> "Figure":
-    """Each mask as an image, a row for each query; the last image counts the paths through all.
+    """Plot each mask as an image with a row for each query; the last image counts all paths.
 
     Needs matplotlib. Save the figure with `figure.savefig(path)`.
     """
@@ -89,19 +87,19 @@ def picture_of_masks(
     return figure
 
 
-def picture_of_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figure":
-    """The flow graph, a column of sites before and after each step, with what hears of one input.
+def plot_flow(steps: Sequence[Bool[Tensor, "_ _"]], source: int) -> "Figure":
+    """Plot the flow graph: columns of sites before and after each step, and the paths of one input.
 
     Needs matplotlib. Save the figure with `figure.savefig(path)`.
 
     Args:
-        source: The input whose paths are drawn in colour.
+        source: The input whose paths are in colour.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    _checks.flow_steps(steps)
+    _check_steps(steps)
     sizes = [steps[0].shape[1], *(step.shape[0] for step in steps)]
     figure = Figure(figsize=(2 + 2 * len(steps), max(3.0, 0.14 * max(sizes))), layout="constrained")
     axis = figure.subplots()
@@ -131,5 +129,21 @@ def _sites(axis: "object", column: int, heard: Bool[Tensor, " n"]) -> None:
 
 
 def _then(reached: Bool[Tensor, "n n_in"], step: Bool[Tensor, "m n"]) -> Bool[Tensor, "m n_in"]:
-    """A product of counts in float32: sums of at most 2^24 ones are exact, and above 0 anyway."""
+    """Multiply as counts in float32: sums of up to 2^24 ones are exact, and never fall to 0."""
     return step.float() @ reached.float() > 0
+
+
+def _check_steps(steps: Any) -> None:
+    if len(steps) == 0:
+        raise ValueError("steps is empty; information flow needs at least one")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.bool:
+            got = step.dtype if isinstance(step, Tensor) else type(step).__name__
+            raise TypeError(f"step {i} must be a bool tensor (queries, keys); got {got}")
+        if step.ndim != 2:
+            raise ValueError(f"step {i} must have two axes; got shape {tuple(step.shape)}")
+        if i and step.shape[1] != steps[i - 1].shape[0]:
+            raise ValueError(
+                f"step {i} has {step.shape[1]} keys but the step before has "
+                f"{steps[i - 1].shape[0]} queries"
+            )

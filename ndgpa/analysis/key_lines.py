@@ -1,19 +1,20 @@
-"""Lines from queries to the keys that they read."""
+"""Pictures of lines from queries to the keys that they read."""
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
+from ndgpa.analysis._rows import check_sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FAINTEST = 0.02  # lines of less opacity are not drawn
+FAINTEST = 0.02  # fainter lines are not drawn
 
 
 def draw_key_lines(
@@ -26,27 +27,27 @@ def draw_key_lines(
 ) -> None:
     """Draw two images side by side, and lines from queries in one to their keys in the other.
 
-    Opacity is the weight over the largest weight of the same query, so that one sees whether a
+    The opacity of a line is its weight over the largest weight of the query, which shows whether a
     query copies from one place or gathers from many. Needs the extra `viz`.
 
     Source: Figure 9 of Jetchev et al. 2021.
 
     Args:
-        to: Axes of matplotlib to draw on, or the path of a picture to write (by a temporary name).
+        to: Axes of matplotlib to draw on, or the path of a picture to write.
         query_image: The image whose pixels are the query sites; 1 or 3 channels from 0 to 1.
         key_image: The image whose pixels are the key sites.
         queries: Sites of the queries, in raster order.
-        keys: Sites of the keys of each query, -1 for none; as from `ndgpa.analysis.key_weights`.
-        weights: Their weights.
+        keys: Sites of the keys of each query, -1 for none, such as from `key_weights`.
+        weights: The weights of those keys.
 
     Raises:
         ValueError, TypeError: The arguments do not fit; nothing has been drawn.
         ImportError: matplotlib is not installed.
     """
-    _checks.picture("query_image", query_image)
-    _checks.picture("key_image", key_image)
-    _checks.key_lines(queries, keys, weights, query_image, key_image)
-    _checks.needs("draw_key_lines", "matplotlib", "viz")
+    _check_picture("query_image", query_image)
+    _check_picture("key_image", key_image)
+    _check_lines(queries, keys, weights, query_image, key_image)
+    arguments.needs("draw_key_lines", "matplotlib", "viz")
     if isinstance(to, (str, PathLike)):
         _save(Path(to), query_image, key_image, queries, keys, weights)
     else:
@@ -107,6 +108,33 @@ def _show(axes: "Axes", image: Tensor, left: int) -> None:
 
 
 def _place(site: int, image: Tensor, shift: int = 0) -> tuple[int, int]:
-    """Where on the axes the middle of a pixel is: across, down."""
+    """Return where the centre of a pixel is on the axes: across, down."""
     row, column = divmod(site, image.shape[2])
     return column + shift, row
+
+
+def _check_picture(name: str, image: Any) -> None:
+    if not isinstance(image, Tensor) or not image.dtype.is_floating_point:
+        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"{name} must be a floating tensor; got {got}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{name} must have shape (1 or 3, height, width); got {tuple(image.shape)}"
+        )
+
+
+def _check_lines(
+    queries: Any, keys: Tensor, weights: Tensor, query_image: Tensor, key_image: Tensor
+) -> None:
+    check_sites("queries", queries, query_image.shape[1:].numel())
+    for name, x in (("keys", keys), ("weights", weights)):
+        if x.ndim != 2 or x.shape[0] != len(queries):
+            raise ValueError(
+                f"{name} must have a row for each of {len(queries)} queries; got {tuple(x.shape)}"
+            )
+    if keys.shape != weights.shape:
+        raise ValueError(
+            f"keys has shape {tuple(keys.shape)} but weights has {tuple(weights.shape)}"
+        )
+    if keys.numel():
+        check_sites("keys", keys.flatten().clamp(min=0), key_image.shape[1:].numel())

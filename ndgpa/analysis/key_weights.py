@@ -1,13 +1,12 @@
-"""Where the attention of chosen queries goes."""
+"""Where the attention of given queries goes."""
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.analysis._rows import logit_rows
-from ndgpa.selection import Selection
+from ndgpa.analysis._rows import check_sites, logit_rows
+from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 
 
@@ -21,39 +20,42 @@ def key_weights(
     *,
     key_structure: SpatialStructure | None = None,
     scale: float | None = None,
-    affinity: str = "dot",
+    affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
 ) -> tuple[Int[Tensor, "b h s y"], Float[Tensor, "b h s y"]]:
-    """The keys that chosen queries read, and the softmax weight of each: `ndgpa.attend` laid open.
+    """Return the keys that given queries read in `ndgpa.attend`, and the softmax weight of each.
 
     Args:
         query, key, structure, key_structure, scale, affinity, causal, key_mask: As for `ndgpa.gpa`.
-        selection: From `ndgpa.select`, or ids of one's own; its bias counts.
-        sites: (s,) int, the sites of the queries.
+        selection: From `ndgpa.select`, or built from block ids; its bias counts.
+        sites: The sites of the queries.
 
     Returns:
-        Key sites, int64, -1 for a place without a key that is seen; and weights in float32 or
-        wider, which sum to 1 over the keys of a query, 0 where the site is -1. All are 0 for a
-        query that sees nothing.
+        Key sites, int64, -1 for an empty place or a key that is not seen. Weights, in float32 or
+        wider, which sum to 1 over the keys of a query and are 0 where the site is -1. All are 0 for
+        a query that sees nothing.
 
     Raises:
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
-    key_structure = structure if key_structure is None else key_structure
-    _checks.query_and_key(query, key, structure, key_structure, affinity, causal)
-    _checks.key_mask(key_mask, key)
-    _checks.scale(scale)
-    _checks.selection_for(selection, query, key, structure)
-    _checks.site_ids("sites", sites, structure.num_sites)
-    if not selection.blocks.is_cuda:
-        _checks.block_ids(selection.blocks, key_structure.num_blocks)
-    structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    sites = sites.to(query.device).long()
-    rows = logit_rows(
-        query, key, sites, structure, key_structure, scale, affinity, causal, key_mask
+    problem = Problem.of(
+        query,
+        key,
+        structure,
+        key_structure=key_structure,
+        scale=scale,
+        affinity=affinity,
+        causal=causal,
+        key_mask=key_mask,
     )
+    structure, key_structure = problem.structure, problem.key_structure
+    check_selection(selection, query, key, structure)
+    check_sites("sites", sites, structure.num_sites)
+    if not selection.blocks.is_cuda:
+        check_block_ids(selection.blocks, key_structure.num_blocks)
+    sites = sites.to(query.device).long()
+    rows = logit_rows(problem, sites)
     cells = structure.cell_of_site[sites]
     key_sites = rearrange(
         key_structure.upsample(selection.blocks[:, :, cells]), "b hs s k r -> b hs s (k r)"
@@ -66,8 +68,8 @@ def key_weights(
         logits = logits + _per_head(bias, query.shape[1])
     unseen = (key_sites < 0) | (logits == -torch.inf)
     logits = logits.masked_fill(unseen, -torch.inf)
-    blind = unseen.all(dim=-1, keepdim=True)
-    weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(unseen, 0)
+    sees_none = unseen.all(dim=-1, keepdim=True)
+    weights = logits.masked_fill(sees_none, 0).softmax(dim=-1).masked_fill(unseen, 0)
     return key_sites.masked_fill(unseen, -1), weights
 
 

@@ -1,8 +1,8 @@
-"""The attention of any operator as numbers: which weight each query gives to each key.
+"""The attention weights of any operator.
 
-An operator is linear in the values, so its weights are the derivative of its output by them. That
-holds for sparse, low-rank and random-feature attention alike and needs no access to their inside;
-memory stays that of the operator.
+An operator is linear in the values, so its weights are the derivative of its output by the values.
+That holds for sparse, low-rank and random-feature attention alike, without access to their
+internals and in the memory of the operator.
 """
 
 import torch
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa.analysis._rows import check_sites
 from ndgpa.operators import Operator
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.grid import check_same_rank, grid_shape
 
 # Queries whose rows are made in one call of the operator.
 _ROWS = 64
@@ -28,18 +29,18 @@ def attention_map(
     *,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
 ) -> Float[Tensor, "b h s n_k"]:
-    """The weights of the queries at some sites, over all keys.
+    """Return the weights of the queries at given sites, over all keys.
 
-    They sum to 1 for an operator that is a softmax. An operator with state, a Performer in
-    training, counts this as calls; put it into evaluation mode first.
+    They sum to 1 where the operator is a softmax. An operator that counts its calls, such as a
+    `Performer` in training, counts these too; put it into evaluation mode first.
 
     Args:
-        sites: Numbers of queries.
+        sites: The sites of the queries.
 
     Raises:
-        ValueError, TypeError: A site does not exist, or as the operator says.
+        ValueError, TypeError: A site does not exist, or as for the operator.
     """
-    _checks.site_ids("sites", sites, structure.num_sites)
+    check_sites("sites", sites, structure.num_sites)
     query, key = query.detach(), key.detach()
     parts = [
         _rows(operator, query, key, structure, some, key_structure, key_mask)
@@ -57,9 +58,9 @@ def saliency(
     *,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
 ) -> Float[Tensor, "b h n_k"]:
-    """How much each key is attended to: the mean weight over the queries that read it at all.
+    """Average the weight of each key over the queries that read it; 0 for a key that none reads.
 
-    0 for a key that nobody reads. It calls the operator once for every 64 queries.
+    This calls the operator once for every 64 queries.
 
     Source: Section 5.1 of Daras et al. 2020, "Your Local GAN" (inversion by attention).
     """
@@ -74,13 +75,13 @@ def saliency(
     return total / readers.clamp(min=1)
 
 
-def over_the_grid(
+def to_grid(
     x: Float[Tensor, "*batch n"], structure: SpatialStructure, size: tuple[int, ...] | None = None
 ) -> Float[Tensor, "..."]:
-    """Numbers of sites as an image (or sequence, or video) over their grid.
+    """Lay numbers of sites out over their grid, as a sequence, image or video.
 
     Args:
-        size: Enlarge it to this size, each number to a box of its own (nearest neighbour).
+        size: Resize to this size, by nearest neighbour.
 
     Returns:
         The batch axes, then those of the grid.
@@ -88,11 +89,11 @@ def over_the_grid(
     Raises:
         TypeError: The structure is not a Grid.
     """
-    shape = _checks.grid_shape("over_the_grid", "structure", structure)
+    shape = grid_shape("to_grid", "structure", structure)
     image = x.unflatten(-1, shape)
     if size is None:
         return image
-    _checks.same_rank(size, shape)
+    check_same_rank(size, shape)
     flat = image.reshape(1, -1, *shape)
     return F.interpolate(flat, size=size, mode="nearest-exact").view(*x.shape[:-1], *size)
 
@@ -106,7 +107,7 @@ def _rows(
     key_structure: SpatialStructure | None,
     key_mask: Tensor | None,
 ) -> Tensor:  # (b, h, s, n_k)
-    """Each query head of a group asks for itself, as the derivative by values sums over a group."""
+    """Compute the rows one query head of a group at a time, as gradients of values sum over it."""
     group = query.shape[1] // key.shape[1]
     with torch.enable_grad():
         value = key.new_zeros(*key.shape[:3], len(sites), requires_grad=True)

@@ -1,35 +1,40 @@
 """How much memory a call needs."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs to the terminal
-
 from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The most that torch's allocator held during a call, above what it held before.
+    """Measure the most that torch's allocator held during a call, above what it held before.
 
-    What the call returns counts as long as it lives. Source: footnote 3 of Jetchev et al. 2021.
+    What the call returns counts as long as it lives. On the CPU torch's profiler measures; it logs
+    to the terminal unless the environment variable `KINETO_LOG_LEVEL` is 99.
+
+    Source: footnote 3 of Jetchev et al. 2021.
 
     Args:
-        call: It is run once.
+        call: What to measure; it is run once.
         device: Whose memory is meant: a GPU or the CPU.
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+    return _peak_on_gpu(call, device) if device.type == "cuda" else _peak_on_cpu(call)
+
+
+def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         call()
     with tempfile.TemporaryDirectory() as folder:

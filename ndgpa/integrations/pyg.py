@@ -1,12 +1,12 @@
 """PyTorch Geometric: coarsen graphs once as a transform, batch them, attend over the batch.
 
-    dataset = MyDataset(root, pre_transform=GPACoarsening(downsample=16, cell=4))
+    dataset = MyDataset(root, pre_transform=GPACoarsening(block=16, cell=4))
     for batch in DataLoader(dataset, batch_size=32):
         structure = structure_of(batch)
         x = layer(batch.x, batch.edge_index, batch.batch, structure=structure)
 
-`GPAConv` stands where `torch_geometric.nn.GPSConv` stands. Needs the extra `pyg`, and `graph` for
-graphs without positions.
+`GPAConv` replaces `torch_geometric.nn.GPSConv`. Needs the extra `pyg`, and `graph` for graphs
+without positions.
 """
 
 from typing import Any
@@ -17,48 +17,51 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa.nn import SpatialAttention
 from ndgpa.operators import GPA, Operator
 from ndgpa.structures import Clusters, Graph, SpatialStructure, disjoint
+from ndgpa.structures.graph import check_edge_index
 
 
 class GPACoarsening(BaseTransform):  # type: ignore[misc]
     """Add to each graph the tables of its `ndgpa.Graph`, as a `pre_transform` or a `transform`.
 
-    The tables are numbered within their graph, so that any way of batching or storing graphs keeps
-    them valid: `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
-    `gpa_num_blocks` and `gpa_num_cells`.
+    The tables are `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
+    `gpa_num_blocks` and `gpa_num_cells`. Numbers count within the graph, so that the tables stay
+    valid however graphs are batched or stored.
 
     Args:
-        downsample: Nodes in a block; all of them in a graph that has fewer.
-        cell: Blocks in a cell; all of them in a graph that has fewer.
+        block: Nodes in a block; a smaller graph is one block.
+        cell: Blocks in a cell; a graph of fewer blocks is one cell.
         method: As for `ndgpa.Graph`.
-        position: The attribute that holds positions, used where a graph has it.
-        edge_weight: The attribute that holds edge weights, or None for no weights.
+        position: Name of the attribute that holds positions, used where a graph has it.
+        edge_weight: Name of the attribute that holds edge weights; None for no weights.
 
     Raises:
-        ValueError, TypeError: On construction a count is below 1; on a call as `ndgpa.Graph`.
+        ValueError, TypeError: A count is below 1, or as for `ndgpa.Graph` when called.
     """
 
     def __init__(
         self,
-        downsample: int,
+        block: int,
         cell: int = 1,
         method: str = "auto",
         position: str = "pos",
         edge_weight: str | None = None,
     ) -> None:
-        _checks.positive_count("downsample", downsample)
-        _checks.positive_count("cell", cell)
-        self.downsample, self.cell, self.method = downsample, cell, method
+        arguments.positive_count("block", block)
+        arguments.positive_count("cell", cell)
+        self.block, self.cell, self.method = block, cell, method
         self.position, self.edge_weight = position, edge_weight
 
     def forward(self, data: Data) -> Data:
+        _check_homogeneous(data)
+        _check_has_edges(data)
         structure = _graph(
             data.edge_index,
             data.num_nodes,
-            self.downsample,
+            self.block,
             self.cell,
             position=data.get(self.position),
             method=self.method,
@@ -72,21 +75,21 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(downsample={self.downsample}, cell={self.cell}, "
-            f"method={self.method!r})"
+            f"{type(self).__name__}(block={self.block}, cell={self.cell}, method={self.method!r})"
         )
 
 
 def structure_of(data: Data) -> Clusters:
-    """The structure of a graph, or of a batch of graphs that do not see each other.
+    """Build the structure of a graph, or of a batch of graphs that do not see each other.
 
     Args:
         data: A `Data` or `Batch` whose graphs went through `GPACoarsening`.
 
     Raises:
-        ValueError: They did not.
+        ValueError: A graph has no tables.
     """
-    _checks.coarsened(data)
+    _check_homogeneous(data)
+    _check_coarsened(data)
     block_of_site, cell_of_block = data.gpa_block_of_site, data.gpa_cell_of_block
     graph_of_site = data.get("batch")
     if graph_of_site is None:
@@ -100,21 +103,21 @@ def structure_of(data: Data) -> Clusters:
 
 
 class GPAConv(nn.Module):
-    """A layer of message passing and attention over the whole graph, side by side, then an MLP.
+    """Apply message passing and attention over the whole graph in parallel, then an MLP.
 
-    It has the form of `torch_geometric.nn.GPSConv`, with layer norm, so that a graph's output does
-    not depend on the batch that it is in.
+    The layer has the form of `torch_geometric.nn.GPSConv`, but with layer norm, so that the output
+    of a graph does not depend on its batch.
 
     Source: Rampasek et al. 2022, "Recipe for a General, Powerful, Scalable Graph Transformer", with
     Grid Partitioned Attention as the attention.
 
     Args:
         channels: Features of a node, in and out.
-        heads: How many heads; divides `channels`.
+        heads: The number of heads; divides `channels`.
         conv: The message passing, called as `conv(x, edge_index, **kwargs)`; None for none.
         operator: The attention, e.g. `ndgpa.GPA(12)` or `ndgpa.Full()`.
-        downsample, cell: As for `ndgpa.Graph`, for calls without a structure.
-        dropout: Probability, after message passing, attention and in the MLP.
+        block, cell: As for `ndgpa.Graph`, for calls without a structure.
+        dropout: Probability of dropout after message passing, after attention and in the MLP.
 
     Raises:
         ValueError, TypeError: A count is below 1, or the heads do not divide the channels.
@@ -126,14 +129,14 @@ class GPAConv(nn.Module):
         heads: int = 1,
         conv: nn.Module | None = None,
         operator: Operator = GPA(12),  # noqa: B008 (frozen)
-        downsample: int = 16,
+        block: int = 16,
         cell: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _checks.positive_count("downsample", downsample)
-        _checks.positive_count("cell", cell)
-        self.downsample, self.cell = downsample, cell
+        arguments.positive_count("block", block)
+        arguments.positive_count("cell", cell)
+        self.block, self.cell = block, cell
         self.conv = conv
         self.attention = SpatialAttention(channels, heads, operator=operator)
         self.dropout = nn.Dropout(dropout)
@@ -156,18 +159,18 @@ class GPAConv(nn.Module):
         structure: SpatialStructure | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "n channels"]:
-        """One layer.
+        """Apply the layer.
 
         Args:
             x: Features of all nodes of the batch.
             edge_index: Edges of the batch; none between graphs.
             batch: The graph of each node, ascending; None for one graph.
-            structure: From `structure_of`; None makes one from the edges, which takes longer than
-                the layer, so give one where graphs come again.
-            kwargs: For `conv`.
+            structure: From `structure_of`. None builds one from the edges, which takes longer than
+                the layer, so pass one where graphs are used repeatedly.
+            kwargs: Passed to `conv`.
         """
         if structure is None:
-            structure = structure_of_edges(edge_index, len(x), self.downsample, self.cell, batch)
+            structure = structure_of_edges(edge_index, len(x), self.block, self.cell, batch)
         attended = self.attention(x[None], structure)[0]
         out = self.norm_attention(x + self.dropout(attended))
         if self.conv is not None:
@@ -179,11 +182,11 @@ class GPAConv(nn.Module):
 def structure_of_edges(
     edge_index: Int[Tensor, "2 E"],
     num_nodes: int,
-    downsample: int,
+    block: int,
     cell: int = 1,
     batch: Int[Tensor, " n"] | None = None,
 ) -> Clusters:
-    """The structure of a batch that went through no `GPACoarsening`: its graphs one by one.
+    """Build the structure of a batch that did not go through `GPACoarsening`, graph by graph.
 
     Args:
         batch: The graph of each node, ascending; None for one graph.
@@ -192,21 +195,54 @@ def structure_of_edges(
         ValueError: `batch` descends, or an edge joins two graphs.
     """
     if batch is None:
-        return _graph(edge_index, num_nodes, downsample, cell)
-    _checks.node_batch(batch, edge_index, num_nodes)
+        return _graph(edge_index, num_nodes, block, cell)
+    _check_batch(batch, edge_index, num_nodes)
     sizes = batch.unique_consecutive(return_counts=True)[1].tolist()
     graphs, first = [], 0
     for size in sizes:
         inside = (edge_index[0] >= first) & (edge_index[0] < first + size)
-        graphs.append(_graph(edge_index[:, inside] - first, size, downsample, cell))
+        graphs.append(_graph(edge_index[:, inside] - first, size, block, cell))
         first += size
     return disjoint(graphs)
 
 
-def _graph(
-    edge_index: Tensor, num_nodes: int, downsample: int, cell: int, **options: Any
-) -> Clusters:
-    """A `Graph` whose counts give way to graphs that are smaller."""
-    downsample = min(downsample, max(num_nodes, 1))
-    cell = min(cell, max(-(-num_nodes // downsample), 1))
-    return Graph(edge_index, num_nodes, downsample, cell, **options)
+def _graph(edge_index: Tensor, num_nodes: int, block: int, cell: int, **options: Any) -> Clusters:
+    """Build a `Graph`, with blocks and cells no larger than the graph."""
+    block = min(block, max(num_nodes, 1))
+    cell = min(cell, max(-(-num_nodes // block), 1))
+    return Graph(edge_index, num_nodes, block, cell, **options)
+
+
+def _check_homogeneous(data: Any) -> None:
+    if hasattr(data, "node_types"):
+        raise TypeError(
+            f"graphs must have one type of nodes; got {type(data).__name__}: convert it with "
+            "data.to_homogeneous()"
+        )
+
+
+def _check_has_edges(data: Any) -> None:
+    if data.get("edge_index") is None:
+        raise ValueError(
+            "this graph has no edge_index; add edges first, e.g. with KNNGraph, or use "
+            "ndgpa.PointCloud for positions alone"
+        )
+
+
+def _check_coarsened(data: Any) -> None:
+    if data.get("gpa_block_of_site") is None:
+        raise ValueError(
+            "this graph has no GPA tables; apply GPACoarsening first, as a transform or "
+            "pre_transform"
+        )
+
+
+def _check_batch(batch: Any, edge_index: Any, num_nodes: int) -> None:
+    arguments.int_vector("batch", batch)
+    check_edge_index(edge_index)
+    if len(batch) != num_nodes:
+        raise ValueError(f"batch has {len(batch)} entries but there are {num_nodes} nodes")
+    if bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError("batch must be sorted, so that the nodes of each graph are contiguous")
+    if bool((batch[edge_index[0]] != batch[edge_index[1]]).any()):
+        raise ValueError("edge_index connects nodes of different graphs in the batch")

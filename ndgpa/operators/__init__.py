@@ -3,10 +3,11 @@
 from ndgpa.operators.base import Operator, SaysMask
 from ndgpa.operators.full import Full
 from ndgpa.operators.gpa import GPA
+from ndgpa.operators.hydra import Hydra
 from ndgpa.operators.local_sparse import LocalSparse
 from ndgpa.operators.multi_axis import MultiAxis
-from ndgpa.operators.neighborhood import Hydra, Neighborhood
-from ndgpa.operators.nothing import Nothing
+from ndgpa.operators.neighborhood import Neighborhood
+from ndgpa.operators.no_attention import NoAttention
 from ndgpa.operators.nystrom import Nystrom
 from ndgpa.operators.performer import Performer
 
@@ -17,7 +18,7 @@ __all__ = [
     "LocalSparse",
     "MultiAxis",
     "Neighborhood",
-    "Nothing",
+    "NoAttention",
     "Nystrom",
     "Operator",
     "Performer",

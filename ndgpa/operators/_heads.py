@@ -1,20 +1,18 @@
-"""Heads dealt out to several operators that stand side by side."""
+"""Dealing heads to several operators."""
 
 from itertools import accumulate
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ndgpa import _checks
-
 
 def head_counts(who: str, heads: int, parts: int) -> tuple[int, ...]:
-    """How many heads each part has: even shares in order, the last heads % parts one more.
+    """Count the heads of each part: heads // parts, one more for each of the last heads % parts.
 
     Raises:
         ValueError: There are fewer heads than parts.
     """
-    _checks.enough_heads(who, heads, parts)
+    _check_enough_heads(who, heads, parts)
     share, left = divmod(heads, parts)
     return (share,) * (parts - left) + (share + 1,) * left
 
@@ -26,9 +24,9 @@ def heads_of_part(
     counts: tuple[int, ...],
     part: int,
 ) -> tuple[Float[Tensor, "b hp n d"], Float[Tensor, "b hkp n_k d"], Float[Tensor, "b hkp n_k dv"]]:
-    """The heads of one part, and the key heads that they read.
+    """Take the query heads of one part, and the key heads that they read.
 
-    A key head is repeated only where a part ends within the query heads that share it.
+    Key heads are repeated only where a part ends between query heads that share one.
     """
     ends = list(accumulate(counts))
     end, start = ends[part], ends[part] - counts[part]
@@ -41,3 +39,10 @@ def heads_of_part(
         taken = slice(start - first * group, end - first * group)
         key, value = (x.repeat_interleave(group, dim=1)[:, taken] for x in (key, value))
     return query, key, value
+
+
+def _check_enough_heads(who: str, heads: int, count: int) -> None:
+    if heads < count:
+        raise ValueError(
+            f"{who} has {count} parts but query has {heads} heads; each part needs one"
+        )

@@ -7,20 +7,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.affinity import dot_form, hide_keys
+from ndgpa.problem import Affinity, Problem, dot_form, hide_keys
 from ndgpa.structures import SpatialStructure, visible
 
 
 @dataclass(frozen=True)
 class Full:
-    """Softmax attention over all keys, by `torch.nn.functional.scaled_dot_product_attention`.
+    """Attend to all keys, by `torch.nn.functional.scaled_dot_product_attention`.
 
-    Source: Equation 1 of Jetchev et al. 2021. It is what GPA equals when every block is kept.
+    Source: Equation 1 of Jetchev et al. 2021. GPA equals it when every block is kept.
 
-    torch's fused kernels have no second derivative; `torch.nn.attention.sdpa_kernel` with the MATH
-    backend has.
+    torch's fused kernels have no second derivative; use the MATH backend of
+    `torch.nn.attention.sdpa_kernel` where one is needed.
 
     Args:
         scale, affinity, causal: As for `ndgpa.gpa`.
@@ -30,7 +29,7 @@ class Full:
     """
 
     scale: float | None = None
-    affinity: str = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
 
     def __call__(
@@ -42,21 +41,27 @@ class Full:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.query_and_key(query, key, structure, key_structure, self.affinity, self.causal)
-        _checks.value_for(key, value)
-        _checks.key_mask(key_mask, key)
-        _checks.scale(self.scale)
-        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
+        problem = Problem.of(
+            query,
+            key,
+            structure,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
+            query_mask=query_mask,
+            value=value,
+        )
         query, key, value = cast_for_autocast(query, key, value)
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        bias, scale = dot_form(key, self.affinity, scale)
+        bias, scale = dot_form(key, self.affinity, problem.scale)
         bias = hide_keys(bias, key, key_mask)
-        seen = visible(structure, key_structure, self.causal)
+        seen = visible(problem.structure, problem.key_structure, self.causal)
         with without_autocast(query):
             return _attend(query, key, value, _mask(query, bias, seen), scale).to(query.dtype)
 
@@ -67,7 +72,7 @@ class Full:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Every key that is visible; as `SaysMask.mask`."""
+        """Return which keys are visible; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         seen = visible(structure, key_structure, self.causal)
         if seen is None:
@@ -86,15 +91,15 @@ def _attend(
     grouped = key.shape[1] != query.shape[1]
     width = value.shape[3]
     wide = query.dtype if mask is None else mask.dtype  # a bias needs more than 16 bits
-    query, key, value = _fit_to_be_fused(*(x.to(wide) for x in (query, key, value)))
+    query, key, value = _fit_for_fused_kernels(*(x.to(wide) for x in (query, key, value)))
     out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
     if mask is not None:
         out = out.masked_fill(mask.amax(dim=-1, keepdim=True) == -torch.inf, 0)
     return out[..., :width]
 
 
-def _fit_to_be_fused(*xs: Tensor) -> list[Tensor]:
-    """What torch's fused kernels want: equal widths, features side by side."""
+def _fit_for_fused_kernels(*xs: Tensor) -> list[Tensor]:
+    """Lay tensors out as torch's fused kernels need them: equal widths, contiguous features."""
     width = max(x.shape[3] for x in xs)
     xs = tuple(F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in xs)
     return [x if x.stride(3) == 1 else x.contiguous() for x in xs]
@@ -105,7 +110,7 @@ def _mask(
     bias: Float[Tensor, "b hk n_k"] | None,
     seen: Bool[Tensor, "n n_k"] | None,
 ) -> Float[Tensor, "#b #h #n n_k"] | None:
-    """What is added to the logits, in float32 or wider; None for nothing."""
+    """Return what is added to the logits, in float32 or wider; None for nothing."""
     if bias is None:
         if seen is None:
             return None

@@ -1,49 +1,51 @@
 """Grid Partitioned Attention with its options bound."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import without_autocast
-from ndgpa.attend.far_field import FAR, far_mask
-from ndgpa.functional import attend, select
+from ndgpa.attention.far_field import FAR, Far, far_mask
+from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
-from ndgpa.selection import Problem, Rule
-from ndgpa.structures import SpatialStructure, visible
-from ndgpa.structures.sampling import Sampling
+from ndgpa.problem import Affinity, Problem
+from ndgpa.selection import Rule
+from ndgpa.structures import Sampling, SpatialStructure, visible
+from ndgpa.structures.tables import lookup
 
 
 @dataclass(frozen=True)
 class GPA:
-    """`ndgpa.gpa` as an operator; options and errors as there.
+    """Apply `ndgpa.gpa` with its options bound; options and errors as there.
 
     Args:
         rule: Which key blocks each cell reads; an int k means `TopK(k)`.
-        coarse: Also attend between block means and bring the result to every site of a block:
-            "add" adds it, "gate" adds it times the gate given to the call, None does not.
-        coarse_sizes: Whether a key block counts in the coarse branch as its sites do, or as one.
-        read: Which sites stand for a block, e.g. `Strided(2)`; None means all of its own.
-        far: How the blocks that are not selected take part, as for `ndgpa.gpa`.
+        coarse: Also attend between block means: "add" adds the result to every site of a block,
+            "gate" first multiplies it by the gate given to the call. None means no coarse branch.
+        coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
+        read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
+        far: How the blocks that are not selected take part: "site", "block" or not at all (None).
     """
 
     rule: Rule | int
     scale: float | None = None
-    affinity: str = "dot"
+    affinity: Affinity = "dot"
     causal: bool = False
-    backend: str | None = None
-    coarse: str | None = None
+    backend: Literal["reference", "torch", "triton"] | None = None
+    coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
-    far: str | None = None
+    far: Far | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
-            _checks.one_of("coarse", self.coarse, ("add", "gate"))
+            arguments.one_of("coarse", self.coarse, ("add", "gate"))
         if self.far is not None:
-            _checks.one_of("far", self.far, FAR)
+            arguments.one_of("far", self.far, FAR)
 
     def __call__(
         self,
@@ -54,19 +56,22 @@ class GPA:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
         gate: Float[Tensor, "b h n #dv"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """Attend.
 
         Args:
-            gate: What the coarse branch is multiplied with, one number for each feature or for
-                each site; only with `coarse="gate"`.
+            query_mask: As for `gpa`. The query of a block in the coarse branch, too, is the mean
+                over the sites that take part.
+            gate: Factor of the coarse branch, one for each feature or one for each site; only with
+                `coarse="gate"`.
         """
-        _checks.gate_for(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
-        key_structure = structure if key_structure is None else key_structure
-        selection = select(
+        _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
+        out = gpa(
             query,
             key,
+            value,
             structure,
             self.rule,
             key_structure=key_structure,
@@ -74,34 +79,28 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
             key_mask=key_mask,
-        )
-        out = attend(
-            query,
-            key,
-            value,
-            selection,
-            structure,
-            key_structure=self._read(key_structure, query.device),
-            scale=self.scale,
-            affinity=self.affinity,
-            causal=self.causal,
-            key_mask=key_mask,
+            query_mask=query_mask,
+            read=self.read,
             far=self.far,
             backend=self.backend,
         )
         if self.coarse is None:
             return out
-        structure, key_structure = structure.to(query.device), key_structure.to(query.device)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        problem = Problem(
-            query, key, structure, key_structure, scale, self.affinity, self.causal, key_mask
+        problem = Problem.of(
+            query,
+            key,
+            structure,
+            key_structure=key_structure,
+            scale=self.scale,
+            affinity=self.affinity,
+            causal=self.causal,
+            key_mask=key_mask,
+            query_mask=query_mask,
         )
         with without_autocast(query):
             branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
-        return add_by_block(out, branch, structure, None if gate is None else gate.to(out.dtype))
-
-    def _read(self, key_structure: SpatialStructure, device: torch.device) -> SpatialStructure:
-        return key_structure if self.read is None else self.read(key_structure.to(device))
+        gate = None if gate is None else gate.to(out.dtype)
+        return add_by_block(out, branch, problem.structure, gate)
 
     def mask(
         self,
@@ -110,11 +109,11 @@ class GPA:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "groups n n_k"]:
-        """The keys that these features make a query read; as `SaysMask.mask`.
+        """Return which site reads which, given these features; see `SaysMask.mask`.
 
-        There is a group for each batch and selection head. A coarse branch reads every key.
+        There is one group for each sample and selection head. A coarse branch reads every key.
         """
-        query, key = _checks.features_for_mask("GPA", query, key)
+        query, key = _check_features_given("GPA", query, key)
         key_structure = structure if key_structure is None else key_structure
         selection = select(
             query,
@@ -126,9 +125,9 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        read = self._read(key_structure, query.device)
-        sites = read.upsample(selection.blocks)
-        sites = sites.flatten(0, 1).flatten(-2)  # (groups, C, y)
+        keys = key_structure.to(query.device)
+        read = keys.blocks if self.read is None else self.read.sites(keys)
+        sites = lookup(read, selection.blocks).flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
             *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device
         )
@@ -136,4 +135,23 @@ class GPA:
         mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
         seen = visible(structure, key_structure, self.causal)
         mask = mask if seen is None else mask & seen
-        return mask if self.far is None else mask | far_mask(self.far, structure, read, self.causal)
+        if self.far is None:
+            return mask
+        return mask | far_mask(self.far, structure, keys, read, self.causal)
+
+
+def _check_features_given(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:
+    if query is None or key is None:
+        raise ValueError(f"the mask of {who} depends on the features; pass query and key")
+    return query, key
+
+
+def _check_gate(coarse: str | None, gate: Any, out: tuple[int, ...]) -> None:
+    if coarse != "gate":
+        if gate is not None:
+            raise ValueError(f"a gate needs coarse='gate'; got coarse={coarse!r}")
+        return
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"coarse='gate' needs a gate tensor; got {type(gate).__name__}")
+    if gate.ndim != 4 or tuple(gate.shape[:3]) != out[:3] or gate.shape[3] not in (1, out[3]):
+        raise ValueError(f"gate must have shape {out} or {(*out[:3], 1)}; got {tuple(gate.shape)}")

@@ -1,6 +1,7 @@
 """Multi-axis attention (HiT): half of the heads within blocks, half across them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,47 +9,49 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
+from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators._tiles import Tiles, attend_in_tiles
+from ndgpa.operators.base import check_as_many_blocks, check_one_space, checked_call
+from ndgpa.problem import check_scale
 from ndgpa.structures import Grid, SpatialStructure
-from ndgpa.structures.grid import PerAxis
+from ndgpa.structures.grid import PerAxis, grid_shape
 
-# Queries of one tile: those of a larger group are cut.
+# Queries of one tile; a larger group is split.
 _QUERIES = 256
 
 
 @dataclass(frozen=True)
 class MultiAxis:
-    """Each query reads its block in one half of the heads, its place in all blocks in the other.
+    """Attend within blocks in one half of the heads, across blocks in the other half.
 
-    The first half of the heads is local: a site reads the sites of its own block. The second half
-    is dilated: it reads the sites that stand at its own place within their blocks, on a grid a
-    lattice over the whole of it. Together a site reaches every other in two layers. Keys of another
-    structure need as many blocks, of as many places: block i of the queries reads block i.
+    In the first half of the heads a site reads the sites of its own block. In the second half it
+    reads the sites at its own place within every block, which on a grid form a lattice. So two
+    layers connect every pair of sites. Keys of another structure need as many blocks, with as many
+    places: block i of the queries reads block i of the keys.
 
-    Keys and values with one head for all query heads are HiT's default ("multi-query"); give key
-    and value one head, or a layer `key_heads=1`.
+    HiT shares one head of keys and values among all query heads by default ("multi-query"); for
+    that, give key and value one head, or a layer `key_heads=1`.
 
     Source: Zhao et al. 2021, "Improved Transformer for High-Resolution GANs", Section 3.2.
 
     Args:
         block: Sites of a block along each axis of a grid; None means the blocks of the structure,
-            which may be of any kind (within an irregular block, a site's place is its rank).
+            which may be of any kind (within an irregular block, a site's place is its rank there).
         scale: Factor of the dot products; None means 1/sqrt(d).
 
     Raises:
-        ValueError: The query heads are fewer than two or do not halve, or the blocks do not pair.
+        ValueError: The number of query heads is odd or 0, or the blocks do not pair up.
         TypeError: `block` is given and a structure is not a Grid.
-        NotImplementedError: A structure batches several spaces as one.
+        NotImplementedError: A structure has groups.
     """
 
     block: PerAxis | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.block_size(self.block)
-        _checks.scale(self.scale)
+        _check_block(self.block)
+        check_scale(self.scale)
 
     def __call__(
         self,
@@ -59,19 +62,28 @@ class MultiAxis:
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
-        _checks.halves("MultiAxis", query.shape[1])
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+        _check_halves("MultiAxis", query.shape[1])
         counts = head_counts("MultiAxis", query.shape[1], 2)
         outs = [
             attend_in_tiles(
                 *heads_of_part(query, key, value, counts, half),
                 tiles,
-                scale=self.scale,
+                scale=problem.scale,
                 key_mask=key_mask,
             )
-            for half, tiles in enumerate(self._tiles(structure, key_structure, query.device))
+            for half, tiles in enumerate(self._tiles(problem.structure, problem.key_structure))
         ]
         return torch.cat(outs, dim=1)
 
@@ -82,30 +94,52 @@ class MultiAxis:
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "2 n n_k"]:
-        """Within blocks, then across them; as `SaysMask.mask`."""
+        """Return which site reads which, within blocks, then across; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
         sites, keys = structure.num_sites, key_structure.num_sites
-        tiles = self._tiles(structure, key_structure, structure.device)
+        tiles = self._tiles(structure, key_structure.to(structure.device))
         return torch.stack([half.mask(sites, keys) for half in tiles])
 
     def _tiles(
-        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
+        self, structure: SpatialStructure, key_structure: SpatialStructure
     ) -> tuple[Tiles, Tiles]:
-        _checks.one_space("MultiAxis", structure, key_structure)
+        check_one_space("MultiAxis", structure, key_structure)
         if self.block is not None:
-            shapes = (
-                _checks.grid_shape("MultiAxis(block=...)", name, space)
-                for name, space in (("structure", structure), ("key_structure", key_structure))
-            )
-            structure, key_structure = (Grid(shape, self.block, device=device) for shape in shapes)
-        _checks.paired_blocks(structure, key_structure)
-        blocks, key_blocks = structure.to(device).blocks, key_structure.to(device).blocks
+            structure = self._cut("structure", structure)
+            key_structure = self._cut("key_structure", key_structure)
+        _check_paired_blocks(structure, key_structure)
+        blocks, key_blocks = structure.blocks, key_structure.blocks
         return _groups(blocks, key_blocks), _groups(blocks.mT, key_blocks.mT)
+
+    def _cut(self, name: str, structure: SpatialStructure) -> SpatialStructure:
+        """Cut a grid into the operator's own blocks."""
+        assert self.block is not None
+        shape = grid_shape("MultiAxis(block=...)", name, structure)
+        return Grid(shape, self.block, device=structure.device)
 
 
 def _groups(queries: Int[Tensor, "G x"], keys: Int[Tensor, "G y"]) -> Tiles:
-    """Every query of a group reads every key of it."""
+    """Make tiles in which every query of a group reads every key of it."""
     size = min(_QUERIES, queries.shape[1])
     padded = F.pad(queries, (0, -queries.shape[1] % size), value=-1)
     cut = rearrange(padded, "g (c x) -> (g c) x", x=size)
     return Tiles(cut, keys.repeat_interleave(padded.shape[1] // size, dim=0))
+
+
+def _check_block(block: Any) -> None:
+    if block is not None and min(arguments.ints("block", block), default=0) < 1:
+        raise ValueError(f"block must be at least 1; got {block}")
+
+
+def _check_halves(who: str, heads: int) -> None:
+    if heads % 2:
+        raise ValueError(f"{who} needs an even number of query heads; got {heads}")
+
+
+def _check_paired_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> None:
+    check_as_many_blocks("MultiAxis", structure, key_structure)
+    if structure.sites_per_block != key_structure.sites_per_block:
+        raise ValueError(
+            f"MultiAxis needs blocks of one size; structure has {structure.sites_per_block} sites "
+            f"per block and key_structure {key_structure.sites_per_block}"
+        )

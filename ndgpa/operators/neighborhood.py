@@ -1,9 +1,9 @@
-"""Neighborhood attention (NAT, StyleNAT): each site reads a window around its own."""
+"""Neighborhood attention (NAT, StyleNAT): each site reads a window around itself."""
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,38 +11,38 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ndgpa import _checks
-from ndgpa.operators._heads import head_counts, heads_of_part
-from ndgpa.operators._tiles import Tiles, attend_in_tiles
-from ndgpa.operators.base import Operator, SaysMask
+from ndgpa import arguments
+from ndgpa.attention.tiles import Tiles, attend_in_tiles
+from ndgpa.operators.base import checked_call
+from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
-from ndgpa.structures.grid import PerAxis
+from ndgpa.structures.grid import PerAxis, check_same_rank, grid_shape
 
 
 class Neighborhood(nn.Module):
-    """Each query reads exactly `kernel` keys along every axis, `dilation` apart.
+    """Read exactly `kernel` keys along every axis, `dilation` apart, around each query.
 
-    Along an axis of L keys, with dilation D: a query at position p reads keys of the positions
-    congruent to p modulo D only. Among those, numbered 0 to m - 1, its own number is i = p // D and
-    it reads start to start + kernel - 1, where start is i - kernel // 2 clamped to 0 and
-    m - kernel: at a border the window shifts inwards and keeps its size. On a grid the window is
-    the product over the axes. Keys may lie on a grid of another size: query q of an axis of L_q
-    then stands at p = floor((q + 1/2) L / L_q), the key under its centre.
+    Along an axis of L keys, with dilation D, a query at position p reads only keys at positions
+    congruent to p modulo D. Number those 0 to m - 1; the query's own number is i = p // D. It reads
+    start to start + kernel - 1, where start is i - kernel // 2, clamped to [0, m - kernel]: at a
+    border the window shifts inwards and keeps its size. On a grid the window is the product over
+    the axes. Keys may lie on a grid of another size: query q of an axis of L_q then stands at
+    p = floor((q + 1/2) L / L_q), the key under its centre.
 
-    Source: Hassani et al. 2023, "Neighborhood Attention Transformer"; the same border rule as the
-    library NATTEN's; relative bias as in Walton et al. 2022, "StyleNAT".
+    Source: Hassani et al. 2023, "Neighborhood Attention Transformer"; the border rule is that of
+    the library NATTEN; relative bias as in Walton et al. 2022, "StyleNAT".
 
     Args:
         kernel: Keys along each axis; one int serves all axes.
         dilation: Steps from one key to the next along each axis.
-        rel_bias: Learn a bias for each head and relative position: (heads, 2 kernel - 1, ...), the
-            entry (key - query) / dilation + kernel - 1 along each axis. Needs `heads`, and `kernel`
-            as a tuple.
+        rel_bias: Learn a bias for each head and relative position, (heads, 2 kernel - 1, ...),
+            indexed by (key - query) / dilation + kernel - 1 along each axis. Needs `heads`, and
+            `kernel` as a tuple.
         heads: Query heads, for `rel_bias`.
         scale: Factor of the dot products; None means 1/sqrt(d).
 
     Raises:
-        ValueError: kernel x dilation is larger than an axis of the keys; grids of different rank.
+        ValueError: kernel x dilation exceeds an axis of the keys, or the grids differ in rank.
         TypeError: A structure is not a Grid.
     """
 
@@ -55,8 +55,8 @@ class Neighborhood(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        _checks.neighborhood(kernel, dilation, rel_bias, heads)
-        _checks.scale(scale)
+        _check_options(kernel, dilation, rel_bias, heads)
+        check_scale(scale)
         self.kernel, self.dilation, self.scale = kernel, dilation, scale
         self.rel_bias: nn.Parameter | None = None
         if rel_bias:
@@ -74,18 +74,26 @@ class Neighborhood(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
-        tiles = self._tiles(structure, key_structure, query.device)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
         if self.rel_bias is not None:
-            _checks.rel_bias_heads(self.rel_bias, query)
+            _check_rel_bias(self.rel_bias, query)
         return attend_in_tiles(
             query,
             key,
             value,
-            tiles,
-            scale=self.scale,
+            self._tiles(problem.structure, problem.key_structure),
+            scale=problem.scale,
             key_mask=key_mask,
             bias=None if self.rel_bias is None else self.rel_bias.flatten(1),
         )
@@ -97,9 +105,9 @@ class Neighborhood(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Which site reads which; as `SaysMask.mask`."""
+        """Return which site reads which; see `SaysMask.mask`."""
         key_structure = structure if key_structure is None else key_structure
-        tiles = self._tiles(structure, key_structure, structure.device)
+        tiles = self._tiles(structure, key_structure)
         return tiles.mask(structure.num_sites, key_structure.num_sites)[None]
 
     def extra_repr(self) -> str:
@@ -107,107 +115,19 @@ class Neighborhood(nn.Module):
             f"kernel={self.kernel}, dilation={self.dilation}, rel_bias={self.rel_bias is not None}"
         )
 
-    def _tiles(
-        self, structure: SpatialStructure, key_structure: SpatialStructure, device: torch.device
-    ) -> Tiles:
-        shape = _checks.grid_shape("Neighborhood", "structure", structure)
-        key_shape = _checks.grid_shape("Neighborhood", "key_structure", key_structure)
-        kernel, dilation = _checks.windows(self.kernel, self.dilation, shape, key_shape)
+    def _tiles(self, structure: SpatialStructure, key_structure: SpatialStructure) -> Tiles:
+        shape = grid_shape("Neighborhood", "structure", structure)
+        key_shape = grid_shape("Neighborhood", "key_structure", key_structure)
+        kernel, dilation = _windows(self.kernel, self.dilation, shape, key_shape)
         biased = self.rel_bias is not None
         queries, keys, pattern, seen, offset = neighborhood_tables(
-            list(shape), list(key_shape), list(kernel), list(dilation), biased, device
+            list(shape), list(key_shape), list(kernel), list(dilation), biased, structure.device
         )
         return Tiles(queries, keys, pattern, seen, offset if biased else None)
 
 
-class Hydra(nn.Module):
-    """Operators side by side, each with its share of the heads (StyleNAT's Hydra).
-
-    The heads are dealt in order: heads // parts to each part, and one more to each of the last
-    heads % parts.
-
-    Source: Walton et al. 2022, "StyleNAT: Giving Each Head a New Perspective".
-
-    Args:
-        parts: The operators, e.g. `[Neighborhood(7), Neighborhood(7, dilation=8)]`.
-
-    Raises:
-        ValueError: There are no parts, or fewer heads than parts.
-    """
-
-    def __init__(self, parts: list[Operator] | tuple[Operator, ...]) -> None:
-        super().__init__()
-        _checks.parts(parts)
-        self.parts = tuple(parts)
-        self.learned = nn.ModuleDict(
-            {str(i): part for i, part in enumerate(parts) if isinstance(part, nn.Module)}
-        )
-
-    @classmethod
-    def of(
-        cls,
-        kernels: list[PerAxis],
-        dilations: list[PerAxis],
-        rel_bias: bool = False,
-        heads: int | None = None,
-        scale: float | None = None,
-    ) -> "Hydra":
-        """Neighborhoods from a list of kernels and one of dilations; a list of one serves all."""
-        kernels, dilations = _checks.hydra_lists(kernels, dilations)
-        shares: tuple[int | None, ...] = (None,) * len(kernels)
-        if heads is not None:
-            shares = head_counts("Hydra", heads, len(kernels))
-        return cls(
-            [
-                Neighborhood(kernel, dilation, rel_bias, share, scale)
-                for kernel, dilation, share in zip(kernels, dilations, shares)
-            ]
-        )
-
-    def forward(
-        self,
-        query: Float[Tensor, "b h n d"],
-        key: Float[Tensor, "b hk n_k d"],
-        value: Float[Tensor, "b hk n_k dv"],
-        structure: SpatialStructure,
-        key_structure: SpatialStructure | None = None,
-        *,
-        key_mask: Bool[Tensor, "b n_k"] | None = None,
-    ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
-        counts = head_counts("Hydra", query.shape[1], len(self.parts))
-        outs = [
-            part(
-                *heads_of_part(query, key, value, counts, i),
-                structure,
-                key_structure,
-                key_mask=key_mask,
-            )
-            for i, part in enumerate(self.parts)
-        ]
-        return torch.cat(outs, dim=1)
-
-    def mask(
-        self,
-        structure: SpatialStructure,
-        key_structure: SpatialStructure | None = None,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-    ) -> Bool[Tensor, "groups n n_k"]:
-        """Which site reads which, part after part; as `SaysMask.mask`."""
-        masks = []
-        for i, part in enumerate(cast("tuple[SaysMask, ...]", self.parts)):
-            given: tuple[Tensor, ...] = ()
-            if query is not None and key is not None:
-                counts = head_counts("Hydra", query.shape[1], len(self.parts))
-                given = heads_of_part(query, key, key, counts, i)[:2]
-            masks.append(part.mask(structure, key_structure, *given))
-        return torch.cat(masks)
-
-
 @torch.library.custom_op(
-    "ndgpa::neighborhood_tables", mutates_args=(), device_types=("cpu", "cuda")
+    "ndgpa::neighborhood_tables", mutates_args=(), device_types=("cpu", "cuda", "meta")
 )
 def neighborhood_tables(
     shape: list[int],
@@ -217,7 +137,7 @@ def neighborhood_tables(
     biased: bool,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The tables of `Tiles`: queries, keys, pattern, seen, offset (no entries unless `biased`)."""
+    """Make the tables of `Tiles`: queries, keys, pattern, seen, offset (empty unless `biased`)."""
     tables = _tables(*map(_ints, (shape, key_shape, kernel, dilation)), biased)
     return tuple(torch.from_numpy(x.copy()).to(device) for x in tables)  # type: ignore[return-value]
 
@@ -238,7 +158,7 @@ def _(
 
 
 def _ints(sizes: list[int]) -> tuple[int, ...]:
-    """Plain ints, also of sizes that a compiler traces as symbols: the tables are made for each."""
+    """Make plain ints of sizes that a compiler may trace as symbols."""
     return tuple(int(size) for size in sizes)
 
 
@@ -256,7 +176,7 @@ def _tables(
     dilation: tuple[int, ...],
     biased: bool,
 ) -> tuple[Array, ...]:
-    """Tiles of a grid: every table is the product of those of the axes."""
+    """Make the tiles of a grid: every table is the product of those of the axes."""
     width = _TILE.get(len(shape), 2)
     axes = [_axis(*sizes, width) for sizes in zip(shape, key_shape, kernel, dilation)]
     queries = _product([a.queries for a in axes], shape)
@@ -280,11 +200,11 @@ class _Axis:
     queries: Array  # (T, X), -1 for an empty place
     keys: Array  # (T, Y), -1 for an empty place
     pattern: Array  # (T,)
-    offset: Array  # (P, X, Y): (key - query) / dilation + kernel - 1, -1 for a pair that is hidden
+    offset: Array  # (P, X, Y): (key - query) / dilation + kernel - 1, -1 for a hidden pair
 
 
 def _axis(size: int, key_size: int, kernel: int, dilation: int, width: int) -> _Axis:
-    """Tiles of one axis: runs of about `width` queries that stand in one residue class."""
+    """Make the tiles of one axis: runs of about `width` queries of one residue class."""
     position = (2 * np.arange(size) + 1) * key_size // (2 * size)
     residue, place = position % dilation, position // dilation
     count = -(-(key_size - residue) // dilation)  # places of the residue class
@@ -314,12 +234,12 @@ def _axis(size: int, key_size: int, kernel: int, dilation: int, width: int) -> _
 
 
 def _even_width(members: int, width: int) -> int:
-    """The width, made smaller as far as the number of runs stays the same."""
+    """Return the smallest width that gives as many runs."""
     return math.ceil(members / math.ceil(members / width))
 
 
 def _product(tables: list[Array], sizes: tuple[int, ...]) -> Array:
-    """Rows of every combination of rows, raster numbers of every combination of entries.
+    """Combine the tables of the axes: every combination of rows, entries as raster numbers.
 
     tables[a] is (rows, entries) of numbers below sizes[a]; -1 anywhere gives -1.
     """
@@ -329,3 +249,48 @@ def _product(tables: list[Array], sizes: tuple[int, ...]) -> Array:
         total = (total[:, None, :, None] * size + table[None, :, None, :]).reshape(shape)
         hidden = (hidden[:, None, :, None] | (table < 0)[None, :, None, :]).reshape(shape)
     return np.where(hidden, -1, total)
+
+
+def _check_options(kernel: Any, dilation: Any, rel_bias: bool, heads: int | None) -> None:
+    for name, value in (("kernel", kernel), ("dilation", dilation)):
+        sizes = arguments.ints(name, value)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if rel_bias and (heads is None or not isinstance(kernel, tuple)):
+        raise ValueError("rel_bias=True needs heads, and a kernel given as one int per axis")
+    if heads is not None:
+        arguments.positive_count("heads", heads)
+
+
+def _windows(
+    kernel: Any, dilation: Any, shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return kernel and dilation, one int per axis each, that fit the grid of the keys."""
+    check_same_rank(shape, key_shape)
+    kernels = _one_per_axis("kernel", kernel, len(shape))
+    dilations = _one_per_axis("dilation", dilation, len(shape))
+    for axis, (k, d, size) in enumerate(zip(kernels, dilations, key_shape)):
+        if k * d > size:
+            raise ValueError(
+                f"kernel {k} with dilation {d} covers {k * d} sites but axis {axis} of the keys "
+                f"has {size}; kernel x dilation must not exceed it"
+            )
+    return kernels, dilations
+
+
+def _one_per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    entries = arguments.ints(name, value) * (rank if isinstance(value, int) else 1)
+    if len(entries) != rank:
+        raise ValueError(f"{name} has {len(entries)} entries but the grid has {rank} axes")
+    return entries
+
+
+def _check_rel_bias(rel_bias: Tensor, query: Tensor) -> None:
+    if rel_bias.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but the relative bias has {rel_bias.shape[0]}"
+        )
+    if rel_bias.device != query.device:
+        raise ValueError(
+            f"the relative bias is on {rel_bias.device} but query is on {query.device}"
+        )

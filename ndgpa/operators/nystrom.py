@@ -1,56 +1,63 @@
-"""Nystromformer: every pair of sites through a few landmarks."""
+"""Nystromformer: attention through a few landmarks."""
+
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.operators._dense import attend_to_all
+from ndgpa.attention.dense import attend_to_all
+from ndgpa.operators.base import check_as_many_blocks, check_one_space, checked_call
 from ndgpa.operators.full import Full
+from ndgpa.problem import Problem, check_scale
 from ndgpa.structures import SpatialStructure
 
 
 class Nystrom(nn.Module):
-    """Softmax attention approximated through m landmarks, means of queries and of keys.
+    """Approximate softmax attention through m landmarks, which are means of queries and of keys.
 
     out = softmax(s Q K~^T) pinv(softmax(s Q~ K~^T)) softmax(s Q~ K^T) V
 
     Q~ and K~ are means over m runs of sites in their natural order, or over the blocks of the
     structure. The pseudo-inverse is iterated from A^T / (max row sum x max column sum) of each
-    matrix on its own, so that no sample depends on its batch. With at least as many landmarks as
-    queries or as keys it is full attention. A key that is not seen is in no landmark.
+    matrix by itself, so that no sample depends on its batch. With at least as many landmarks as
+    queries or as keys it is full attention. A masked key is in no landmark; in self-attention
+    neither is the query at its site.
 
     Source: Xiong et al. 2021, "Nystromformer: A Nystrom-based Algorithm for Approximating
     Self-Attention".
 
     Args:
-        landmarks: How many runs: of n sites, the first m - n % m runs have n // m sites, the
-            others one more. "blocks" means the blocks of the structures, which then have equally
-            many.
-        iterations: Steps of the pseudo-inverse. The result depends on them: more are closer to it.
-        conv_kernel: Sites of a depthwise convolution of the values, in their natural order, that is
-            added to the output; odd. Needs `heads`, and queries and keys on one structure.
+        landmarks: The number m of runs; of n sites, the first m - n % m runs have n // m, the
+            others one more. "blocks" means the blocks of the structures, which must be as many for
+            queries as for keys.
+        iterations: Steps of the pseudo-inverse. More steps come closer to it, though not
+            necessarily to full attention.
+        conv_kernel: Width, odd, of a depthwise convolution of the values in their natural order,
+            which is added to the output. Needs `heads`, and queries and keys on one structure.
         heads: Query heads, for `conv_kernel`.
         scale: Factor of the dot products; None means 1/sqrt(d).
 
     Raises:
-        ValueError: Fewer than one landmark, an even kernel, or "blocks" of unequal numbers.
-        NotImplementedError: A structure batches several spaces as one.
+        ValueError: There is no landmark, the kernel is even, or "blocks" differ in number.
+        NotImplementedError: A structure has groups.
     """
 
     def __init__(
         self,
-        landmarks: int | str,
+        landmarks: int | Literal["blocks"],
         iterations: int = 6,
         conv_kernel: int | None = None,
         heads: int | None = None,
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        _checks.nystrom(landmarks, iterations, conv_kernel, heads)
-        _checks.scale(scale)
+        _check_options(landmarks, iterations, conv_kernel, heads)
+        check_scale(scale)
         self.landmarks, self.iterations, self.scale = landmarks, iterations, scale
         self.conv: nn.Conv1d | None = None
         if conv_kernel is not None:
@@ -68,13 +75,22 @@ class Nystrom(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        """As `Operator`; computed in float32 or wider."""
-        key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
-        _checks.one_space("Nystrom", structure, key_structure)
+        """Attend, in float32 or wider; see `Operator`."""
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+        check_one_space("Nystrom", problem.structure, problem.key_structure)
         if self.conv is not None:
-            _checks.nystrom_conv(self.conv.weight, query, structure, key_structure)
+            _check_conv(self.conv.weight, problem)
         dtype = cast_for_autocast(value)[0].dtype
         wide = torch.promote_types(value.dtype, torch.float32)
         query, key, value = (x.to(wide).contiguous() for x in (query, key, value))
@@ -82,7 +98,7 @@ class Nystrom(nn.Module):
             if key_mask is not None:
                 unseen = ~key_mask[:, None, :, None]
                 key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-            out = self._attend(query, key, value, structure, key_structure, key_mask)
+            out = self._attend(replace(problem, query=query, key=key), value)
             if self.conv is not None:
                 out = out + self._convolve(value, query.shape[1])
         return out.to(dtype)
@@ -94,28 +110,22 @@ class Nystrom(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Every key, through the landmarks; as `SaysMask.mask`."""
+        """Return all True: every site reads every key; see `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
     def extra_repr(self) -> str:
         return f"landmarks={self.landmarks!r}, iterations={self.iterations}"
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        structure: SpatialStructure,
-        key_structure: SpatialStructure,
-        key_mask: Tensor | None,
-    ) -> Tensor:
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        count = self._count(structure, key_structure)
+    def _attend(self, problem: Problem, value: Tensor) -> Tensor:
+        query, key, scale, key_mask = problem.query, problem.key, problem.scale, problem.key_mask
+        count = self._count(problem.structure, problem.key_structure)
         if count >= min(query.shape[2], key.shape[2]):
             return attend_to_all(query, key, value, scale=scale, key_mask=key_mask)
-        means, _ = self._means(query, structure, count, None)
-        key_means, seen = self._means(key, key_structure, count, key_mask)
+        means, asked = self._means(query, problem.structure, count, problem.query_mask)
+        key_means, seen = self._means(key, problem.key_structure, count, key_mask)
         between = _softmax(means, key_means, scale, seen)
+        if asked is not None:
+            between = between.masked_fill(~asked[:, None, :, None], 0)
         read = attend_to_all(means, key, value, scale=scale, key_mask=key_mask)
         read = pseudo_inverse(between, self.iterations) @ read
         return _per_head_values(query, key_means, read, scale, seen)
@@ -123,14 +133,13 @@ class Nystrom(nn.Module):
     def _count(self, structure: SpatialStructure, key_structure: SpatialStructure) -> int:
         if isinstance(self.landmarks, int):
             return self.landmarks
-        _checks.as_many_blocks("Nystrom", structure, key_structure)
+        check_as_many_blocks("Nystrom", structure, key_structure)
         return structure.num_blocks
 
     def _means(
         self, x: Tensor, structure: SpatialStructure, count: int, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Means over the seen sites of each landmark, and which landmarks have any."""
-        structure = structure.to(x.device)
+        """Average over the seen sites of each landmark; also return which landmarks have any."""
 
         def sums(y: Tensor) -> Tensor:
             return structure.block_sums(y) if self.landmarks == "blocks" else run_sums(y, count)
@@ -138,6 +147,7 @@ class Nystrom(nn.Module):
         if mask is None:
             return sums(x) / sums(torch.ones_like(x[:1, :1, :, :1])), None
         sizes = sums(mask[:, None, :, None].to(x.dtype))
+        x = x.masked_fill(~mask[:, None, :, None], 0)
         return sums(x) / sizes.clamp(min=1), sizes[:, 0, :, 0] > 0
 
     def _convolve(self, value: Tensor, heads: int) -> Tensor:
@@ -148,9 +158,9 @@ class Nystrom(nn.Module):
 
 
 def run_sums(x: Float[Tensor, "*batch n d"], count: int) -> Float[Tensor, "*batch {count} d"]:
-    """Sums over `count` runs of the n sites, of n // count sites; the last n % count of one more.
+    """Sum over `count` runs of n // count sites; the last n % count runs have one more.
 
-    Source: the rule of Nystromformer's image models for counts that do not divide.
+    Source: the rule of Nystromformer's image models for counts that do not divide n.
     """
     length, longer = divmod(x.shape[-2], count)
     shorter = count - longer
@@ -160,9 +170,10 @@ def run_sums(x: Float[Tensor, "*batch n d"], count: int) -> Float[Tensor, "*batc
 
 
 def pseudo_inverse(a: Float[Tensor, "*batch m m"], iterations: int) -> Float[Tensor, "*batch m m"]:
-    """The Moore-Penrose inverse of each matrix, by the iteration of Razavi et al. 2014.
+    """Approximate the Moore-Penrose inverse of each matrix, by iteration.
 
-    Source: Section 3.2 of Xiong et al. 2021, started from each matrix's own norms.
+    Source: Section 3.2 of Xiong et al. 2021, after Razavi et al. 2014, but started from each
+    matrix's own norms.
     """
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     rows, columns = (a.abs().sum(dim=dim).amax(dim=-1)[..., None, None] for dim in (-1, -2))
@@ -182,14 +193,38 @@ def _softmax(
     if seen is None:
         return logits.softmax(dim=-1)
     hidden = ~seen[:, None, None]
-    blind = hidden.all(dim=-1, keepdim=True)
-    logits = logits.masked_fill(hidden & ~blind, -torch.inf)
+    all_hidden = hidden.all(dim=-1, keepdim=True)
+    logits = logits.masked_fill(hidden & ~all_hidden, -torch.inf)
     return logits.softmax(dim=-1).masked_fill(hidden, 0)
 
 
 def _per_head_values(
     query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None
 ) -> Tensor:
-    """Attention in which every query head has values of its own."""
+    """Attend with separate values for every query head."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     return attend_to_all(query, key, value, scale=scale, key_mask=seen)
+
+
+def _check_options(landmarks: Any, iterations: Any, conv_kernel: Any, heads: Any) -> None:
+    if landmarks != "blocks":
+        if isinstance(landmarks, str):
+            raise ValueError(f"unknown landmarks {landmarks!r}; expected a number or 'blocks'")
+        arguments.positive_count("landmarks", landmarks)
+    arguments.positive_count("iterations", iterations)
+    if conv_kernel is None:
+        return
+    arguments.positive_count("conv_kernel", conv_kernel)
+    if conv_kernel % 2 == 0:
+        raise ValueError(f"conv_kernel must be odd; got {conv_kernel}")
+    if heads is None:
+        raise ValueError("conv_kernel needs heads, the number of query heads")
+    arguments.positive_count("heads", heads)
+
+
+def _check_conv(weight: Tensor, problem: Problem) -> None:
+    if problem.key_structure is not problem.structure:
+        raise ValueError("conv_kernel needs queries and keys on one structure")
+    heads = problem.query.shape[1]
+    if weight.shape[0] != heads:
+        raise ValueError(f"query has {heads} heads but the convolution has {weight.shape[0]}")

@@ -1,14 +1,16 @@
-"""Performer: softmax attention as a dot product of random features, linear in the sites."""
+"""Performer: attention by random features, linear in the number of sites."""
 
 import math
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast
-from ndgpa.operators._features import KERNELS, attend_by_features
+from ndgpa.attention.features import KERNELS, attend_by_features
+from ndgpa.operators.base import check_one_space, checked_call
 from ndgpa.operators.full import Full
 from ndgpa.structures import SpatialStructure
 
@@ -16,34 +18,35 @@ ROW_NORMS = ("gaussian", "constant")
 
 
 class Performer(nn.Module):
-    """Attention through positive orthogonal random features (FAVOR+).
+    """Approximate softmax attention by positive orthogonal random features (FAVOR+).
 
     out = phi(Q) (phi(K)^T V) / (phi(Q) sum phi(K)),    phi(x) = exp(W y - |y|^2 / 2 - c) + eps,
 
-    with y = sqrt(scale) x, rows of W orthogonal in groups of d, and c the largest exponent: of the
-    token for a query, of all seen tokens for the keys. It is computed in float32 or wider, under
-    autocast too, a chunk of sites at a time. The kernel "relu" is phi(x) = relu(W y) + 0.001.
+    with y = sqrt(scale) x, rows of W orthogonal in groups of d, and c the largest exponent: for a
+    query over its own features, for the keys over all seen keys. The computation is in float32 or
+    wider, also under autocast, a chunk of sites at a time. The kernel "relu" is
+    phi(x) = relu(W y) + 0.001.
 
     Source: Choromanski et al. 2021, "Rethinking Attention with Performers". The released code
-    subtracts the largest W y instead of the largest exponent from the queries, so that eps swamps
-    the features of a query of large norm; here it does not.
+    subtracts the largest W y from the queries, not the largest exponent, so that eps swamps the
+    features of a query of large norm.
 
-    The projection W is a buffer, saved in `state_dict` along with the number of calls.
+    The projection W is a buffer; `state_dict` saves it and the number of calls.
 
     Args:
         head_dim: Features of a query head.
         features: Rows of W; None means int(d log d).
-        redraw_every: A forward call in training mode draws W anew each time that many have been
-            made; None never does.
-        kernel: "softmax" approximates softmax attention; "relu" is a kernel of its own.
-        row_norm: "gaussian" gives the rows of W the norms of Gaussian vectors, "constant" sqrt(d).
-        seed: Of all draws of W.
+        redraw_every: In training mode, calls between two draws of W; None never draws again.
+        kernel: "softmax" approximates softmax attention; "relu" does not.
+        row_norm: Norms of the rows of W: "gaussian" as of Gaussian vectors, "constant" sqrt(d).
+        seed: Seed of all draws of W.
         scale: Factor of the dot products, above 0; None means 1/sqrt(d).
         eps: Added to every feature, so that no sum is 0.
 
     Raises:
-        ValueError: A count below 1, an unknown word, or queries of another width than `head_dim`.
-        NotImplementedError: A structure batches several spaces as one.
+        ValueError: A count is below 1, a word is unknown, or queries do not have `head_dim`
+            features.
+        NotImplementedError: A structure has groups.
     """
 
     projection: Tensor
@@ -53,18 +56,18 @@ class Performer(nn.Module):
         head_dim: int,
         features: int | None = None,
         redraw_every: int | None = 1000,
-        kernel: str = "softmax",
-        row_norm: str = "gaussian",
+        kernel: Literal["softmax", "relu"] = "softmax",
+        row_norm: Literal["gaussian", "constant"] = "gaussian",
         seed: int = 0,
         scale: float | None = None,
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        _checks.positive_count("head_dim", head_dim)
+        arguments.positive_count("head_dim", head_dim)
         features = max(1, int(head_dim * math.log(head_dim))) if features is None else features
-        _checks.performer(features, redraw_every, scale, eps)
-        _checks.one_of("kernel", kernel, KERNELS)
-        _checks.one_of("row_norm", row_norm, ROW_NORMS)
+        _check_options(features, redraw_every, scale, eps)
+        arguments.one_of("kernel", kernel, KERNELS)
+        arguments.one_of("row_norm", row_norm, ROW_NORMS)
         self.redraw_every, self.kernel, self.row_norm = redraw_every, kernel, row_norm
         self.seed, self.scale, self.eps = seed, scale, eps
         self.register_buffer("projection", draw_projection(features, head_dim, row_norm, seed))
@@ -79,11 +82,20 @@ class Performer(nn.Module):
         key_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
+        query_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b h n dv"]:
-        key_structure = structure if key_structure is None else key_structure
-        _checks.operator_call(query, key, value, structure, key_structure, key_mask)
-        _checks.one_space("Performer", structure, key_structure)
-        _checks.performer_input(query, self.projection)
+        problem = checked_call(
+            query,
+            key,
+            value,
+            structure,
+            key_structure,
+            scale=self.scale,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+        check_one_space("Performer", problem.structure, problem.key_structure)
+        _check_input(query, self.projection)
         projection = self.projection
         if self.training and self.redraw_every is not None and not _is_recomputing():
             redraw(projection, self._calls, self.redraw_every, self.row_norm, self.seed)
@@ -91,9 +103,8 @@ class Performer(nn.Module):
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         out = attend_by_features(
-            query, key, value, key_mask, projection, scale, self.eps, self.kernel
+            query, key, value, key_mask, projection, problem.scale, self.eps, self.kernel
         )
         return out.to(cast_for_autocast(value)[0].dtype)
 
@@ -104,7 +115,7 @@ class Performer(nn.Module):
         query: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Bool[Tensor, "1 n n_k"]:
-        """Every key, through the features; as `SaysMask.mask`."""
+        """Return all True: every site reads every key; see `SaysMask.mask`."""
         return Full().mask(structure, key_structure)
 
     def get_extra_state(self) -> Tensor:  # a tensor, as safetensors keeps nothing else
@@ -119,14 +130,17 @@ class Performer(nn.Module):
 
 
 def _is_recomputing() -> bool:
-    """Whether a backward calls, as activation checkpointing does to repeat what was forgotten."""
+    """Tell whether a backward pass is running, in which checkpointing repeats the forward.
+
+    torch has no public function for it; `torch.utils.checkpoint` asks the same way.
+    """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def draw_projection(
     features: int, head_dim: int, row_norm: str = "gaussian", seed: int = 0
 ) -> Float[Tensor, "{features} {head_dim}"]:
-    """Rows orthogonal in groups of `head_dim`, each of a direction and norm of its own."""
+    """Draw rows that are orthogonal in groups of `head_dim`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -144,7 +158,7 @@ def draw_projection(
 
 @torch.library.custom_op("ndgpa::performer_redraw", mutates_args=("projection", "calls"))
 def redraw(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: int) -> None:
-    """Count a call; after `every` of them, draw anew. A seed gives one sequence of draws."""
+    """Count a call, and after `every` calls draw the projection again; the seed fixes all draws."""
     calls += 1
     if int(calls) % every == 0:
         seed = seed + 1_000_003 * (int(calls) // every)
@@ -155,3 +169,23 @@ def redraw(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: i
 @redraw.register_fake
 def _(projection: Tensor, calls: Tensor, every: int, row_norm: str, seed: int) -> None:
     return None
+
+
+def _check_options(features: Any, redraw_every: Any, scale: Any, eps: Any) -> None:
+    arguments.positive_count("features", features)
+    if redraw_every is not None:
+        arguments.positive_count("redraw_every", redraw_every)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale of a Performer must be positive and finite; got {scale}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+
+
+def _check_input(query: Tensor, projection: Tensor) -> None:
+    if query.shape[-1] != projection.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} features per head but the Performer has head_dim="
+            f"{projection.shape[1]}"
+        )
+    if query.device != projection.device:
+        raise ValueError(f"the projection is on {projection.device} but query is on {query.device}")

@@ -1,10 +1,10 @@
 """The second question: which key blocks does each place read? (Phase 1)"""
 
 from ndgpa.selection.antidiagonal import Antidiagonal
-from ndgpa.selection.base import Coarse, Problem, Rule, Selection
+from ndgpa.selection.base import Rule, Union
+from ndgpa.selection.coarse import Coarse, coarse_level
 from ndgpa.selection.fixed import Fixed
 from ndgpa.selection.multi_level import MultiLevel
-from ndgpa.selection.neighborhood import Neighborhood, Window
 from ndgpa.selection.own import Own
 from ndgpa.selection.per_head import PerHead
 from ndgpa.selection.perturbed_top_k import PerturbedTopK
@@ -14,21 +14,18 @@ from ndgpa.selection.straight_through import StraightThrough
 from ndgpa.selection.top_k import TopK
 from ndgpa.selection.top_p import TopP
 from ndgpa.selection.top_ratio import TopRatio
-from ndgpa.selection.union import Union
+from ndgpa.selection.window import Window
 
 __all__ = [
     "Antidiagonal",
     "Coarse",
     "Fixed",
     "MultiLevel",
-    "Neighborhood",
     "Own",
     "PerHead",
     "PerturbedTopK",
-    "Problem",
     "Refine",
     "Rule",
-    "Selection",
     "SoftTopK",
     "StraightThrough",
     "TopK",
@@ -36,4 +33,5 @@ __all__ = [
     "TopRatio",
     "Union",
     "Window",
+    "coarse_level",
 ]

@@ -7,10 +7,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.ranking import ranked
 from ndgpa.selection.slots import ascending
-from ndgpa.selection.top_k import ranked
 
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
@@ -38,11 +39,11 @@ class Antidiagonal(Rule):
     p: float
 
     def __post_init__(self) -> None:
-        _checks.positive_count("stride", self.stride)
-        _checks.share_of("p", self.p)
+        arguments.positive_count("stride", self.stride)
+        arguments.share_of("p", self.p)
 
     def select(self, problem: Problem) -> Selection:
-        _checks.antidiagonal(problem, self.stride)
+        _check_problem(problem, self.stride)
         structure, key_structure = problem.structure, problem.key_structure
         wide = torch.promote_types(problem.query.dtype, torch.float32)
         query = self._runs(structure.by_block(problem.query.detach()).flip(3)).to(wide)
@@ -64,3 +65,21 @@ class Antidiagonal(Rule):
 
     def _runs(self, x: Float[Tensor, "b h B R d"]) -> Float[Tensor, "b h B runs sd"]:
         return rearrange(x, "b h B (r s) d -> b h B r (s d)", s=self.stride)
+
+
+def _check_problem(problem: Problem, stride: int) -> None:
+    if problem.causal:
+        raise NotImplementedError(
+            "Antidiagonal does not support causal=True: its estimate looks ahead"
+        )
+    if problem.affinity != "dot" or problem.key_mask is not None:
+        raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
+    if problem.query_mask is not None:
+        raise ValueError("Antidiagonal takes no query_mask")
+    for name in ("structure", "key_structure"):
+        space = getattr(problem, name)
+        if not space.is_even or space.sites_per_block % stride or space.group is not None:
+            raise ValueError(
+                f"Antidiagonal needs full blocks of a multiple of {stride} sites and no groups; "
+                f"{name} is {space!r}"
+            )

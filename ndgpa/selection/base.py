@@ -1,110 +1,15 @@
-"""What a rule is given, and what it answers."""
+"""What a rule is, and several rules as one: `TopK(8) | Window(1)`."""
 
 import abc
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.affinity import dot_form
-from ndgpa.selection.means import seen_sums
+from ndgpa.problem import Problem, Selection
 from ndgpa.structures.base import SpatialStructure
-
-
-@dataclass(frozen=True)
-class Selection:
-    """For each cell, the key blocks that it reads.
-
-    Args:
-        blocks: (batch, selection heads, cells, width) int32 ids of key blocks, -1 for an empty
-            slot. One selection head serves all heads, or there is one for each key head, or one
-            for each head.
-        bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
-            can flow through it.
-
-    Raises:
-        TypeError, ValueError: A tensor has the wrong dtype or shape.
-    """
-
-    blocks: Int[Tensor, "b hs C K"]
-    bias: Float[Tensor, "b hs C K"] | None = None
-
-    def __post_init__(self) -> None:
-        _checks.selection_fields(self.blocks, self.bias)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """All that a rule may look at: the arguments of `ndgpa.select`, checked and completed.
-
-    query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
-    where a key is seen.
-    """
-
-    query: Float[Tensor, "b h n d"]
-    key: Float[Tensor, "b hk n_k d"]
-    structure: SpatialStructure
-    key_structure: SpatialStructure
-    scale: float
-    affinity: str = "dot"
-    causal: bool = False
-    key_mask: Bool[Tensor, "b n_k"] | None = None
-
-    def of_heads(self, heads: list[int]) -> "Problem":
-        """The same question for some of the heads, ascending."""
-        keys = self.key_heads_of(heads)
-        return replace(self, query=self.query[:, heads], key=self.key[:, keys])
-
-    def key_heads_of(self, heads: list[int]) -> list[int]:
-        """The key head of each; named once where as many of the heads share every one of them."""
-        keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
-        counts = Counter(keys)
-        return list(counts) if len(set(counts.values())) == 1 else keys
-
-    def coarse(self) -> "Coarse":
-        """The means over the blocks, for rules that work at the coarse level.
-
-        If causal, the mean of a block of queries is over its sites of the cell's earliest time.
-        """
-        wide = torch.promote_types(self.query.dtype, torch.float32)
-        query, weight = self.query, self.structure.block_sizes.to(wide)
-        if self.causal:
-            first = self.structure.first_in_cell[:, None]
-            query = query.masked_fill(~first, 0)
-            weight = self.structure.block_sums(first.to(wide))[:, 0]
-        query = seen_sums(self.structure, query) / weight.clamp(min=1)[:, None]
-        seen = self.key_structure.block_sizes.to(wide)[None]
-        if self.key_mask is not None:
-            seen = self.key_structure.block_sums(self.key_mask[..., None].to(wide))[..., 0]
-        key = seen_sums(self.key_structure, self.key, self.key_mask)
-        key = key / seen.clamp(min=1)[:, None, :, None]
-        log_size = None
-        if self.key_mask is not None or not self.key_structure.is_even:
-            log_size = seen.log()
-        bias, scale = dot_form(key, self.affinity, self.scale)
-        return Coarse(query, key, bias, seen, log_size, weight, scale)
-
-
-@dataclass(frozen=True)
-class Coarse:
-    """The coarse level: the logit of query block i and key block j is scale q_i.k_j + bias_j.
-
-    The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
-    softmax weighs a key block by its `seen` sites; `log_size` is their logarithm, -inf for a block
-    of which nothing is seen and which therefore does not exist. None is one weight for all.
-    `weight` is how many sites the mean of each query block stands for.
-    """
-
-    query: Float[Tensor, "b h B d"]
-    key: Float[Tensor, "b hk B_k d"]
-    bias: Float[Tensor, "b hk B_k"] | None
-    seen: Float[Tensor, "#b B_k"]
-    log_size: Float[Tensor, "#b B_k"] | None
-    weight: Float[Tensor, " B"]
-    scale: float
 
 
 class Rule(abc.ABC):
@@ -114,10 +19,96 @@ class Rule(abc.ABC):
     def select(self, problem: Problem) -> Selection:
         """Answer for every cell of `problem.structure`."""
 
+    @property
+    def is_static(self) -> bool:
+        """Whether the structures alone decide, so that the answer is worked out once for a pair.
+
+        Static rules that are equal (==) must name equal blocks.
+        """
+        return False
+
+    def named_blocks(
+        self, structure: SpatialStructure, key_structure: SpatialStructure
+    ) -> Int[Tensor, "C K"]:
+        """Name the blocks of each cell, seen or not; only of a static rule.
+
+        In any order and as often as one likes, -1 for an empty slot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not depend on structures alone")
+
     def __or__(self, other: "Rule") -> "Rule":
         """The rule that reads what either reads."""
-        from ndgpa.selection.union import Union
-
         if not isinstance(other, Rule):
             return NotImplemented
         return Union((self, other))
+
+
+@dataclass(frozen=True)
+class Union(Rule):
+    """Each cell reads every block that any of the rules reads, once.
+
+    A block that several rules name keeps the bias of the first of them.
+
+    Args:
+        rules: At least one rule; `a | b` makes the union of two.
+
+    Raises:
+        TypeError: Something is not a rule.
+    """
+
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        check_rules("Union", self.rules)
+
+    @property
+    def is_static(self) -> bool:
+        return all(rule.is_static for rule in self.rules)
+
+    def named_blocks(
+        self, structure: SpatialStructure, key_structure: SpatialStructure
+    ) -> Int[Tensor, "C K"]:
+        tables = [rule.named_blocks(structure, key_structure) for rule in self.rules]
+        return torch.cat(tables, dim=1)
+
+    def select(self, problem: Problem) -> Selection:
+        parts = [rule.select(problem) for rule in self.rules]
+        heads = max(part.blocks.shape[1] for part in parts)
+        blocks = torch.cat([_for_heads(part.blocks, heads) for part in parts], dim=-1)
+        bias = None
+        if any(part.bias is not None for part in parts):
+            bias = torch.cat([_for_heads(_bias(part, problem), heads) for part in parts], dim=-1)
+        return once(blocks, bias, problem.key_structure.num_blocks)
+
+
+def once(
+    blocks: Int[Tensor, "b hs C K"], bias: Float[Tensor, "b hs C K"] | None, num_blocks: int
+) -> Selection:
+    """The same blocks in ascending order, each in the first of its slots; empty slots last."""
+    blocks, order = blocks.masked_fill(blocks < 0, num_blocks).sort(dim=-1, stable=True)
+    again = torch.zeros_like(blocks, dtype=torch.bool)
+    again[..., 1:] = blocks[..., 1:] == blocks[..., :-1]
+    blocks, moved = blocks.masked_fill(again, num_blocks).sort(dim=-1, stable=True)
+    blocks = blocks.masked_fill(blocks == num_blocks, -1)
+    if bias is not None:
+        bias = bias.gather(-1, order).gather(-1, moved)
+    return Selection(blocks.int(), bias)
+
+
+def _for_heads(x: Tensor, heads: int) -> Tensor:  # (b, some heads, C, K) -> (b, heads, C, K)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _bias(part: Selection, problem: Problem) -> Float[Tensor, "b hs C K"]:
+    if part.bias is not None:
+        return part.bias
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    return problem.query.new_zeros(part.blocks.shape, dtype=wide)
+
+
+def check_rules(who: str, items: Any) -> None:
+    if not isinstance(items, tuple) or not items:
+        raise TypeError(f"{who} needs a tuple of rules; got {items!r}")
+    for item in items:
+        if not isinstance(item, Rule):
+            raise TypeError(f"{who} needs rules; got {type(item).__name__}")

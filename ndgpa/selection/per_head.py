@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule, check_rules
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class PerHead(Rule):
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
-        _checks.rules("PerHead", self.rules)
+        check_rules("PerHead", self.rules)
 
     def select(self, problem: Problem) -> Selection:
         heads = problem.query.shape[1]
-        _checks.rule_per_head(len(self.rules), heads)
+        _check_one_per_head(len(self.rules), heads)
         parts: list[Selection | None] = [None] * heads
         for rule in dict.fromkeys(self.rules):
             own = [h for h in range(heads) if self.rules[h] == rule]
@@ -58,3 +58,8 @@ def _one_head(selection: Selection, head: int, heads: int) -> Selection:
 
 def _widened(x: Tensor, width: int, value: int) -> Tensor:
     return F.pad(x, (0, width - x.shape[-1]), value=value)
+
+
+def _check_one_per_head(count: int, heads: int) -> None:
+    if count != heads:
+        raise ValueError(f"PerHead has {count} rules but query has {heads} heads")

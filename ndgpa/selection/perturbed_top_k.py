@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa import arguments
 from ndgpa._ops import fold_into_batch
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.ranking import top_k_lowest_id
+from ndgpa.selection.relevance import SHARE, Share
 from ndgpa.selection.soft import log_relevance, weighted
-from ndgpa.selection.top_k import SHARE, top_k_lowest_id
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,25 @@ class PerturbedTopK(Rule):
     samples: int = 16
     at_most: int | None = None
     seed: int | None = None
-    share: str = "head"
+    share: Share = "head"
 
     def __post_init__(self) -> None:
-        _checks.positive_count("k", self.k)
-        _checks.positive("sigma", self.sigma)
-        _checks.positive_count("samples - 1", self.samples - 1)
-        _checks.bounds(1, self.at_most)
-        _checks.one_of("share", self.share, SHARE)
+        arguments.positive_count("k", self.k)
+        arguments.positive("sigma", self.sigma)
+        arguments.positive_count("samples - 1", self.samples - 1)
+        arguments.bounds(1, self.at_most)
+        arguments.one_of("share", self.share, SHARE)
 
     def select(self, problem: Problem) -> Selection:
         scores = log_relevance(problem, self.share)
         seed = torch.randint(2**31, ()) if self.seed is None else torch.tensor(self.seed)
         k = min(self.k, scores.shape[-1])
-        weight = chosen(scores, k, self.sigma, self.samples, seed)
+        weight = chosen(scores, k=k, sigma=self.sigma, samples=self.samples, seed=seed)
         most = self.k * self.samples if self.at_most is None else self.at_most
         return weighted(weight, most, problem)
 
 
-# Opaque operators, for a generator of its own is nothing that a compiled graph could hold.
+# Opaque operators, as torch.compile cannot capture a local Generator.
 @torch.library.custom_op("ndgpa::perturbed_top_k", mutates_args=())
 def chosen(scores: Tensor, k: int, sigma: float, samples: int, seed: Tensor) -> Tensor:
     """The share of samples in which each of the scores (*batch, B) is among the k best."""
@@ -103,25 +105,26 @@ def _draws(
 
 
 @chosen.register_fake
-def _(scores: Tensor, k: int, sigma: float, samples: int, seed: Tensor) -> Tensor:
+def _(scores: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_gradient.register_fake
-def _(
-    grad: Tensor, scores: Tensor, weight: Tensor, k: int, sigma: float, samples: int, seed: Tensor
-) -> Tensor:
+def _(grad: Tensor, scores: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    scores, *ctx.options, seed = inputs
+    scores, ctx.k, ctx.sigma, ctx.samples, seed = inputs
     ctx.save_for_backward(scores, output, seed)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     scores, weight, seed = ctx.saved_tensors
-    return _gradient(grad, scores, weight, *ctx.options, seed), None, None, None, None
+    slope = _gradient(
+        grad, scores, weight, k=ctx.k, sigma=ctx.sigma, samples=ctx.samples, seed=seed
+    )
+    return slope, None, None, None, None
 
 
 chosen.register_autograd(_backward, setup_context=_save)

@@ -1,30 +1,50 @@
 """How much each cell of queries wants each key block, a few cells at a time."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-RELEVANCE = ("mass", "logit")
+Relevance = Literal["mass", "logit"]
+Share = Literal["head", "group", "all"]
+RELEVANCE, SHARE = get_args(Relevance), get_args(Share)
 
 # Elements of one tile of coarse scores: small enough to stay in a processor's cache, or large
 # enough to keep a GPU busy.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
+@dataclass(frozen=True)
+class CoarseCells:
+    """The coarse level by cell: what relevance is computed from.
+
+    A space is a number; cells and key blocks of different spaces do not see each other. A key block
+    whose latest time is after the earliest of a cell has no relevance for it. None is one space,
+    or no time.
+    """
+
+    query: Tensor  # (b, h, C, P, d)
+    key: Tensor  # (b, hk, B, d)
+    bias: Tensor | None  # (b, hk, B), added to the logits of each key block
+    log_size: Tensor | None  # (b, B), logarithm of the seen sites of a block, -inf for none
+    weight: Tensor  # (b, C, P), sites of each query block, 0 for an empty place
+    cell_group: Tensor | None  # (C,), space of each cell
+    key_group: Tensor | None  # (B,), space of each key block
+    cell_time: Tensor | None  # (C,), the earliest of each cell
+    key_time: Tensor | None  # (B,), the latest of each key block
+    scale: float  # of the products
+
+
+def selection_heads(share: str, heads: int, key_heads: int) -> int:
+    """How many selections there are if they are shared like this."""
+    return {"head": heads, "group": key_heads, "all": 1}[share]
+
+
 def cell_relevance(
-    query: Float[Tensor, "L gk g C P d"],
-    key: Float[Tensor, "L gk B_k d"],
-    bias: Float[Tensor, "L gk B_k"] | None,
-    log_size: Float[Tensor, "L B_k"] | None,
-    weight: Float[Tensor, "C P"],
-    cell_group: Int[Tensor, " C"] | None,
-    key_group: Int[Tensor, " B_k"] | None,
-    cell_time: Int[Tensor, " C"] | None,
-    key_time: Int[Tensor, " B_k"] | None,
-    kind: str,
-    scale: float,
+    of: CoarseCells, kind: str, share: str
 ) -> Iterator[tuple[slice, slice, Float[Tensor, "l c B_k"]]]:
     """Relevance r_lj of key block j for cell l, summed over the heads of one selection.
 
@@ -33,41 +53,28 @@ def cell_relevance(
     by tile and never held.
 
     Args:
-        query: Coarse queries of each cell. L counts pairs of batch and selection head; a selection
-            head has gk key heads with g query heads each.
-        key: Coarse keys.
-        bias: Added to the logit of each key block.
-        log_size: Logarithm of the seen sites of each key block, -inf where there are none.
-        weight: Sites of each query block, 0 for an empty place.
-        cell_group, key_group: Spaces that do not see each other, or None.
-        cell_time, key_time: The earliest time of each cell and the latest of each key block, whose
-            relevance to earlier cells does not exist; or None.
         kind: "mass" sums softmax weights (the paper), "logit" sums logits.
-        scale: Factor of the dot products.
+        share: As for `TopK`.
 
     Yields:
-        A range of L, a range of cells, and their relevance: -inf for a block that cannot be seen,
-        0 in place of NaN.
+        A range of L, the pairs of batch and selection head; a range of cells; and their relevance:
+        -inf for a block that cannot be seen, 0 in place of NaN.
     """
     score = _mass if kind == "mass" else _logit
-    hidden = log_size is not None or cell_group is not None or cell_time is not None
-    may_be_nan = hidden or not _all_finite(query, key)
+    query, key, bias, log_size, weight = _by_selection(of, share)
+    hidden = log_size is not None or of.cell_group is not None or of.cell_time is not None
+    may_be_nan = hidden or not _stays_finite(query, key, bias, weight, of.scale)
     for rows, cells in _tiles(query, key):
-        seen = None
-        if cell_group is not None and key_group is not None:
-            seen = cell_group[cells, None] == key_group
-        if cell_time is not None and key_time is not None:
-            past = cell_time[cells, None] >= key_time
-            seen = past if seen is None else seen & past
+        seen = _seen(of, cells)
         own_size = None if log_size is None else log_size[rows, None]
         relevance = score(
             query[rows, :, :, cells],
             key[rows],
             None if bias is None else bias[rows],
             own_size,
-            weight[cells],
+            weight[rows, cells],
             seen,
-            scale,
+            of.scale,
             may_be_nan,
         )
         if seen is not None:
@@ -75,6 +82,41 @@ def cell_relevance(
         if own_size is not None:
             relevance.masked_fill_(own_size == -torch.inf, -torch.inf)
         yield rows, cells, relevance
+
+
+def _by_selection(
+    of: CoarseCells, share: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Lay query (L gk g C P d), key (L gk B d), bias, log size and weight out by selection head.
+
+    L counts pairs of batch and selection head; a selection head has gk key heads with g query heads
+    each.
+    """
+    key, bias, (batch, heads, *shape) = of.key, of.bias, of.query.shape
+    count = selection_heads(share, heads, key.shape[1])
+    if share == "head":  # every head has its own key head beside it
+        repeats = heads // key.shape[1]
+        key = key.repeat_interleave(repeats, dim=1)
+        bias = None if bias is None else bias.repeat_interleave(repeats, dim=1)
+    split = (batch * count, key.shape[1] // count)
+    return (
+        of.query.reshape(*split, heads // key.shape[1], *shape),
+        key.reshape(*split, *key.shape[2:]),
+        None if bias is None else bias.reshape(*split, bias.shape[2]),
+        None if of.log_size is None else of.log_size.repeat_interleave(count, dim=0),
+        of.weight.repeat_interleave(count, dim=0),
+    )
+
+
+def _seen(of: CoarseCells, cells: slice) -> Tensor | None:  # (c, B)
+    """Which key blocks are of the space of a cell, and past to it."""
+    seen = None
+    if of.cell_group is not None and of.key_group is not None:
+        seen = of.cell_group[cells, None] == of.key_group
+    if of.cell_time is not None and of.key_time is not None:
+        past = of.cell_time[cells, None] >= of.key_time
+        seen = past if seen is None else seen & past
+    return seen
 
 
 def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -93,7 +135,7 @@ def _mass(
     key: Tensor,  # (l, gk, B_k, d)
     bias: Tensor | None,  # (l, gk, B_k)
     log_size: Tensor | None,  # (l, 1, B_k)
-    weight: Tensor,  # (c, P)
+    weight: Tensor,  # (l, c, P)
     seen: Tensor | None,  # (c, B_k)
     scale: float,
     may_be_nan: bool,
@@ -109,7 +151,7 @@ def _mass(
         mass.nan_to_num_(nan=0.0)
     if query.shape[1:3].numel() == 1 and query.shape[4] == 1:
         return mass[:, 0, 0, :, 0] * weight
-    return mass.mul_(weight[..., None]).sum(dim=(1, 2, 4))
+    return mass.mul_(weight[:, None, None, ..., None]).sum(dim=(1, 2, 4))
 
 
 def _logit(
@@ -123,15 +165,19 @@ def _logit(
     may_be_nan: bool,
 ) -> Tensor:
     """As `_mass`; logits are linear in the query, so the queries of a cell are summed first."""
-    summed = (query * weight[..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
+    summed = (query * weight[:, None, None, ..., None]).sum(dim=(2, 4))  # (l, gk, c, d)
     logits = summed @ key.transpose(-1, -2)
     if bias is not None:
         logits *= scale
-        logits += bias[:, :, None] * (weight.sum(dim=1) * query.shape[2])[:, None]
+        logits += bias[:, :, None] * (weight.sum(dim=2) * query.shape[2])[:, None, :, None]
         scale = 1.0
-    if may_be_nan:
-        logits.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    return logits.sum(dim=1) * scale
+    if not may_be_nan:
+        return logits.sum(dim=1) * scale
+    return _zero_for_nan(_zero_for_nan(logits).sum(dim=1) * scale)  # inf and -inf sum to NaN
+
+
+def _zero_for_nan(x: Tensor) -> Tensor:
+    return x.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -142,6 +188,16 @@ def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Te
     return logits if bias is None else logits.add_(bias[:, :, None])
 
 
-def _all_finite(*xs: Tensor) -> bool:
-    """Asked on the CPU, where the answer costs nothing; a GPU is not made to wait for it."""
-    return not xs[0].is_cuda and all(bool(x.isfinite().all()) for x in xs)
+def _stays_finite(
+    query: Tensor, key: Tensor, bias: Tensor | None, weight: Tensor, scale: float
+) -> bool:
+    """Whether the largest sum of logits there could be is a number, so that none is NaN.
+
+    Asked on the CPU, where the answer costs little; a GPU is not made to wait for it.
+    """
+    if query.is_cuda or not query.numel():
+        return False
+    most = query.abs().amax() * key.abs().amax() * (query.shape[-1] * max(1.0, abs(scale)))
+    if bias is not None:
+        most = most + bias.abs().amax()
+    return bool((most * weight.amax() * query.shape[1:3].numel() * query.shape[4]).isfinite())

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa.selection.base import Problem
+from ndgpa.structures.base import SpatialStructure
 
 
 def ascending(ids: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*batch K"]:
@@ -24,22 +24,26 @@ def each_once(table: Int[Tensor, "*batch K"], num_blocks: int) -> Int[Tensor, "*
 def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch k"]:
     """Cut to the longest row; empty slots must be last.
 
-    It looks at values, so a GPU, which would be made to wait, and a compiled graph, whose shapes
-    are fixed, keep the width.
+    It looks at values, so a GPU, which would be made to wait, a device without any, and a compiled
+    graph, whose shapes are fixed, keep the width.
     """
-    if table.is_cuda or torch.compiler.is_compiling() or table.shape[-1] == 0:
+    if not table.is_cpu or torch.compiler.is_compiling() or table.shape[-1] == 0:
         return table
     used = (table >= 0).flatten(0, -2).any(dim=0)
     return table[..., : max(1, int(used.sum()))]
 
 
-def seen_blocks(table: Int[Tensor, "*batch C F"], problem: Problem) -> Int[Tensor, "*batch C F"]:
-    """The table less the blocks of another group than the cell's, or wholly later."""
-    structure, key_structure = problem.structure, problem.key_structure
+def visible(
+    table: Int[Tensor, "*batch C F"],
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    causal: bool,
+) -> Int[Tensor, "*batch C F"]:
+    """Empty the slots of blocks of another group than the cell's, or wholly later."""
     blocks, hidden = table.clamp(min=0), table < 0
     if structure.cell_group is not None and key_structure.group is not None:
         hidden = hidden | (key_structure.group[blocks] != structure.cell_group[:, None])
-    if problem.causal:
+    if causal:
         later = key_structure.block_span[0][blocks] > structure.cell_span[1][:, None]
         hidden = hidden | later
     return table.masked_fill(hidden, -1)
@@ -49,5 +53,7 @@ def without_blocks(
     scores: Float[Tensor, "*batch B_k"], always: Int[Tensor, "*batch F"]
 ) -> Float[Tensor, "*batch B_k"]:
     """Scores in which the blocks that are read anyway are no candidates."""
-    cut = torch.where(always < 0, torch.inf, -torch.inf).to(scores.dtype)
-    return scores.scatter_reduce(-1, always.clamp(min=0), cut, "amin")
+    places = scores.shape[-1] + 1  # one more, for the empty slots
+    taken = torch.zeros(*scores.shape[:-1], places, dtype=torch.bool, device=scores.device)
+    taken = taken.scatter(-1, always % places, value=True)[..., :-1]
+    return scores.masked_fill(taken, -torch.inf)

@@ -5,15 +5,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ndgpa.selection.base import Problem, Selection
-from ndgpa.selection.causal import overlapping
-from ndgpa.selection.top_k import by_cell
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.candidates import overlapping
+from ndgpa.selection.coarse import by_cell, coarse_level
+from ndgpa.selection.relevance import Share, selection_heads
 
 # Coarse scores of one tile of cells; they are recomputed in the backward.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
-def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs C B_k"]:
+def log_relevance(problem: Problem, share: Share = "head") -> Float[Tensor, "b hs C B_k"]:
     """The logarithm of each key block's share of the relevance of each cell, with its gradient.
 
     Differentiable in query and key to any order; -inf for a block that the cell may not choose.
@@ -22,7 +23,7 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
     Args:
         share: As for `TopK`.
     """
-    coarse = problem.coarse()
+    coarse = coarse_level(problem)
     query, weight = by_cell(coarse, problem.structure)
     batch, heads, num_cells, places, _ = query.shape
     repeats = heads // coarse.key.shape[1]
@@ -43,15 +44,15 @@ def log_relevance(problem: Problem, share: str = "head") -> Float[Tensor, "b hs 
                 query[:, :, cells] * coarse.scale,
                 key,
                 added,
-                weight[cells].log(),
+                weight[:, cells].log(),
                 _hidden(problem, cells),
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing is random in it
             )
         )
     by_head = torch.cat(parts, dim=2)
-    sharers = {"head": heads, "group": problem.key.shape[1], "all": 1}[share]
-    summed = _logsumexp(by_head.unflatten(1, (sharers, -1)), dim=2)
+    count = selection_heads(share, heads, problem.key.shape[1])
+    summed = _logsumexp(by_head.unflatten(1, (count, -1)), dim=2)
     seen = summed > -torch.inf
     total = _logsumexp(summed, dim=-1)[..., None].masked_fill(~seen.any(-1, keepdim=True), 0)
     return (summed - total).masked_fill(~seen, -torch.inf)
@@ -73,7 +74,7 @@ def _log_mass(
     query: Tensor,  # (b, h, c, P, d), scaled
     key: Tensor,  # (b, h, B_k, d)
     added: Tensor,  # broadcasts with (b, h, 1, B_k)
-    log_weight: Tensor,  # (c, P), -inf for an empty place
+    log_weight: Tensor,  # (b or 1, c, P), -inf for what takes no part
     hidden: Tensor | None,  # (c, B_k)
 ) -> Tensor:  # (b, h, c, B_k)
     places = query.shape[3]
@@ -83,7 +84,7 @@ def _log_mass(
         logits = logits.masked_fill(hidden[:, None], -torch.inf)
     seen = logits > -torch.inf
     total = _logsumexp(logits, dim=-1)[..., None].masked_fill(~seen.any(-1, keepdim=True), 0)
-    mass = (logits - total).masked_fill(~seen, -torch.inf) + log_weight[..., None]
+    mass = (logits - total).masked_fill(~seen, -torch.inf) + log_weight[:, None, ..., None]
     return _logsumexp(mass, dim=3)
 
 

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.relevance import SHARE, Share
 from ndgpa.selection.soft import log_relevance, weighted
-from ndgpa.selection.top_k import SHARE
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class SoftTopK(Rule):
     k: int
     temperature: float = 1.0
     at_most: int | None = None
-    share: str = "head"
+    share: Share = "head"
 
     def __post_init__(self) -> None:
-        _checks.positive_count("k", self.k)
-        _checks.positive("temperature", self.temperature)
-        _checks.bounds(1, self.at_most)
-        _checks.one_of("share", self.share, SHARE)
+        arguments.positive_count("k", self.k)
+        arguments.positive("temperature", self.temperature)
+        arguments.bounds(1, self.at_most)
+        arguments.one_of("share", self.share, SHARE)
 
     def select(self, problem: Problem) -> Selection:
         scores = log_relevance(problem, self.share)

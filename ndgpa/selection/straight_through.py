@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule, check_rules
+from ndgpa.selection.relevance import Share
 from ndgpa.selection.soft import log_relevance
 
 
@@ -27,13 +28,19 @@ class StraightThrough(Rule):
     rule: Rule
 
     def __post_init__(self) -> None:
-        _checks.rules("StraightThrough", (self.rule,))
+        check_rules("StraightThrough", (self.rule,))
 
     def select(self, problem: Problem) -> Selection:
         hard = self.rule.select(problem)
-        share = {problem.query.shape[1]: "head", problem.key.shape[1]: "group"}
-        soft = log_relevance(problem, share.get(hard.blocks.shape[1], "all"))
+        soft = log_relevance(problem, _share(hard.blocks.shape[1], problem))
         slot = soft.gather(-1, hard.blocks.clamp(min=0).long())
         slot = slot.masked_fill((hard.blocks < 0) | slot.isneginf(), 0)
         bias = slot - slot.detach()
         return Selection(hard.blocks, bias if hard.bias is None else hard.bias + bias)
+
+
+def _share(count: int, problem: Problem) -> Share:
+    """Who shares a selection where there are `count` of them."""
+    if count == problem.key.shape[1]:
+        return "group"
+    return "head" if count == problem.query.shape[1] else "all"

@@ -2,27 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from ndgpa import _checks
-from ndgpa._ops import fold_into_batch, has_triton
-from ndgpa.selection.base import Coarse, Problem, Rule, Selection
-from ndgpa.selection.causal import overlapping
-from ndgpa.selection.relevance import RELEVANCE, cell_relevance
-from ndgpa.selection.slots import (
-    ascending,
-    each_once,
-    seen_blocks,
-    without_blocks,
-    without_empty_columns,
-)
-from ndgpa.structures.base import SpatialStructure, lookup
-
-SHARE = ("head", "group", "all")
-# Features of a head that the kernels take.
-WIDEST = 256
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.forced import check_force
+from ndgpa.selection.relevance import RELEVANCE, SHARE, Relevance, Share
+from ndgpa.selection.select_blocks import most_relevant
 
 
 @dataclass(frozen=True)
@@ -38,332 +23,24 @@ class TopK(Rule):
             "logit" sums the logits.
         share: Who shares one selection: "head" no two heads, "group" the query heads of one key
             head, "all" all heads. Relevance is summed over those who share.
-        force: Blocks that are always read in addition to the k: "own" for the blocks that hold the
-            cell's sites (queries and keys on the same sites), or numbers of key blocks.
+        force: A rule whose blocks are always read, in addition to the k: `Own()`, `Fixed((0,))`,
+            `Own() | Window(1)`, or any other without a bias. Its blocks are no candidates.
 
     Raises:
-        ValueError, TypeError: k below 1, an unknown word, or a forced block that does not exist.
+        ValueError, TypeError: k below 1, an unknown word, or a `force` that is not a rule, has a
+            bias, or selects for more heads than there are selections.
     """
 
     k: int
-    relevance: str = "mass"
-    share: str = "head"
-    force: tuple[int | str, ...] | int | str = ()
+    relevance: Relevance = "mass"
+    share: Share = "head"
+    force: Rule | None = None
 
     def __post_init__(self) -> None:
-        _checks.positive_count("k", self.k)
-        _checks.one_of("relevance", self.relevance, RELEVANCE)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.positive_count("k", self.k)
+        arguments.one_of("relevance", self.relevance, RELEVANCE)
+        arguments.one_of("share", self.share, SHARE)
+        check_force(self.force)
 
     def select(self, problem: Problem) -> Selection:
         return Selection(most_relevant(problem, self.k, self.relevance, self.share, self.force))
-
-
-def most_relevant(
-    problem: Problem,
-    k: int,
-    relevance: str = "mass",
-    share: str = "head",
-    force: tuple[int | str, ...] | int | str = (),
-    *,
-    counts: Int[Tensor, " C"] | None = None,
-    p: float | None = None,
-    at_least: int = 1,
-) -> Int[Tensor, "b hs C K"]:
-    """The k most relevant key blocks of each cell, and those that are always read.
-
-    If causal, a cell chooses from the blocks that are wholly past at its earliest time, by its
-    queries of that time; the blocks that it can see in part are read besides.
-
-    Args:
-        k, relevance, share, force: As for `TopK`.
-        counts: How many of the k each cell keeps; None means all.
-        p: Keep only as many as reach this share of the cell's relevance; None means all.
-        at_least: Kept whatever `p` says.
-
-    Returns:
-        int32 ids, ascending, -1 in the empty slots, which are last.
-    """
-    coarse = problem.coarse()
-    structure, key_structure = problem.structure, problem.key_structure
-    query, weight = by_cell(coarse, structure)
-    log_size = coarse.log_size
-    causal = problem.causal
-    return select_top_k(
-        query.detach(),
-        coarse.key.detach(),
-        None if coarse.bias is None else coarse.bias.detach(),
-        None if log_size is None else log_size.expand(query.shape[0], -1),
-        weight,
-        structure.cell_group,
-        key_structure.group,
-        always_read(force, problem),
-        k,
-        relevance,
-        share,
-        coarse.scale,
-        structure.cell_span[0] if causal else None,
-        key_structure.block_span[1] if causal else None,
-        counts,
-        p,
-        at_least,
-    )
-
-
-def by_cell(
-    coarse: Coarse, structure: SpatialStructure
-) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "C P"]]:
-    """The coarse queries of each cell and what they weigh; zeros in the empty places."""
-    cells, empty = structure.cells.clamp(min=0), structure.cells < 0
-    weight = coarse.weight[cells].masked_fill(empty, 0)
-    query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
-    return query, weight.to(query.dtype)
-
-
-def always_read(
-    force: tuple[int | str, ...] | int | str, problem: Problem
-) -> Int[Tensor, "C F"] | None:
-    """The blocks that each cell reads whatever their relevance, each once; -1 for an empty slot.
-
-    The table depends on the two structures and the options alone and is made once for each.
-    """
-    structure, key_structure = problem.structure, problem.key_structure
-    force = as_tuple(force)
-    if not force and not problem.causal:
-        return None
-
-    def make() -> Tensor:
-        tables = []
-        if force:
-            tables.append(seen_blocks(forced_blocks(force, structure, key_structure), problem))
-        if problem.causal:
-            tables.append(overlapping(structure, key_structure))
-        return each_once(torch.cat(tables, dim=1), key_structure.num_blocks)
-
-    name = f"always read: {force}, causal: {problem.causal}"
-    return structure.kept_with(key_structure, name, make)
-
-
-def as_tuple(force: tuple[int | str, ...] | int | str) -> tuple[int | str, ...]:
-    return force if isinstance(force, tuple) else (force,)
-
-
-def forced_blocks(
-    force: tuple[int | str, ...], structure: SpatialStructure, key_structure: SpatialStructure
-) -> Int[Tensor, "C F"]:
-    """The forced blocks of each cell; -1 for an empty slot."""
-    named = sorted({item for item in force if isinstance(item, int)})
-    if named:
-        _checks.forced_ids(named[-1], key_structure.num_blocks)
-    tables = []
-    if named:
-        table = torch.tensor(named, dtype=torch.int64, device=structure.device)
-        tables.append(table.expand(structure.num_cells, -1))
-    if "own" in force:
-        tables.append(_own_blocks(structure, key_structure))
-    return torch.cat(tables, dim=1)
-
-
-def _own_blocks(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C F"]:
-    """The key blocks that hold the sites of each cell."""
-    if key_structure is structure:
-        return structure.cells
-    _checks.own_blocks(structure, key_structure)
-    own = lookup(key_structure.block_of_site[:, None], structure.cell_sites)[..., 0]
-    return without_empty_columns(each_once(own, key_structure.num_blocks))
-
-
-def select_in_torch(
-    query: Tensor,  # (b, h, C, P, d)
-    key: Tensor,  # (b, hk, B_k, d)
-    bias: Tensor | None,  # (b, hk, B_k)
-    log_size: Tensor | None,  # (b, B_k)
-    weight: Tensor,  # (C, P)
-    cell_group: Tensor | None,  # (C,)
-    key_group: Tensor | None,  # (B_k,)
-    forced: Tensor | None,  # (C, F)
-    k: int,
-    relevance: str,
-    share: str,
-    scale: float,
-    cell_time: Tensor | None = None,  # (C,)
-    key_time: Tensor | None = None,  # (B_k,)
-    counts: Tensor | None = None,  # (C,)
-    p: float | None = None,
-    at_least: int = 1,
-) -> Tensor:  # (b, hs, C, min(k, B_k) + F) int32, ascending, empty slots last
-    batch, heads, num_cells, _, _ = query.shape
-    key_heads, num_blocks = key.shape[1:3]
-    if share == "head":  # every head has its own key head beside it
-        repeats = heads // key_heads
-        key = key.repeat_interleave(repeats, dim=1)
-        bias = None if bias is None else bias.repeat_interleave(repeats, dim=1)
-    selection_heads = {"head": heads, "group": key_heads, "all": 1}[share]
-    per_selection = key.shape[1] // selection_heads
-    split = (batch * selection_heads, per_selection)
-    tiles = cell_relevance(
-        query.reshape(*split, heads // (selection_heads * per_selection), *query.shape[2:]),
-        key.reshape(*split, *key.shape[2:]),
-        None if bias is None else bias.reshape(*split, num_blocks),
-        None if log_size is None else log_size.repeat_interleave(selection_heads, dim=0),
-        weight,
-        cell_group,
-        key_group,
-        cell_time,
-        key_time,
-        relevance,
-        scale,
-    )
-    out = query.new_empty(split[0], num_cells, _width(k, num_blocks, forced), dtype=torch.int32)
-    for rows, cells, scores in tiles:
-        always = None
-        if forced is not None:
-            always = forced[cells].expand(scores.shape[0], -1, -1)
-            scores = without_blocks(scores, always)
-        if counts is None and p is None:
-            ids = top_k_lowest_id(scores, min(k, num_blocks))
-            ids = ids.masked_fill(scores.gather(-1, ids) == -torch.inf, -1)
-        else:
-            wanted = None if counts is None else counts[cells]
-            ids = ranked(scores, min(k, num_blocks), wanted, p, at_least)
-        if always is not None:
-            ids = torch.cat([ids, always], dim=-1)
-        out[rows, cells] = ascending(ids, num_blocks).int()
-    return out.unflatten(0, (batch, selection_heads))
-
-
-# One opaque operator, so that a compiled graph does not unroll the tiles.
-select_top_k = torch.library.custom_op("ndgpa::select_top_k", select_in_torch, mutates_args=())
-
-
-@select_top_k.register_kernel("cuda")
-def _(
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor | None,
-    log_size: Tensor | None,
-    weight: Tensor,
-    cell_group: Tensor | None,
-    key_group: Tensor | None,
-    forced: Tensor | None,
-    k: int,
-    relevance: str,
-    share: str,
-    scale: float,
-    cell_time: Tensor | None = None,
-    key_time: Tensor | None = None,
-    counts: Tensor | None = None,
-    p: float | None = None,
-    at_least: int = 1,
-) -> Tensor:
-    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
-    options = (k, relevance, share, scale)
-    of_fixed_k = counts is None and p is None
-    narrow = query.dtype == torch.float32 and query.shape[-1] <= WIDEST
-    if of_fixed_k and narrow and has_triton(query):
-        return select_in_triton(*given, *options, cell_time, key_time)
-    return select_in_torch(*given, *options, cell_time, key_time, counts, p, at_least)
-
-
-def select_in_triton(
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor | None,
-    log_size: Tensor | None,
-    weight: Tensor,
-    cell_group: Tensor | None,
-    key_group: Tensor | None,
-    forced: Tensor | None,
-    k: int,
-    relevance: str,
-    share: str,
-    scale: float,
-    cell_time: Tensor | None = None,
-    key_time: Tensor | None = None,
-) -> Tensor:
-    """As `select_in_torch`, in kernels, for float32 and fixed k."""
-    from ndgpa.selection.triton_top_k import select
-
-    heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
-    given = (query, key, bias, log_size, weight, cell_group, key_group, forced)
-    blocks = select(*given, k, relevance, heads, scale, cell_time, key_time)
-    if forced is None:
-        return blocks
-    always = forced.expand(*blocks.shape[:2], -1, -1)
-    return ascending(torch.cat([blocks, always], dim=-1), key.shape[2]).int()
-
-
-@select_top_k.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor | None,
-    log_size: Tensor | None,
-    weight: Tensor,
-    cell_group: Tensor | None,
-    key_group: Tensor | None,
-    forced: Tensor | None,
-    k: int,
-    relevance: str,
-    share: str,
-    scale: float,
-    cell_time: Tensor | None = None,
-    key_time: Tensor | None = None,
-    counts: Tensor | None = None,
-    p: float | None = None,
-    at_least: int = 1,
-) -> Tensor:
-    heads = {"head": query.shape[1], "group": key.shape[1], "all": 1}[share]
-    return query.new_empty(
-        query.shape[0], heads, query.shape[2], _width(k, key.shape[2], forced), dtype=torch.int32
-    )
-
-
-select_top_k.register_vmap(fold_into_batch(select_top_k, batched=4))
-
-
-def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:
-    return min(k, num_blocks) + (0 if forced is None else forced.shape[1])
-
-
-def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, "*batch k"]:
-    """Ids of the k largest scores, in no order; of equal ones the lowest id. NaN is the largest."""
-    num_blocks = scores.shape[-1]
-    if k == num_blocks:
-        return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
-    if scores.is_cuda:  # a host that looks for ties would wait
-        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    values, ids = scores.topk(k + 1, dim=-1)
-    tied = ~(values[..., k - 1] > values[..., k])
-    ids = ids[..., :k]
-    if bool(tied.any()):
-        rows, least = scores[tied], values[tied][:, k - 1, None]
-        no_number = rows.isnan(), least.isnan()
-        above = (rows > least) | (no_number[0] & ~no_number[1])
-        equal = (rows == least) | (no_number[0] & no_number[1])
-        left = k - above.sum(dim=-1, keepdim=True)
-        keep = above | (equal & (equal.cumsum(dim=-1) <= left))
-        ids[tied] = keep.nonzero()[:, 1].view(-1, k)
-    return ids
-
-
-def ranked(
-    scores: Float[Tensor, "*batch c B_k"],
-    k: int,
-    counts: Int[Tensor, " c"] | None = None,
-    p: float | None = None,
-    at_least: int = 1,
-) -> Int[Tensor, "*batch c k"]:
-    """Ids of the k largest scores or fewer, largest first; -1 where a cell wants no more."""
-    values, ids = scores.sort(dim=-1, descending=True, stable=True)
-    place = torch.arange(k, device=scores.device)
-    drop = values[..., :k] == -torch.inf
-    if counts is not None:
-        drop = drop | (place >= counts[:, None])
-    if p is not None and p < 1:  # all of it is every block, not as many as rounding leaves
-        mass = values.clamp(min=0)
-        before = mass.cumsum(dim=-1) - mass
-        reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
-        drop = drop | (reached & (place >= at_least))
-    return ids[..., :k].masked_fill(drop, -1)

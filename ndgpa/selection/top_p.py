@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
-from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.forced import check_force
+from ndgpa.selection.relevance import SHARE, Share
+from ndgpa.selection.select_blocks import most_relevant
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,24 @@ class TopP(Rule):
     p: float
     at_least: int = 1
     at_most: int | None = None
-    share: str = "head"
-    force: tuple[int | str, ...] | int | str = ()
+    share: Share = "head"
+    force: Rule | None = None
 
     def __post_init__(self) -> None:
-        _checks.share_of("p", self.p)
-        _checks.bounds(self.at_least, self.at_most)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.share_of("p", self.p)
+        arguments.bounds(self.at_least, self.at_most)
+        arguments.one_of("share", self.share, SHARE)
+        check_force(self.force)
 
     def select(self, problem: Problem) -> Selection:
         most = problem.key_structure.num_blocks if self.at_most is None else self.at_most
-        blocks = most_relevant(
-            problem, most, "mass", self.share, self.force, p=self.p, at_least=self.at_least
+        return Selection(
+            most_relevant(
+                problem,
+                most,
+                share=self.share,
+                force=self.force,
+                p=self.p,
+                at_least=self.at_least,
+            )
         )
-        return Selection(blocks)

@@ -1,16 +1,19 @@
 """A share of the blocks that there are, instead of a number of them."""
 
-import math
 from dataclasses import dataclass
+from fractions import Fraction
 
-from ndgpa import _checks
-from ndgpa.selection.base import Problem, Rule, Selection
-from ndgpa.selection.causal import count_candidates
-from ndgpa.selection.relevance import RELEVANCE
-from ndgpa.selection.top_k import SHARE, as_tuple, most_relevant
+from ndgpa import arguments
+from ndgpa.problem import Problem, Selection
+from ndgpa.selection.base import Rule
+from ndgpa.selection.candidates import count_candidates
+from ndgpa.selection.forced import check_force
+from ndgpa.selection.relevance import RELEVANCE, SHARE, Relevance, Share
+from ndgpa.selection.select_blocks import most_relevant
 
-# 0.29 * 100 falls short of 29 by rounding alone.
-_SHORT = 1e-6
+# Of the fraction that a ratio is taken for: 0.29 is 29/100 and 1 / 3 is 1/3, whatever a float makes
+# of them. A product with the number of blocks still fits an int64.
+_DENOMINATOR = 10**8
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class TopRatio(Rule):
     """Each cell reads the most relevant `ratio` of the key blocks that it may choose from.
 
     A cell may choose from the blocks of its group and, if causal, of the past; so rows differ in
-    length. The number is rounded down.
+    length. The number is rounded down, exactly: 0.29 of 100 blocks is 29.
 
     Source: int(r K) in SLA and SpargeAttn (Zhang et al. 2025).
 
@@ -33,29 +36,32 @@ class TopRatio(Rule):
 
     ratio: float
     at_least: int = 1
-    relevance: str = "mass"
-    share: str = "head"
-    force: tuple[int | str, ...] | int | str = ()
+    relevance: Relevance = "mass"
+    share: Share = "head"
+    force: Rule | None = None
 
     def __post_init__(self) -> None:
-        _checks.share_of("ratio", self.ratio)
-        _checks.positive_count("at_least", self.at_least)
-        _checks.one_of("relevance", self.relevance, RELEVANCE)
-        _checks.one_of("share", self.share, SHARE)
-        _checks.forced(as_tuple(self.force))
+        arguments.share_of("ratio", self.ratio)
+        arguments.positive_count("at_least", self.at_least)
+        arguments.one_of("relevance", self.relevance, RELEVANCE)
+        arguments.one_of("share", self.share, SHARE)
+        check_force(self.force)
 
     def select(self, problem: Problem) -> Selection:
-        limit = math.floor(self.ratio * problem.key_structure.num_blocks + _SHORT)
+        structure, key_structure = problem.structure, problem.key_structure
+        ratio = Fraction(self.ratio).limit_denominator(_DENOMINATOR)
+        limit = key_structure.num_blocks * ratio.numerator // ratio.denominator
         counts = None
-        if problem.causal or problem.structure.group is not None:
-            share = self.ratio * count_candidates(problem).double() + _SHORT
-            counts = share.floor().long().clamp(min=self.at_least)
-        blocks = most_relevant(
-            problem,
-            max(self.at_least, limit),
-            self.relevance,
-            self.share,
-            self.force,
-            counts=counts,
+        if problem.causal or structure.group is not None:
+            counts = count_candidates(structure, key_structure, problem.causal)
+            counts = (counts * ratio.numerator // ratio.denominator).clamp(min=self.at_least)
+        return Selection(
+            most_relevant(
+                problem,
+                max(self.at_least, limit),
+                self.relevance,
+                self.share,
+                self.force,
+                counts=counts,
+            )
         )
-        return Selection(blocks)

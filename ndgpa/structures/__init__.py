@@ -6,7 +6,8 @@ from ndgpa.structures.disjoint import disjoint
 from ndgpa.structures.graph import Graph
 from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
-from ndgpa.structures.sampling import Halo, Jittered, Strided
+from ndgpa.structures.sampling import Halo, Jittered, Sampling, Strided
+from ndgpa.structures.tables import cached
 from ndgpa.structures.visible import visible
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Image",
     "Jittered",
     "PointCloud",
+    "Sampling",
     "Sequence",
     "SpatialStructure",
     "Strided",
     "Video",
+    "cached",
     "disjoint",
     "visible",
 ]

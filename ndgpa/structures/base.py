@@ -6,47 +6,25 @@ override a method with a faster form of the same function.
 """
 
 import abc
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa import _checks
+from ndgpa.structures.tables import (
+    cached,
+    lookup,
+    place_of_member,
+    row_of_member,
+    span_of_rows,
+    take_sites,
+)
 
-T = TypeVar("T")
-
-
-class table(Generic[T]):
-    """A property that is computed at its first use and kept.
-
-    What is computed inside a trace is not kept: it is a stand-in for a tensor. What is computed in
-    inference mode is an ordinary tensor, that a later backward may save.
-    """
-
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self.compute = compute
-        self.name = compute.__name__
-        self.__doc__ = compute.__doc__
-
-    @overload
-    def __get__(self, structure: None, owner: type) -> "table[T]": ...
-
-    @overload
-    def __get__(self, structure: Any, owner: type | None = None) -> T: ...
-
-    def __get__(self, structure: Any, owner: type | None = None) -> "T | table[T]":
-        if structure is None:
-            return self
-        if torch.compiler.is_compiling():
-            return self.compute(structure)
-        with torch.inference_mode(False):
-            value = self.compute(structure)
-        if not isinstance(value, Tensor) or type(value) is Tensor:
-            structure.__dict__[self.name] = value
-        return value
+Structure = TypeVar("Structure", bound="SpatialStructure")
+MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
 
 class SpatialStructure(abc.ABC):
@@ -56,7 +34,12 @@ class SpatialStructure(abc.ABC):
     one length; a row with fewer members holds -1 in the places that are left, wherever they are.
 
     A structure never changes. A copy for another device comes from `to`.
+
+    A new structure is four members: the tables `blocks` and `cells`, `coarsen`, and `_move`, which
+    makes the copy that `to` keeps.
     """
+
+    _copies: "dict[torch.device, SpatialStructure] | None" = None
 
     @property
     @abc.abstractmethod
@@ -68,46 +51,41 @@ class SpatialStructure(abc.ABC):
     def cells(self) -> Int[Tensor, "C P"]:
         """The blocks of each cell, int64, -1 for an empty place."""
 
-    @property
-    @abc.abstractmethod
-    def device(self) -> torch.device:
-        """Where the tables are."""
-
-    @abc.abstractmethod
-    def to(self, device: torch.device | str) -> "SpatialStructure":
-        """The same structure with its tables on `device`; made once for each device."""
-
     @abc.abstractmethod
     def coarsen(
         self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
     ) -> "SpatialStructure":
-        """The structure whose sites are this one's blocks.
+        """Make the structure whose sites are this one's blocks.
 
         Args:
-            factor: Its downsampling: how many of these blocks make one of its blocks.
-            cell: Its cells: how many of its blocks make one of its cells.
+            factor: How many of these blocks make one of its blocks.
+            cell: How many of its blocks make one of its cells.
         """
 
+    @abc.abstractmethod
+    def _move(self, device: torch.device) -> "SpatialStructure":
+        """Make the same structure with its tables on `device`."""
+
     def near_cells(self, radius: int | tuple[int, ...]) -> Int[Tensor, "C W"]:
-        """The blocks within a radius of each cell, its own among them; -1 for an empty slot.
+        """List the blocks within a radius of each cell, its own among them; -1 for an empty slot.
 
         Only where a structure knows what is near.
 
         Args:
             radius: In blocks, from the nearest block of the cell; on a grid one for each axis.
         """
-        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+        raise NotImplementedError(_no_neighborhood(type(self).__name__))
 
     def strided_blocks(self, step: int) -> Int[Tensor, "B S"]:
-        """Every `step`-th site of each block; -1 for an empty place."""
+        """List every `step`-th site of each block; -1 for an empty place."""
         return self.blocks[:, ::step]
 
     def halo_blocks(self, reach: int | tuple[int, ...]) -> Int[Tensor, "B S"]:
-        """The sites of each block and those within `reach`; -1 for an empty place.
+        """List the sites of each block and those within `reach`; -1 for an empty place.
 
         Only where a structure knows what is near.
         """
-        raise NotImplementedError(_checks.no_neighborhood(type(self).__name__))
+        raise NotImplementedError(_no_neighborhood(type(self).__name__))
 
     @property
     def time(self) -> Int[Tensor, " n"] | None:
@@ -127,9 +105,9 @@ class SpatialStructure(abc.ABC):
 
     # Sizes
 
-    @property
+    @cached
     def num_sites(self) -> int:
-        return int((self.blocks >= 0).sum())
+        return int((self._with_values.blocks >= 0).sum())
 
     @property
     def num_blocks(self) -> int:
@@ -149,50 +127,47 @@ class SpatialStructure(abc.ABC):
         """The places of a row of `cells`."""
         return self.cells.shape[1]
 
-    @table
+    @cached
     def is_even(self) -> bool:
-        """Whether no table has an empty place."""
-        return bool((self.blocks >= 0).all() and (self.cells >= 0).all())
+        """Whether no table has an empty place; False where there are no values to tell it by."""
+        tables = self._with_values.blocks, self._with_values.cells
+        return not tables[0].is_meta and all(bool((x >= 0).all()) for x in tables)
 
     # Tables that follow from the two
 
-    @table
+    @cached
     def block_sizes(self) -> Int[Tensor, " B"]:
         """How many sites each block has."""
         return (self.blocks >= 0).sum(dim=1)
 
-    @table
+    @cached
     def cell_sites(self) -> Int[Tensor, "C PR"]:
         """The sites of each cell, block after block; -1 for an empty place."""
         return self.upsample(self.cells).flatten(1)
 
-    @table
+    @cached
     def block_of_site(self) -> Int[Tensor, " n"]:
         """The block that each site is in."""
-        return _row_of_member(self.blocks, self.num_sites)
+        return row_of_member(self.blocks, self.num_sites)
 
-    @table
+    @cached
     def cell_of_block(self) -> Int[Tensor, " B"]:
         """The cell that each block is in."""
-        return _row_of_member(self.cells, self.num_blocks)
+        return row_of_member(self.cells, self.num_blocks)
 
-    @table
+    @cached
     def cell_of_site(self) -> Int[Tensor, " n"]:
         """The cell that each site is in."""
         return self.cell_of_block[self.block_of_site]
 
-    @table
+    @cached
     def _place_in_cells(self) -> Int[Tensor, " n"]:
         """Where each site stands in the flattened `cell_sites`."""
-        places = torch.empty(self.num_sites, dtype=torch.int64, device=self.device)
-        flat = self.cell_sites.flatten()
-        filled = flat >= 0
-        places[flat[filled]] = filled.nonzero()[:, 0]
-        return places
+        return place_of_member(self.cell_sites, self.num_sites)
 
     # Spans of time, for causal attention
 
-    @table
+    @cached
     def block_span(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The earliest and the latest time in each block; only where there is time."""
         assert self.time is not None
@@ -202,54 +177,90 @@ class SpatialStructure(abc.ABC):
         self, first: Int[Tensor, " n"], last: Int[Tensor, " n"]
     ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The earliest and the latest time in each block, given those in each site."""
-        return _span(first, last, self.blocks)
+        return span_of_rows(first, last, self.blocks)
 
-    @table
+    @cached
     def cell_span(self) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
         """The earliest and the latest time in each cell; only where there is time."""
-        return _span(*self.block_span, self.cells)
+        return span_of_rows(*self.block_span, self.cells)
 
-    @table
+    @cached
     def first_in_cell(self) -> Bool[Tensor, " n"]:
         """Which sites have the earliest time of their cell; only where there is time."""
         assert self.time is not None
         return self.time == self.cell_span[0][self.cell_of_site]
 
-    @table
+    @cached
     def cell_group(self) -> Int[Tensor, " C"] | None:
         """The space that each cell belongs to; None for one space."""
         return None if self.group is None else self.group[self.cells.amax(dim=1)]
 
-    # What was made once and is kept for the next call
+    # Copies on other devices
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.blocks.device
+
+    def to(self: Structure, device: torch.device | str) -> Structure:
+        """Copy the tables to `device`, once; the structure itself where they are there already."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        if self._copies is None:
+            self._set_copies({})
+        copies: Any = self._copies
+        if device not in copies:
+            copies[device] = self._move(device)
+            if device.type == "meta":
+                copies[device]._set_copies({self.device: self})
+        return copies[device]
+
+    def _set_copies(self, copies: "dict[torch.device, SpatialStructure]") -> None:
+        """Also in a frozen dataclass."""
+        object.__setattr__(self, "_copies", copies)
+
+    @property
+    def _with_values(self) -> "SpatialStructure":
+        """The structure that a copy on device "meta" was made from; any other itself."""
+        return self.to("cpu") if self.device.type == "meta" else self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was made with other structures: those are referred to weakly."""
-        return {k: x for k, x in self.__dict__.items() if k not in ("_kept", "_coarsened")}
+        """Leave out what can be made again; a copy on device "meta" keeps what it was made from."""
+        made = {"_kept", "_coarsened"}
+        if self.device.type != "meta":
+            made.add("_copies")
+        return {name: x for name, x in self.__dict__.items() if name not in made}
 
-    @table
-    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[str, Tensor]]":
+    # What was made once with another structure, and is kept for the next call
+
+    @cached
+    def _kept(self) -> "WeakKeyDictionary[SpatialStructure, dict[Hashable, Tensor]]":
         return WeakKeyDictionary()
 
-    def kept_with(self, other: "SpatialStructure", name: str, make: Callable[[], Tensor]) -> Tensor:
-        """A table of this structure and another one, made at its first use."""
+    def kept_with(self, other: "SpatialStructure", name: Hashable, make: MakeTable) -> Tensor:
+        """Make a table of this structure and another one at its first use, and keep it.
+
+        On device "meta" it is made from the structures that were copied there, which have values.
+        """
         if torch.compiler.is_compiling():
-            return make()
+            return make(self, other)
         tables = self._kept.setdefault(other, {})
         if name not in tables:
             with torch.inference_mode(False):
-                tables[name] = make()
+                tables[name] = make(self._with_values, other._with_values).to(self.device)
         return tables[name]
 
-    @table
+    @cached
     def _coarsened(self) -> "dict[int | tuple[int, ...], SpatialStructure]":
         return {}
 
     def coarsened(self, factor: int | tuple[int, ...]) -> "SpatialStructure":
-        """What `coarsen` makes, made once."""
+        """Make what `coarsen` makes, once."""
         kept = self._coarsened
         if factor in kept:
             return kept[factor]
-        made = self.coarsen(factor)
+        made = self._with_values.coarsen(factor).to(self.device)
         if not torch.compiler.is_compiling():
             kept[factor] = made
         return made
@@ -310,36 +321,10 @@ class SpatialStructure(abc.ABC):
         return take_sites(x, self.blocks, full=self.is_even)
 
 
-def lookup(table: Int[Tensor, "rows R"], ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape R"]:
-    """Rows of a table by number; a number -1 gives a row of -1."""
-    rows = table[ids.clamp(min=0).long()]
-    return rows.masked_fill((ids < 0)[..., None], -1)
+def check_structure(name: str, x: Any) -> None:
+    if not isinstance(x, SpatialStructure):
+        raise TypeError(f"{name} must be a SpatialStructure; got {type(x).__name__}")
 
 
-def _span(
-    first: Int[Tensor, " members"], last: Int[Tensor, " members"], rows: Int[Tensor, "rows R"]
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """The earliest and the latest time of the members of each row."""
-    limits, empty = torch.iinfo(torch.int64), rows < 0
-    members = rows.clamp(min=0)
-    earliest = first[members].masked_fill(empty, limits.max).amin(dim=1)
-    return earliest, last[members].masked_fill(empty, limits.min).amax(dim=1)
-
-
-def take_sites(
-    x: Float[Tensor, "*batch n d"], sites: Int[Tensor, "rows R"], full: bool = False
-) -> Float[Tensor, "*batch rows R d"]:
-    """Features of the sites named, zeros where a site is -1; `full` promises that none is."""
-    if full:
-        return x.index_select(-2, sites.flatten()).unflatten(-2, sites.shape)
-    taken = x.index_select(-2, sites.flatten().clamp(min=0)).unflatten(-2, sites.shape)
-    empty: Bool[Tensor, "rows R"] = sites < 0
-    return taken.masked_fill_(empty[..., None], 0)
-
-
-def _row_of_member(table: Int[Tensor, "rows R"], count: int) -> Int[Tensor, " count"]:
-    """For each of `count` members of a table, the row that it stands in."""
-    rows = torch.empty(count, dtype=torch.int64, device=table.device)
-    filled = table >= 0
-    rows[table[filled]] = filled.nonzero()[:, 0]
-    return rows
+def _no_neighborhood(name: str) -> str:
+    return f"{name} does not know which blocks are near a cell; use a Grid"

@@ -1,16 +1,17 @@
 """Many spaces as one: ragged batches."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from ndgpa import _checks
-from ndgpa.structures.base import SpatialStructure
+from ndgpa import arguments
+from ndgpa.structures.base import SpatialStructure, check_structure
 from ndgpa.structures.clusters import Clusters
 
 
 def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
-    """One structure of many spaces that do not see each other.
+    """Make one structure of many spaces that do not see each other.
 
     The sites of the first space come first, then those of the second, and so on: concatenate the
     features in the same order. Attention over the whole equals attention over each on its own, and
@@ -25,7 +26,7 @@ def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
         TypeError: An entry is no structure.
     """
     structures = list(structures)
-    _checks.disjoint(structures)
+    _check_structures(structures)
     block_of_site, cell_of_block, group, time = [], [], [], []
     blocks = cells = groups = 0
     for structure in structures:
@@ -49,3 +50,18 @@ def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
         torch.cat(time) if time else None,
         torch.cat(group),
     )
+
+
+def _check_structures(structures: Sequence[Any]) -> None:
+    if not structures:
+        raise ValueError("disjoint got no structures; it needs at least one")
+    for place, structure in enumerate(structures):
+        check_structure(f"structure {place}", structure)
+    if len({structure.device for structure in structures}) > 1:
+        devices = arguments.listed(structure.device for structure in structures)
+        raise ValueError(f"the structures are on different devices: {devices}")
+    timed = [structure.time is not None for structure in structures]
+    if any(timed) and not all(timed):
+        raise ValueError(
+            f"structure {timed.index(False)} has no time but structure {timed.index(True)} has"
+        )

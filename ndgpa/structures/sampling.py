@@ -1,4 +1,4 @@
-"""Which sites stand for a block in Phase 2: all of them, some of them, or more than them."""
+"""Which sites are read where a block is selected: some of its own, or more than its own."""
 
 import abc
 from dataclasses import dataclass
@@ -7,29 +7,32 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa import _checks
-from ndgpa.structures.base import SpatialStructure, table
+from ndgpa import arguments
+from ndgpa.structures.base import SpatialStructure
 
 
 class Sampling(abc.ABC):
-    """A way to upsample the selected blocks: line 15 of Algorithm 1 of Jetchev et al. 2021.
+    """A way to upsample the selected blocks, given to `gpa` and `attend` as `read`.
 
-    The paper fills the finer grid densely and notes that other strategies are possible.
+    Source: line 15 of Algorithm 1 of Jetchev et al. 2021. The paper fills the finer grid densely
+    and notes that other strategies are possible.
     """
 
-    @abc.abstractmethod
-    def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
-        """The sites that are read where a block is selected, -1 for an empty place."""
+    def sites(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
+        """List the sites that are read where a block is selected, -1 for an empty place; once.
 
-    def __call__(self, structure: SpatialStructure) -> "Sampled":
-        """The structure to attend over, as `key_structure`; made once."""
-        sites = structure.kept_with(structure, repr(self), lambda: self.table(structure))
-        return Sampled(structure, sites)
+        A site may stand in several rows or in none.
+        """
+        return structure.kept_with(structure, repr(self), lambda own, _: self._list(own))
+
+    @abc.abstractmethod
+    def _list(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
+        """Make the table that `sites` keeps under the name that `repr` gives."""
 
 
 @dataclass(frozen=True)
 class Strided(Sampling):
-    """Every `step`-th site of a block, on a grid along every axis.
+    """Read every `step`-th site of a block, on a grid along every axis.
 
     Raises:
         ValueError: `step` is below 1.
@@ -38,15 +41,15 @@ class Strided(Sampling):
     step: int
 
     def __post_init__(self) -> None:
-        _checks.positive_count("step", self.step)
+        arguments.positive_count("step", self.step)
 
-    def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
+    def _list(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
         return structure.strided_blocks(self.step)
 
 
 @dataclass(frozen=True)
 class Jittered(Sampling):
-    """`count` sites of each block, drawn at random once for a structure; all where it has fewer.
+    """Read `count` sites of each block, drawn at random once; all where it has fewer.
 
     Raises:
         ValueError: `count` is below 1.
@@ -56,9 +59,9 @@ class Jittered(Sampling):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _checks.positive_count("count", self.count)
+        arguments.positive_count("count", self.count)
 
-    def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
+    def _list(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
         blocks = structure.blocks
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.rand(blocks.shape, generator=generator).to(blocks.device)
@@ -68,7 +71,7 @@ class Jittered(Sampling):
 
 @dataclass(frozen=True)
 class Halo(Sampling):
-    """A block and the sites within `reach` of it along every axis of a grid.
+    """Read a block and the sites within `reach` of it along every axis of a grid.
 
     Where two selected blocks have sites in common, those are read, and count, twice.
 
@@ -79,55 +82,5 @@ class Halo(Sampling):
 
     reach: int | tuple[int, ...]
 
-    def table(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
+    def _list(self, structure: SpatialStructure) -> Int[Tensor, "B S"]:
         return structure.halo_blocks(self.reach)
-
-
-class Sampled(SpatialStructure):
-    """A structure whose blocks read other sites than their own; for attending to, no more."""
-
-    def __init__(self, structure: SpatialStructure, sites: Int[Tensor, "B S"]) -> None:
-        self.structure, self.sites = structure, sites
-
-    @property
-    def blocks(self) -> Int[Tensor, "B S"]:
-        return self.sites
-
-    @property
-    def cells(self) -> Int[Tensor, "C P"]:
-        return self.structure.cells
-
-    @table
-    def block_of_site(self) -> Int[Tensor, " n"]:
-        """There is none: a site may be in no block, or in several."""
-        raise NotImplementedError(_checks.only_read("block_of_site"))
-
-    @table
-    def _place_in_cells(self) -> Int[Tensor, " n"]:
-        raise NotImplementedError(_checks.only_read("compose"))
-
-    @property
-    def num_sites(self) -> int:
-        return self.structure.num_sites
-
-    @property
-    def device(self) -> torch.device:
-        return self.structure.device
-
-    @property
-    def time(self) -> Int[Tensor, " n"] | None:
-        return self.structure.time
-
-    @property
-    def group(self) -> Int[Tensor, " B"] | None:
-        return self.structure.group
-
-    def to(self, device: torch.device | str) -> "Sampled":
-        if torch.device(device) == self.device:
-            return self
-        return Sampled(self.structure.to(device), self.sites.to(device))
-
-    def coarsen(
-        self, factor: int | tuple[int, ...], cell: int | tuple[int, ...] = 1
-    ) -> SpatialStructure:
-        return self.structure.coarsen(factor, cell)

@@ -12,7 +12,7 @@ def visible(
     causal: bool,
     sites: Int[Tensor, " s"] | slice = slice(None),
 ) -> Bool[Tensor, "s n_k"] | None:
-    """Which keys the queries at `sites` may see: of their group, and if causal of no later time.
+    """Say which keys the queries at `sites` may see: of their group, if causal of no later time.
 
     None means all.
     """

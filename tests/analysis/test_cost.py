@@ -10,7 +10,7 @@ MILLION = 1e6
 
 def levels(coarse: int, size: int) -> ndgpa.Grid:
     """An image whose Phase 1 runs at coarse x coarse."""
-    return ndgpa.Image((size, size), downsample=size // coarse)
+    return ndgpa.Image((size, size), block=size // coarse)
 
 
 @pytest.mark.parametrize(

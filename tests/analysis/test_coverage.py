@@ -13,7 +13,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.analysis import coverage
 from ndgpa.analysis._rows import logit_rows
-from tests.draw import Problem, problems, seeded, selections
+from ndgpa.testing.draw import Problem, problems, seeded, selections
 
 
 def share_of(problem: Problem, selection: ndgpa.Selection, **options: object) -> Tensor:

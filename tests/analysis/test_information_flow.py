@@ -15,8 +15,8 @@ from ndgpa.analysis import (
     has_full_information,
     information_flow,
     path_counts,
-    picture_of_flow,
     picture_of_masks,
+    plot_flow,
 )
 from ndgpa.operators import LocalSparse, MultiAxis, Neighborhood
 
@@ -131,10 +131,10 @@ def test_gpa_says_what_it_selected() -> None:
 def test_pictures_are_written(tmp_path: Path) -> None:
     steps = steps_of("ltr", 16)
     picture_of_masks(torch.stack(steps)).savefig(tmp_path / "masks.png")
-    picture_of_flow(steps, source=9).savefig(tmp_path / "flow.png")
+    plot_flow(steps, source=9).savefig(tmp_path / "flow.png")
     assert (tmp_path / "masks.png").stat().st_size > 2000
     assert (tmp_path / "flow.png").stat().st_size > 2000
-    assert picture_of_flow(steps, 9).axes[0].get_title() == "input 9 reaches 16 of 16"
+    assert plot_flow(steps, 9).axes[0].get_title() == "input 9 reaches 16 of 16"
 
 
 @pytest.mark.bad_input
@@ -142,10 +142,12 @@ def test_steps_that_do_not_fit_are_refused() -> None:
     a, b = torch.ones(3, 4, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="step 1 has 5 keys but the step before has 3 queries"):
         information_flow([a, b])
-    with pytest.raises(ValueError, match="there is no step"):
+    with pytest.raises(ValueError, match="steps is empty"):
         fewest_steps([])
     with pytest.raises(TypeError, match="step 0 must be a bool tensor"):
         path_counts([a.float()])
     x = torch.zeros(1, 1, 16, 2)
-    with pytest.raises(ValueError, match="GPA chooses its keys by their features"):
+    with pytest.raises(
+        ValueError, match="the mask of GPA depends on the features; pass query and key"
+    ):
         ndgpa.GPA(1).mask(ndgpa.Grid(16, 2), query=x)

@@ -75,9 +75,9 @@ def test_bad_input_is_refused() -> None:
         }
         draw_key_lines(Figure().add_subplot(), **{**good, **changed})
 
-    with pytest.raises(ValueError, match="queries runs from 0 to 24 but there are 24 sites"):
+    with pytest.raises(ValueError, match="queries must be between 0 and 23; got 0 to 24"):
         draw(queries=torch.tensor([0, 24]))
-    with pytest.raises(ValueError, match="keys runs from 0 to 35 but there are 35 sites"):
+    with pytest.raises(ValueError, match="keys must be between 0 and 34; got 0 to 35"):
         draw(keys=KEYS + (KEYS == 34))
     with pytest.raises(ValueError, match=r"key_image must have shape \(1 or 3, height, width\)"):
         draw(key_image=torch.rand(2, 5, 7))

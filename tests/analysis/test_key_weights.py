@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.analysis import key_weights
-from tests.draw import Problem, problems, selections
+from ndgpa.testing.draw import Problem, problems, selections
 
 
 def weights_of(
@@ -74,7 +74,7 @@ def test_bad_sites_are_refused() -> None:
     structure = ndgpa.Sequence(8, 2)
     query = torch.zeros(1, 1, 8, 2)
     selection = ndgpa.select(query, query, structure, 2)
-    with pytest.raises(ValueError, match="sites runs from 0 to 8 but there are 8 sites"):
+    with pytest.raises(ValueError, match="sites must be between 0 and 7; got 0 to 8"):
         key_weights(query, query, selection, structure, torch.tensor([0, 8]))
-    with pytest.raises(TypeError, match="sites must be of an integer dtype"):
+    with pytest.raises(TypeError, match="sites must have an integer dtype"):
         key_weights(query, query, selection, structure, query[0, 0, :, 0].bool())

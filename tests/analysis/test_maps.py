@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.analysis import attention_map, over_the_grid, saliency
+from ndgpa.analysis import attention_map, saliency, to_grid
 from ndgpa.operators import Hydra, LocalSparse, MultiAxis, Neighborhood, Nystrom, Performer
 
 IMAGE = ndgpa.Image((6, 8), 2)
@@ -34,7 +34,7 @@ def test_maps_are_the_weights_of_the_values(operator: Any) -> None:
     value = torch.randn(2, 1, 48, 3, dtype=torch.float64)
     torch.testing.assert_close(weights @ value, operator(query, key, value, IMAGE))
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 48, dtype=torch.float64))
-    image = over_the_grid(weights, IMAGE)
+    image = to_grid(weights, IMAGE)
     assert image.shape == (2, 2, 48, 6, 8)
 
 
@@ -68,7 +68,7 @@ def test_saliency_is_an_image_over_the_keys() -> None:
     result = saliency(ndgpa.Full(), query, key, *spaces)
     torch.testing.assert_close(result, torch.full((1, 4, 36), 1 / 36))
     sparse = saliency(LocalSparse(), torch.randn_like(query), key, *spaces)
-    image = over_the_grid(sparse, spaces[1], size=(12, 12))
+    image = to_grid(sparse, spaces[1], size=(12, 12))
     assert image.shape == (1, 4, 12, 12)
     assert torch.equal(image[0, 0, ::2, ::2].flatten(), sparse[0, 0])
     assert torch.equal(image[..., ::2, ::2], image[..., 1::2, 1::2])
@@ -80,11 +80,11 @@ def test_a_key_that_nobody_reads_has_no_saliency() -> None:
     mask[:, 7] = False
     result = saliency(ndgpa.Full(), query, key, IMAGE, key_mask=mask)
     assert (result[..., 7] == 0).all()
-    assert (saliency(ndgpa.Nothing(), query, key, IMAGE) == 0).all()
+    assert (saliency(ndgpa.operators.NoAttention(), query, key, IMAGE) == 0).all()
 
 
 @pytest.mark.bad_input
 def test_only_a_grid_has_an_image() -> None:
     clusters = ndgpa.Clusters(torch.arange(12) // 3, torch.arange(4))
-    with pytest.raises(TypeError, match="over_the_grid needs a Grid as structure; got Clusters"):
-        over_the_grid(torch.zeros(12), clusters)
+    with pytest.raises(TypeError, match="to_grid needs a Grid as structure; got Clusters"):
+        to_grid(torch.zeros(12), clusters)

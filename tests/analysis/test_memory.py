@@ -1,5 +1,8 @@
 """Memory is counted to the byte."""
 
+import subprocess
+import sys
+
 import torch
 
 from ndgpa.analysis import peak_bytes
@@ -19,3 +22,11 @@ def test_the_peak_counts_what_is_held_at_one_time() -> None:
 def test_what_was_there_before_does_not_count() -> None:
     kept = torch.zeros(1 << 20)
     assert peak_bytes(lambda: kept.add_(1)) < 1000
+
+
+def test_importing_the_analysis_leaves_the_environment_as_it_is() -> None:
+    code = (
+        "import os, torch; before = dict(os.environ); import ndgpa.analysis; "
+        "assert dict(os.environ) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,9 @@ import pytest
 import skimage.io
 import torch
 
+from examples.common.files import replacing
+from examples.common.measures import psnr, ssim
+from examples.common.untrusted import BadInput
 from examples.images.copy_photo.data import (
     HELD_OUT,
     TRAINING,
@@ -21,9 +24,7 @@ from examples.images.copy_photo.data import (
 )
 from examples.images.copy_photo.demo import Options, main
 from examples.images.copy_photo.matching import affine_fit, compose, identity, positions, transform
-from examples.images.copy_photo.metrics import psnr, ssim
 from examples.images.copy_photo.train import Training, load_stages, save_stages, trained
-from examples.training.files import replacing
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ def test_a_short_run_writes_its_files_and_a_second_one_reuses_the_checkpoint(
     command = [sys.executable, "-m", "examples.images.copy_photo", "--smoke", "--out", tmp_path]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
-    names = {"smoke.pt", "picture.png", "table.json", "table.md"}
+    names = {"smoke.safetensors", "picture.png", "table.json", "table.md", ".lock"}
     assert {path.name for path in tmp_path.iterdir()} == names
     table = json.loads((tmp_path / "table.json").read_text())
     methods = [row["method"] for row in table["rows"]]
@@ -61,7 +62,7 @@ def test_a_short_run_writes_its_files_and_a_second_one_reuses_the_checkpoint(
 
 @pytest.mark.usefixtures("_denormals")
 def test_a_bad_image_ends_the_program_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: --image .* is not a file$"):
+    with pytest.raises(BadInput, match=r"missing\.png is not a file$"):
         main(Options(smoke=True, out=tmp_path / "out", image=tmp_path / "missing.png"))
     assert not (tmp_path / "out").exists()
 
@@ -70,7 +71,7 @@ def test_a_bad_image_ends_the_program_before_any_work(tmp_path: Path) -> None:
     ("pixels", "message"),
     [
         (None, "is not a file"),
-        (b"no picture", "cannot be read as an image"),
+        (b"no picture", "cannot be read as a picture"),
         (np.zeros((40, 90, 3), np.uint8), "is 90x40 pixels; the shorter side needs at least 64"),
     ],
 )
@@ -151,7 +152,7 @@ def test_psnr_and_ssim_of_known_pictures() -> None:
 def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     save_stages(path, Training(), {"matcher": {"x": torch.ones(1)}})
     assert list(load_stages(path, Training())) == ["matcher"]
     assert load_stages(path, Training(seed=1)) == {}
@@ -164,7 +165,7 @@ def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_used(
 def test_a_stage_of_another_network_is_trained_anew_with_all_after_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, path = Training(size=64, match_steps=1, copy_steps=1), tmp_path / "c.pt"
+    options, path = Training(size=64, match_steps=1, copy_steps=1), tmp_path / "c.safetensors"
     trained(options, path, retrain=False)
     states = load_stages(path, options)
     del states["full"]["to_value.bias"]

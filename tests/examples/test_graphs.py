@@ -8,13 +8,13 @@ import torch
 
 pytest.importorskip("torch_geometric")
 
+from examples.common.checkpoints import latest
 from examples.graphs.compare import Options, train
 from examples.graphs.mesh import train as mesh
 from examples.graphs.mesh.data import REACH, Distances, Surface
 from examples.graphs.superpixels import train as superpixels
 from examples.graphs.superpixels.data import ALIKE, Clicks, Regions, touching
 from examples.images.copy_photo.data import HELD_OUT, TRAINING, held_out_view, load_photo
-from examples.training.checkpoints import latest
 
 
 @pytest.mark.parametrize("example", [mesh, superpixels], ids=["mesh", "superpixels"])

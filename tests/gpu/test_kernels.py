@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa import Clusters, Grid, Image, Selection, Video
-from ndgpa.attend import pick
-from ndgpa.attend.triton_ops import attend_triton, fused
-from ndgpa.selection.means import block_sums
-from ndgpa.selection.top_k import select_top_k
+from ndgpa.attention import pick
+from ndgpa.attention.triton.ops import attend_triton, fused
+from ndgpa.selection.select_blocks import select_top_k
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import (
     attention,
     error,
@@ -175,7 +175,7 @@ def test_operators_keep_the_rules_of_the_library(dtype):
     torch.library.opcheck(attend_triton, given)
     torch.library.opcheck(block_sums, (query, None, space.blocks, space.block_of_site))
     coarse = torch.randn(1, 2, space.num_cells, space.blocks_per_cell, 16, device="cuda")
-    weight = torch.ones(coarse.shape[2:4], device="cuda")
+    weight = torch.ones(len(coarse), *coarse.shape[2:4], device="cuda")
     keys = torch.randn(1, 2, space.num_blocks, 16, device="cuda")
     nothing = [None] * 2
     torch.library.opcheck(

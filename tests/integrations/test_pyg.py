@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import ndgpa
-from tests.draw import seeded
-from tests.oracle import rows
+from ndgpa.testing.draw import seeded
+from ndgpa.testing.oracle import rows
 
 pytest.importorskip("torch_geometric")
 
-from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.data import Batch, Data, HeteroData, InMemoryDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, GPSConv
 
@@ -43,9 +43,9 @@ def one_by_one(data: list[Data]) -> list[ndgpa.Clusters]:
     """The structures that the tables should amount to, without this module."""
     structures = []
     for d in data:
-        downsample = min(4, d.num_nodes)
-        cell = min(3, -(-d.num_nodes // downsample))
-        structures.append(ndgpa.Graph(d.edge_index, d.num_nodes, downsample, cell))
+        block = min(4, d.num_nodes)
+        cell = min(3, -(-d.num_nodes // block))
+        structures.append(ndgpa.Graph(d.edge_index, d.num_nodes, block, cell))
     return structures
 
 
@@ -123,7 +123,7 @@ def test_a_batch_without_tables_gets_the_same_structure_from_its_edges() -> None
 
 def layer(**options: Any) -> GPAConv:
     torch.manual_seed(0)
-    return GPAConv(8, heads=2, conv=GCNConv(8, 8), downsample=4, cell=3, **options).double()
+    return GPAConv(8, heads=2, conv=GCNConv(8, 8), block=4, cell=3, **options).double()
 
 
 def coarsened_batch() -> Batch:
@@ -179,12 +179,41 @@ def test_it_stands_where_gps_conv_stands() -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in conv.parameters())
 
 
+@pytest.mark.parametrize("passes", [True, False], ids=["with messages", "attention alone"])
+def test_with_full_attention_it_is_gps_conv(passes: bool) -> None:
+    """The same weights, a norm of each node: both residuals, norms and the MLP are theirs."""
+    messages = GCNConv(8, 8) if passes else None
+    mine = GPAConv(8, 2, messages, ndgpa.Full()).double()
+    theirs = GPSConv(8, messages, 2, norm="layer_norm", norm_kwargs={"mode": "node"}).double()
+    attention = mine.attention
+    for module, state in (
+        (
+            theirs.attn,
+            {
+                "in_proj_weight": torch.cat(
+                    [x.weight for x in (attention.to_query, attention.to_key, attention.to_value)]
+                ),
+                "in_proj_bias": torch.zeros(24),
+                "out_proj.weight": attention.to_out.weight,
+                "out_proj.bias": attention.to_out.bias,
+            },
+        ),
+        (theirs.mlp, mine.mlp.state_dict()),
+    ):
+        module.load_state_dict(state)
+    batch = coarsened_batch()
+    x = batch.x.double()
+    expected = theirs(x, batch.edge_index, batch.batch)
+    out = mine(x, batch.edge_index, batch.batch, structure_of(batch))
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_message_passing_gets_the_other_arguments() -> None:
     class Weighted(nn.Module):
         def forward(self, x: Any, edge_index: Any, edge_weight: Any) -> Any:
             return x + edge_weight.mean() * x.roll(1, dims=0)
 
-    conv = GPAConv(8, 2, Weighted(), downsample=4)
+    conv = GPAConv(8, 2, Weighted(), block=4)
     data = graph(12)
     outs = [
         conv(data.x, data.edge_index, edge_weight=torch.full((36,), weight))
@@ -212,16 +241,28 @@ def test_tables_by_hand() -> None:
 
 @pytest.mark.bad_input
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="this graph has no GPA tables; put it through"):
+    with pytest.raises(ValueError, match="this graph has no GPA tables; apply GPACoarsening"):
         structure_of(graph(4))
-    with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="block must be at least 1; got 0"):
         GPACoarsening(0)
-    with pytest.raises(ValueError, match="3 heads do not divide query_dim 8"):
+    with pytest.raises(ValueError, match=r"this graph has no edge_index; add edges first, e.g. wi"):
+        GPACoarsening(2)(Data(pos=torch.rand(4, 2)))
+    kinds = HeteroData(one={"x": torch.rand(4, 2)}, other={"x": torch.rand(3, 2)})
+    kinds["one", "to", "other"].edge_index = torch.tensor([[0, 3], [2, 0]])
+    for call in (GPACoarsening(2), structure_of):
+        words = r"one type of nodes; got HeteroData: convert it with data.to_homogeneous\(\)"
+        with pytest.raises(TypeError, match=words):
+            call(kinds)
+    assert structure_of(GPACoarsening(2)(kinds.to_homogeneous())).num_sites == 7
+    with pytest.raises(ValueError, match="query_dim must be a multiple of the 3 heads; got 8"):
         GPAConv(8, 3)
     edges = torch.tensor([[0, 1], [1, 2]])
     for batch, words in (
-        (torch.tensor([0, 1, 0]), "batch must be ascending: the nodes of a graph stand together"),
-        (torch.tensor([0, 0, 1]), "edge_index joins nodes of two graphs of the batch"),
+        (
+            torch.tensor([0, 1, 0]),
+            "batch must be sorted, so that the nodes of each graph are contiguous",
+        ),
+        (torch.tensor([0, 0, 1]), "edge_index connects nodes of different graphs in the batch"),
         (torch.tensor([0, 0]), "batch has 2 entries but there are 3 nodes"),
     ):
         with pytest.raises(ValueError, match=words):

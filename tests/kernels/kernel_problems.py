@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ndgpa import Clusters, Grid, Selection, SpatialStructure
-from ndgpa.attend import BACKENDS
+from ndgpa.attention import BACKENDS
 
 NAMES = ("out", "lse", "query", "key", "value", "slot bias", "key bias")
 
@@ -29,6 +29,7 @@ class Attention:
     causal: bool
     grad_out: Tensor
     grad_lse: Tensor
+    key_sites: Tensor | None = None
 
     @property
     def scale(self) -> float:
@@ -37,6 +38,10 @@ class Attention:
     def to(self, device: str) -> "Attention":
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, (Tensor, SpatialStructure))}
         return replace(self, **{k: v.to(device) for k, v in tensors.items()})
+
+    def reading(self, key_sites: Tensor) -> "Attention":
+        """The same with other sites read where a block is selected."""
+        return replace(self, key_sites=key_sites)
 
     def rounded(self, dtype: torch.dtype) -> "Attention":
         """The same with features that the dtype holds exactly, and biases that float32 does."""
@@ -65,6 +70,7 @@ class Attention:
             self.key_structure,
             scale=self.scale,
             key_bias=biases[1],
+            key_sites=self.key_sites,
             causal=self.causal,
         )
         wanted = [x for x in (*features, *biases) if x is not None]
@@ -82,14 +88,18 @@ def reference(*args, **options):
     return BACKENDS["reference"](*args, **options)
 
 
-def plain(query, key, value, selection, structure, key_structure, *, scale, key_bias, causal):
+def plain(
+    query, key, value, selection, structure, key_structure, *, scale, key_bias, key_sites, causal
+):
     """What one writes without a library: every product and every softmax in the dtype given."""
     heads = query.shape[1]
 
     def of_head(x):
         return x.repeat_interleave(heads // x.shape[1], dim=1)
 
-    sites = rearrange(key_structure.upsample(of_head(selection.blocks)), "b h c k r -> b h c (k r)")
+    read = key_structure.blocks if key_sites is None else key_sites
+    ids = of_head(selection.blocks)
+    sites = read[ids.clamp(min=0).long()].masked_fill((ids < 0)[..., None], -1).flatten(3)
     batch = torch.arange(len(query), device=query.device)[:, None, None, None]
     head = torch.arange(heads, device=query.device)[:, None, None]
 
@@ -102,7 +112,7 @@ def plain(query, key, value, selection, structure, key_structure, *, scale, key_
         bias = bias + of_cell(key_bias)
     if selection.bias is not None:
         slot = of_head(selection.bias)
-        bias = bias + repeat(slot, "b h c k -> b h c (k r)", r=key_structure.sites_per_block)
+        bias = bias + repeat(slot, "b h c k -> b h c (k r)", r=read.shape[1])
     hidden = (sites < 0)[:, :, :, None]
     if causal:
         now = structure.time[structure.cell_sites.clamp(min=0)][:, :, None]
@@ -196,6 +206,7 @@ def problems(draw, scale: float = 1.0) -> Attention:
         keyed=draw(st.booleans()),
         causal=draw(st.booleans()),
         scale=scale,
+        bias=draw(st.sampled_from([1.0, 100.0])),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -214,6 +225,7 @@ def attention(
     keyed=False,
     causal=False,
     scale=1.0,
+    bias=1.0,
     seed=0,
 ) -> Attention:
     key_structure = structure if key_structure is None else key_structure
@@ -230,13 +242,13 @@ def attention(
     key_bias = None
     if keyed:
         hidden = torch.rand((batch, key_heads, n_k), generator=g) < 0.2
-        key_bias = normal(batch, key_heads, n_k).masked_fill(hidden, -torch.inf)
+        key_bias = (bias * normal(batch, key_heads, n_k)).masked_fill(hidden, -torch.inf)
     return Attention(
         scale * normal(batch, heads, n, width),
         scale * normal(batch, key_heads, n_k, width),
         scale * normal(batch, key_heads, n_k, value_width),
         blocks.masked_fill(empty, -1),
-        normal(*blocks.shape) if biased else None,
+        bias * normal(*blocks.shape) if biased else None,
         key_bias,
         structure,
         key_structure,

@@ -42,6 +42,15 @@ def test_errors_over_many_rows_are_within_the_budget_without_allowance(dtype, sc
         assert error(ours[name], x) <= times * error(other[name], x), name
 
 
+@pytest.mark.parametrize("bias", [-100.0, 100.0])
+@pytest.mark.parametrize("space", [Grid((11,), 3, 2), Grid((70,), 9, 4), Grid((13,), 1, 1)])
+def test_a_large_bias_is_within_the_budget(space, bias):
+    """Of slots and keys, in cells that leave rows of a tile empty: exp(100) is not finite."""
+    problem = attention(space, heads=1, width=8, value_width=8, biased=True, keyed=True)
+    problem.slot_bias[..., 0], problem.key_bias[problem.key_bias > 0] = bias, bias
+    within_budget(problem, torch.float32)
+
+
 @pytest.mark.parametrize(("sites", "width"), [(1, 8), (3, 8), (27, 8), (64, 8), (100, 4), (128, 4)])
 def test_blocks_of_any_size(sites, width):
     structure = Grid((2 * sites + 1,), sites, 2)
@@ -111,6 +120,32 @@ def test_a_query_that_sees_nothing_gives_zero_and_sends_no_gradient():
     assert (answer["lse"][:, :, 6:] == -torch.inf).all()
     assert not answer["query"][:, :, 6:].any()
     assert all(answer[name].isfinite().all() for name in answer if name != "lse")
+
+
+@pytest.mark.parametrize("cell_of_block", [[0, 1], [0, 0]], ids=["members", "one"])
+def test_a_blind_query_has_a_log_sum_exp_of_minus_infinity_and_an_output_of_zero(cell_of_block):
+    """A query at time 0 where all keys are of time 1 or masked, beside one that sees key 2."""
+    space = Clusters(torch.tensor([0, 1, 1]), torch.tensor(cell_of_block), torch.tensor([0, 1, 1]))
+    x = torch.ones(1, 1, 3, 1)
+    blocks = torch.tensor([0, 1], dtype=torch.int32).expand(1, 1, space.num_cells, 2)
+    key_bias = torch.tensor([[[-torch.inf, -torch.inf, 3.0]]])
+    out, lse = triton(
+        x, x, x, Selection(blocks), space, space, scale=2.0, key_bias=key_bias, causal=True
+    )
+    assert out.flatten().tolist() == [0, 1, 1]
+    assert lse.flatten().tolist() == [-torch.inf, 5, 5]
+
+
+def test_rows_that_do_not_exist_send_no_gradient_to_the_bias_of_a_slot():
+    """They stand for site 0, which here is late and sees keys that are not finite."""
+    time = torch.tensor([9, 9, 0, 1, 2])
+    space = Clusters(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1]), time)
+    problem = attention(space, heads=1, biased=True, causal=True, slots=2)
+    problem.blocks.copy_(torch.tensor([0, 1]))
+    clean = problem.solve(triton, torch.float32)["slot bias"]
+    problem.key[:, :, :2] = torch.nan
+    dirty = problem.solve(triton, torch.float32)["slot bias"]
+    assert torch.equal(dirty[:, :, 1], clean[:, :, 1])
 
 
 def test_the_future_does_not_exist():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contracts.backend import BackendContract
+from ndgpa.testing import BackendContract
 
 
 class TestTriton(BackendContract):

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndgpa import Grid
-from ndgpa.attend.inverse import inverse
+from ndgpa.attention.triton.inverse import inverse
 from tests.kernels.kernel_problems import attention, reference, triton
+
+BACKWARD = "ndgpa.attention.triton.backward_keys"
 
 
 @settings(max_examples=20 * settings().max_examples)
@@ -53,9 +55,7 @@ def _places(x):
 @pytest.mark.parametrize("selection_heads", [1, 2, 4])
 @pytest.mark.parametrize("longest", [1, 3, 1000])
 def test_a_block_that_everyone_reads_is_summed_in_order(longest, selection_heads, monkeypatch):
-    from ndgpa.attend import triton_backward
-
-    monkeypatch.setattr(triton_backward, "longest_segment", lambda *_: longest)
+    monkeypatch.setattr(f"{BACKWARD}.longest_segment", lambda *_: longest)
     problem = attention(
         Grid((10,), 2, 1), heads=4, key_heads=2, selection_heads=selection_heads, slots=2,
         biased=True, keyed=True, width=6, value_width=4,

@@ -7,8 +7,8 @@ import torch
 
 import ndgpa
 from ndgpa import Grid, Selection
-from ndgpa.attend.triton_ops import attend_triton, attend_triton_backward
-from ndgpa.selection.means import block_sums
+from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import attention, reference, triton
 
 
@@ -45,7 +45,7 @@ def test_operators_keep_the_rules_of_the_library(form):
     args = given(problem)
     out, _, norm = attend_triton(*args)
     grads = (problem.grad_out.float(), problem.grad_lse.float(), out, norm)
-    torch.library.opcheck(attend_triton_backward, (*args[:6], *grads, *args[6:]))
+    torch.library.opcheck(attend_triton_backward, (*grads, *args))
     x = torch.randn(1, 2, 10, 4, requires_grad=True)
     structure = problem.structure
     torch.library.opcheck(block_sums, (x, None, structure.blocks, structure.block_of_site))
@@ -92,7 +92,8 @@ def test_vmap_maps_over_problems_of_one_structure():
     assert torch.equal(out[:, 0], attend_triton(*many)[0])
 
     def gradient(query, key, value, bias, blocks, *of_out):
-        return attend_triton_backward(query, key, value, bias, None, blocks, *of_out, *many[6:])[:4]
+        given = query, key, value, bias, None, blocks
+        return attend_triton_backward(*of_out, *given, *many[6:])[:4]
 
     out, _, norm = attend_triton(*many)
     given_back = (problem.grad_out.float(), problem.grad_lse.float(), out, norm)
@@ -174,3 +175,15 @@ def test_the_interpreter_refuses_what_it_gets_wrong():
     x = torch.randn(1, 1, 10, 4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"interpreter does not multiply torch\.bfloat16"):
         ndgpa.gpa(x, x, x, Grid((10,), 2, 2), 2, backend="triton")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_without_values_give_shapes_and_dtypes(form):
+    problem = attention(Grid((5, 2), 2, (2, 1), time_axis=0), **SMALL, **form)
+    found = []
+    for device in ("cpu", "meta"):
+        there = problem.to(device)
+        there = replace(there, structure=there.structure.to(device))
+        answer = there.solve(triton, torch.float16)
+        found.append({name: (x.shape, x.dtype) for name, x in answer.items()})
+    assert found[0] == found[1]

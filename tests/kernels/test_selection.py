@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndgpa import Clusters, Grid
-from ndgpa.selection import top_k
-from ndgpa.selection.means import block_sums
+from ndgpa.selection import select_blocks
+from ndgpa.selection.relevance import CoarseCells
+from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import structures
 
 MORE = settings(max_examples=5 * settings().max_examples)
@@ -45,41 +46,53 @@ def coarse_problems(draw):
     cells, places, blocks, width = (draw(st.integers(1, m)) for m in (9, 5, 70, 20))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     biased, ragged, grouped, causal = (draw(st.booleans()) for _ in range(4))
-    weight = torch.randint(0, 4, (cells, places), generator=g).float()
-    weight[:, 0] += 1
+    weight = torch.randint(0, 4, (draw(st.integers(1, 2)), cells, places), generator=g).float()
+    weight[:, :, 0] += 1
     query = torch.randn(2, key_heads * group, cells, places, width, generator=g)
     log_size = torch.randint(0, 3, (2, blocks), generator=g).float().log()
-    forced = None
+    forced, share = None, draw(st.sampled_from(["head", "group", "all"]))
     if draw(st.booleans()):
         rows = torch.rand((cells, blocks), generator=g).argsort(dim=1)[:, : min(3, blocks)]
         forced = rows.clone()
         forced[:, 1:].masked_fill_(torch.rand(forced[:, 1:].shape, generator=g) < 0.3, -1)
+        heads = {"head": key_heads * group, "group": key_heads, "all": 1}[share]
+        forced = forced.expand(2, heads, -1, -1)
     return {
         "query": query * draw(st.sampled_from([1.0, 4.0])),
         "key": torch.randn(2, key_heads, blocks, width, generator=g),
         "bias": torch.randn(2, key_heads, blocks, generator=g) if biased else None,
         "log_size": log_size if ragged else None,
-        "weight": weight,
+        "weight": weight.expand(2, -1, -1),
         "cell_group": torch.randint(0, 2, (cells,), generator=g) if grouped else None,
         "key_group": torch.randint(0, 2, (blocks,), generator=g) if grouped else None,
         "forced": forced,
         "k": draw(st.integers(1, 80)),
         "relevance": draw(st.sampled_from(["mass", "logit"])),
-        "share": draw(st.sampled_from(["head", "group", "all"])),
+        "share": share,
         "scale": 0.4,
         "cell_time": torch.randint(0, 5, (cells,), generator=g) if causal else None,
         "key_time": torch.randint(0, 5, (blocks,), generator=g) if causal else None,
     }
 
 
+def in_triton(*, forced, k, relevance, share, counts=None, p=None, at_least=1, **tensors):
+    """The kernels, called as the operator is."""
+    assert counts is None
+    assert p is None
+    times = dict.fromkeys(("cell_time", "key_time"))
+    return select_blocks.select_in_triton(
+        CoarseCells(**(times | tensors)), forced, k, relevance, share
+    )
+
+
 @MORE
 @given(problem=coarse_problems())
 def test_the_blocks_are_those_of_the_torch_formula(problem):
     assert torch.equal(
-        top_k.select_in_triton(**problem).sort().values,
-        top_k.select_top_k(**problem).sort().values,
+        in_triton(**problem).sort().values,
+        select_blocks.select_top_k(**problem).sort().values,
     )
-    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+    assert torch.equal(in_triton(**problem), select_blocks.select_top_k(**problem))
 
 
 def coarse(query, key, weight, k):
@@ -135,13 +148,13 @@ def test_relevance_is_made_for_a_few_cells_at_a_time(monkeypatch):
     problem = coarse(
         torch.randn(1, 2, 7, 2, 8, generator=g),
         torch.randn(1, 2, 9, 8, generator=g),
-        torch.ones(7, 2),
+        torch.ones(1, 7, 2),
         k=3,
     )
-    whole = top_k.select_in_triton(**problem)
+    whole = in_triton(**problem)
     for held in (1, 20, 63, 100):
         monkeypatch.setattr(triton_top_k, "_HELD", held)
-        assert torch.equal(top_k.select_in_triton(**problem), whole)
+        assert torch.equal(in_triton(**problem), whole)
 
 
 def test_a_cell_of_more_blocks_than_a_tile_has_rows():
@@ -149,24 +162,39 @@ def test_a_cell_of_more_blocks_than_a_tile_has_rows():
     problem = coarse(
         torch.randn(1, 1, 2, 150, 8, generator=g),
         torch.randn(1, 1, 20, 8, generator=g),
-        torch.ones(2, 150),
+        torch.ones(1, 2, 150),
         k=4,
     )
-    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+    assert torch.equal(in_triton(**problem), select_blocks.select_top_k(**problem))
 
 
 def test_a_nan_query_takes_no_part():
     g = torch.Generator().manual_seed(4)
     query, key = torch.randn(1, 1, 2, 2, 8, generator=g), torch.randn(1, 1, 9, 8, generator=g)
     query[0, 0, 0, 1, 3] = torch.nan
-    problem = coarse(query, key, torch.ones(2, 2), k=3)
-    assert torch.equal(top_k.select_in_triton(**problem), top_k.select_top_k(**problem))
+    problem = coarse(query, key, torch.ones(1, 2, 2), k=3)
+    assert torch.equal(in_triton(**problem), select_blocks.select_top_k(**problem))
+
+
+def test_logits_that_overflow_name_no_block_twice():
+    """Sums of infinities of both signs are no numbers, and a forced block stays forced."""
+    g = torch.Generator().manual_seed(6)
+    query, key = torch.randn(2, 4, 3, 2, 8, generator=g), torch.randn(2, 4, 9, 8, generator=g)
+    problem = coarse(1e19 * query, 1e20 * key, torch.ones(2, 3, 2), k=3)
+    problem |= {
+        "relevance": "logit",
+        "share": "all",
+        "forced": torch.tensor([[1, 4]] * 3).expand(2, 1, 3, 2),
+    }
+    found = in_triton(**problem)
+    assert torch.equal(found, select_blocks.select_top_k(**problem))
+    assert (found[..., 1:] > found[..., :-1]).all()
 
 
 def test_groups_and_grids_through_the_public_rule(monkeypatch):
     """The public call with the kernels put in place of the torch formula."""
     import ndgpa
-    from ndgpa.selection import base
+    from ndgpa.selection import coarse as means
 
     structures = [
         Grid((5, 7), 2, (2, 1), time_axis=0),
@@ -181,13 +209,13 @@ def test_groups_and_grids_through_the_public_rule(monkeypatch):
         g = torch.Generator().manual_seed(1)
         q, k = (torch.randn(2, 2, structure.num_sites, 12, generator=g) for _ in range(2))
         mask = torch.rand(2, structure.num_sites, generator=g) < 0.8
-        rule = ndgpa.TopK(2, force="own")
+        rule = ndgpa.TopK(2, force=ndgpa.Own())
         options = {"affinity": "euclidean", "key_mask": mask, "causal": causal}
         wanted = ndgpa.select(q, k, structure, rule, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(top_k, "select_top_k", lambda *given: top_k.select_in_triton(*given[:14]))
+            patch.setattr(select_blocks, "select_top_k", in_triton)
             patch.setattr(
-                base,
+                means,
                 "seen_sums",
                 lambda s, x, seen=None: block_sums(x, seen, s.blocks, s.block_of_site),
             )

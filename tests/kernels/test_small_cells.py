@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ndgpa import Clusters, Grid
-from ndgpa.attend.triton_tiles import forward_tile, problem_of, query_major_tile
+from ndgpa.attention.triton.inputs import Inputs
+from ndgpa.attention.triton.tiles import forward_tile, problem_of, query_major_tile
 from tests.kernels.kernel_problems import attention, triton, within_budget
 
 SMALL = {
@@ -29,8 +30,9 @@ def test_small_cells_are_within_the_budget(name, causal):
         small, structure, batch=2, heads=heads, biased=True, keyed=True, causal=causal, slots=2
     )
     problem.blocks[:, :, 0, :] = 0  # a block that a cell reads twice
-    blocks, tables = problem.blocks, (small.cell_sites, structure.blocks)
-    asked = problem_of(problem.query, problem.value, blocks, *tables)
+    features = (problem.query, problem.key, problem.value, None, None)
+    tables = (problem.blocks, small.cell_sites, structure.blocks, None, None)
+    asked = problem_of(Inputs(*features, *tables, scale=1.0))
     assert forward_tile(asked).members == query_major_tile(asked).members > 1
     for dtype in (torch.float32, torch.float16):
         within_budget(problem, dtype)

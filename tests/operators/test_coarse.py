@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ndgpa
-from ndgpa.analysis import coverage
 from ndgpa.operators.coarse import add_by_block
-from tests import draw
-from tests.oracle import logit, rows, softmax
+from ndgpa.testing import draw
+from ndgpa.testing.oracle import logit, rows, softmax, voters_of
 
 
 def branch_of(problem: draw.Problem, b: int, h: int) -> np.ndarray:
@@ -26,8 +25,11 @@ def branch_of(problem: draw.Problem, b: int, h: int) -> np.ndarray:
     out = np.zeros((len(query), value.shape[1]))
     means = [key[ys].numpy().mean(0) if ys else np.zeros(key.shape[1]) for ys in key_blocks]
     values = [value[ys].numpy().mean(0) if ys else zero for ys in key_blocks]
+    mask = None if problem.key_mask is None else problem.key_mask[b]
+    voters = voters_of(problem.structure, problem.key_structure, mask)
     for sites in rows(problem.structure.blocks):
-        mean = query[sites].numpy().mean(axis=0)
+        asking = [x for x in sites if voters[x]]
+        mean = query[asking].numpy().mean(axis=0) if asking else np.zeros(query.shape[1])
         logits = [logit(mean, k, problem.logit_scale, problem.affinity) for k in means]
         weights = softmax(logits, [len(ys) for ys in key_blocks])
         out[sites] = sum((w * v for w, v in zip(weights, values)), zero)
@@ -120,7 +122,7 @@ def test_a_causal_branch_sees_wholly_past_blocks() -> None:
     changed[:, :, 32:] = 7.0
     before, after = (operator(y, y, y, video)[:, :, :32] for y in (x, changed))
     assert torch.equal(before, after)
-    with pytest.raises(ValueError, match="query blocks of one time"):
+    with pytest.raises(ValueError, match="query blocks within one time"):
         operator(x, x, x, ndgpa.Sequence(48, 4))
 
 
@@ -139,19 +141,21 @@ def test_gates_are_checked() -> None:
 
 @given(draw.structures(), st.integers(1, 3))
 def test_strided_blocks_are_part_of_the_blocks(structure: Any, step: int) -> None:
-    for some, whole in zip(rows(ndgpa.Strided(step).table(structure)), rows(structure.blocks)):
+    for some, whole in zip(
+        rows(ndgpa.structures.Strided(step).sites(structure)), rows(structure.blocks)
+    ):
         assert some
         assert set(some) <= set(whole)
 
 
 def test_strides_count_along_every_axis() -> None:
-    table = ndgpa.Strided(2).table(ndgpa.Image((4, 8), 4))
-    assert table.tolist() == [[0, 2, 16, 18], [4, 6, 20, 22]]
+    sites = ndgpa.structures.Strided(2).sites(ndgpa.Image((4, 8), 4))
+    assert sites.tolist() == [[0, 2, 16, 18], [4, 6, 20, 22]]
 
 
 @given(draw.structures(), st.integers(1, 4))
 def test_jittered_blocks_have_so_many_sites(structure: Any, count: int) -> None:
-    tables = [rows(ndgpa.Jittered(count, seed).table(structure)) for seed in (0, 0, 1)]
+    tables = [rows(ndgpa.structures.Jittered(count, seed).sites(structure)) for seed in (0, 0, 1)]
     assert tables[0] == tables[1]
     for some, whole in zip(tables[2], rows(structure.blocks)):
         assert len(set(some)) == min(count, len(whole))
@@ -161,7 +165,7 @@ def test_jittered_blocks_have_so_many_sites(structure: Any, count: int) -> None:
 @given(draw.grids(), st.integers(0, 2))
 def test_a_halo_is_the_sites_near_a_block(grid: ndgpa.Grid, reach: int) -> None:
     at = np.stack(np.unravel_index(range(grid.num_sites), grid.shape), -1)
-    for halo, own in zip(rows(ndgpa.Halo(reach).table(grid)), rows(grid.blocks)):
+    for halo, own in zip(rows(ndgpa.structures.Halo(reach).sites(grid)), rows(grid.blocks)):
         apart = np.abs(at[:, None] - at[own]).min(axis=1)
         assert sorted(halo) == (apart <= reach).all(axis=1).nonzero()[0].tolist()
 
@@ -170,11 +174,11 @@ def test_a_halo_is_the_sites_near_a_block(grid: ndgpa.Grid, reach: int) -> None:
 def test_sampled_blocks_are_attended_to(data: Any) -> None:
     """Every block selected, strided: full attention to every other site."""
     problem = data.draw(draw.problems(masked=False))
-    read = data.draw(st.sampled_from([ndgpa.Strided(2), ndgpa.Jittered(2)]))
+    read = data.draw(st.sampled_from([ndgpa.structures.Strided(2), ndgpa.structures.Jittered(2)]))
     out = ndgpa.GPA(999, problem.scale, problem.affinity, read=read)(
         *problem.inputs, problem.structure, problem.key_structure
     )
-    sites = read.table(problem.key_structure)
+    sites = read.sites(problem.key_structure)
     some = torch.zeros(problem.key.shape[2], dtype=torch.bool)
     some[sites[sites >= 0]] = True
     full = ndgpa.Full(problem.scale, problem.affinity)
@@ -187,21 +191,45 @@ def test_sampled_blocks_are_attended_to(data: Any) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("read", [ndgpa.Strided(2), ndgpa.Jittered(1), ndgpa.Halo(1)], ids=str)
-def test_sampled_blocks_are_for_attending_to(read: Any) -> None:
-    """A site that is in no block, or in several, has no row in tables of one block a site."""
-    image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 1, 16, 2)
-    sampled, selection = read(image), ndgpa.select(x, x, image, 1)
-    with pytest.raises(NotImplementedError, match="has no block_of_site: its sites are not each"):
-        coverage(x, x, selection, image, key_structure=sampled)
-    with pytest.raises(NotImplementedError, match="has no compose"):
-        sampled.compose(sampled.partition(x))
-    with pytest.raises(TypeError, match="only key_structure can be"):
-        ndgpa.attend(x, x, x, selection, sampled, key_structure=image)
+@pytest.mark.bad_input
+@pytest.mark.parametrize("place", ["structure", "key_structure"])
+def test_a_sampling_is_no_structure(place: str) -> None:
+    x, read = torch.randn(1, 1, 16, 2), ndgpa.structures.Strided(2)
+    given: dict[str, Any] = {"structure": ndgpa.Image((4, 4), 2), place: read}
+    with pytest.raises(
+        TypeError, match=rf"^{place} must be .*; got the sampling .*, and read=Strided\(step=2\)$"
+    ):
+        ndgpa.gpa(x, x, x, rule=1, **given)
+
+
+@pytest.mark.bad_input
+def test_a_structure_is_no_sampling() -> None:
+    x, image = torch.randn(1, 1, 16, 2), ndgpa.Image((4, 4), 2)
+    read: Any = image
+    with pytest.raises(TypeError, match=r"read must be a sampling, .*; got Grid\("):
+        ndgpa.gpa(x, x, x, image, 1, read=read)
+
+
+def test_what_is_read_does_not_change_what_is_selected() -> None:
+    x, image, read = torch.randn(1, 2, 64, 4), ndgpa.Image((8, 8), 4), ndgpa.structures.Strided(2)
+    selection = ndgpa.select(x, x, image, 2)
+    expected = ndgpa.attend(x, x, x, selection, image, read=read)
+    assert torch.equal(ndgpa.gpa(x, x, x, image, 2, read=read), expected)
+    assert torch.equal(ndgpa.GPA(2, read=read)(x, x, x, image), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_sampling_by_hand(backend: str) -> None:
+    """Two blocks of two sites, every second site read: the first of each."""
+    sequence, value = ndgpa.Sequence(4, 2), torch.tensor([1.0, 10.0, 3.0, 100.0]).view(1, 1, 4, 1)
+    zeros, both = torch.zeros(1, 1, 4, 1), ndgpa.Fixed((0, 1))
+    read = ndgpa.structures.Strided(2)
+    out = ndgpa.gpa(zeros, zeros, value, sequence, both, read=read, backend=backend)
+    assert out.flatten().tolist() == [2.0] * 4
 
 
 def test_a_halo_needs_a_grid() -> None:
     x = torch.randn(1, 1, 4, 1)
     clusters = ndgpa.Clusters(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0]))
-    with pytest.raises(NotImplementedError, match="does not say which blocks are near"):
-        ndgpa.GPA(1, read=ndgpa.Halo(1))(x, x, x, clusters)
+    with pytest.raises(NotImplementedError, match="does not know which blocks are near"):
+        ndgpa.GPA(1, read=ndgpa.structures.Halo(1))(x, x, x, clusters)

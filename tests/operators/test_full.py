@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
 from ndgpa.operators import Operator
-from tests import draw, oracle
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract, draw, oracle
 
 
 class TestFull(OperatorContract):

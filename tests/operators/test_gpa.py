@@ -4,7 +4,7 @@ import torch
 
 import ndgpa
 from ndgpa.operators import Operator
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestGPA(OperatorContract):
@@ -16,7 +16,7 @@ class TestGPAOfARule(OperatorContract):
     structure = ndgpa.Grid((2, 4, 6), 2, cell=(1, 2, 2))
 
     def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(ndgpa.TopK(1, force="own"), scale=1.0, affinity="euclidean")
+        return ndgpa.GPA(ndgpa.TopK(1, force=ndgpa.Own()), scale=1.0, affinity="euclidean")
 
 
 class TestGPAOnTwoSpaces(OperatorContract):
@@ -75,7 +75,7 @@ def test_the_mask_knows_of_sampled_sites_and_of_the_coarse_branch() -> None:
         operator.mask(structure, structure, x, x)
         for operator in (
             ndgpa.GPA(2),
-            ndgpa.GPA(2, read=ndgpa.Strided(2)),
+            ndgpa.GPA(2, read=ndgpa.structures.Strided(2)),
             ndgpa.GPA(2, coarse="add"),
         )
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.operators import LocalSparse, Operator
-from ndgpa.operators.local_sparse import enumerate_sites
-from tests.contracts.operator import OperatorContract
+from ndgpa.operators.sparse_patterns import enumerate_sites
+from ndgpa.testing import OperatorContract
 
 
 class TestLocalSparse(OperatorContract):
@@ -227,7 +227,9 @@ def test_errors_say_what_was_wanted() -> None:
         LocalSparse("lrt")
     with pytest.raises(ValueError, match="unknown order 'hilbert'"):
         LocalSparse(order="hilbert")
-    with pytest.raises(ValueError, match="over 4 steps; 3 heads do not split"):
+    with pytest.raises(
+        ValueError, match="needs a multiple of 4 query heads, as many for each step; got 3"
+    ):
         LocalSparse()(x, x, x, ndgpa.Grid(12, 1))
     with pytest.raises(ValueError, match="stride 13 is larger than the 12 sites"):
         LocalSparse("ltr", stride=13)(x[:, :2], x[:, :2], x[:, :2], ndgpa.Grid(12, 1))

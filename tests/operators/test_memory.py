@@ -11,13 +11,13 @@ OPERATORS: list[Operator] = [
     ndgpa.GPA(12),
     ndgpa.GPA(12, far="block"),
     ndgpa.GPA(12, far="site"),
-    ndgpa.Neighborhood(7),
-    ndgpa.Hydra.of([5], [1, 3]),
-    ndgpa.Nystrom(128),
-    ndgpa.Performer(32, 128),
-    ndgpa.MultiAxis(8),
-    ndgpa.LocalSparse("ltr"),
-    ndgpa.LocalSparse("strided"),
+    ndgpa.operators.Neighborhood(7),
+    ndgpa.operators.Hydra.of([5], [1, 3]),
+    ndgpa.operators.Nystrom(128),
+    ndgpa.operators.Performer(32, 128),
+    ndgpa.operators.MultiAxis(8),
+    ndgpa.operators.LocalSparse("ltr"),
+    ndgpa.operators.LocalSparse("strided"),
 ]
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.nn import SpatialAttention
 from ndgpa.operators import MultiAxis, Operator
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestMultiAxis(OperatorContract):
@@ -14,8 +14,8 @@ class TestMultiAxis(OperatorContract):
 
 
 class TestMultiAxisWithBlocksOfItsOwn(OperatorContract):
-    structure = ndgpa.Grid((5, 7), downsample=1)
-    tiny = ndgpa.Grid((3, 4), downsample=1)
+    structure = ndgpa.Grid((5, 7), block=1)
+    tiny = ndgpa.Grid((3, 4), block=1)
 
     def operator(self, heads: int, width: int) -> Operator:
         return MultiAxis(block=(2, 3))
@@ -110,15 +110,15 @@ def test_multi_query_layers_have_one_head_of_keys_and_values() -> None:
 @pytest.mark.bad_input
 def test_errors_say_what_was_wanted() -> None:
     x, y = torch.zeros(1, 3, 12, 2), torch.zeros(1, 2, 12, 2)
-    with pytest.raises(ValueError, match="MultiAxis splits the query heads in two halves; got 3"):
+    with pytest.raises(ValueError, match="MultiAxis needs an even number of query heads; got 3"):
         MultiAxis()(x, x, x, ndgpa.Grid(12, 3))
     with pytest.raises(ValueError, match="structure has 4 and key_structure 6"):
         MultiAxis()(y, y, y, ndgpa.Grid(12, 3), ndgpa.Grid(12, 2))
-    with pytest.raises(ValueError, match="structure has 4 a block and key_structure 5"):
+    with pytest.raises(ValueError, match="structure have 4 sites and those of key_structure 5"):
         MultiAxis()(y, y, y, ndgpa.Grid(12, 4), ndgpa.Grid(12, 5))
     with pytest.raises(ValueError, match="block must be at least 1; got 0"):
         MultiAxis(0)
     with pytest.raises(TypeError, match="needs a Grid as structure; got Clusters"):
         MultiAxis(2)(y, y, y, ndgpa.Clusters(torch.arange(12) // 3, torch.arange(4)))
-    with pytest.raises(ValueError, match="3 key heads do not divide the 4 heads"):
+    with pytest.raises(ValueError, match="heads must be a multiple of the 3 key heads; got 4"):
         SpatialAttention(32, heads=4, key_heads=3)

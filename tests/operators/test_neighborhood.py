@@ -12,7 +12,7 @@ from torch import Tensor
 import ndgpa
 from ndgpa.operators import Hydra, Neighborhood, Operator
 from ndgpa.operators._heads import head_counts
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestNeighborhood(OperatorContract):
@@ -26,7 +26,7 @@ class TestNeighborhoodWithBias(OperatorContract):
 
 
 class TestNeighborhoodOnTwoGrids(OperatorContract):
-    key_structure = ndgpa.Grid((9, 4), downsample=2)
+    key_structure = ndgpa.Grid((9, 4), block=2)
 
     def operator(self, heads: int, width: int) -> Operator:
         return Neighborhood((3, 2), (2, 2) if width == 8 else (1, 2))
@@ -236,6 +236,19 @@ def test_hydra_is_its_parts_side_by_side(heads: int, key_heads: int) -> None:
         )
 
 
+def test_the_parts_of_hydra_know_which_queries_select() -> None:
+    """Of the one cell, query 0 wants block 0 and query 1, alone in the mask, wants block 1."""
+    query, key = torch.zeros(2, 1, 2, 4, 2, dtype=torch.float64)
+    query[..., 0, 0], query[..., 1, 1] = 20, 10
+    key[..., :2, 0] = key[..., 2:, 1] = 1
+    value = torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4)
+    asked = torch.tensor([[False, True, False, False]])
+    operator = Hydra([ndgpa.GPA(1), ndgpa.GPA(1)])
+    out = operator(query, key, value, ndgpa.Sequence(4, 2, 2), query_mask=asked)
+    assert (out[..., :2] == 0).all()
+    torch.testing.assert_close(out[..., 2:], torch.full_like(out[..., 2:], 0.5))
+
+
 def test_the_parameters_of_the_parts_are_its_own() -> None:
     operator = Hydra([ndgpa.Full(), Neighborhood((3, 3), rel_bias=True, heads=2)])
     assert [tuple(p.shape) for p in operator.parameters()] == [(2, 5, 5)]
@@ -267,9 +280,9 @@ def test_errors_say_what_was_wanted() -> None:
         Neighborhood((1, 1, 1))(x, x, x, ndgpa.Grid((3, 4), 1))
     with pytest.raises(ValueError, match="kernel must be at least 1; got 0"):
         Neighborhood(0)
-    with pytest.raises(ValueError, match="rel_bias needs heads"):
+    with pytest.raises(ValueError, match="rel_bias=True needs heads"):
         Neighborhood(3, rel_bias=True)
-    with pytest.raises(ValueError, match="query has 4 heads but the relative bias was made for 2"):
+    with pytest.raises(ValueError, match="query has 4 heads but the relative bias has 2"):
         Neighborhood((3, 3), rel_bias=True, heads=2)(x, x, x, ndgpa.Grid((3, 4), 1))
     with pytest.raises(ValueError, match="Hydra has 5 parts but query has 4 heads"):
         Hydra([ndgpa.Full()] * 5)(x, x, x, ndgpa.Grid((3, 4), 1))

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 
 import ndgpa
+from ndgpa.attention.dense import attend_to_all
 from ndgpa.operators import Nystrom, Operator
-from ndgpa.operators._dense import attend_to_all
 from ndgpa.operators.nystrom import pseudo_inverse, run_sums
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestNystrom(OperatorContract):
@@ -170,5 +170,7 @@ def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="structure has 4 and key_structure 3"):
         Nystrom("blocks")(x, y, y, ndgpa.Grid(12, 3), ndgpa.Grid(9, 3))
     grouped = ndgpa.Clusters(torch.arange(12) // 6, torch.arange(2), group=torch.arange(2))
-    with pytest.raises(NotImplementedError, match="Nystrom does not keep apart the spaces"):
+    with pytest.raises(
+        NotImplementedError, match="Nystrom does not support structures with groups"
+    ):
         Nystrom(4)(x, x, x, grouped)

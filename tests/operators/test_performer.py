@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import ndgpa
 from ndgpa.operators import Operator, Performer
 from ndgpa.operators.performer import draw_projection
-from tests.contracts.operator import OperatorContract
+from ndgpa.testing import OperatorContract
 
 
 class TestPerformer(OperatorContract):
@@ -200,10 +200,12 @@ def test_errors_say_what_was_wanted() -> None:
         Performer(4, redraw_every=0)
     with pytest.raises(ValueError, match="unknown kernel 'exp'; expected one of 'softmax', 'relu'"):
         Performer(4, kernel="exp")
-    with pytest.raises(ValueError, match=r"scale of a Performer must be above 0; got -1\.0"):
+    with pytest.raises(
+        ValueError, match=r"scale of a Performer must be positive and finite; got -1\.0"
+    ):
         Performer(4, scale=-1.0)
     x = torch.zeros(1, 1, 6, 4)
-    with pytest.raises(ValueError, match=r"query has 4 features a head but .* made for 8"):
+    with pytest.raises(ValueError, match=r"query has 4 features per head but .* made for 8"):
         Performer(8)(x, x, x, _grid(6))
 
 

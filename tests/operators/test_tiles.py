@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.operators._features import attend_by_features
-from ndgpa.operators._tiles import attend_tiles
-from ndgpa.operators.local_sparse import local_sparse_tables
+from ndgpa.attention.chunks import BUDGET
+from ndgpa.attention.features import attend_by_features
+from ndgpa.attention.tiles import attend_tiles
 from ndgpa.operators.neighborhood import neighborhood_tables
+from ndgpa.operators.sparse_patterns import local_sparse_tables
 
 
 def tiles_arguments() -> tuple[Any, ...]:
@@ -54,7 +55,12 @@ def test_tables_are_made_alike_inside_a_trace() -> None:
 
 @pytest.mark.parametrize(
     "operator",
-    [ndgpa.Neighborhood(3), ndgpa.MultiAxis(2), ndgpa.LocalSparse("ltr"), ndgpa.Performer(4)],
+    [
+        ndgpa.operators.Neighborhood(3),
+        ndgpa.operators.MultiAxis(2),
+        ndgpa.operators.LocalSparse("ltr"),
+        ndgpa.operators.Performer(4),
+    ],
     ids=lambda o: type(o).__name__,
 )
 def test_mapping_over_an_axis_is_a_loop_over_it(operator: Any) -> None:
@@ -73,11 +79,11 @@ def test_mapping_over_an_axis_is_a_loop_over_it(operator: Any) -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tile a chunk, all tiles at once: the same numbers, and the same gradients."""
     image = ndgpa.Image((12, 13), 2)
-    operator = ndgpa.Neighborhood((3, 5), rel_bias=True, heads=2).double()
+    operator = ndgpa.operators.Neighborhood((3, 5), rel_bias=True, heads=2).double()
     inputs = [torch.randn(2, 2, 156, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     results = []
     for budget in (1, 1 << 30):
-        monkeypatch.setattr("ndgpa.operators._tiles._CHUNK", {"cpu": budget})
+        monkeypatch.setitem(BUDGET, "cpu", budget)
         out = operator(*inputs, image)
         leaves = [*inputs, *operator.parameters()]
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
@@ -85,11 +91,22 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_query_that_is_not_finite_reaches_the_keys_of_its_tile_alone() -> None:
+    """Ragged tiles at the other end of the image read none of them."""
+    image = ndgpa.Image((20, 20), 2)
+    inputs = [torch.randn(1, 1, 400, 4, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        inputs[0][:, :, 0] = torch.nan
+    out = ndgpa.operators.Neighborhood(3)(*inputs, image)
+    for grad in torch.autograd.grad(out[:, :, 1:].sum(), inputs):
+        assert grad[:, :, 200:].isfinite().all()
+
+
 def test_forward_mode_is_refused() -> None:
     image, x = ndgpa.Image((4, 4), 2), torch.randn(1, 2, 16, 2)
 
     def call(x: Tensor) -> Tensor:
-        return ndgpa.Neighborhood(3)(x, x, x, image)
+        return ndgpa.operators.Neighborhood(3)(x, x, x, image)
 
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(call, (x,), (x,))

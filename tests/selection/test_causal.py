@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
+from ndgpa.cache import _NewestCell
 from ndgpa.selection import Rule
-from ndgpa.selection.causal import blocks_between
-from tests import draw
-from tests.oracle import logit, most_relevant, rows, softmax
-from tests.selection.causal_contract import CausalContract
+from ndgpa.selection.candidates import blocks_between, count_candidates, overlapping
+from ndgpa.testing import CausalContract, draw
+from ndgpa.testing.oracle import logit, most_relevant, rows, softmax
 
 
 @st.composite
 def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
-    force: tuple[int | str, ...] = ()
+    force: Rule | None = None
     if draw_(st.booleans()):
-        force = (draw_(st.integers(0, problem.key_structure.num_blocks - 1)),)
+        force = ndgpa.Fixed((draw_(st.integers(0, problem.key_structure.num_blocks - 1)),))
         if problem.key_structure is problem.structure and draw_(st.booleans()):
-            force = (*force, "own")
+            force = force | ndgpa.Own()
     return ndgpa.TopK(
         draw_(st.integers(1, 4)),
         draw_(st.sampled_from(["mass", "logit"])),
@@ -33,7 +33,7 @@ def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
 
 class TestTopK(CausalContract):
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return top_ks(problem)
 
 
@@ -110,12 +110,12 @@ def _end(structure: ndgpa.SpatialStructure, times: np.ndarray) -> int:
     st.integers(1, 30), st.integers(1, 5), st.integers(1, 3), st.integers(1, 12), st.integers(1, 4)
 )
 def test_a_prefix_does_not_depend_on_the_length_of_the_rest(
-    length: int, downsample: int, cell: int, more: int, k: int
+    length: int, block: int, cell: int, more: int, k: int
 ) -> None:
-    length += downsample * cell
+    length += block * cell
     x = torch.randn(1, 1, length + more, 3, dtype=torch.float64)
     short, long = (
-        ndgpa.gpa(y, y, y, ndgpa.Sequence(y.shape[2], downsample, cell), k, causal=True)
+        ndgpa.gpa(y, y, y, ndgpa.Sequence(y.shape[2], block, cell), k, causal=True)
         for y in (x[:, :, :length], x)
     )
     torch.testing.assert_close(short, long[:, :, :length], rtol=1e-12, atol=1e-12)
@@ -140,12 +140,63 @@ def test_partly_later_blocks_are_found_without_comparing_all_pairs(data: Any) ->
     assert table.shape[1] == int(wanted.sum(dim=1).max())
 
 
+@given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 3))
+def test_the_newest_cell_of_a_cache_says_what_a_search_finds(
+    first: int, block: int, cell: int
+) -> None:
+    newest = _NewestCell(first, block, cell, torch.device("cpu"))
+    keys = ndgpa.Sequence((first + cell + 2) * block, block)
+    (now, until), (begin, end) = newest.cell_span, keys.block_span
+    wanted = (begin <= until[:, None]) & (end > now[:, None])
+    assert rows(overlapping(newest, keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
+    past = count_candidates(newest, keys, causal=True)
+    assert torch.equal(past, (end <= now[:, None]).sum(dim=1))
+
+
 @given(draw.clusters(group=True, time=True), st.integers(1, 4))
 def test_groups_stay_apart_under_time(clusters: ndgpa.Clusters, k: int) -> None:
     x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
     blocks = ndgpa.select(x, x, clusters, k, causal=True).blocks[0, 0]
     for cell, row in enumerate(rows(blocks)):
         assert set(clusters.group[row].tolist()) <= {int(clusters.cell_group[cell])}
+
+
+@given(draw.clusters(group=True, time=True), st.data())
+def test_numbers_of_spaces_do_not_matter(clusters: ndgpa.Clusters, data: Any) -> None:
+    """As large as an int64 can be, negative ones among them; on two structures as on one."""
+    huge = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3, unique=True)
+    names = torch.tensor(data.draw(huge | st.just([0, 2**62, -(2**62)])))
+    tables = clusters.block_of_site, clusters.cell_of_block, clusters.time
+    groups = names[clusters.group.unique(return_inverse=True)[1]]
+    renamed = ndgpa.Clusters(*tables, groups)
+    x = torch.randn(1, 1, clusters.num_sites, 3, dtype=torch.float64)
+    few = clusters.group != int(clusters.group[0])  # the keys of some spaces only
+    for rule in (ndgpa.TopK(2), ndgpa.TopRatio(0.5), ndgpa.TopP(0.5)):
+        for causal in (False, True):
+            one, other = (
+                ndgpa.select(x, x, space, rule, causal=causal).blocks
+                for space in (clusters, renamed)
+            )
+            assert torch.equal(one, other)
+    if few.any() and data.draw(st.booleans()):
+        sites = few[clusters.block_of_site]
+        blocks = clusters.block_of_site[sites].unique(return_inverse=True)[1]
+        seen = groups[few]
+        keys = ndgpa.Clusters(blocks, torch.arange(len(seen)), clusters.time[sites], seen)
+        kept = ndgpa.select(
+            x, x[:, :, sites], renamed, ndgpa.TopRatio(1.0), key_structure=keys, causal=True
+        ).blocks[0, 0]
+        for cell, row in enumerate(rows(kept)):
+            assert set(seen[row].tolist()) <= {int(renamed.cell_group[cell])}
+
+
+def test_a_space_whose_number_is_huge_reads_its_own_blocks() -> None:
+    """By hand: the reported case, spaces 0 and 2**62 of two cells each."""
+    site, group = torch.arange(8), torch.tensor([0, 0, 2**62, 2**62])
+    space = ndgpa.Clusters(site // 2, torch.arange(4), site, group)
+    x = torch.randn(1, 1, 8, 2)
+    kept = ndgpa.select(x, x, space, ndgpa.TopRatio(1.0), causal=True).blocks
+    assert rows(kept[0, 0]) == [[0], [0, 1], [2], [2, 3]]
 
 
 def test_a_sequence_by_hand() -> None:
@@ -186,7 +237,7 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
     queries = ndgpa.Sequence(length, 1, data.draw(st.integers(1, length)))
     keys = ndgpa.Sequence(length, data.draw(st.integers(1, length)))
     x = torch.randn(1, 1, length, 2)
-    rule = ndgpa.TopK(1, force="own")
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
     blocks = rows(ndgpa.select(x, x, queries, rule, key_structure=keys).blocks[0, 0])
     for cell, sites in enumerate(rows(queries.cell_sites)):
         own = set(keys.block_of_site[sites].tolist())
@@ -196,6 +247,6 @@ def test_own_blocks_of_another_structure_on_the_same_sites(data: Any) -> None:
 
 def test_own_blocks_need_the_same_sites() -> None:
     x, y = torch.randn(1, 1, 8, 2), torch.randn(1, 1, 6, 2)
-    rule = ndgpa.TopK(1, force="own")
-    with pytest.raises(ValueError, match="force='own' needs"):
+    rule = ndgpa.TopK(1, force=ndgpa.Own())
+    with pytest.raises(ValueError, match="own blocks need queries and keys on the same sites"):
         ndgpa.select(x, y, ndgpa.Sequence(8, 2), rule, key_structure=ndgpa.Sequence(6, 2))

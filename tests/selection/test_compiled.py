@@ -12,12 +12,22 @@ from ndgpa.selection import Rule
     ("rule", "causal"),
     [
         (ndgpa.TopK(2) | ndgpa.Window(1), True),
+        (ndgpa.TopK(2, force=ndgpa.Window(1) | ndgpa.Fixed((0,))), True),
+        (ndgpa.TopK(2, force=ndgpa.TopK(1, share="all") | ndgpa.Own()), True),
         (ndgpa.TopRatio(0.4), True),
         (ndgpa.MultiLevel((3, 3)), True),
         (ndgpa.StraightThrough(ndgpa.TopK(2)), False),
         (ndgpa.PerturbedTopK(2, seed=1), False),
     ],
-    ids=["union", "ratio", "levels", "straight-through", "perturbed"],
+    ids=[
+        "union",
+        "forced",
+        "forced by relevance",
+        "ratio",
+        "levels",
+        "straight-through",
+        "perturbed",
+    ],
 )
 def test_a_rule_compiles_without_a_graph_break(rule: Rule, causal: bool) -> None:
     space, x = ndgpa.Sequence(40, 4, 2), torch.randn(1, 2, 40, 8)
@@ -93,14 +103,14 @@ def test_the_operators_of_selection_are_well_formed() -> None:
     query, key = torch.randn(1, 2, 3, 2, 4), torch.randn(1, 1, 5, 2, 4)
     kept = torch.tensor([[0, 2, -1], [1, 3, 4], [4, -1, -1]]).int().expand(1, 2, 3, 3)
     children = torch.arange(10).view(5, 2)
-    always = torch.tensor([[9], [-1], [0]])
     times = (torch.tensor([2, 5, 9]), torch.arange(10))
-    options = (torch.zeros(1, 5, 2), kept.contiguous(), torch.ones(3, 2), children)
+    forced = torch.tensor([[9], [-1], [0]]).expand(1, 2, 3, 1)
+    options = (torch.zeros(1, 5, 2), kept.contiguous(), torch.ones(1, 3, 2))
     call = torch.ops.ndgpa.select_children.default
-    torch.library.opcheck(call, (query, key, *options, always, 2, "head", 0.5, *times))
-    torch.library.opcheck(call, (query, key, *options, None, 99, "head", 0.5, None, None))
-    coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(3, 2), None, None)
-    more = (always.clamp(max=4), 2, "mass", "head", 0.5, times[0], torch.arange(5))
+    torch.library.opcheck(call, (query, key, *options, forced, children, 2, "head", 0.5, *times))
+    torch.library.opcheck(call, (query, key, *options, None, children, 99, "head", 0.5, None, None))
+    coarse = (query, key[:, :, :, 0].contiguous(), None, None, torch.ones(1, 3, 2))
+    more = (forced.clamp(max=4), None, None, 2, "mass", "head", 0.5, times[0], torch.arange(5))
     scores = torch.randn(2, 3, 5, requires_grad=True)
     call = torch.ops.ndgpa.perturbed_top_k.default
     torch.library.opcheck(call, (scores, 2, 0.5, 3, torch.tensor(1)))

@@ -14,10 +14,8 @@ from ndgpa.selection import Rule
 from ndgpa.selection.perturbed_top_k import chosen
 from ndgpa.selection.soft import log_relevance
 from ndgpa.selection.soft_top_k import project
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import relevance, rows
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import relevance, rows, voters_of
 
 
 class TestStraightThrough(RuleContract, CausalContract):
@@ -28,8 +26,6 @@ class TestStraightThrough(RuleContract, CausalContract):
             st.integers(1, 4),
             st.sampled_from(["head", "group", "all"]),
         )
-
-    causal_rules = rules
 
 
 class TestSoftTopK(RuleContract, CausalContract):
@@ -43,12 +39,10 @@ class TestSoftTopK(RuleContract, CausalContract):
             st.sampled_from(["head", "group", "all"]),
         )
 
-    causal_rules = rules
-
 
 class TestPerturbedTopK(CausalContract):
     @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return st.builds(
             ndgpa.PerturbedTopK, st.integers(1, 3), samples=st.just(3), seed=st.just(7)
         )
@@ -79,7 +73,7 @@ def test_straight_through_is_the_hard_rule_to_the_bit(data: Any) -> None:
 @given(st.data())
 def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
     problem = data.draw(draw.problems(max_batch=1))
-    asked = ndgpa.selection.Problem(
+    asked = ndgpa.Problem(
         problem.query,
         problem.key,
         problem.structure,
@@ -92,6 +86,7 @@ def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[0].tolist()
+    mask = None if problem.key_mask is None else problem.key_mask[0]
     tables = (problem.structure.blocks, problem.structure.cells, problem.key_structure.blocks)
     for h in range(problem.query.shape[1]):
         expected = relevance(
@@ -101,6 +96,7 @@ def test_log_relevance_is_the_logarithm_of_the_share(data: Any) -> None:
             seen,
             problem.logit_scale,
             problem.affinity,
+            voters=voters_of(problem.structure, problem.key_structure, mask),
         )
         expected = np.nan_to_num(expected)
         total = expected.sum(axis=1, keepdims=True)
@@ -144,7 +140,7 @@ def test_the_straight_through_gradient_is_that_of_soft_weights() -> None:
     kept = ndgpa.select(q, k, space, 2).blocks
 
     def slots(keys: torch.Tensor) -> torch.Tensor:
-        problem = ndgpa.selection.Problem(q, keys, space, space, 3**-0.5)
+        problem = ndgpa.Problem(q, keys, space, space, 3**-0.5)
         return log_relevance(problem).gather(-1, kept.long())
 
     def soft(keys: torch.Tensor) -> torch.Tensor:
@@ -181,6 +177,19 @@ def test_the_projection_is_the_nearest_point(seed: int, k: int, count: int) -> N
     )
     np.testing.assert_allclose(weight.numpy(), solved.x, atol=1e-6)
     assert weight.sum().item() == pytest.approx(k)
+
+
+@given(st.integers(0, 2**20), st.integers(1, 5))
+def test_the_projection_says_to_the_last_bit_which_weights_are_between(seed: int, k: int) -> None:
+    """A pair next to the border, by hand: one is a hair above the other, so both share a unit."""
+    generator = draw.seeded(seed)
+    above = 10 + torch.rand(k, generator=generator, dtype=torch.float64)
+    below = -10 - torch.rand(3, generator=generator, dtype=torch.float64)
+    for gap in (2.0**-20, 2.0**-40, 2.0**-50):
+        pair = torch.tensor([0.0, -1.0 + gap], dtype=torch.float64)
+        weight = project(torch.cat([above, pair, below]), k + 1)
+        assert weight[:k].tolist() == [1.0] * k
+        assert weight[k:].tolist() == [1 - gap / 2, gap / 2, 0.0, 0.0, 0.0]
 
 
 @given(st.integers(0, 2**20), st.integers(1, 5))

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import rows
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import rows
 
-module = importlib.import_module("ndgpa.selection.multi_level")
+module = importlib.import_module("ndgpa.selection.select_children")
 
 
 def levels_of(structure: ndgpa.SpatialStructure, factor: int) -> int:
@@ -33,9 +31,9 @@ def multi_levels(draw_: Any, problem: draw.Problem, counts: Any = None) -> ndgpa
     counts = st.integers(1, 4) if counts is None else counts
     factor = draw_(st.integers(2, 3))
     levels = draw_(st.integers(1, min(3, levels_of(problem.key_structure, factor))))
-    force = draw_(st.sampled_from([(), (0,)]))
+    force = draw_(st.sampled_from([None, ndgpa.Fixed((0,))]))
     if problem.key_structure is problem.structure and draw_(st.booleans()):
-        force = (*force, "own")
+        force = ndgpa.Own() if force is None else force | ndgpa.Own()
     return ndgpa.MultiLevel(
         tuple(draw_(counts) for _ in range(levels)),
         factor,
@@ -48,10 +46,6 @@ def multi_levels(draw_: Any, problem: draw.Problem, counts: Any = None) -> ndgpa
 class TestMultiLevel(RuleContract, CausalContract):
     @staticmethod
     def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
-        return multi_levels(problem)
-
-    @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
         return multi_levels(problem)
 
 
@@ -84,8 +78,9 @@ def test_levels_are_descended_as_the_definition_says(data: Any) -> None:
     """Loops in float64: estimate the nodes, keep the best, look at their children."""
     problem = data.draw(draw.problems(max_batch=1, masked=False))
     problem.affinity = "dot"
+    problem.scale = data.draw(st.sampled_from([None, 0.3, -0.7]))
     rule = data.draw(multi_levels(problem))
-    assume(rule.share == "head" and not rule.force)
+    assume(rule.share == "head" and rule.force is None)
     kept = ndgpa.select(
         problem.query, problem.key, problem.structure, rule, **problem.options
     ).blocks
@@ -167,6 +162,42 @@ def test_a_peak_that_the_mean_hides_is_found_by_the_bound() -> None:
         assert ndgpa.select(query, key, one, rule, **options).blocks.item() == expected
 
 
+@pytest.mark.parametrize("estimate", ["box", "mean"])
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_a_future_that_is_no_number_changes_nothing_before_it(estimate: str, lost: float) -> None:
+    x = torch.randn(1, 2, 64, 4, generator=draw.seeded(0))
+    space, rule = ndgpa.Sequence(64, 4), ndgpa.MultiLevel((2, 2), estimate=estimate)
+    before = ndgpa.gpa(x, x, x, space, rule, causal=True)
+    for now in range(3, 64, 7):
+        y = x.clone()
+        y[:, :, now + 1 :] = lost
+        after = ndgpa.gpa(y, y, y, space, rule, causal=True)
+        assert torch.equal(before[:, :, : now + 1], after[:, :, : now + 1])
+
+
+@pytest.mark.parametrize("affinity", ["dot", "euclidean"])
+def test_a_negative_scale_seeks_the_least_product(affinity: str) -> None:
+    """By hand: the bound takes the other corner of the box; far keys, where distances attract."""
+    key = torch.zeros(1, 1, 16, 1)
+    key[0, 0, 10], key[0, 0, 11], key[0, 0, 3] = 6.0, -7.0, 5.0
+    options = {"key_structure": ndgpa.Sequence(16, 1), "scale": -1.0, "affinity": affinity}
+    query, one, rule = torch.ones(1, 1, 1, 1), ndgpa.Sequence(1, 1), ndgpa.MultiLevel((1, 1, 1))
+    assert ndgpa.select(query, key, one, rule, **options).blocks.item() == 11
+
+
+def test_a_block_of_hidden_keys_is_in_no_box() -> None:
+    """By hand: all keys are negative, so a hidden block counted as 0 would be the greatest."""
+    key = torch.tensor([-5.0, -9.0, -1.0, -1.0]).view(1, 1, 4, 1)
+    mask = torch.tensor([[True, False, True, True]])
+    one, rule = ndgpa.Sequence(1, 1), ndgpa.MultiLevel((1, 1))
+    options = {"key_structure": ndgpa.Sequence(4, 1), "scale": 1.0, "key_mask": mask}
+    for sign, wanted in ((1.0, 2), (-1.0, 0)):
+        query = torch.full((1, 1, 1, 1), sign)
+        assert ndgpa.select(query, key, one, rule, **options).blocks.item() == wanted
+        turned = ndgpa.select(-query, -key, one, rule, **options).blocks
+        assert turned.item() == wanted
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_equal_children_the_lowest_number_is_kept(dtype: torch.dtype) -> None:
     """On a grid, where children that are looked at do not come in the order of their numbers."""
@@ -182,7 +213,7 @@ def test_of_equal_children_the_lowest_number_is_kept(dtype: torch.dtype) -> None
 
 
 def test_vmap_adds_a_batch() -> None:
-    space, rule = ndgpa.Image((8, 8), 1, 2), ndgpa.MultiLevel((3, 4), force="own")
+    space, rule = ndgpa.Image((8, 8), 1, 2), ndgpa.MultiLevel((3, 4), force=ndgpa.Own())
     query, key = (torch.randn(3, 2, h, 64, 4, generator=draw.seeded(h)) for h in (2, 1))
 
     def blocks(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -221,7 +252,7 @@ def test_levels_that_do_not_nest_are_named() -> None:
     x = torch.randn(1, 1, 16, 2)
     with pytest.raises(ValueError, match="MultiLevel has 4 levels, but level 3 would have 1 nodes"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1,) * 4))
-    with pytest.raises(ValueError, match="the levels do not nest"):
+    with pytest.raises(ValueError, match="use fewer levels or a larger factor"):
         ndgpa.select(x, x, ndgpa.Sequence(16, 4), ndgpa.MultiLevel((1, 1), factor=1))
     with pytest.raises(TypeError, match="keep must be a tuple"):
         ndgpa.MultiLevel(3)

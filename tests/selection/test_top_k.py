@@ -12,20 +12,19 @@ from hypothesis import strategies as st
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.selection import relevance as module
-from ndgpa.selection.top_k import top_k_lowest_id
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import most_relevant, relevance, rows
+from ndgpa.selection.ranking import top_k_lowest_id
+from ndgpa.testing import RuleContract, draw
+from ndgpa.testing.oracle import most_relevant, relevance, rows, voters_of
 
 
 @st.composite
 def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
-    force: tuple[int | str, ...] = ()
+    force: Rule | None = None
     if draw_(st.booleans()):
         last = problem.key_structure.num_blocks - 1
-        force = tuple(draw_(st.lists(st.integers(0, last), max_size=2)))
+        force = ndgpa.Fixed(tuple(draw_(st.lists(st.integers(0, last), max_size=2))))
         if problem.key_structure is problem.structure and draw_(st.booleans()):
-            force = (*force, "own")
+            force = force | ndgpa.Own()
     return ndgpa.TopK(
         draw_(st.integers(1, 6)),
         draw_(st.sampled_from(["mass", "logit"])),
@@ -64,17 +63,24 @@ def test_the_k_most_relevant_are_kept(data: Any) -> None:
         scores = scores.reshape(sharers, -1, *scores.shape[1:]).sum(axis=1)
         for s in range(sharers):
             for cell, members in enumerate(cells):
-                assert isinstance(rule.force, tuple)
-                forced = {j for j in rule.force if isinstance(j, int)}
-                forced |= set(members) if "own" in rule.force else set()
-                expected = most_relevant(scores[s, cell], rule.k, sorted(forced))
+                forced = sorted(_forced(rule.force, members))
+                expected = most_relevant(scores[s, cell], rule.k, forced)
                 assert rows(blocks[b, s, cell, None]) == [expected]
+
+
+def _forced(force: Rule | None, members: list[int]) -> set[int]:
+    if isinstance(force, ndgpa.selection.Union):
+        return set().union(*(_forced(rule, members) for rule in force.rules))
+    if isinstance(force, ndgpa.Fixed):
+        return set(force.blocks)
+    return set(members) if isinstance(force, ndgpa.Own) else set()
 
 
 def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
+    mask = None if problem.key_mask is None else problem.key_mask[b]
     return relevance(
         problem.query[b, h].numpy(),
         problem.key[b, h * problem.key.shape[1] // problem.query.shape[1]].numpy(),
@@ -85,6 +91,7 @@ def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
         problem.logit_scale,
         problem.affinity,
         kind,
+        voters_of(problem.structure, problem.key_structure, mask),
     )
 
 
@@ -116,7 +123,8 @@ def test_more_than_there_are_means_all() -> None:
 @given(draw.clusters(group=True), st.integers(1, 9), st.booleans())
 def test_groups_do_not_see_each_other(clusters: ndgpa.Clusters, k: int, own: bool) -> None:
     x = torch.randn(1, 2, clusters.num_sites, 3, dtype=torch.float64)
-    rule = ndgpa.TopK(k, force=("own", 0) if own else (0,))
+    first = ndgpa.Fixed((0,))
+    rule = ndgpa.TopK(k, force=ndgpa.Own() | first if own else first)
     blocks = ndgpa.select(x, x, clusters, rule).blocks
     assert clusters.group is not None
     for cell, members in enumerate(rows(clusters.cells)):
@@ -145,6 +153,51 @@ def test_of_equals_the_lowest_ids_are_taken_nan_and_infinities_included(
     assert sorted(found[0].tolist()) == list(range(k))
 
 
+@pytest.mark.parametrize("huge", [1e20, 1e30, -1e20])
+def test_logits_that_overflow_name_no_block_twice(huge: float) -> None:
+    """Heads of infinities of both signs, the sum of which is no number; and a forced block."""
+    query, key = torch.ones(1, 4, 6, 2), torch.full((1, 4, 6, 2), huge)
+    key[:, ::2] *= -1
+    space = ndgpa.Sequence(6, 2)
+    for kind in ("mass", "logit"):
+        for scale in (1.0, 1e20):
+            rule = ndgpa.TopK(2, kind, share="all", force=ndgpa.Fixed((1,)))
+            kept = ndgpa.select(query * huge, key, space, rule, scale=scale).blocks
+            assert kept.tolist() == [[[[0, 1, 2]] * 3]]
+
+
+def test_infinities_of_both_signs_count_as_nothing() -> None:
+    """By hand: two heads disagree beyond all bounds on block 0, and agree on block 1."""
+    query = torch.full((1, 2, 1, 1), 1e20)
+    key = torch.tensor([[1e20, 1e-20, 0.0], [-1e20, 1e-20, 0.0]]).view(1, 2, 3, 1)
+    options = {"key_structure": ndgpa.Sequence(3, 1), "scale": 1.0}
+    rule = ndgpa.TopK(1, "logit", share="all")
+    assert ndgpa.select(query, key, ndgpa.Sequence(1, 1), rule, **options).blocks.item() == 1
+
+
+@given(st.data())
+def test_slots_hold_a_block_once_whatever_overflows(data: Any) -> None:
+    problem = data.draw(draw.problems(torch.float32))
+    rule = data.draw(top_ks(problem))
+    huge = data.draw(st.sampled_from([1e20, 1e30, torch.inf, torch.nan]))
+    query, key = huge * problem.query, 1e20 * problem.key
+    kept = ndgpa.select(query, key, problem.structure, rule, **problem.options).blocks
+    for row in rows(kept.flatten(0, 2)):
+        assert len(set(row)) == len(row)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_query_that_is_no_number_has_no_say(lost: float, heads: int) -> None:
+    """By hand: of two blocks of a cell, the one that is numbers decides; so with two heads."""
+    key = torch.eye(4).view(1, 1, 4, 4).expand(1, heads, 4, 4)
+    query = torch.zeros(1, heads, 2, 4)
+    query[:, :, 0, 3], query[:, :, 1] = 9.0, lost
+    options = {"key_structure": ndgpa.Sequence(4, 1), "scale": 1.0}
+    rule = ndgpa.TopK(1, share="all")
+    assert ndgpa.select(query, key, ndgpa.Sequence(2, 1, 2), rule, **options).blocks.item() == 3
+
+
 def test_a_selection_shared_by_all_heads_sums_their_relevance() -> None:
     """Two heads that want different blocks, by hand."""
     key = torch.eye(4).view(1, 1, 4, 4).expand(1, 2, 4, 4)
@@ -167,9 +220,9 @@ def test_what_is_always_read_is_looked_up_once_and_nothing_is_copied_from_the_ho
 ) -> None:
     """So a CUDA graph can capture a call after the first."""
     space, x = ndgpa.Sequence(24, 4), torch.randn(1, 1, 24, 2)
-    rule = ndgpa.TopK(1, force=(0, 3, "own"))
+    rule = ndgpa.TopK(1, force=ndgpa.Fixed((0, 3)) | ndgpa.Own())
     first = ndgpa.select(x, x, space, rule, causal=True).blocks
     monkeypatch.setattr(torch, "tensor", None)
     assert torch.equal(ndgpa.select(x, x, space, rule, causal=True).blocks, first)
-    other = ndgpa.select(x, x, space, ndgpa.TopK(1, force="own")).blocks
+    other = ndgpa.select(x, x, space, ndgpa.TopK(1, force=ndgpa.Own())).blocks
     assert not torch.equal(other[..., :2], first[..., :2])

@@ -1,14 +1,16 @@
 """Partitions given as two vectors: the contract, and what only they have."""
 
+import copy
+import pickle
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import rows
 
 
 class TestClusters(StructureContract):
@@ -29,6 +31,24 @@ def test_tables_by_hand() -> None:
     assert clusters.blocks.tolist() == [[1, -1, -1], [0, 2, 4], [3, -1, -1]]
     assert clusters.cells.tolist() == [[0, 2], [1, -1]]
     assert repr(clusters) == ("Clusters(5 sites, 3 blocks of at most 3, 2 cells of at most 2)")
+
+
+@given(draw.clusters(time=True))
+def test_spans_are_the_earliest_and_latest_times(clusters: ndgpa.Clusters) -> None:
+    """Of times of either sign, in blocks and cells of several sizes."""
+    assert clusters.time is not None
+    times = clusters.time.tolist()
+    blocks = [[times[site] for site in sites] for sites in rows(clusters.blocks)]
+    cells = [[time for b in members for time in blocks[b]] for members in rows(clusters.cells)]
+    for span, members in ((clusters.block_span, blocks), (clusters.cell_span, cells)):
+        assert [x.tolist() for x in span] == [[min(x) for x in members], [max(x) for x in members]]
+
+
+def test_spans_of_negative_times_by_hand() -> None:
+    clusters = ndgpa.Clusters(
+        torch.tensor([0, 0, 1]), torch.tensor([0, 1]), torch.tensor([-5, -3, -4])
+    )
+    assert [x.tolist() for x in clusters.block_span] == [[-5, -4], [-3, -4]]
 
 
 @given(draw.grids())
@@ -52,3 +72,20 @@ def test_coarse_blocks_are_runs_that_stay_within_a_group(
         assert len(sites) <= factor
         assert set(clusters.group[sites].tolist()) == {int(coarse.group[number])}
     assert coarse.blocks_per_cell <= cell
+
+
+def test_a_copy_without_values_leads_back_to_the_one_with_values() -> None:
+    clusters = ndgpa.Clusters(torch.tensor([0, 0, 1]), torch.tensor([0, 0]))
+    meta = clusters.to("meta")
+    assert meta.to("cpu") is clusters
+    again = copy.deepcopy(meta)
+    assert again.to("cpu").blocks.tolist() == [[0, 1], [2, -1]]
+    assert meta.coarsened(2).to("cpu").blocks.tolist() == [[0, 1]]
+
+
+def test_what_is_pickled_has_no_copies_on_other_devices() -> None:
+    clusters = ndgpa.Clusters(torch.tensor([0, 0, 1]), torch.tensor([0, 0]))
+    alone = len(pickle.dumps(clusters))
+    clusters.to("meta")
+    assert len(pickle.dumps(clusters)) == alone
+    assert pickle.loads(pickle.dumps(clusters)).to("meta").is_even == clusters.is_even

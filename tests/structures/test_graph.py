@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ndgpa
-from ndgpa.structures import graph as graph_module
+from ndgpa.structures import graph_partition
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import rows
 
 METHODS = ("metis", "landmark")
 
@@ -30,12 +29,12 @@ def graphs(draw_: Any) -> dict[str, Any]:
     weight = None
     if draw_(st.booleans()):
         weight = torch.rand(edges, generator=generator).round(decimals=1)
-    downsample = draw_(st.integers(1, min(nodes, 7)))
+    block = draw_(st.integers(1, min(nodes, 7)))
     return {
         "edge_index": torch.randint(0, named, (2, edges), generator=generator),
         "num_nodes": nodes,
-        "downsample": downsample,
-        "cell": draw_(st.integers(1, -(-nodes // downsample))),
+        "block": block,
+        "cell": draw_(st.integers(1, -(-nodes // block))),
         "edge_weight": weight,
         "method": draw_(st.sampled_from(METHODS)),
         "time": torch.arange(nodes) if draw_(st.booleans()) else None,
@@ -68,9 +67,9 @@ class TestGraph(StructureContract):
 @given(graphs())
 def test_all_blocks_and_cells_but_the_last_are_full(graph: dict[str, Any]) -> None:
     structure = ndgpa.Graph(**graph)
-    nodes, downsample, cell = graph["num_nodes"], graph["downsample"], graph["cell"]
-    whole, rest = divmod(nodes, downsample)
-    assert structure.block_sizes.tolist() == [downsample] * whole + [rest] * (rest > 0)
+    nodes, block, cell = graph["num_nodes"], graph["block"], graph["cell"]
+    whole, rest = divmod(nodes, block)
+    assert structure.block_sizes.tolist() == [block] * whole + [rest] * (rest > 0)
     assert [len(row) for row in rows(structure.cells)][:-1] == [cell] * (structure.num_cells - 1)
 
 
@@ -161,8 +160,8 @@ def test_positions_do_not_matter_to_metis() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lattice", "star", "expander", "dust"])
-@pytest.mark.parametrize(("downsample", "cell"), [(32, 8), (7, 3), (1, 1), (1, 50), (500, 1)])
-def test_padding_is_that_of_the_last_block(kind: str, downsample: int, cell: int) -> None:
+@pytest.mark.parametrize(("block", "cell"), [(32, 8), (7, 3), (1, 1), (1, 50), (500, 1)])
+def test_padding_is_that_of_the_last_block(kind: str, block: int, cell: int) -> None:
     nodes = 5000
     edges = {
         "lattice": lattice(50, 100),
@@ -170,19 +169,18 @@ def test_padding_is_that_of_the_last_block(kind: str, downsample: int, cell: int
         "expander": torch.randint(0, nodes, (2, 3 * nodes), generator=draw.seeded(0)),
         "dust": torch.empty(2, 0, dtype=torch.int64),
     }[kind]
-    structure = ndgpa.Graph(edges, nodes, downsample, cell)
-    assert structure.num_blocks == -(-nodes // downsample)
-    assert structure.sites_per_block == downsample
+    structure = ndgpa.Graph(edges, nodes, block, cell)
+    assert structure.num_blocks == -(-nodes // block)
+    assert structure.sites_per_block == block
     assert structure.num_cells == -(-structure.num_blocks // cell)
     assert structure.blocks_per_cell == cell
 
 
 def test_parts_that_are_too_full_give_their_loosest_nodes() -> None:
     """A path 0-1-2-3-4-5 with 4 nodes in the first part of 3: node 3, next to the second, goes."""
-    path = torch.stack([torch.arange(5), torch.arange(1, 6)])
-    edges = graph_module._undirected(path, 6, None)
+    edges = graph_partition.undirected(np.arange(5), np.arange(1, 6), 6)
     one = np.zeros(6, dtype=np.int64)
-    found = graph_module._fit(
+    found = graph_partition._fit(
         edges, one, np.array([0, 0, 0, 0, 1, 1]), np.array([3, 3]), np.array([0])
     )
     assert found.tolist() == [0, 0, 0, 1, 1, 1]
@@ -201,9 +199,13 @@ def test_without_pymetis_one_warning_and_landmarks(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("hidden", "method", "words"),
     [
-        (("pymetis",), "metis", "Graph needs pymetis for method 'metis'; pip install"),
-        (("scipy",), "landmark", "Graph needs scipy for method 'landmark'; pip install"),
-        (("pymetis", "scipy"), "auto", "Graph needs pymetis for method 'metis'; pip install"),
+        (("pymetis",), "metis", "Graph needs pymetis for method 'metis'; install it with: pip"),
+        (("scipy",), "landmark", "Graph needs scipy for method 'landmark'; install it with: pip"),
+        (
+            ("pymetis", "scipy"),
+            "auto",
+            "Graph needs pymetis for method 'metis'; install it with: pip",
+        ),
     ],
 )
 def test_a_missing_package_is_named(
@@ -226,7 +228,6 @@ def _hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return load(name, *rest, **more)
 
     monkeypatch.setattr("ndgpa.structures.graph.find_spec", no_spec)
-    monkeypatch.setattr("ndgpa._checks.find_spec", no_spec)
     monkeypatch.setattr(builtins, "__import__", no_import)
 
 
@@ -248,11 +249,11 @@ def test_a_grid_given_by_its_own_blocks_and_cells_gives_the_grid_s_output(
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**20))
 def test_a_sequence_given_by_its_own_blocks_and_cells_is_the_same_to_the_bit(
-    length: int, downsample: int, cell: int, seed: int
+    length: int, block: int, cell: int, seed: int
 ) -> None:
     """Here the rows of both tables are in one order, so sums are too."""
-    downsample = min(downsample, length)
-    grid = ndgpa.Sequence(length, downsample, min(cell, -(-length // downsample)))
+    block = min(block, length)
+    grid = ndgpa.Sequence(length, block, min(cell, -(-length // block)))
     clusters = ndgpa.Clusters(grid.block_of_site, grid.cell_of_block)
     inputs = _features(length, seed)
     assert torch.equal(ndgpa.gpa(*inputs, clusters, 3), ndgpa.gpa(*inputs, grid, 3))
@@ -298,8 +299,8 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"edge_index": PATH.float()}, TypeError, "edge_index must be of an integer dtype; got"),
-        ({"edge_index": PATH.bool()}, TypeError, "edge_index must be of an integer dtype; got"),
+        ({"edge_index": PATH.float()}, TypeError, "edge_index must have an integer dtype; got"),
+        ({"edge_index": PATH.bool()}, TypeError, "edge_index must have an integer dtype; got"),
         ({"edge_index": PATH.T}, ValueError, r"edge_index must have shape \(2, edges\); got \(3,"),
         ({"edge_index": PATH[0]}, ValueError, r"edge_index must have shape \(2, edges\); got"),
         ({"edge_index": [[0], [1]]}, TypeError, "edge_index must be a tensor; got list"),
@@ -307,27 +308,27 @@ PATH = torch.tensor([[0, 1, 2], [1, 2, 3]])
         ({"edge_index": PATH - 1}, ValueError, "edge_index names node -1; nodes are numbered from"),
         ({"num_nodes": 0}, ValueError, "num_nodes is 0; a structure needs at least one site"),
         ({"num_nodes": 4.0}, TypeError, "num_nodes must be an int; got 4.0"),
-        ({"downsample": 5}, ValueError, "downsample 5 is larger than the number of sites, 4"),
-        ({"downsample": 0}, ValueError, "downsample must be at least 1; got 0"),
+        ({"block": 5}, ValueError, "block 5 is larger than the number of sites, 4"),
+        ({"block": 0}, ValueError, "block must be at least 1; got 0"),
         ({"cell": 3}, ValueError, "cell 3 is larger than the number of blocks, 2"),
-        ({"method": "kd"}, ValueError, "method 'kd' splits by position, and none is given"),
+        ({"method": "kd"}, ValueError, "method 'kd' needs positions, and none are given"),
         ({"method": "louvain"}, ValueError, "unknown method 'louvain'; expected one of 'auto'"),
         ({"position": torch.zeros(3, 2)}, ValueError, "position has 3 rows but there are 4 nodes"),
         (
             {"position": torch.full((4, 2), torch.nan)},
             ValueError,
-            "position holds NaN or infinite coordinates",
+            "position has NaN or infinite coordinates",
         ),
         ({"edge_weight": torch.ones(2)}, ValueError, r"edge_weight must have shape \(3,\); got"),
         ({"edge_weight": -torch.ones(3)}, ValueError, "edge_weight must be finite and not neg"),
         ({"edge_weight": torch.full((3,), torch.nan)}, ValueError, "edge_weight must be finite"),
-        ({"edge_weight": PATH[0] > 0}, TypeError, "edge_weight must be of a real dtype; got"),
+        ({"edge_weight": PATH[0] > 0}, TypeError, "edge_weight must have a real dtype; got"),
         ({"time": torch.arange(3)}, ValueError, "time has 3 entries but there are 4 sites"),
     ],
 )
 def test_graphs_that_are_none_are_refused(
     arguments: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    good = {"edge_index": PATH, "num_nodes": 4, "downsample": 2}
+    good = {"edge_index": PATH, "num_nodes": 4, "block": 2}
     with pytest.raises(error, match=words):
         ndgpa.Graph(**{**good, **arguments})

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 import ndgpa
 from ndgpa.structures.base import SpatialStructure
-from tests import draw
-from tests.contracts.structure import StructureContract
-from tests.oracle import rows
+from ndgpa.testing import StructureContract, draw
+from ndgpa.testing.oracle import rows
 
 
 @st.composite
@@ -20,8 +19,8 @@ def clouds(draw_: Any) -> tuple[torch.Tensor, int, int]:
     position = torch.randn(points, dimensions, generator=draw.seeded(draw_(st.integers(0, 2**20))))
     if draw_(st.booleans()):
         position = position.round()  # points that coincide
-    downsample = draw_(st.integers(1, min(points, 7)))
-    return position, downsample, draw_(st.integers(1, -(-points // downsample)))
+    block = draw_(st.integers(1, min(points, 7)))
+    return position, block, draw_(st.integers(1, -(-points // block)))
 
 
 class TestPointCloud(StructureContract):
@@ -33,11 +32,9 @@ class TestPointCloud(StructureContract):
 @given(clouds())
 def test_all_blocks_but_the_last_are_full(cloud: tuple[torch.Tensor, int, int]) -> None:
     structure = ndgpa.PointCloud(*cloud)
-    points, downsample, cell = len(cloud[0]), *cloud[1:]
+    points, block, cell = len(cloud[0]), *cloud[1:]
     sizes = structure.block_sizes.tolist()
-    assert sizes == [downsample] * (points // downsample) + [points % downsample] * (
-        points % downsample > 0
-    )
+    assert sizes == [block] * (points // block) + [points % block] * (points % block > 0)
     assert [len(row) for row in rows(structure.cells)][:-1] == [cell] * (structure.num_cells - 1)
 
 
@@ -72,11 +69,15 @@ def test_the_same_points_make_the_same_structure() -> None:
     [
         ((torch.zeros(4), 2), ValueError, r"position must have shape \(points, dimensions\); got"),
         ((torch.zeros(0, 2), 1), ValueError, "position is empty; a structure needs at least one"),
-        ((torch.zeros(4, 2).long(), 1), TypeError, "position must be of a floating dtype; got"),
-        ((torch.tensor([[0.0], [torch.nan]]), 1), ValueError, "position holds NaN or infinite"),
-        ((torch.zeros(4, 2), 5), ValueError, "downsample 5 is larger than the number of sites, 4"),
+        (
+            (torch.zeros(4, 2).long(), 1),
+            TypeError,
+            "position must have a floating-point dtype; got",
+        ),
+        ((torch.tensor([[0.0], [torch.nan]]), 1), ValueError, "position has NaN or infinite"),
+        ((torch.zeros(4, 2), 5), ValueError, "block 5 is larger than the number of sites, 4"),
         ((torch.zeros(4, 2), 2, 3), ValueError, "cell 3 is larger than the number of blocks, 2"),
-        ((torch.zeros(4, 2), 0), ValueError, "downsample must be at least 1; got 0"),
+        ((torch.zeros(4, 2), 0), ValueError, "block must be at least 1; got 0"),
         (([[0.0]], 1), TypeError, "position must be a tensor; got list"),
     ],
 )

@@ -45,10 +45,10 @@ class Surface:
             near = near @ touch
         self.near = torch.from_numpy(near.toarray() > 0).float()  # (marks, n)
         self.edge_index = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
-        self.structure = ndgpa.Graph(self.edge_index, n, downsample=8, cell=4)
+        self.structure = ndgpa.Graph(self.edge_index, n, block=8, cell=4)
 
     def sample(self, mark_number: int) -> Sample:
-        """Where each vertex is, and which is marked, with those within four edges of it."""
+        """Tell where each vertex is and which is marked, with those within four edges of it."""
         waves = torch.cat([k * torch.pi * self.position for k in (0.5, 1.0, 2.0)], dim=1)
         place = torch.cat([self.position, waves.sin(), waves.cos()], dim=1)
         mark = self.near[mark_number, :, None]
@@ -87,12 +87,12 @@ class Distances:
         return (predicted[:, 0] - sample.y).abs().mean()
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """Mean error over mean distance."""
+        """Divide the mean error by the mean distance, in percent."""
         return 100 * self.loss(predicted, sample) / sample.y.mean()
 
 
 def _blobs(rng: np.random.Generator, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (n, 3) in a box of about [-1, 1] and faces (m, 3)."""
+    """Return vertices (n, 3) in a box of about [-1, 1] and faces (m, 3)."""
     walk = rng.normal(size=(7, 3)).cumsum(axis=0)
     walk = (walk - (walk.max(0) + walk.min(0)) / 2) / (walk.max(0) - walk.min(0)).max() * 1.3
     between = np.linspace(0, 6, 25)

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from torch import Tensor
 
+from examples.common.figures import save_figure
 from examples.graphs.mesh.data import Distances, Surface
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
-from examples.training.files import replacing
 
 
 @torch.no_grad()
@@ -46,12 +46,11 @@ def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None
         error = (values - sample.y).abs()
         title = f"error, {name}: {100 * error.mean() / sample.y.mean():.0f} %"
         _paint(next(panels), title, surface, mark, _colours("magma", error, longest / 3))
-    with replacing(path) as part:
-        figure.savefig(part, dpi=90, format="png")
+    save_figure(figure, path, dpi=90)
 
 
 def _typical(task: Distances, network: GraphNetwork) -> tuple[Surface, int]:
-    """The test of median error, so that the picture is neither the best nor the worst."""
+    """Choose the test of median error, so that the picture is neither the best nor the worst."""
     errors = [task.error(network(s.x, s.edge_index, s.structure), s).item() for s in task.tests]
     middle = sorted(range(len(errors)), key=errors.__getitem__)[len(errors) // 2]
     return task.test_surfaces[middle // 4], middle % 4
@@ -64,7 +63,7 @@ def _colours(name: str, values: Tensor, largest: float) -> np.ndarray:  # (n, 4)
 def _paint(
     axes: object, title: str, surface: Surface, mark: int, colours: np.ndarray, opacity: float = 1.0
 ) -> None:
-    """Triangles in the mean colour of their corners, shaded, and the marked vertex in red."""
+    """Paint shaded triangles in the mean colour of their corners, and the marked vertex in red."""
     corners = surface.position.numpy()[surface.faces]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
@@ -83,7 +82,7 @@ def _paint(
 
 
 def _key_lines(axes: object, surface: Surface, sample: Sample, network: GraphNetwork) -> None:
-    """From the vertex that is farthest to those that it reads in the last layer."""
+    """Draw lines from the farthest vertex to those that it reads in the last layer."""
     site = int(sample.y.argmax())
     read, weight = reads_of(network, sample, site)
     start, ends = surface.position[site], surface.position[read]

@@ -4,16 +4,16 @@
     python -m examples.graphs.mesh.train --smoke    # seconds; the numbers mean nothing
 
 Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
-ended goes on where it was.
+stopped continues where it was, and a finished one can be extended by more steps.
 """
 
 from pathlib import Path
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from examples.graphs.compare import Options, compare
+from examples.common.commands import check_count, command
+from examples.graphs.compare import Options, check, compare
 from examples.graphs.mesh.data import Distances
 from examples.graphs.mesh.picture import draw
 from examples.graphs.report import write
@@ -47,13 +47,16 @@ def main(
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
     """
-    if threads:
-        torch.set_num_threads(threads)
     if smoke:
         out /= "smoke"
         steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
+    options = Options(steps, batch, rate, seeds)
+    check(options, threads, out)
+    check_count("--surfaces", surfaces, most=10_000)
+    check_count("--tests", tests, most=1000)
+    check_count("--resolution", resolution, 16, 256)
     task = Distances(surfaces, tests, resolution, validate)
-    rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")
+    rows, networks = compare(task, options, out / "runs")
     sites = [len(s.position) for s in task.test_surfaces]
     about = (
         "Distance along a surface from a marked vertex: mean error over mean distance, on "
@@ -67,4 +70,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

@@ -47,7 +47,7 @@ class Regions:
         self.colour = (colour - colour.mean(dim=0)) / colour[:, 0].std()
         self.edge_index = touching(self.region)
         self.structure = ndgpa.Graph(
-            self.edge_index, len(colour), downsample=16, cell=4, position=self.position
+            self.edge_index, len(colour), block=16, cell=4, position=self.position
         )
 
     def mean(self, values: np.ndarray) -> Tensor:  # (h, w, c) -> (n, c)
@@ -58,7 +58,7 @@ class Regions:
         return (torch.stack(sums, dim=1) / flat.bincount()[:, None]).float()
 
     def sample(self, generator: torch.Generator | None = None) -> Sample:
-        """A luminosity mask of a photo editor: regions were clicked; which are lighter?
+        """Make a luminosity mask of a photo editor: regions were clicked; which are lighter?
 
         Seen are noisy colours and the marks. Wanted is 1 where the true lightness is above that of
         the first region clicked, wherever in the picture, and 0 elsewhere.
@@ -73,7 +73,7 @@ class Regions:
     def clicked(
         self, first: int, alike: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:  # (n,) bool
-        """Some regions that are alike, and those alike within two regions of them: the brush."""
+        """Mark some regions that are alike, and like ones within two regions of them: the brush."""
         own = alike.nonzero()[:, 0]
         marked = torch.zeros_like(alike)
         marked[first] = True
@@ -85,7 +85,7 @@ class Regions:
 
 
 def touching(region: Tensor) -> Tensor:  # (h, w) -> (2, E)
-    """Pairs of regions that share a border, in both directions."""
+    """List the pairs of regions that share a border, in both directions."""
     across = torch.stack([region[:, :-1].flatten(), region[:, 1:].flatten()])
     down = torch.stack([region[:-1].flatten(), region[1:].flatten()])
     pairs = torch.cat([across, down], dim=1)
@@ -135,5 +135,5 @@ class Clicks:
         return F.binary_cross_entropy_with_logits(predicted[:, 0], sample.y)
 
     def error(self, predicted: Tensor, sample: Sample) -> Tensor:
-        """The share of regions that are wrongly selected or left out."""
+        """Return the percentage of regions that are wrongly selected or left out."""
         return 100 * ((predicted[:, 0] > 0) != (sample.y > 0)).float().mean()

@@ -10,15 +10,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.common.figures import save_figure
 from examples.graphs.model import GraphNetwork, reads_of
 from examples.graphs.sample import Sample
 from examples.graphs.superpixels.data import Clicks, Regions
-from examples.training.files import replacing
 
 
 @torch.no_grad()
 def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
-    """The first test."""
+    """Draw the first test."""
     view, sample = task.testing[0], task.tests[0]
     figure = Figure(figsize=(13, 7), layout="constrained")
     panels = iter(figure.subplots(2, 4).flat)
@@ -37,8 +37,7 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
         predicted = network(sample.x, sample.edge_index, sample.structure)
         title = f"{name}: {task.error(predicted, sample):.0f} % wrong"
         _show(next(panels), title, _labels(view, predicted[:, 0] > 0))
-    with replacing(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(figure, path, dpi=80)
 
 
 def _show(axes: Axes, title: str, picture: np.ndarray) -> None:
@@ -52,13 +51,13 @@ def _painted(view: Regions, colours: np.ndarray) -> np.ndarray:  # (n, 3 or 4) -
 
 
 def _labels(view: Regions, selected: Tensor) -> np.ndarray:
-    """The photograph where it is selected, dark blue elsewhere."""
+    """Show the photograph where it is selected, dark blue elsewhere."""
     photo = view.photo.permute(1, 2, 0).numpy()
     return np.where(selected.numpy()[view.region.numpy()][..., None], photo, [0.0, 0.0, 0.4])
 
 
 def _seen(view: Regions, sample: Sample, marked: Tensor) -> np.ndarray:
-    """The noisy lightness of each region; red where it was clicked."""
+    """Show the noisy lightness of each region, and in red where it was clicked."""
     light = (0.5 + 0.25 * sample.x[:, :1]).expand(-1, 3).numpy()
     return _painted(view, np.where(marked[:, None], [1.0, 0.0, 0.0], light))
 
@@ -66,7 +65,7 @@ def _seen(view: Regions, sample: Sample, marked: Tensor) -> np.ndarray:
 def _key_lines(
     axes: Axes, view: Regions, sample: Sample, network: GraphNetwork, marked: Tensor
 ) -> None:
-    """From the region that is farthest from every click to those that it reads at first."""
+    """Draw lines from the region farthest from every click to those that it reads at first."""
     place = view.position * max(view.region.shape)
     site = int(torch.cdist(place, place[marked]).amin(dim=1).argmax())
     read, weight = reads_of(network, sample, site, layer=0)

@@ -4,16 +4,16 @@
     python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
 
 Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
-ended goes on where it was.
+stopped continues where it was, and a finished one can be extended by more steps.
 """
 
 from pathlib import Path
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from examples.graphs.compare import Options, compare
+from examples.common.commands import check_count, command
+from examples.graphs.compare import Options, check, compare
 from examples.graphs.report import write
 from examples.graphs.superpixels.data import PHOTOS, Clicks
 from examples.graphs.superpixels.picture import draw
@@ -49,13 +49,17 @@ def main(
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
     """
-    if threads:
-        torch.set_num_threads(threads)
     if smoke:
         out /= "smoke"
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
+    options = Options(steps, batch, rate, seeds)
+    check(options, threads, out)
+    check_count("--views", views, most=1000)
+    check_count("--test-views", test_views, most=1000)
+    check_count("--size", size, 32, 4096)
+    check_count("--regions", regions, 16, size**2 // 4)
     task = Clicks(views, test_views, size, regions, validate)
-    rows, networks = compare(task, Options(steps, batch, rate, seeds), out / "runs")
+    rows, networks = compare(task, options, out / "runs")
     sites = [len(view.colour) for view in task.testing]
     about = (
         "Which regions of a photograph are lighter than a few clicked ones: the share of wrong "
@@ -70,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

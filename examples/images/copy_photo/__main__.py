@@ -2,6 +2,7 @@
 
 import tyro
 
+from examples.common.commands import command
 from examples.images.copy_photo.demo import Options, main
 
-main(tyro.cli(Options))
+command(lambda: main(tyro.cli(Options)))

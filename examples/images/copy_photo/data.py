@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import skimage.data
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from examples.common.untrusted import BadInput, decoding, read_picture
 
 TRAINING = (
     "rocket",
@@ -52,7 +52,7 @@ def make_task(source: Float[Tensor, "b 3 h w"], theta: Float[Tensor, "b 2 3"], f
 def random_theta(
     batch: int, generator: torch.Generator, noise: float = 0.15
 ) -> Float[Tensor, "batch 2 3"]:
-    """Identity plus uniform noise on all six entries, in coordinates that run from -1 to 1.
+    """Add uniform noise to all six entries of the identity, in coordinates from -1 to 1.
 
     Source: Section 3.1 of Jetchev et al. 2021.
     """
@@ -62,18 +62,18 @@ def random_theta(
 def distort(
     image: Float[Tensor, "b 3 h w"], theta: Float[Tensor, "b 2 3"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """tau: the pixel at x becomes the image's at theta x; black where that is outside."""
+    """Apply tau: the pixel at x becomes the image's at theta x, black where that is outside."""
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, align_corners=False)
 
 
 def degrade(image: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b 1 l k"]:
-    """Grey and `factor` times smaller, by means over squares; `factor` divides both sides."""
+    """Make grey and `factor` times smaller, by means over squares; `factor` divides both sides."""
     return F.avg_pool2d(grey(image), factor)
 
 
 def grey(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Rec. 601 luma."""
+    """Compute Rec. 601 luma."""
     weight = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     return (image * weight).sum(dim=1, keepdim=True)
 
@@ -81,7 +81,7 @@ def grey(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
 def random_views(
     photos: list[Float[Tensor, "3 h w"]], batch: int, size: int, generator: torch.Generator
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Random squares of random photographs, brought to one size, turned and tinted."""
+    """Draw squares of random photographs, brought to one size, turned and tinted."""
     views = []
     for _ in range(batch):
         pick, side, top, left, turns, flip = torch.rand(6, generator=generator).tolist()
@@ -100,7 +100,7 @@ def random_views(
 
 
 def held_out_view(photo: Float[Tensor, "3 h w"], size: int) -> Float[Tensor, "3 size size"]:
-    """The square in the middle, brought to `size`."""
+    """Cut out the square in the middle and bring it to `size`."""
     side = min(photo.shape[1:])
     top, left = (photo.shape[1] - side) // 2, (photo.shape[2] - side) // 2
     return resize(photo[:, top : top + side, left : left + side], (size, size))
@@ -111,29 +111,24 @@ def resize(image: Float[Tensor, "3 h w"], shape: tuple[int, int]) -> Float[Tenso
 
 
 def load_photo(name: str) -> Float[Tensor, "3 h w"]:
-    """A photograph of scikit-image by name, from 0 to 1."""
+    """Load a photograph of scikit-image by name, from 0 to 1."""
     pixels = getattr(skimage.data, name)()
     pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # of a stereo pair, the left
     return _as_photo(pixels / np.float32(255))
 
 
 def read_photo(path: Path) -> Float[Tensor, "3 h w"]:
-    """A photograph of one's own: grey becomes grey in three channels, alpha goes onto white.
+    """Read a photograph of one's own: grey becomes grey in three channels, alpha goes onto white.
 
     Raises:
-        ValueError: The file is missing, is no image, or is too small.
+        BadInput: The file is missing, damaged, no picture, too large or too small.
     """
-    if not path.is_file():
-        raise ValueError(f"--image {path} is not a file")
-    try:
-        with PIL.Image.open(path) as file:
-            picture = PIL.ImageOps.exif_transpose(file)
-            deep = picture.mode.startswith("I")  # 16 bits of grey
-            pixels = np.asarray(picture if deep else picture.convert("RGBA"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"--image {path} cannot be read as an image: {error}") from error
+    picture = read_picture(path)
+    deep = picture.mode.startswith("I")  # 16 bits of grey
+    with decoding(path, "a picture"):
+        pixels = np.asarray(picture if deep else picture.convert("RGBA"))
     if min(pixels.shape[:2]) < SMALLEST:
-        raise ValueError(
+        raise BadInput(
             f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]} pixels; the shorter side needs "
             f"at least {SMALLEST}"
         )

@@ -3,10 +3,9 @@
     .venv/bin/python -m examples.images.copy_photo               under three minutes, two cores
     .venv/bin/python -m examples.images.copy_photo --image PATH
 
-Writes into `runs/copy_photo`: picture.png, table.md, table.json, checkpoint.pt.
+Writes into `runs/copy_photo`: picture.png, table.md, table.json, checkpoint.safetensors.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.commands import locked
+from examples.common.files import check_folder
 from examples.images.copy_photo.data import (
     HELD_OUT,
     held_out_view,
@@ -23,10 +24,12 @@ from examples.images.copy_photo.data import (
     read_photo,
 )
 from examples.images.copy_photo.model import CopyNet
-from examples.images.copy_photo.report import Case, write_picture, write_tables
+from examples.images.copy_photo.picture import write_picture
+from examples.images.copy_photo.report import Case, write_tables
 from examples.images.copy_photo.restore import Method, enlarged, resampled, restore
 from examples.images.copy_photo.train import FACTOR, Training, trained
-from ndgpa import GPA, Full, Image, Nothing
+from ndgpa import GPA, Full, Image
+from ndgpa.operators import NoAttention
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ class Options:
 def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     photos = _photos(options.image)
-    options.out.mkdir(parents=True, exist_ok=True)
-    training, sizes, checkpoint = Training(), (256, 512), options.out / "checkpoint.pt"
+    check_folder(options.out)
+    training, sizes, checkpoint = Training(), (256, 512), options.out / "checkpoint.safetensors"
     if options.smoke:
         training = Training(size=64, match_steps=2, copy_steps=2)
         sizes, photos = (64,), dict(list(photos.items())[:1])
-        checkpoint = options.out / "smoke.pt"
-    nets = trained(training, checkpoint, options.retrain)
+        checkpoint = options.out / "smoke.safetensors"
+    with locked(options.out):
+        nets = trained(training, checkpoint, options.retrain)
     cases = _restored(photos, sizes, training, nets)
     write_picture(options.out / "picture.png", cases)
     print(write_tables(options.out, cases))
@@ -60,24 +64,21 @@ def main(options: Options) -> None:
 
 
 def methods(training: Training, size: int, nets: dict[str, CopyNet]) -> list[Method]:
-    """All that is compared; GPA is one network for every kappa."""
+    """List all that is compared; GPA is one network for every kappa."""
     fine = Image((size, size), training.downsample, training.cell)
     low = size // training.full_factor
     coarse = Image((low, low), training.downsample, training.cell)
     return [
-        Method("no attention", nets["nothing"], fine, Nothing()),
+        Method("no attention", nets["nothing"], fine, NoAttention()),
         Method(f"full at {low}x{low}", nets["full"], coarse, Full(scale=1.0)),
         *(Method(f"GPA {k}", nets["gpa"], fine, GPA(k, scale=1.0)) for k in training.kappas),
     ]
 
 
 def _photos(image: Path | None) -> dict[str, Tensor]:
-    """The photographs to restore, by name."""
+    """Read the photographs to restore, by name."""
     if image is not None:
-        try:
-            return {image.stem: read_photo(image)}
-        except ValueError as error:
-            sys.exit(f"error: {error}")
+        return {image.stem: read_photo(image)}
     return {name: load_photo(name) for name in HELD_OUT}
 
 
@@ -87,7 +88,7 @@ def _restored(
     training: Training,
     nets: dict[str, CopyNet],
 ) -> list[Case]:
-    """Every photograph at every size with every method; a photograph keeps its distortion."""
+    """Restore every photograph at every size with every method, under one distortion each."""
     cases = []
     for size in sizes:
         for number, (name, photo) in enumerate(photos.items()):

@@ -11,7 +11,7 @@ from examples.images.copy_photo.matching import Match, positions
 
 
 def match_loss(matches: list[Match], theta: Float[Tensor, "b 2 3"]) -> Float[Tensor, ""]:
-    """How far the positions found lie from the true ones, in sites of the small picture.
+    """Measure how far the positions found lie from the true ones, in sites of the small picture.
 
     The truth is known for free, as the task was made by drawing theta. The fitted map counts
     everywhere, the positions before the fit where there is something to find.
@@ -30,6 +30,6 @@ def match_loss(matches: list[Match], theta: Float[Tensor, "b 2 3"]) -> Float[Ten
 def copy_loss(
     image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, ""]:
-    """Absolute error of the picture and of its edges."""
+    """Add the absolute errors of the picture and of its edges."""
     edges = [(image.diff(dim=dim) - target.diff(dim=dim)).abs().mean() for dim in (2, 3)]
     return (image - target).abs().mean() + edges[0] + edges[1]

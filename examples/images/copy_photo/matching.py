@@ -91,21 +91,21 @@ def look_up(
     colour: Float[Tensor, "b 3 l k"],
     nearness: Float[Tensor, ""],
 ) -> tuple[Float[Tensor, "b 2 l k"], Float[Tensor, "b l k"], Float[Tensor, "b 3 l k"]]:
-    """The mean position and colour of the keys that each site attends to, and their variance."""
+    """Return mean position and colour of the keys that each site attends to, and their variance."""
     shape = tuple(query.shape[2:])
     here = positions(identity(len(query)), shape)
     value = torch.cat([here, here.square().sum(dim=1, keepdim=True), colour], dim=1)
     query, key = near(query, here, key, here, nearness)
     value = F.pad(value, (0, 0, 0, 0, 0, query.shape[1] - value.shape[1]))  # fused kernels want it
     query, key, value = (to_sites(x) for x in (query, key, value))
-    found = Full(scale=1.0)(query, key, value, Image(shape, downsample=1))
+    found = Full(scale=1.0)(query, key, value, Image(shape, block=1))
     found = rearrange(found, "b 1 (l k) c -> b c l k", l=shape[0])
     position, square, colour = found[:, :2], found[:, 2], found[:, 3:6]
     return position, (square - position.square().sum(dim=1)).clamp(min=0), colour
 
 
 def to_sites(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 hw c"]:
-    """Pixels as sites, with one head; copied, as fused kernels want features side by side."""
+    """Lay out pixels as sites of one head; copied, as kernels want features side by side."""
     return rearrange(x, "b c h w -> b 1 (h w) c").contiguous()
 
 
@@ -116,7 +116,7 @@ def near(
     here: Float[Tensor, "b 2 h w"],
     nearness: Float[Tensor, ""],
 ) -> tuple[Float[Tensor, "b e h w"], Float[Tensor, "b e h w"]]:
-    """Query and key whose product is that of the features less nearness |expected - here|^2.
+    """Make query and key whose product is the features' less nearness |expected - here|^2.
 
     The square of `expected` is left out: it is the same for all keys, so softmax does not see it.
     """
@@ -132,7 +132,7 @@ def affine_fit(
     weight: Float[Tensor, "b l k"],
     rounds: int = 3,
 ) -> Float[Tensor, "b 2 3"]:
-    """Weighted least squares; from round to round, sites far from the fit count less."""
+    """Fit by weighted least squares; from round to round, sites far from the fit count less."""
     x, y = (rearrange(p, "b xy l k -> b (l k) xy") for p in (here, there))
     x = torch.cat([x, torch.ones_like(x[..., :1])], dim=2)
     weight = rearrange(weight / weight.mean(dim=(1, 2), keepdim=True), "b l k -> b (l k) 1")
@@ -149,7 +149,7 @@ def identity(batch: int) -> Float[Tensor, "batch 2 3"]:
 
 
 def positions(theta: Float[Tensor, "b 2 3"], shape: tuple[int, int]) -> Float[Tensor, "b 2 h w"]:
-    """Where an affine map takes the pixels of a picture of that shape."""
+    """Return where an affine map takes the pixels of a picture of that shape."""
     grid = F.affine_grid(theta, [len(theta), 1, *shape], align_corners=False)
     return rearrange(grid, "b h w xy -> b xy h w")
 
@@ -162,6 +162,6 @@ def transform(
 
 
 def compose(outer: Float[Tensor, "b 2 3"], inner: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 2 3"]:
-    """The map that applies `inner`, then `outer`."""
+    """Return the map that applies `inner`, then `outer`."""
     linear = outer[:, :, :2] @ inner
     return torch.cat([linear[:, :, :2], linear[:, :, 2:] + outer[:, :, 2:]], dim=2)

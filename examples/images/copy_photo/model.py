@@ -79,7 +79,7 @@ class CopyNet(nn.Module):
     def ask(
         self, degraded: Float[Tensor, "b 1 l k"], source: Float[Tensor, "b 3 h w"], structure: Grid
     ) -> Question:
-        """Queries, keys and values on the sites of `structure`."""
+        """Make queries, keys and values on the sites of `structure`."""
         with torch.no_grad():
             match = self.matcher(degraded, source, rounds=3)[-1]
             embedding = self.matcher.embedding(degraded)
@@ -107,7 +107,7 @@ class CopyNet(nn.Module):
     def finish(
         self, question: Question, answer: Float[Tensor, "b 1 n dv"], size: tuple[int, int]
     ) -> Float[Tensor, "b 3 h w"]:
-        """The picture: what was copied where that is to be trusted, else the enlarged guess.
+        """Blend what was copied, where that is to be trusted, with the enlarged guess.
 
         Copies are doubted where the keys found are not those looked for; outside the source
         everything fades.
@@ -130,7 +130,7 @@ class CopyNet(nn.Module):
 
 
 def outside_px(theta: Float[Tensor, "b 2 3"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
-    """How far outside the source each pixel of the target looks; negative inside."""
+    """Return how far outside the source each pixel of the target looks; negative inside."""
     pixels = torch.tensor([size[1] / 2, size[0] / 2])[:, None, None]
     return ((positions(theta, size).abs() - 1) * pixels).amax(dim=1, keepdim=True)
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from examples.common.measures import psnr, ssim
+from examples.images.copy_photo.clock import timed
 from examples.images.copy_photo.data import Task, distort
-from examples.images.copy_photo.metrics import psnr, ssim, timed
 from examples.images.copy_photo.model import CopyNet, Question
 from ndgpa import GPA, Grid, select
 from ndgpa.analysis import coverage, key_weights, peak_bytes
@@ -77,7 +78,7 @@ def restore(method: Method, task: Task) -> Result:
 
 
 def enlarged(task: Task) -> Result:
-    """The degraded target as it is, for comparison."""
+    """Enlarge the degraded target, for comparison."""
     size = tuple(task.source.shape[2:])
     image = F.interpolate(task.degraded, size, mode="bicubic").expand(-1, 3, -1, -1)
     return _judged("degraded, enlarged", image, task)
@@ -85,7 +86,7 @@ def enlarged(task: Task) -> Result:
 
 @torch.no_grad()
 def resampled(net: CopyNet, task: Task) -> Result:
-    """The source resampled along the matched map: what one can do who knows that it is affine."""
+    """Resample the source along the matched map, as one can who knows that it is affine."""
     match = net.matcher(task.degraded, task.source, rounds=3)[-1]
     return _judged("resampling along the match", distort(task.source, match.theta), task)
 
@@ -96,7 +97,7 @@ def _judged(label: str, image: Float[Tensor, "1 3 h w"], task: Task) -> Result:
 
 
 def _look_into(question: Question, operator: GPA) -> tuple[float, Lines]:
-    """The share of full attention that GPA keeps, and the keys of six pixels."""
+    """Return the share of full attention that GPA keeps, and the keys of six pixels."""
     query, key, structure = question.query, question.key, question.structure
     selection = select(query, key, structure, operator.rule, scale=operator.scale)
     share = coverage(query, key, selection, structure, scale=operator.scale)

@@ -3,8 +3,7 @@
 Every finished stage is kept in a checkpoint; a run that was killed goes on from the last one.
 """
 
-import math
-import pickle
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.files import write_tensors
+from examples.common.schedule import warm_up_cosine
+from examples.common.untrusted import BadInput, read_metadata, read_tensors
 from examples.images.copy_photo.data import (
     TRAINING,
     Task,
@@ -25,9 +27,8 @@ from examples.images.copy_photo.data import (
 from examples.images.copy_photo.losses import copy_loss, match_loss
 from examples.images.copy_photo.matching import Matcher
 from examples.images.copy_photo.model import CopyNet
-from examples.training.files import replacing
-from ndgpa import GPA, Full, Grid, Image, Nothing
-from ndgpa.operators import Operator
+from ndgpa import GPA, Full, Grid, Image
+from ndgpa.operators import NoAttention, Operator
 
 FACTOR = 8  # pixels of a full-resolution picture along each side of a small one
 
@@ -53,7 +54,7 @@ Problems = Callable[[int], tuple[Grid, Operator]]  # by the number of the step
 
 
 def kinds(options: Training) -> dict[str, Problems]:
-    """For each trained network, where and how it attends at a given step of its training."""
+    """Say for each trained network where and how it attends at a given step of its training."""
     fine = Image((options.size, options.size), options.downsample, options.cell)
     low = options.size // options.full_factor
     coarse = Image((low, low), options.downsample, options.cell)
@@ -61,12 +62,12 @@ def kinds(options: Training) -> dict[str, Problems]:
     return {
         "gpa": lambda step: (fine, GPA(kappas[step % len(kappas)], scale=1.0)),
         "full": lambda step: (coarse, Full(scale=1.0)),
-        "nothing": lambda step: (fine, Nothing()),
+        "nothing": lambda step: (fine, NoAttention()),
     }
 
 
 def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, CopyNet]:
-    """The networks, from the checkpoint as far as it goes."""
+    """Load the networks from the checkpoint as far as it goes, and train the others."""
     saved = {} if retrain else load_stages(checkpoint, options)
     done: dict[str, dict[str, Tensor]] = {}
     photos: list[Tensor] = []
@@ -97,13 +98,13 @@ def trained(options: Training, checkpoint: Path, retrain: bool) -> dict[str, Cop
 
 
 def fits(state: dict[str, Tensor], module: torch.nn.Module) -> bool:
-    """Whether a saved state is of this very network; it is not where the program has changed."""
+    """Say whether a saved state is of this very network, which a change of the program undoes."""
     wanted = {name: x.shape for name, x in module.state_dict().items()}
     return {name: x.shape for name, x in state.items()} == wanted
 
 
 def train_matcher(matcher: Matcher, photos: list[Tensor], options: Training) -> None:
-    """On pictures of half the size, degraded half as much: the small ones are as large."""
+    """Train on pictures of half the size, degraded half as much: the small ones are as large."""
     generator = torch.Generator().manual_seed(options.seed)
 
     def loss(step: int) -> Float[Tensor, ""]:
@@ -116,7 +117,7 @@ def train_matcher(matcher: Matcher, photos: list[Tensor], options: Training) -> 
 def train_copy(
     name: str, net: CopyNet, problems: Problems, photos: list[Tensor], options: Training
 ) -> None:
-    """One picture a step; every network sees the same pictures."""
+    """Train on one picture a step; every network sees the same pictures."""
     generator = torch.Generator().manual_seed(options.seed + 1)
 
     def loss(step: int) -> Float[Tensor, ""]:
@@ -140,7 +141,7 @@ def minimise(
     steps: int,
     rate: float,
 ) -> None:
-    """Adam with a warm-up of 20 steps and a cosine to zero; temperatures learn five times faster.
+    """Run Adam with a warm-up of 20 steps and a cosine to zero; temperatures learn 5 times faster.
 
     The temperatures are the parameters called log_...
     """
@@ -150,7 +151,7 @@ def minimise(
     groups = [{"params": others, "lr": rate}, {"params": logs, "lr": 5 * rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min(1, (i + 1) / 20) * (1 + math.cos(math.pi * i / steps)) / 2
+        optimizer, lambda step: warm_up_cosine(step, steps, warm_up=20)
     )
     mean = None
     bar = tqdm(range(steps), desc=f"train {name}")
@@ -166,21 +167,33 @@ def minimise(
 
 
 def load_stages(checkpoint: Path, options: Training) -> dict[str, dict[str, Tensor]]:
-    """The finished stages, none where the file is missing or was made with other options."""
+    """Load the finished stages, none where the file is missing or was made with other options."""
     if not checkpoint.is_file():
         return {}
     try:
-        saved = torch.load(checkpoint, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        print(f"{checkpoint} cannot be read: training from the start")
+        made_with, tensors = read_metadata(checkpoint).get("options"), read_tensors(checkpoint)
+    except BadInput as error:
+        print(f"{error}: training from the start")
         return {}
-    if saved["options"] != asdict(options):
+    if made_with != _as_text(options):
         print(f"{checkpoint} was trained with other options: training from the start")
         return {}
-    print(f"{checkpoint} has the stages {', '.join(saved['states'])} (--retrain to make them anew)")
-    return saved["states"]
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, x in tensors.items():
+        stage, _, name = key.partition("/")
+        states.setdefault(stage, {})[name] = x
+    print(f"{checkpoint} has the stages {', '.join(states)} (--retrain to make them anew)")
+    return states
 
 
 def save_stages(checkpoint: Path, options: Training, states: dict[str, dict[str, Tensor]]) -> None:
-    with replacing(checkpoint) as part:
-        torch.save({"options": asdict(options), "states": states}, part)
+    tensors = {
+        f"{stage}/{name}": x.clone()  # the stages share the matcher
+        for stage, state in states.items()
+        for name, x in state.items()
+    }
+    write_tensors(checkpoint, tensors, {"options": _as_text(options)})
+
+
+def _as_text(options: Training) -> str:
+    return json.dumps(asdict(options))

@@ -2,6 +2,7 @@
 
 import tyro
 
+from examples.common.commands import command
 from examples.images.pose_morphing.demo import Options, main
 
-main(tyro.cli(Options))
+command(lambda: main(tyro.cli(Options)))

@@ -11,10 +11,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.images.pose_morphing import evaluate, lines
-from examples.images.pose_morphing.data.figures.cache import Options as FigureOptions
-from examples.images.pose_morphing.data.figures.cache import build
-from examples.images.pose_morphing.train import TrainConfig, train
+from examples.common.commands import check_count
+from examples.images.pose_morphing import evaluate
+from examples.images.pose_morphing.studies import lines
+from examples.images.pose_morphing.train import train
+from examples.images.pose_morphing.train_options import TrainConfig
+from examples.people.figures.cache import Options as FigureOptions
+from examples.people.figures.cache import build
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 STRANGERS = 1  # a seed of people; training has those of seed 0
@@ -33,6 +36,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    for name in ("pairs", "distortions", "steps"):
+        check_count(f"--{name}", getattr(options, name))
     people = options.out / "figures"
     build(people, FigureOptions((128, 64), identities=30, poses=3, seed=STRANGERS))
     evaluate.main(
@@ -54,6 +59,6 @@ def main(options: Options) -> None:
 
 
 def learn(people: Path, steps: int) -> None:
-    """A few steps with the settings of the network that ships, in a folder that goes away."""
+    """Train a few steps with the settings of the network that ships, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         train(TrainConfig(people, Path(folder), steps=steps, coarse_first=0.25, device="cpu"))

@@ -3,13 +3,14 @@
 python -m examples.images.pose_morphing.export --run FOLDER --out FOLDER
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from examples.training import checkpoints
+from examples.common import checkpoints
+from examples.common.commands import command
+from examples.common.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ def export(options: Options) -> int:
     Raises:
         ValueError: The run has no whole checkpoint.
     """
+    check_folder(options.out)
+    if options.out.resolve() == options.run.resolve():
+        raise ValueError(f"{options.out} is the run itself; name another folder")
     found = checkpoints.latest(options.run)
     if found is None:
         raise ValueError(f"{options.run} holds no checkpoint")
@@ -34,9 +38,9 @@ def export(options: Options) -> int:
     return checkpoints.records(options.out)[0].with_suffix(".safetensors").stat().st_size
 
 
+def main(options: Options) -> None:
+    print(f"{export(options) / 1e6:.1f} MB")
+
+
 if __name__ == "__main__":
-    try:
-        size = export(tyro.cli(Options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(f"{size / 1e6:.1f} MB")
+    command(lambda: main(tyro.cli(Options)))

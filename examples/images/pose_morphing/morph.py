@@ -8,7 +8,6 @@ points in a JSON file of the same name beside it; for a pose the JSON file is en
 are cut around the person.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,20 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
-from examples.images.pose_morphing.data.batches import to_maps
-from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.data.sources import open_pictures
+from examples.common.commands import command
+from examples.images.pose_morphing.data import to_maps
 from examples.images.pose_morphing.measures.report import skeleton
-from examples.images.pose_morphing.model.generator import Morph
-from examples.images.pose_morphing.person import Person, find_person, find_pose
-from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.measures.sheet import (
+    as_pictures,
+    check_picture_name,
+    draw_sheet,
+    save_picture,
+)
+from examples.images.pose_morphing.model import Morph
 from examples.images.pose_morphing.trained import load_trained
+from examples.people.person import Person, find_person, find_pose
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,19 @@ def answer(question: Question) -> Answer:
 
 
 def fitting(pictures: Pictures, size: tuple[int, int]) -> Pictures:
-    """The pictures, which have to be of the generator's size."""
+    """Return the pictures if they are of the generator's size."""
     if pictures.size != size:
         raise ValueError(f"the data has pictures of {pictures.size} pixels, the model {size}")
     return pictures
 
 
 def maps_of(points: Float[np.ndarray, "18 3"], size: tuple[int, int]) -> Float[Tensor, "1 18 h w"]:
-    """Heat maps for the generator."""
+    """Draw heat maps for the generator."""
     return to_maps(points[None], size, torch.device("cpu"))
 
 
 def main(options: Options) -> None:
+    check_picture_name(options.out)
     found = answer(options)
     result = as_pictures(found.morph.image)
     picture = PIL.Image.fromarray(result[0])
@@ -100,7 +106,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(lambda: main(tyro.cli(Options)))

@@ -5,86 +5,46 @@ A run that was killed goes on where it stopped; on a CPU with the same bits. Sev
 """
 
 import copy
-import json
-import math
 import os
-import sys
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.data.batches import (
+from examples.common.commands import (
+    command,
+    set_threads,
+)
+from examples.common.loop import run
+from examples.common.schedule import warm_up_cosine
+from examples.images.pose_morphing.data import (
     Batch,
     draw_distorted,
     draw_pairs,
     draw_poses,
     join,
 )
-from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.data.sources import open_pictures
-from examples.images.pose_morphing.losses import adversarial
-from examples.images.pose_morphing.losses.copying import copy_loss
-from examples.images.pose_morphing.losses.correspondence import correspondence_loss
-from examples.images.pose_morphing.losses.perceptual import Perceptual
-from examples.images.pose_morphing.losses.reconstruction import edge_l1, multi_scale_l1
-from examples.images.pose_morphing.losses.texture import TextureEnergy
-from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
-from examples.images.pose_morphing.model.generator import Morph
-from examples.training.checkpoints import digest
-from examples.training.loop import DivergedError, run
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What each loss counts; 0 leaves it out. The paper has perceptual = gan = 1 alone."""
-
-    pixels: float = 1.0
-    edges: float = 1.0
-    copying: float = 1.0
-    texture: float = 2.0
-    perceptual: float = 0.0
-    gan: float = 0.0
-    correspondence: float = 0.1  # where the source of a pixel is known: after tau
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Options of a training run."""
-
-    data: Path  # a folder of pictures, see README
-    out: Path  # checkpoints and curves; a run that is there goes on
-    preset: str = "small128"  # of the model
-    attention: str | None = None  # instead of the preset's, e.g. NO_16
-    setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
-    steps: int = 13000
-    batch: int = 4  # samples a step, in each process
-    accumulate: int = 1  # parts that a batch is computed in
-    learning_rate: float = 2e-3
-    warm_up_steps: int = 50
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest norm of the generator's gradient
-    coarse_first: float = 0.1  # share of the steps before the attentions that select are used
-    distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
-    gan_from: float = 0.67  # share of the steps before the discriminator is used
-    ema: float = 0.995  # of the weights that are kept for use
-    weights: Weights = field(default_factory=Weights)
-    vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss
-    bfloat16: bool = True  # autocast
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    threads: int = 0  # of torch on the CPU; 0: as it chooses
-    seed: int = 0
-    save_every_s: float = 60.0
-
-    @property
-    def model(self) -> ModelConfig:
-        if self.preset not in PRESETS:
-            raise ValueError(f"no preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
-        config = PRESETS[self.preset]
-        return replace(config, attention=self.attention) if self.attention else config
+from examples.images.pose_morphing.losses import (
+    R1_EVERY,
+    Perceptual,
+    TextureEnergy,
+    copy_loss,
+    correspondence_loss,
+    discriminator_loss,
+    edge_l1,
+    generator_loss,
+    gradient_penalty,
+    multi_scale_l1,
+)
+from examples.images.pose_morphing.model import Discriminator, Generator, Morph
+from examples.images.pose_morphing.train_options import (
+    TrainConfig,
+    check_options,
+    facts,
+)
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
 
 
 @dataclass(frozen=True)
@@ -122,18 +82,21 @@ class Trainer:
         self.discriminator: Discriminator | None = None
         if config.weights.gan:
             self.discriminator = Discriminator(config.model).to(self.device)
-            kept = adversarial.EVERY / (adversarial.EVERY + 1)
-            self.judge = torch.optim.Adam(
+            kept = R1_EVERY / (R1_EVERY + 1)
+            self.discriminator_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=kept * 2e-3, betas=(0.0, 0.99**kept)
             )
-            self.parts |= {"discriminator": self.discriminator, "judge": self.judge}
+            self.parts |= {
+                "discriminator": self.discriminator,
+                "discriminator_optimizer": self.discriminator_optimizer,
+            }
 
     @property
     def uses_perceptual(self) -> bool:
         return self.config.weights.perceptual > 0
 
     def advance(self, step: int) -> dict[str, float]:
-        """One step: batches, losses, gradients, new weights, their average."""
+        """Take one step: batches, losses, gradients, new weights, their average."""
         done = step / self.config.steps
         set_rate(self.optimizer, self.rate(step))
         self.optimizer.zero_grad()
@@ -144,9 +107,9 @@ class Trainer:
             with self.autocast():
                 morph = self.render(batch, done)
                 terms = self.losses(morph, batch)
-                if self.judges(done):
-                    image, maps = self.shown(batch, morph, done)
-                    terms["gan"] = self.config.weights.gan * self.verdict(image, maps)
+                if self.uses_discriminator(done):
+                    image, maps = self.made_for_discriminator(batch, morph, done)
+                    terms["gan"] = self.config.weights.gan * self.adversarial_loss(image, maps)
                     made.append(Made(batch.source, batch.source_maps, image.detach(), maps))
             loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
             loss.backward()
@@ -155,13 +118,13 @@ class Trainer:
         average_gradients(self.generator)
         figures["gradient"] = clipped(self.generator, self.config.clip)
         self.optimizer.step()
-        self.follow()
+        self.update_ema()
         if made:
             figures |= self.advance_discriminator(made, step)
         return figures
 
     def draw(self, done: float) -> Batch:
-        """A part of a batch; in the mixed setting half of it are pairs."""
+        """Draw a part of a batch; in the mixed setting half of it are pairs."""
         config, size = self.config, self.config.batch // self.config.accumulate
         if config.setting == "paired":
             return draw_pairs(self.pictures, size, self.device)
@@ -175,7 +138,7 @@ class Trainer:
         return self.generator(batch.source, batch.source_maps, batch.target_maps, coarse_only)
 
     def losses(self, morph: Morph, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of the generator's loss, but for that of the discriminator."""
+        """Compute the weighted terms of the generator's loss, without the adversarial one."""
         weights, image = self.config.weights, morph.image.float()
         terms = {
             "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
@@ -191,9 +154,10 @@ class Trainer:
             terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
         return terms
 
-    def shown(self, batch: Batch, morph: Morph, done: float) -> tuple[Tensor, Tensor]:
-        """Made pictures and their heat maps, as the discriminator sees them; if the setting is
-        unpaired, of the same people in random poses."""
+    def made_for_discriminator(
+        self, batch: Batch, morph: Morph, done: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return made pictures and their heat maps; unpaired, the people take random poses."""
         if self.config.setting != "unpaired":
             return morph.image.float(), batch.target_maps
         maps = draw_poses(self.pictures, len(batch), self.device)
@@ -201,49 +165,49 @@ class Trainer:
         morph = self.generator(batch.source, batch.source_maps, maps, coarse_only)
         return morph.image.float(), maps
 
-    def verdict(self, image: Tensor, maps: Tensor) -> Tensor:
-        """The generator's loss by the discriminator."""
+    def adversarial_loss(self, image: Tensor, maps: Tensor) -> Tensor:
+        """Ask the discriminator about made pictures."""
         assert self.discriminator is not None
-        return adversarial.generator_loss(self.discriminator(image, maps))
+        return generator_loss(self.discriminator(image, maps))
 
-    def judges(self, done: float) -> bool:
+    def uses_discriminator(self, done: float) -> bool:
         return self.discriminator is not None and done >= self.config.gan_from
 
     def advance_discriminator(self, made: list["Made"], step: int) -> dict[str, float]:
-        """One step of the discriminator on the sources and on what the generator made of them."""
+        """Take one step of the discriminator on the sources and what the generator made of them."""
         assert self.discriminator is not None
-        self.judge.zero_grad()
+        self.discriminator_optimizer.zero_grad()
         figures = {"discriminator": 0.0}
         for part in made:
             real = self.discriminator(part.source, part.source_maps)
             fake = self.discriminator(part.image, part.maps)
-            loss = adversarial.discriminator_loss(real, fake) / len(made)
+            loss = discriminator_loss(real, fake) / len(made)
             figures["discriminator"] += loss.item()
-            if step % adversarial.EVERY == 0:
-                penalty = adversarial.gradient_penalty(
-                    self.discriminator, part.source, part.source_maps
-                ) / len(made)
-                loss = loss + adversarial.EVERY * penalty
+            if step % R1_EVERY == 0:
+                penalty = gradient_penalty(self.discriminator, part.source, part.source_maps) / len(
+                    made
+                )
+                loss = loss + R1_EVERY * penalty
                 figures["penalty"] = figures.get("penalty", 0.0) + penalty.item()
             loss.backward()
         average_gradients(self.discriminator)
-        self.judge.step()
+        self.discriminator_optimizer.step()
         return figures
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_ema(self) -> None:
         """Move the averaged weights towards the new ones."""
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - self.config.ema)
 
     def rate(self, step: int) -> float:
         """Warm-up, then constant for half of the steps, then a cosine down to a twentieth."""
-        late = max(0.0, 2 * step / self.config.steps - 1)
-        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * late)) / 2
-        return self.config.learning_rate * min(1, (step + 1) / self.config.warm_up_steps) * cosine
+        config = self.config
+        factor = warm_up_cosine(step, config.steps, config.warm_up_steps, hold=0.5, least=0.05)
+        return config.learning_rate * factor
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bfloat16)
 
     @torch.no_grad()
     def pictures_of(self, step: int) -> dict[str, Tensor]:
@@ -256,7 +220,7 @@ class Trainer:
 
 
 def groups(generator: Generator) -> list[dict[str, object]]:
-    """Temperatures learn five times as fast as the rest."""
+    """Group parameters: temperatures learn five times as fast as the rest."""
     hot = [p for name, p in generator.named_parameters() if name.endswith("log_temperature")]
     rest = [p for name, p in generator.named_parameters() if not name.endswith("log_temperature")]
     return [{"params": rest, "factor": 1.0}, {"params": hot, "factor": 5.0}]
@@ -273,7 +237,7 @@ def clipped(module: nn.Module, largest: float) -> float:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """The mean over all processes, where there are several."""
+    """Average over all processes, where there are several."""
     if not torch.distributed.is_initialized():
         return
     count = torch.distributed.get_world_size()
@@ -290,9 +254,9 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
         config: The options.
         pictures: Instead of the training split of `config.data`.
     """
+    check_options(config)
     rank, count = start_processes(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     torch.set_flush_denormal(True)
     if pictures is None:
         pictures = open_pictures(config.data, "train", config.model.size)
@@ -318,7 +282,7 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
 
 
 def start_processes(device: str) -> tuple[int, int]:
-    """The rank of this process and how many there are; `torchrun` says so in the environment."""
+    """Return the rank of this process and how many there are, as `torchrun` says."""
     if "RANK" not in os.environ:
         return 0, 1
     backend = "nccl" if "cuda" in device else "gloo"
@@ -343,19 +307,5 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         )
 
 
-def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
-    """What a checkpoint must have been made with to go on: all but places and machines."""
-    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
-    said = {name: x for name, x in asdict(config).items() if name not in left_out}
-    if processes > 1:  # each draws samples of its own
-        said["processes"] = processes
-    if config.vgg is not None:
-        said["vgg"] = digest(config.vgg)
-    return json.loads(json.dumps(said | {"model": asdict(config.model)}))
-
-
 if __name__ == "__main__":
-    try:
-        train(tyro.cli(TrainConfig))
-    except (DivergedError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command(lambda: train(tyro.cli(TrainConfig)))

@@ -1,13 +1,26 @@
 """Generators from checkpoints, ready to use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from examples.images.pose_morphing.model import Generator, ModelConfig
-from examples.images.pose_morphing.model.generator import set_kappa
-from examples.training import checkpoints
+import torch
+from torch import Tensor
+
+from examples.common import checkpoints, untrusted
+from examples.common.commands import check_count
+from examples.common.untrusted import BadInput, number
+from examples.images.pose_morphing.config import ModelConfig
+from examples.images.pose_morphing.model import Generator, set_kappa
 from ndgpa import GPA
+
+KINDS: dict[Any, Any] = {
+    tuple[int, int]: list,
+    tuple[int, ...]: list,
+    int | None: (int, type(None)),
+    float: (int, float),
+}  # in JSON, of fields that are of another kind there
+LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Trained:
 
 
 def load_trained(path: Path, kappa: int | None = None) -> Trained:
-    """The averaged weights of a training run.
+    """Load the averaged weights of a training run.
 
     Args:
         path: The folder of the run, whose newest checkpoint is used, or one checkpoint's JSON.
@@ -31,22 +44,47 @@ def load_trained(path: Path, kappa: int | None = None) -> Trained:
     """
     found = checkpoints.latest(path) if path.is_dir() else checkpoints.load(path)
     if found is None:
-        raise ValueError(f"{path} holds no checkpoint")
-    try:
-        generator = Generator(config_of(found.facts["model"]))
-        checkpoints.restore({"average": generator}, found.tensors)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the checkpoint in {path} is not of pose morphing") from error
+        raise BadInput(f"{path} holds no checkpoint")
+    config = config_of(found.facts.get("model"), f"the model of the checkpoint in {path}")
+    check_shapes(config, found.tensors)
+    generator = Generator(config)
+    checkpoints.restore({"average": generator}, found.tensors)
     if kappa is not None:
         read(generator, kappa)
     generator.eval().requires_grad_(False)
     return Trained(generator, found.step, found.facts)
 
 
-def config_of(said: dict[str, Any]) -> ModelConfig:
-    """The options as JSON has them."""
-    tuples = {name: tuple(x) for name, x in said.items() if isinstance(x, list)}
-    return ModelConfig(**said | tuples)
+def config_of(said: Any, name: str) -> ModelConfig:
+    """Read the options of a model from a file that may hold anything.
+
+    Raises:
+        BadInput: One is missing, unknown, of another type or beyond its limit.
+    """
+    kinds = {field.name: KINDS.get(field.type, field.type) for field in fields(ModelConfig)}
+    said = untrusted.fields(said, kinds, name)
+    if unknown := sorted(said.keys() - kinds):
+        raise BadInput(f"{name} has the unknown option {unknown[0]!r}")
+    sides = [number(side, f"the size of {name}", 8, LARGEST_SIDE) for side in said["size"]]
+    widths = [number(x, f"a width of {name}", 1, LARGEST_WIDTH) for x in said["channels"]]
+    if len(sides) != 2 or not 1 <= len(widths) <= MOST_LEVELS:
+        raise BadInput(f"{name} has {len(sides)} sides and {len(widths)} levels")
+    number(said["query_width"] or 1, f"the query_width of {name}", 1, LARGEST_WIDTH)
+    number(said["fusion_kernel"], f"the fusion_kernel of {name}", 1, 15)
+    number(said["weight_lr"], f"the weight_lr of {name}", 1e-3, 1e3)
+    try:
+        return ModelConfig(**said | {"size": tuple(sides), "channels": tuple(widths)})
+    except ValueError as error:
+        raise BadInput(f"{name} cannot be built: {error}") from error
+
+
+def check_shapes(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse a model of other shapes than the file's, before memory is allocated for it."""
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in Generator(config).state_dict().items()}
+    held = {name: x.shape for name, x in tensors.items() if name.startswith("average/")}
+    if held != {f"average/{name}": shape for name, shape in shapes.items()}:
+        raise BadInput("the checkpoint does not hold the network that it describes")
 
 
 def read(generator: Generator, kappa: int) -> None:
@@ -55,6 +93,7 @@ def read(generator: Generator, kappa: int) -> None:
     Raises:
         ValueError: The generator has no GPA.
     """
+    check_count("kappa", kappa)
     if not any(isinstance(level.operator, GPA) for level in generator.attentions):
         raise ValueError(f"{generator.config.attention} has no kappa to change")
     set_kappa(generator, kappa)

@@ -49,6 +49,17 @@ def test_a_copy_is_found_to_a_part_of_a_sample(by):
     assert sdr_db(copy.wave[None], wave[None, 40_000:43_000], torch.tensor(True)) > 20
 
 
+@pytest.mark.parametrize("gap", [(0, 3000), (57_000, 60_000)], ids=["start", "end"])
+def test_a_gap_at_the_border_is_found_by_its_one_side(gap):
+    wave = sounds(30_000).repeat(2)
+    known = torch.ones(len(wave), dtype=torch.bool)
+    known[slice(*gap)] = False
+    lags = [-30_000 // HOP, 30_000 // HOP]
+    copy = find_copies(wave * known, known, gap, lags, causal=False)[0]
+    assert abs(copy.lag) == pytest.approx(30_000, abs=0.06)
+    assert sdr_db(copy.wave[None], wave[None, slice(*gap)], torch.tensor(True)) > 20
+
+
 def test_what_is_missing_in_a_source_comes_from_the_next():
     once = sounds(10_000)
     wave = once.repeat(4)
@@ -78,7 +89,8 @@ def test_the_strongest_keys_are_those_the_operator_reads(name):
     attend, frames = operator(name, 200), torch.tensor([0, 3, 77, 199])
     keys, weights = strongest_keys(asked, attend, space(200), frames, 1)
     one_hot = torch.eye(200).expand(1, 2, -1, -1)
-    out = attend(asked.query, asked.key, one_hot, space(200), key_mask=asked.known)[0, :, frames]
+    masks = {"key_mask": asked.known, "query_mask": torch.ones_like(asked.known)}
+    out = attend(asked.query, asked.key, one_hot, space(200), **masks)[0, :, frames]
     best = out.max(dim=-1)
     assert (keys[..., 0] == best.indices).all()
     torch.testing.assert_close(weights[..., 0], best.values)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.data.figures import cache
-from examples.images.pose_morphing.model import PRESETS, Generator
-from examples.training import checkpoints
+from examples.common import checkpoints
+from examples.images.pose_morphing.config import PRESETS
+from examples.images.pose_morphing.model import Generator
+from examples.people.figures import cache
 
 SIZE = (64, 32)
 

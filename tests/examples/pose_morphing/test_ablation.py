@@ -8,10 +8,9 @@ import PIL.Image
 import pytest
 import torch
 
-from examples.images.pose_morphing import ablation
-from examples.images.pose_morphing.measures.ablation_report import cell, spread_of, table
-from examples.images.pose_morphing.model import PRESETS
-from examples.images.pose_morphing.model.attention_names import parse
+from examples.images.pose_morphing.config import PRESETS, parse
+from examples.images.pose_morphing.studies import ablation
+from examples.images.pose_morphing.studies.ablation_report import cell, spread_of, table
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples.images.pose_morphing.losses.affine import random_affine, warp, warp_points
+from examples.images.pose_morphing.data import random_affine, warp, warp_points
 
 SIZE = (96, 64)
 

@@ -10,20 +10,22 @@ import pytest
 import torch
 
 from examples.images.pose_morphing import evaluate
-from examples.images.pose_morphing.data.figures import cache
-from examples.images.pose_morphing.data.pictures import Arrays
-from examples.images.pose_morphing.measures.scores import Rendered, render, scores
-from examples.images.pose_morphing.measures.table import cell, differences, markdown, summary
+from examples.images.pose_morphing.config import PRESETS
+from examples.images.pose_morphing.evaluate import Rendered, render, scores
+from examples.images.pose_morphing.measures.report import cell, differences, markdown, summary
+from examples.images.pose_morphing.measures.sheet import as_pictures, draw_sheet, save_picture
 from examples.images.pose_morphing.measures.tasks import (
     Task,
     distortion_task,
     pair_task,
     part_of,
 )
-from examples.images.pose_morphing.measures.truth import open_truth
-from examples.images.pose_morphing.model import PRESETS, Generator
-from examples.images.pose_morphing.sheet import as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.studies.frechet import frechet_of
 from examples.images.pose_morphing.trained import load_trained
+from examples.people.figures import cache
+from examples.people.figures.truth import open_truth
+from examples.people.pictures import Arrays
 from tests.examples.pose_morphing.conftest import SIZE
 
 
@@ -62,7 +64,7 @@ def test_an_evaluation_writes_its_report_and_its_sheets(
 
 
 def test_two_models_of_one_name_are_refused(figures: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two models have one name: a, a"):
+    with pytest.raises(ValueError, match="two models have the name 'a'"):
         evaluate.main(evaluate.Options(figures, (f"a={run}",) * 2, tmp_path, device="cpu"))
 
 
@@ -113,10 +115,9 @@ def test_a_frechet_distance_is_reported_of_enough_pictures(figures: Path) -> Non
     pictures = cache.Figures(figures, "test")
     arrays = Arrays(pictures.images, pictures.points, pictures.pairs)
     task = part_of(distortion_task(arrays, 6, 0), torch.arange(48) % 6)
-    judge = evaluate.judge_of(evaluate.Options(figures, (), perceptual=False, device="cpu"))
     truth = task.batch.truth
     made = {"truth": Rendered(truth, {}), "dark": Rendered(truth / 2 - 0.5, {})}
-    found = judge.report(made, task)["frechet_random_conv"]
+    found = evaluate.judged(made, task, None, frechet_of(None))["frechet_random_conv"]
     assert found["truth"] == pytest.approx(0, abs=1e-6)
     assert found["dark"] > 0.01
 

@@ -7,12 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import ndgpa
-from examples.images.pose_morphing.losses.adversarial import GAMMA, gradient_penalty
-from examples.images.pose_morphing.model import PRESETS, Discriminator, Generator, ModelConfig
-from examples.images.pose_morphing.model.attention_names import parse
-from examples.images.pose_morphing.model.discriminator import with_deviation
-from examples.images.pose_morphing.model.generator import set_kappa
-from examples.images.pose_morphing.model.layers import (
+from examples.images.pose_morphing.config import PRESETS, ModelConfig, parse
+from examples.images.pose_morphing.layers import (
     Conv,
     ModulatedConv,
     activate,
@@ -20,6 +16,8 @@ from examples.images.pose_morphing.model.layers import (
     double,
     halve,
 )
+from examples.images.pose_morphing.losses import R1_GAMMA, gradient_penalty
+from examples.images.pose_morphing.model import Discriminator, Generator, set_kappa, with_deviation
 
 SMALL = ModelConfig((16, 16), (4, 6, 8), "GPA16_3_4")
 LEARNABLE = dataclasses.replace(
@@ -105,7 +103,11 @@ def test_any_attention_by_its_name_trains(name: str, base: ModelConfig) -> None:
 
 @pytest.mark.parametrize(
     "operator",
-    [ndgpa.Neighborhood(3), ndgpa.GPA(ndgpa.StraightThrough(ndgpa.TopK(2))), ndgpa.Nystrom(4)],
+    [
+        ndgpa.operators.Neighborhood(3),
+        ndgpa.GPA(ndgpa.StraightThrough(ndgpa.TopK(2))),
+        ndgpa.operators.Nystrom(4),
+    ],
     ids=lambda operator: type(operator).__name__,
 )
 def test_any_operator_can_stand_at_a_level(operator: ndgpa.operators.Operator) -> None:
@@ -123,7 +125,7 @@ def test_names_say_what_the_paper_says() -> None:
     assert [pivot.factor((n, n)) for n in (256, 128, 64, 32)] == [4, 2, 1, 1]
     assert pivot.operator((256, 256), "dot", 8) == ndgpa.GPA(12, scale=1.0)
     assert pivot.operator((64, 64), "dot", 8) == ndgpa.Full(scale=1.0)
-    assert parse("NO_64").operator((128, 128), "dot", 8) == ndgpa.Nothing()
+    assert parse("NO_64").operator((128, 128), "dot", 8) == ndgpa.operators.NoAttention()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_the_penalty_of_a_linear_judge_is_its_squared_slope() -> None:
             return (image * slope).sum((1, 2, 3))
 
     penalty = gradient_penalty(Judge(), torch.randn(2, 3, 4, 4), torch.zeros(2, 18, 4, 4))
-    torch.testing.assert_close(penalty, GAMMA / 2 * slope.square().sum())
+    torch.testing.assert_close(penalty, R1_GAMMA / 2 * slope.square().sum())
 
 
 def test_the_discriminator_has_a_penalty_that_trains_it() -> None:

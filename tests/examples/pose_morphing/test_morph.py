@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from examples.images.pose_morphing import lines, morph
+from examples.images.pose_morphing import morph
+from examples.images.pose_morphing.studies import lines
 from tests.examples.pose_morphing.conftest import SIZE
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from examples.images.pose_morphing.losses.texture import TextureEnergy
+from examples.images.pose_morphing.losses import TextureEnergy
 
 
 def stripes(phase: int) -> torch.Tensor:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.data.figures.cache import Figures, Options, build
-from examples.images.pose_morphing.data.pictures import Arrays
-from examples.images.pose_morphing.model import PRESETS, ModelConfig
-from examples.images.pose_morphing.train import TrainConfig, Trainer, Weights, train
-from examples.training import checkpoints
+from examples.common import checkpoints
+from examples.images.pose_morphing.config import PRESETS, ModelConfig
+from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.train_options import TrainConfig, Weights, facts
+from examples.people.figures.cache import Figures, Options, build
+from examples.people.pictures import Arrays
 
 TINY = ModelConfig(
     (64, 32),
@@ -178,7 +179,7 @@ import os, sys
 from pathlib import Path
 import torch
 from examples.images.pose_morphing import train as program
-from examples.training import checkpoints
+from examples.common import checkpoints
 
 before = program.Trainer.advance
 def advance(self, step):
@@ -245,6 +246,33 @@ def test_the_discriminator_sees_every_part_of_a_batch(figures: Path, tmp_path: P
     assert torch.equal(torch.cat(made), torch.cat(fake))
 
 
+@pytest.mark.parametrize(
+    ("instructions", "fast"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx2": True, "avx512_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True}, False),
+    ],
+)
+def test_a_processor_trains_in_bfloat16_only_if_it_has_such_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    config = config_for(tmp_path, tmp_path)
+    assert config.in_bfloat16 is fast
+    assert facts(config)["bfloat16"] is fast
+    for said in (False, True):
+        assert dataclasses.replace(config, bfloat16=said).in_bfloat16 is said
+
+
+def test_a_version_of_torch_that_does_not_say_trains_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not config_for(tmp_path, tmp_path).in_bfloat16
+
+
 def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
     trainer = Trainer(config_for(figures, tmp_path, distortion_first=0.5), arrays(figures))
     assert bool(trainer.draw(0.4).known.any((1, 2)).all())
@@ -305,13 +333,13 @@ def test_the_discriminator_learns_which_pose_a_picture_has(figures: Path, tmp_pa
     for step in range(150):
         torch.manual_seed(step)
         batch = trainer.draw(0.0)
-        trainer.judge.zero_grad()
+        trainer.discriminator_optimizer.zero_grad()
         real = judge(batch.source, batch.source_maps)
         wrong = judge(batch.source, batch.target_maps)
         (
             torch.nn.functional.softplus(-real) + torch.nn.functional.softplus(wrong)
         ).mean().backward()
-        trainer.judge.step()
+        trainer.discriminator_optimizer.step()
     torch.manual_seed(1000)
     batches = [trainer.draw(0.0) for _ in range(16)]
     with torch.no_grad():

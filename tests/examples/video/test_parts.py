@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.common.measures import psnr
 from examples.video.attention import ATTENTIONS, Spaces
 from examples.video.camera import camera_path
-from examples.video.data import HELD_OUT, MOVING_CAMERA, TRAINING_CLIP, damage, film, shots, wander
+from examples.video.damage import MOVING_CAMERA, damage
+from examples.video.data import HELD_OUT, TRAINING_CLIP, shots
+from examples.video.filming import film, wander
 from examples.video.guess import fill, from_around
-from examples.video.metrics import flicker, psnr, scores, ssim
+from examples.video.metrics import flicker, scores, ssim
 from examples.video.model import FillNet, Sketch, places
 
 

@@ -1,1 +1,1 @@
-"""How good a morph is, what it copied, and what it cost."""
+"""The tasks that generators answer, the measures of their answers, tables and contact sheets."""

@@ -8,10 +8,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from examples.images.pose_morphing.data.batches import Batch, distorted, paired, to_tensors
-from examples.images.pose_morphing.data.pictures import Pictures
-from examples.images.pose_morphing.losses.affine import STRENGTH, random_affine, warp_points
-from examples.images.pose_morphing.measures.truth import Truth
+from examples.images.pose_morphing.data import (
+    STRENGTH,
+    Batch,
+    distorted,
+    paired,
+    random_affine,
+    to_tensors,
+    warp_points,
+)
+from examples.people.figures.truth import Truth
+from examples.people.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Task:
 
 
 def pair_task(pictures: Pictures, count: int, seed: int, truth: Truth | None = None) -> Task:
-    """One picture of a person, to be brought into the pose of another of the same person."""
+    """Draw pictures of people, to be brought into the pose of another of the same person."""
     rows = np.random.default_rng(seed).permutation(len(pictures.pairs))[:count]
     sources, targets = pictures.pairs_at(rows)
     batch = paired(sources, targets, torch.device("cpu"))
@@ -69,7 +76,7 @@ def distortion_task(
 
 
 def places_of_origin(origin: Float[Tensor, "b h w 2"]) -> Float[Tensor, "b h w 2"]:
-    """Rows and columns in pixels from x and y in -1 to 1."""
+    """Turn x and y in -1 to 1 into rows and columns in pixels."""
     _, h, w, _ = origin.shape
     return ((origin.flip(-1) + 1) * origin.new_tensor([h, w]) - 1) / 2
 
@@ -83,5 +90,5 @@ def part_of(task: Task, ids: Int[Tensor, " k"]) -> Task:
 
 
 def in_unit_range(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """From -1 to 1 to 0 to 1, cut off there."""
+    """Map -1 to 1 onto 0 to 1, and cut off there."""
     return ((images.float() + 1) / 2).clamp(0, 1)

@@ -1,0 +1,121 @@
+"""The copy attention of one level: queries of the target, keys and values of the source."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from examples.images.pose_morphing.config import AttentionName, ModelConfig
+from examples.images.pose_morphing.layers import Conv, activate, merge
+from ndgpa import Full
+
+START = 0.1  # size of what a level adds to the queries and keys of the coarser one, at first
+
+
+class CopyAttention(nn.Module):
+    """Projections to queries, keys and values, the operator, and the fusion of what it copied.
+
+    Source: Jetchev et al. 2021, section 3.1 and figures 4 and 12. The options of `ModelConfig` that
+    go beyond the paper are there because hard selection has no gradient towards keys that it does
+    not read: `pyramid` hands down what the coarser level, which reads all keys, has found.
+
+    Args:
+        size: Pixels of the level.
+        width: Channels of its features.
+        name: The attention, by its parsed name.
+        config: The generator's options.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], width: int, name: AttentionName, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.size = config, size
+        self.structure = name.structure(size)
+        self.query_width = config.query_width or width
+        self.operator = name.operator(size, config.affinity, self.query_width)
+        seen = width + 2 * config.coordinates
+        lr = config.weight_lr
+        self.to_query = Conv(seen, self.query_width, 1, lr=lr)
+        self.to_key = Conv(seen, self.query_width, 1, lr=lr)
+        self.to_value = Conv(width, width, 1, lr=lr)
+        if config.pyramid and not isinstance(self.operator, Full):
+            with torch.no_grad():
+                self.to_query.weight.mul_(START)
+                self.to_key.weight.mul_(START)
+        if config.fusion == "concat":
+            self.fuse = Conv(2 * width, width, config.fusion_kernel, lr=lr)
+        else:
+            self.strength = nn.Parameter(torch.tensor(0.1))
+        if config.temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(2 * math.log(name.factor(size))))
+
+    def project(
+        self,
+        target: Float[Tensor, "b c h w"],
+        source: Float[Tensor, "b c h w"],
+        coarser: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
+        """Queries and keys, on top of those of the next coarser level."""
+        if self.config.coordinates:
+            target, source = with_coordinates(target), with_coordinates(source)
+        query, key = self.to_query(target).float(), self.to_key(source).float()
+        if coarser is not None and self.config.pyramid:
+            query, key = query + enlarge(coarser[0]), key + enlarge(coarser[1])
+        return query, key
+
+    def attend(
+        self,
+        query: Float[Tensor, "b d h w"],
+        key: Float[Tensor, "b d h w"],
+        source: Float[Tensor, "b c h w"],
+        rgb: Float[Tensor, "b 3 h w"],
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 3 h w"], Tensor, Tensor]:
+        """Copied features, copied pixels, and the queries and keys as the operator saw them.
+
+        In float32, also under autocast: distances cancel badly in sixteen bits.
+        """
+        value = self.to_value(source).float()
+        if self.config.copy_rgb:
+            value = torch.cat([value, rgb], dim=1)
+        query, key = (to_sites(self.heat(x)) for x in (query, key))
+        with torch.autocast(query.device.type, enabled=False):
+            out = self.operator(query, key, to_sites(value), self.structure)
+        out = rearrange(out, "b 1 (h w) c -> b c h w", h=self.size[0])
+        copied = out[:, -3:] if self.config.copy_rgb else torch.zeros_like(rgb)
+        return out[:, : source.shape[1]], copied, query, key
+
+    def heat(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Scale queries or keys by their half of the temperature.
+
+        A learnt temperature t is over sqrt(d), and begins at the square of the downsampling factor:
+        enlarged from the coarser level, neighbours are as many times closer in square distance.
+        """
+        if not self.config.temperature:
+            return x
+        return x * (self.log_temperature.exp() / math.sqrt(self.query_width)).sqrt()
+
+    def fused(
+        self, target: Float[Tensor, "b c h w"], copied: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        if self.config.fusion == "residual":
+            return target + self.strength * copied
+        return merge(target, activate(self.fuse(torch.cat([target, copied], dim=1))))
+
+
+def with_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+2 h w"]:
+    """Append two channels: height and width from -1 to 1."""
+    height, width = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
+    grid = torch.stack(torch.meshgrid(height, width, indexing="ij"))
+    return torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1)
+
+
+def enlarge(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d 2*h 2*w"]:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def to_sites(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 1 n d"]:
+    return rearrange(x, "b d h w -> b 1 (h w) d")

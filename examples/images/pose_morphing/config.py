@@ -1,0 +1,186 @@
+"""Options of the generator, the presets, and the paper's names of attentions."""
+
+import re
+from dataclasses import dataclass
+
+from ndgpa import GPA, Full, Image
+from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
+
+KINDS = ("GPA", "NYF", "PER", "FULL", "NO")
+COUNT = r"([1-9]\d*)"
+PATTERN = re.compile(rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL)|(NO)_(\d+)")
+
+
+@dataclass(frozen=True)
+class AttentionName:
+    """What a name says.
+
+    * `GPA<m>_<kappa>_<s>`: m cells, kappa key blocks each, Phase 1 where the short side is s;
+    * `NYF<r>_<s>`, `PER<r>_<s>`: Nystromformer with r landmarks, Performer with r features;
+    * `NO_<s>`: nothing; `FULL`: full attention at every size.
+
+    Full attention is used while the short side of a level is at most s, the named one above it.
+    Source: Jetchev et al. 2021, section 3.1, with s counted along the short side.
+    """
+
+    kind: str
+    rank: int = 0
+    cells: int = 0
+    kappa: int = 0
+    full_until: int = 0
+
+    def is_full(self, size: tuple[int, int]) -> bool:
+        return self.kind == "FULL" or min(size) <= self.full_until
+
+    def factor(self, size: tuple[int, int]) -> int:
+        """Pixels along each side of a block, the paper's d; 1 where nothing is downsampled."""
+        return min(size) // self.full_until if self.kind == "GPA" and not self.is_full(size) else 1
+
+    def structure(self, size: tuple[int, int]) -> Image:
+        """Build the space of a level of `size` pixels.
+
+        Raises:
+            ValueError: The level does not divide into blocks and square cells as the name says.
+        """
+        factor = self.factor(size)
+        if factor == 1:
+            return Image(size, block=1)
+        blocks = (size[0] // factor) * (size[1] // factor)
+        side = round((blocks / self.cells) ** 0.5)
+        fits = all(x % (factor * max(side, 1)) == 0 for x in size)
+        if not fits or side**2 * self.cells != blocks:
+            raise ValueError(
+                f"{self.cells} square cells do not tile a level of {size[0]}x{size[1]} pixels "
+                f"whose Phase 1 has a short side of {self.full_until}"
+            )
+        return Image(size, block=factor, cell=side)
+
+    def operator(self, size: tuple[int, int], affinity: str, width: int) -> Operator:
+        """Build the attention of a level, for queries of `width` features, temperature included.
+
+        The low-rank ones know dot products only, whatever the affinity of the others.
+        """
+        if self.is_full(size):
+            return Full(scale=1.0, affinity=affinity)
+        match self.kind:
+            case "GPA":
+                return GPA(self.kappa, scale=1.0, affinity=affinity)
+            case "NYF":
+                return Nystrom(self.rank, scale=1.0)
+            case "PER":
+                return Performer(width, self.rank, scale=1.0)
+        return NoAttention()
+
+
+def parse(name: str) -> AttentionName:
+    """Read a name.
+
+    Raises:
+        ValueError: It is none of those that `AttentionName` lists.
+    """
+    found = PATTERN.fullmatch(name)
+    if found is None:
+        raise ValueError(
+            f"unknown attention {name!r}; expected GPA<m>_<kappa>_<s>, NYF<r>_<s>, PER<r>_<s>, "
+            "NO_<s> or FULL, for example GPA1024_12_64"
+        )
+    gpa, cells, kappa, s, low_rank, rank, low_rank_s, full, _, no_s = found.groups()
+    if gpa:
+        return AttentionName("GPA", cells=int(cells), kappa=int(kappa), full_until=int(s))
+    if low_rank:
+        return AttentionName(low_rank, rank=int(rank), full_until=int(low_rank_s))
+    return AttentionName("FULL") if full else AttentionName("NO", full_until=int(no_s))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Options of the generator; tuples go from the finest level to the coarsest.
+
+    The defaults are the paper's. Where it is silent: noise is on, with strengths that begin at 0;
+    the decoder concatenates the encoder's features; the attention follows the convolution of its
+    block and comes before its RGB; the style is the mean of the UNet's own last encoder layer.
+    """
+
+    size: tuple[int, int]  # pixels, height and width
+    channels: tuple[int, ...]  # of encoders and decoders at each level
+    attention: str = "GPA1024_12_64"  # as `parse` reads it
+    affinity: str = "dot"
+    query_width: int | None = None  # features of queries and keys; None: as many as the level has
+    fusion: str = "concat"  # or "residual"
+    fusion_kernel: int = 1  # side of the convolution that fuses by "concat"
+    style: bool = True  # modulate the decoders by the mean of the last encoder layer
+    noise: bool = True
+    smooth: bool = True  # resample with the filter of StyleGAN2, else bilinearly
+    weight_lr: float = 1.0  # learning-rate multiplier of convolutions, see `layers.Conv`
+    pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
+    coordinates: bool = False  # queries and keys see where they are
+    temperature: bool = False  # learnt, one a level
+    copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
+
+    def __post_init__(self) -> None:
+        steps = 2 ** (len(self.channels) - 1)
+        if any(x % steps for x in self.size):
+            raise ValueError(
+                f"{len(self.channels)} levels need a size that {steps} divides, got {self.size}"
+            )
+        if self.fusion not in ("concat", "residual"):
+            raise ValueError(f"fusion must be 'concat' or 'residual', got {self.fusion!r}")
+        if self.pyramid and self.query_width is None:
+            raise ValueError("a pyramid of queries needs one query_width for all levels")
+        name = parse(self.attention)
+        if name.kind != "FULL" and name.is_full(self.size):
+            raise ValueError(
+                f"{self.attention} is full attention at every level of {self.size[0]}x"
+                f"{self.size[1]} pixels: {name.full_until}, where its name ends, must be below "
+                f"{min(self.size)}; for full attention say FULL"
+            )
+        for size in self.sizes:
+            name.structure(size)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Pixels of each level."""
+        return [(self.size[0] >> i, self.size[1] >> i) for i in range(len(self.channels))]
+
+
+def learnable(size: tuple[int, int], channels: tuple[int, ...], attention: str) -> ModelConfig:
+    """Build the variant that learns to copy within minutes; the README explains each option."""
+    return ModelConfig(
+        size,
+        channels,
+        attention,
+        affinity="euclidean",
+        query_width=16,
+        fusion_kernel=3,
+        style=False,
+        noise=False,
+        smooth=False,
+        weight_lr=12.0,
+        pyramid=True,
+        coordinates=True,
+        temperature=True,
+        copy_rgb=True,
+    )
+
+
+def preset(name: str) -> ModelConfig:
+    """Look a preset up.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+PRESETS = {
+    # Tables 2 and 3 of the paper
+    "df256": ModelConfig((256, 256), (160, 320, 640, 640, 640, 640)),
+    # Table 4
+    "chal512": ModelConfig((512, 256), (128, 256, 512, 768, 768, 768), "GPA2048_4_32"),
+    "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
+    "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
+    # for a GPU; small enough to ship in half precision
+    "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
+}

@@ -1,0 +1,164 @@
+"""What one training step sees: sources, poses and truths, drawn from torch's own generator.
+
+The loop seeds that generator from the number of the step, so a batch depends on that alone. The
+people come from `examples/people`. tau is one random affine map for a picture, its pose maps and
+its key points.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from examples.people.keypoints import heat_maps
+from examples.people.pictures import People, Pictures
+
+SIGMA = 6 / 256  # of heat maps, in heights of the picture: 6 pixels at 256 as in PATN
+STRENGTH = 0.15  # of Section 3.1 of the paper
+STRONGEST = 0.5  # from here on a map may be singular
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures in -1 to 1, heat maps of key points, and where the source of a pixel is known."""
+
+    source: Float[Tensor, "b 3 h w"]
+    source_maps: Float[Tensor, "b 18 h w"]
+    truth: Float[Tensor, "b 3 h w"]  # in the target's pose
+    target_maps: Float[Tensor, "b 18 h w"]
+    origin: Float[Tensor, "b h w 2"]  # x and y in the source of each target pixel, in -1 to 1
+    known: Bool[Tensor, "b h w"]  # where `origin` holds
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def to_tensors(
+    people: People, device: torch.device
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 18 h w"]]:
+    """Return pictures in -1 to 1, and the heat maps of their key points."""
+    images = torch.from_numpy(people.images).to(device)
+    images = rearrange(images, "b h w c -> b c h w").float() / 127.5 - 1
+    return images, to_maps(people.points, (images.shape[2], images.shape[3]), device)
+
+
+def to_maps(
+    points: Float[np.ndarray, "b 18 3"], size: tuple[int, int], device: torch.device
+) -> Float[Tensor, "b 18 h w"]:
+    """Draw the heat maps of key points."""
+    return heat_maps(torch.from_numpy(points).to(device), size, SIGMA * size[0])
+
+
+def draw_distorted(
+    pictures: Pictures, batch: int, device: torch.device, strength: float = STRENGTH
+) -> Batch:
+    """Draw the self-supervised task of the paper: given M, B and tau(B), make tau(M)."""
+    people = pictures.at(torch.randint(len(pictures), (batch,)).numpy())
+    return distorted(*to_tensors(people, device), random_affine(batch, strength))
+
+
+def distorted(
+    image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"], theta: Float[Tensor, "b 2 3"]
+) -> Batch:
+    """Build the batch of the distortion task for given tau."""
+    theta = theta.to(image.device)
+    origin = F.affine_grid(theta, list(image.shape), align_corners=False)
+    truth, target_maps = warp(image, theta), warp(maps, theta, "zeros")
+    return Batch(image, maps, truth, target_maps, origin, (origin.abs() < 1).all(-1))
+
+
+def draw_pairs(pictures: Pictures, batch: int, device: torch.device) -> Batch:
+    """Draw two pictures of one person each."""
+    rows = torch.randint(len(pictures.pairs), (batch,)).numpy()
+    return paired(*pictures.pairs_at(rows), device)
+
+
+def paired(sources: People, targets: People, device: torch.device) -> Batch:
+    """Build the batch of given sources and targets; their correspondence stays unknown."""
+    source, source_maps = to_tensors(sources, device)
+    truth, target_maps = to_tensors(targets, device)
+    b, _, h, w = source.shape
+    nowhere = source.new_zeros(b, h, w, 2)
+    return Batch(source, source_maps, truth, target_maps, nowhere, nowhere[..., 0] > 0)
+
+
+def draw_poses(pictures: Pictures, batch: int, device: torch.device) -> Float[Tensor, "b 18 h w"]:
+    """Draw heat maps of random poses, for targets that have no truth."""
+    poses = pictures.poses
+    chosen = torch.randint(len(poses), (batch,)).numpy()
+    return to_maps(poses[chosen], pictures.size, device)
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Concatenate batches."""
+    names = Batch.__dataclass_fields__
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+
+
+def random_affine(
+    batch: int, strength: float = STRENGTH, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch 2 3"]:
+    """Draw the identity plus uniform noise of at most `strength` on all six entries.
+
+    In coordinates that run from -1 to 1 over the picture, so noise on the last column moves it by
+    up to `strength` times half its side. Made on the device of the generator.
+
+    Source: Section 3.1 of Jetchev et al. 2021, which leaves open whether the shift is noisy too.
+
+    Raises:
+        ValueError: `strength` is not from 0 to below 0.5, where every map can be undone.
+    """
+    if not 0 <= strength < STRONGEST:
+        raise ValueError(f"strength must be from 0 to below {STRONGEST}, got {strength}")
+    device = None if generator is None else generator.device
+    noise = 2 * torch.rand(batch, 2, 3, generator=generator, device=device) - 1
+    return torch.eye(2, 3, device=device) + strength * noise
+
+
+def warp(
+    images: Float[Tensor, "b c h w"], theta: Float[Tensor, "b 2 3"], padding: str = "border"
+) -> Float[Tensor, "b c h w"]:
+    """Move pixels: at x comes what the image has at theta x, bilinearly.
+
+    Args:
+        images: Pictures or pose maps, floating.
+        theta: From `random_affine`.
+        padding: What is outside the image: "border", the nearest pixel of it; "zeros", right for
+            pose maps, where a key point at the very edge would be drawn out; or "reflection".
+    """
+    grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+
+
+def warp_points(
+    points: Float[Tensor, "b k 3"], theta: Float[Tensor, "b 2 3"], size: tuple[int, int]
+) -> Float[Tensor, "b k 3"]:
+    """Move key points as `warp` moves pixels.
+
+    Args:
+        points: x and y in pixels, the centre of the first pixel at 0, 0; and 1 when present, else
+            0.
+        theta: From `random_affine`.
+        size: Height and width in pixels.
+
+    Returns:
+        The points; -1, -1, 0 for those that were not there or that have left the frame.
+    """
+    h, w = size
+    sides = points.new_tensor([w, h])
+    place = (2 * points[..., :2] + 1) / sides - 1
+    linear, shift = theta.to(points.dtype).split([2, 1], dim=2)
+    moved = torch.linalg.solve(linear, place.mT - shift).mT
+    moved = ((moved + 1) * sides - 1) / 2
+    inside = ((moved >= -0.5) & (moved < sides - 0.5)).all(dim=-1, keepdim=True)
+    kept = inside & (points[..., 2:] > 0)
+    return torch.where(kept, torch.cat([moved, points[..., 2:]], dim=-1), missing(points))
+
+
+def missing(points: Float[Tensor, "b k 3"]) -> Float[Tensor, "3"]:
+    """Return a key point that is not there."""
+    return points.new_tensor([-1, -1, 0])

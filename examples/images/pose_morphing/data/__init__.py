@@ -1,5 +1,0 @@
-"""People to learn from: figures that are drawn here, DeepFashion, clips, single pictures."""
-
-from examples.images.pose_morphing.data.sources import open_pictures
-
-__all__ = ["open_pictures"]

@@ -1,0 +1,150 @@
+"""What the runs of the ablation say: a table and two plots, with the spread over seeds."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
+
+from examples.common.files import replacing
+
+MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture distance"}
+FORMS = {"psnr": ".2f"}
+COLOURS = {"GPA": "tab:blue", "NO": "tab:gray", "FULL": "tab:red"}
+COLOURS |= {"NYF": "tab:green", "PER": "tab:orange"}
+PLAIN = FormatStrFormatter("%g")
+
+Runs = dict[str, list[dict[str, Any]]]  # by attention, one for each seed
+
+
+def write_report(out: Path, machine: str, seconds: float, pivot: str) -> None:
+    """ablation.md, memory.png and kappa.png from the runs that are finished.
+
+    Args:
+        out: Holds `runs`.
+        machine: What they ran on.
+        seconds: Processor time of each run.
+        pivot: The attention whose kappa is varied.
+    """
+    runs = read_runs(out / "runs")
+    about = (
+        f"The distortion task after {seconds:g} processor seconds of training on one thread, on "
+        f"held-out figures; means over seeds ± standard deviation. Machine: {machine}. Memory is "
+        "that of forward and backward of all attentions together, one picture, float32. "
+        "GPA<cells>_<kappa>_<short side of Phase 1>; NYF and PER have that rank; all but FULL are "
+        "full up to the short side that ends the name, and NO has nothing above it."
+    )
+    write_text(out / "ablation.md", f"{about}\n\n{table(runs)}\n")
+    save(out / "memory.png", lambda axes: draw_memory(axes, runs))
+    if pivot in runs:
+        save(out / "kappa.png", lambda axes: draw_kappas(axes, runs, pivot))
+
+
+def read_runs(folder: Path) -> Runs:
+    runs: Runs = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        runs[found["attention"]].append(found)
+    return runs
+
+
+def table(runs: Runs) -> str:
+    """A row for each attention, the least error first."""
+    lines = [
+        "| attention | seeds | steps | step s | memory MB | "
+        + " | ".join(MEASURES.values())
+        + " |",
+        "|---" * (5 + len(MEASURES)) + "|",
+    ]
+    for name, each in sorted(runs.items(), key=lambda item: spread(item[1], "l1")[0]):
+        cells = [cell(spread(each, measure), FORMS.get(measure, ".4f")) for measure in MEASURES]
+        steps, step_s = each[0]["steps"], each[0]["step_s"]
+        head = f"| {name} | {len(each)} | {steps} | {step_s:.3f} | {memory_mb(each):.2f} | "
+        lines.append(head + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(each: list[dict[str, Any]], measure: str) -> tuple[float, float]:
+    """Mean over seeds and standard deviation, NaN for one seed."""
+    return spread_of([run["scores"][measure]["mean"] for run in each])
+
+
+def spread_of(values: list[float]) -> tuple[float, float]:
+    return mean(values), stdev(values) if len(values) > 1 else math.nan
+
+
+def cell(found: tuple[float, float], form: str) -> str:
+    middle, deviation = found
+    return f"{middle:{form}}" + ("" if math.isnan(deviation) else f" ± {deviation:{form}}")
+
+
+def memory_mb(each: list[dict[str, Any]]) -> float:
+    return sum(each[0]["attention_bytes"].values()) / 1e6
+
+
+def draw_memory(axes: Axes, runs: Runs) -> None:
+    """Figure 5: error against memory."""
+    for name, each in runs.items():
+        middle, deviation = spread(each, "l1")
+        bar = None if math.isnan(deviation) else deviation
+        axes.errorbar(memory_mb(each), middle, bar, fmt="o", color=colour(name))
+        place = (memory_mb(each), middle)
+        axes.annotate(name, place, textcoords="offset points", xytext=(6, 3), fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(PLAIN)
+    axes.set_xlabel("memory of all attentions, MB")
+    axes.set_ylabel("L1 on held-out pictures")
+    axes.margins(0.15)
+
+
+def colour(name: str) -> str:
+    return next(colour for kind, colour in COLOURS.items() if name.startswith(kind))
+
+
+def draw_kappas(axes: Axes, runs: Runs, pivot: str) -> None:
+    """Figure 7: error against kappa, trained with it, and of the pivot reading other kappas."""
+    cells, _, short_side = pivot.removeprefix("GPA").split("_")
+    by_kappa = {
+        int(name.split("_")[1]): spread(each, "l1")
+        for name, each in runs.items()
+        if name.startswith(f"GPA{cells}_") and name.endswith(f"_{short_side}")
+    }
+    draw_line(axes, by_kappa, "trained with kappa, in equal time")
+    reading = {
+        int(kappa): spread_of([run["read"][kappa]["l1"]["mean"] for run in runs[pivot]])
+        for kappa in runs[pivot][0]["read"]
+    }
+    draw_line(axes, reading, f"{pivot}, then reading kappa")
+    kappas = sorted(by_kappa | reading)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(kappas, [str(kappa) for kappa in kappas])
+    axes.set_xlabel("kappa")
+    axes.set_ylabel("L1 on held-out pictures")
+    axes.legend(fontsize=8)
+
+
+def draw_line(axes: Axes, points: dict[int, tuple[float, float]], label: str) -> None:
+    kappas = sorted(points)
+    middles = [points[kappa][0] for kappa in kappas]
+    bars = [0.0 if math.isnan(points[kappa][1]) else points[kappa][1] for kappa in kappas]
+    axes.errorbar(kappas, middles, bars, fmt="o-", capsize=3, label=label)
+
+
+def save(path: Path, draw: Callable[[Axes], None]) -> None:
+    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    draw(figure.add_subplot())
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format="png")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text)

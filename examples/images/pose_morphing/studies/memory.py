@@ -1,0 +1,45 @@
+"""What the attention of each level takes in memory."""
+
+import torch
+
+from examples.images.pose_morphing.measures.tasks import Task, part_of
+from examples.images.pose_morphing.model import Generator, Level
+from ndgpa.analysis import peak_bytes
+
+
+def attention_bytes(level: Level, value_channels: int) -> int:
+    """The most that forward and backward of this level's attention hold at once, one picture.
+
+    Queries, keys and values do not count, their gradients and the output do. Source: footnote 3 of
+    Jetchev et al. 2021, who measured a GPU's allocator so.
+
+    Args:
+        level: Of a morph; its shapes count, and its device.
+        value_channels: Features of the values.
+    """
+    query, key = (x[:1].detach().float().requires_grad_() for x in (level.query, level.key))
+    value = torch.ones(*key.shape[:3], value_channels, device=key.device, requires_grad=True)
+
+    def forward_and_backward() -> None:
+        level.operator(query, key, value, level.structure).sum().backward()
+
+    forward_and_backward()  # tables that a structure keeps are not of this call
+    for x in (query, key, value):
+        x.grad = None
+    return peak_bytes(forward_and_backward, key.device)
+
+
+@torch.no_grad()
+def level_bytes(generator: Generator, task: Task, device: torch.device) -> dict[str, int]:
+    """Measure the memory of each level's attention, by its size, the finest first."""
+    config = generator.config
+    widths = dict(zip(config.sizes, config.channels))
+    batch = part_of(task, torch.arange(1)).batch
+    inputs = (batch.source, batch.source_maps, batch.target_maps)
+    levels = generator(*(x.to(device) for x in inputs)).levels
+    values = {level.size: widths[level.size] + 3 * config.copy_rgb for level in levels}
+    with torch.enable_grad():
+        return {
+            f"{level.size[0]}x{level.size[1]}": attention_bytes(level, values[level.size])
+            for level in levels
+        }

@@ -1,0 +1,160 @@
+"""Which rows a cell reads: the engine of the `torch` backend.
+
+A tile is the queries of one cell, of all heads that share its selection; it reads whole blocks,
+each gathered as a single row.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ndgpa._ops import wide
+from ndgpa.attention.chunks import chunks, room
+from ndgpa.attention.engine import Tile, scaled_bmm
+from ndgpa.attention.rows import Rows, Run
+from ndgpa.attention.softmax import softmax
+
+
+class Inputs(NamedTuple):
+    """What `attend_chunked` takes, in its order."""
+
+    query: Tensor  # (b, t, C, X, d): tiles of X queries
+    key: Tensor  # (b, hk, B, R, d)
+    value: Tensor  # (b, hk, B, R, dv)
+    blocks: Tensor  # (b, t, C, K) int, -1 for an empty slot
+    slot_bias: Tensor | None  # (b, t, C, K)
+    key_bias: Tensor | None  # (b, hk, B, R)
+    query_time: Tensor | None  # (C, X)
+    key_time: Tensor | None  # (B, R)
+    scale: float
+
+
+class _Chunk(NamedTuple):
+    """Cells that are attended from together, and how many of their slots to look at."""
+
+    cells: slice | Tensor
+    slots: int
+
+
+class Cells:
+    """The flattened problem: a tile for each cell (of each batch and each tile of heads), which
+    reads whole blocks as single rows."""
+
+    def __init__(self, given: Inputs) -> None:
+        batch, tiles, self.cells, self.places, _ = given.query.shape
+        key_heads, num_blocks, self.sites = given.key.shape[1:4]
+        self.query, self.key, self.value = (
+            x.flatten(0, 2) for x in (given.query, given.key, given.value)
+        )
+        self.key_bias = None if given.key_bias is None else given.key_bias.flatten(0, 2)
+        self.slot_bias = None if given.slot_bias is None else given.slot_bias.flatten(0, 2)
+        self.query_time, self.key_time = given.query_time, given.key_time
+        self.scale, self.wide = given.scale, wide(given.query)
+        device = given.blocks.device
+        heads = torch.arange(tiles, device=device) // (tiles // key_heads)
+        heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
+        self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
+        self.blocks = given.blocks.flatten(0, 2)
+        self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
+
+    def tiles(self) -> Iterator[Tile]:
+        return map(self.tile, self.chunks())
+
+    def whole(self) -> Tile:
+        """All cells as one chunk."""
+        return self.tile(_Chunk(slice(None), self.blocks.shape[1]))
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """Cells that keep to the budget together.
+
+        Cells of very different length go together with their like, the longest first.
+        """
+        count, width = self.blocks.shape
+        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        if lengths is None or 4 * int(lengths.sum()) > 3 * lengths.numel() * width:
+            yield from (_Chunk(cells, width) for cells in chunks(count, self._room(width)))
+            return
+        lengths, order = lengths.sort(descending=True, stable=True)
+        begin = 0
+        while begin < count:
+            width = max(1, int(lengths[begin]))
+            end = begin + self._room(width)
+            yield _Chunk(order[begin:end], width)
+            begin = end
+
+    def _room(self, width: int) -> int:
+        """How many cells of so many slots fit."""
+        keys = width * self.sites
+        return room(
+            2 * self.places * keys + keys * (self.key.shape[2] + self.value.shape[2]), self.query
+        )
+
+    def _lengths(self) -> Tensor:  # (tiles,)
+        """The slots of each cell up to the last one that is filled."""
+        place = torch.arange(1, self.blocks.shape[1] + 1, device=self.blocks.device)
+        return (place * (self.blocks >= 0)).amax(dim=1)
+
+    def tile(self, chunk: _Chunk) -> Tile:
+        cells, slots = chunk
+        blocks = self.blocks[cells, :slots]
+        empty = blocks < 0
+        ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
+        queries, keys = (
+            Run(cells),
+            Rows(ids, empty.flatten() if self.has_empty else None, len(empty)),
+        )
+        query, key, value = (
+            rows.take(table, self.wide)
+            for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
+        )
+        is_plain = self._is_plain(ids, empty)
+        logits = scaled_bmm(query, key.mT, self.scale)
+        if not is_plain:
+            logits = logits + self._bias(chunk, ids, empty)
+        if self.query_time is not None and self.key_time is not None:
+            now = self.query_time[self._cell(cells)]
+            then = self.key_time[blocks.clamp(min=0)].flatten(1)
+            logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
+        weights = softmax(logits, may_be_blind=not is_plain)
+        return Tile(
+            cells,
+            query,
+            key,
+            value,
+            weights,
+            self.scale,
+            queries,
+            keys,
+            is_masked=not is_plain,
+            contains=self.query_time is not None,
+        )
+
+    def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
+        """Whether a softmax of bare logits is all there is to do, so that a short last block costs
+        only those that read it. A GPU is not asked; it would be waited for."""
+        if self.query_time is not None or self.slot_bias is not None or ids.is_cuda:
+            return False
+        if self.has_empty and bool(empty.any()):
+            return False
+        return self.key_bias is None or not self._is_biased(self.key_bias, ids)
+
+    def _is_biased(self, key_bias: Tensor, ids: Tensor) -> bool:
+        """Whether a key of these blocks has a bias; any, where the bias shall get a gradient."""
+        return key_bias.requires_grad or bool((key_bias.index_select(0, ids) != 0).any())
+
+    def _bias(self, chunk: _Chunk, ids: Tensor, empty: Tensor) -> Tensor:  # (c, 1, Y)
+        """What is added to the logits of each key of the chunk."""
+        bias = torch.zeros((*empty.shape, 1), dtype=self.wide, device=ids.device)
+        if self.slot_bias is not None:
+            bias = bias + self.slot_bias[chunk.cells, : chunk.slots][..., None]
+        if self.key_bias is not None:
+            bias = bias + self.key_bias.index_select(0, ids).view(*empty.shape, self.sites)
+        bias = bias.masked_fill(empty[..., None], -torch.inf)
+        return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
+
+    def _cell(self, chunk: slice | Tensor) -> Tensor:
+        """The cell of each tile of the chunk."""
+        tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
+        return tiles % self.cells

@@ -1,0 +1,277 @@
+"""The `torch` backend: the definition in bounded memory, a few cells at a time.
+
+Keys and values are laid out block by block once; a chunk of cells then gathers whole blocks as
+single rows, attends, and is forgotten. The backward recomputes each chunk. Forward and backward are
+one opaque operator each, so a compiled graph holds one node for any number of chunks; the second
+derivative differentiates the plain formula.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndgpa._flops import attention, attention_backward, count_products
+from ndgpa._ops import (
+    differentiate_gradient,
+    fold_into_batch,
+    gradients,
+    keep_inputs,
+    kept_inputs,
+    no_tangents,
+    wide,
+    without_autocast,
+)
+from ndgpa.attention.cells import Cells, Inputs
+from ndgpa.attention.engine import Tables, attend, differentiate
+from ndgpa.problem import Selection, check_block_ids
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import is_full, take_sites
+
+
+def chunked(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    selection: Selection,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    *,
+    scale: float,
+    key_bias: Float[Tensor, "b hk n_k"] | None = None,
+    key_sites: Int[Tensor, "B S"] | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+    """As `reference`, with the memory of one chunk beside the inputs and outputs.
+
+    Heads that share a selection and a key head share one tile of queries.
+    """
+    no_tangents("torch", query, key, value)
+    if key_sites is None:
+        read, full, by_block = key_structure.blocks, key_structure.is_even, key_structure.by_block
+    else:
+        read, full = key_sites, is_full(key_sites)
+        by_block = partial(take_sites, sites=read, full=full)
+    query_time = key_time = None
+    if causal:
+        assert structure.time is not None
+        assert key_structure.time is not None
+        query_time = structure.time[structure.cell_sites.clamp(min=0)]
+        key_time = key_structure.time[read.clamp(min=0)]
+    if key_bias is None and not full:
+        key_bias = key.new_zeros(key.shape[:3], dtype=torch.promote_types(key.dtype, torch.float32))
+    if key_bias is not None:
+        key_bias = by_block(key_bias[..., None])[..., 0].masked_fill(read < 0, -torch.inf)
+    out, lse = attend_from_cells(
+        structure.partition(query),
+        by_block(key),
+        by_block(value),
+        selection,
+        scale,
+        key_bias=key_bias,
+        query_time=query_time,
+        key_time=key_time,
+    )
+    return structure.compose(out), structure.compose(lse[..., None])[..., 0]
+
+
+def attend_from_cells(
+    query: Float[Tensor, "b h C X d"],
+    key: Float[Tensor, "b hk B R d"],
+    value: Float[Tensor, "b hk B R dv"],
+    selection: Selection,
+    scale: float,
+    *,
+    key_bias: Float[Tensor, "b hk B R"] | None = None,
+    query_time: Int[Tensor, "C X"] | None = None,
+    key_time: Int[Tensor, "B R"] | None = None,
+) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
+    """Attend from queries laid out cell by cell to keys laid out block by block.
+
+    Args:
+        key_bias: Added to every logit of a key, -inf for an empty place of a block.
+        query_time, key_time: Keys of a later time than the query do not exist; None for no times.
+    """
+    selection = with_a_slot(selection)
+    heads, key_heads = query.shape[1], key.shape[1]
+    tiles = heads if selection.blocks.shape[1] == heads else key_heads
+    slot_bias = None
+    if selection.bias is not None:
+        slot_bias = selection.bias.to(wide(query))
+        slot_bias = slot_bias.expand(-1, tiles, -1, -1)
+    if query_time is not None:
+        query_time = query_time.repeat(1, heads // tiles)
+    out, lse = attend_chunked(
+        rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
+        key,
+        value,
+        selection.blocks.expand(-1, tiles, -1, -1),
+        slot_bias=slot_bias,
+        key_bias=key_bias,
+        query_time=query_time,
+        key_time=key_time,
+        scale=scale,
+    )
+    return (
+        rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
+        rearrange(lse, "b t c (g x) -> b (t g) c x", g=heads // tiles),
+    )
+
+
+def with_a_slot(selection: Selection) -> Selection:
+    """A selection of width 0 gets one empty slot: no maximum is over nothing."""
+    if selection.blocks.shape[3]:
+        return selection
+    bias = None if selection.bias is None else F.pad(selection.bias, (0, 1))
+    return Selection(F.pad(selection.blocks, (0, 1), value=-1), bias)
+
+
+@torch.library.custom_op("ndgpa::attend_chunked", mutates_args=())
+def attend_chunked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
+    """Output and log-sum-exp. Arguments as in `Inputs`."""
+    check_block_ids(blocks, key.shape[2])
+    engine = Cells(
+        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
+    )
+    out, lse = _empty_out(query, value)
+    with without_autocast(query):
+        attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
+    return out, lse
+
+
+@attend_chunked.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _empty_out(query, value)
+
+
+def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    out = value.new_empty(*query.shape[:-1], value.shape[-1])
+    return out, query.new_empty(query.shape[:-1], dtype=wide(query))
+
+
+@torch.library.custom_op("ndgpa::attend_chunked_backward", mutates_args=())
+def attend_chunked_backward(
+    grad_out: Tensor,  # (b, t, C, X, dv)
+    grad_lse: Tensor,  # (b, t, C, X)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
+    engine = Cells(
+        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
+    )
+    *grads, grad_slot, grad_bias = _empty_grads(query, key, value, slot_bias, key_bias)
+    tables = Tables(*(x.flatten(0, 2) for x in grads))
+    of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
+    with without_autocast(query):
+        for tile, slope in differentiate(engine.tiles(), tables, of_out, of_lse):
+            if slot_bias is not None:
+                by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
+                grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
+            if key_bias is not None:
+                tile.keys.add(grad_bias.flatten(0, 2), slope.sum(dim=1))
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grad_slot, grad_bias
+
+
+@attend_chunked_backward.register_fake
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Tensor,
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    *_: Any,
+    **__: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(query, key, value, slot_bias, key_bias)
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
+
+
+def _empty_grads(
+    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where the gradients go: sums over cells start at zero, in float32 or wider."""
+    return (
+        query.new_empty(query.shape),
+        key.new_zeros(key.shape, dtype=wide(query)),
+        value.new_zeros(value.shape, dtype=wide(query)),
+        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide(query)),
+        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide(query)),
+    )
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    given = Inputs(*kept_inputs(ctx))
+    query, key, value, slot, bias = attend_chunked_backward(grad_out, grad_lse, *given)
+    return gradients(
+        Inputs,
+        query=query,
+        key=key,
+        value=value,
+        slot_bias=None if given.slot_bias is None else slot,
+        key_bias=None if given.key_bias is None else bias,
+    )
+
+
+def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient of the plain formula, one chunk that is everything."""
+    grad_out, grad_lse, *given = kept_inputs(ctx)
+
+    def formula(given: Inputs) -> tuple[Tensor, Tensor]:
+        tile = Cells(given).whole().contained
+        out = tile.out.to(given.value.dtype)
+        return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
+
+    names = ("query", "key", "value", "slot_bias", "key_bias")
+    by_grads, by_inputs = differentiate_gradient(
+        formula, Inputs(*given), names, [grad_out, grad_lse], cotangents
+    )
+    return *by_grads, *by_inputs
+
+
+attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
+attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))
+
+
+@count_products("attend_chunked")
+def _(*inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention(_pairs(given), given.query[4], given.value[4])
+
+
+@count_products("attend_chunked_backward")
+def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
+    given: Any = Inputs(*inputs)  # of shapes
+    return attention_backward(_pairs(given), given.query[4], given.value[4])
+
+
+def _pairs(given: Any) -> int:
+    """Queries by the keys of all slots, given shapes."""
+    return math.prod(given.query[:4]) * given.blocks[3] * given.key[3]

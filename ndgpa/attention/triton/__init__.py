@@ -1,0 +1,1 @@
+"""The `triton` backend: kernels, and the operators that launch them."""

@@ -1,0 +1,51 @@
+"""The arguments of the operator `attend_triton`, which its launchers take as one object."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """What `attend_triton` takes, in its order."""
+
+    query: Tensor  # (b, h, n, d)
+    key: Tensor  # (b, hk, n_k, d)
+    value: Tensor  # (b, hk, n_k, dv)
+    slot_bias: Tensor | None  # (b, hs, C, K) float32
+    key_bias: Tensor | None  # (b, hk, n_k) float32
+    blocks: Tensor  # (b, hs, C, K) int, -1 for an empty slot
+    cell_sites: Tensor  # (C, X) int64, -1 for an empty place
+    key_sites: Tensor  # (B, R) int64, -1 for an empty place
+    query_time: Tensor | None  # (n,) int64
+    key_time: Tensor | None  # (n_k,) int64
+    scale: float
+    partition: bool = True  # every site of the keys is in exactly one row of key_sites
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of heads: the heads of one share a selection and a key head."""
+        heads, key_heads = self.query.shape[1], self.key.shape[1]
+        return heads if self.blocks.shape[1] == heads else key_heads
+
+    def laid_out(self) -> "Inputs":
+        """The same as the kernels read it: features side by side, tables contiguous."""
+        return self._replace(
+            query=side_by_side(self.query),
+            key=side_by_side(self.key),
+            value=side_by_side(self.value),
+            slot_bias=_contiguous(self.slot_bias),
+            key_bias=_contiguous(self.key_bias),
+            blocks=self.blocks.int().contiguous(),
+            cell_sites=self.cell_sites.contiguous(),
+            key_sites=self.key_sites.contiguous(),
+            query_time=_contiguous(self.query_time),
+            key_time=_contiguous(self.key_time),
+        )
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()

@@ -1,0 +1,69 @@
+"""The coarse level: means over the blocks, for rules that work there."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ndgpa.problem import Problem, dot_form
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.means import seen_means
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The coarse level: the logit of query block i and key block j is scale q_i.k_j + bias_j.
+
+    The bias is the part of a euclidean affinity that depends on the key alone; None is zero. The
+    softmax weighs a key block by its `seen` sites; `log_size` is their logarithm, -inf for a block
+    of which nothing is seen and which therefore does not exist. None is one weight for all.
+    `weight` is how many sites the mean of each query block stands for; 0 for a block that takes no
+    part.
+    """
+
+    query: Float[Tensor, "b h B d"]
+    key: Float[Tensor, "b hk B_k d"]
+    bias: Float[Tensor, "b hk B_k"] | None
+    seen: Float[Tensor, "#b B_k"]
+    log_size: Float[Tensor, "#b B_k"] | None
+    weight: Float[Tensor, "#b B"]
+    scale: float
+
+
+def coarse_level(problem: Problem) -> Coarse:
+    """Take the means over the blocks of queries and keys.
+
+    If causal, the mean of a block of queries is over its sites of the cell's earliest time.
+    """
+    query, weight = seen_means(problem.structure, problem.query, _voters(problem))
+    key, seen = _key_means(problem)
+    log_size = None
+    if problem.key_mask is not None or not problem.key_structure.is_even:
+        log_size = seen.log()
+    bias, scale = dot_form(key, problem.affinity, problem.scale)
+    return Coarse(query, key, bias, seen, log_size, weight, scale)
+
+
+def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Tensor, "#b B_k"]]:
+    """The means of the key blocks and their seen sites; known means are taken as they are."""
+    if problem.key_means is None:
+        return seen_means(problem.key_structure, problem.key, problem.key_mask)
+    return problem.key_means, problem.key_structure.block_sizes.to(problem.key_means.dtype)[None]
+
+
+def _voters(problem: Problem) -> Bool[Tensor, "b n"] | None:
+    """The queries that a selection is made from; None for all."""
+    if not problem.causal:
+        return problem.query_mask
+    first = problem.structure.first_in_cell.expand(problem.query.shape[0], -1)
+    return first if problem.query_mask is None else first & problem.query_mask
+
+
+def by_cell(
+    coarse: Coarse, structure: SpatialStructure
+) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "#b C P"]]:
+    """The coarse queries of each cell and what they weigh; zeros in the empty places."""
+    cells, empty = structure.cells.clamp(min=0), structure.cells < 0
+    weight = coarse.weight[:, cells].masked_fill(empty, 0)
+    query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
+    return query, weight.to(query.dtype)
