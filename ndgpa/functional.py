@@ -255,9 +255,9 @@ def _attend(
 
 
 def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
-    pick(backend, query, value)
     if far is not None:
         pick_far(far, backend)
+    pick(backend, query, value)
 
 
 def _check_read(read: Any) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ndgpa
-from tests import draw
-from tests.contracts.backend import _everything, _plain_derivatives, _ramp
-from tests.oracle import full_attention, rows
-from tests.selection.causal_contract import CausalContract
+from ndgpa.structures import Jittered, Sampling, Strided
+from ndgpa.testing import CausalContract, draw
+from ndgpa.testing.derivatives import _ramp, everything, plain_derivatives
+from ndgpa.testing.oracle import full_attention, rows, voters_of
 
 KINDS = ("block", "site")
 kinds = st.sampled_from(KINDS)
@@ -30,11 +30,15 @@ class FarLaws:
     def test_it_is_a_softmax_over_sites_and_means(self, data: Any) -> None:
         """Outputs to 1e-10, gradients of queries, keys, values and slot bias to 1e-8."""
         problem, selection, kind = _drawn(data)
-        causal = data.draw(st.booleans()) and _has_time(problem)
+        options = {
+            "causal": data.draw(st.booleans()) and _has_time(problem),
+            "query_mask": _query_mask(data, problem),
+            "read": data.draw(st.sampled_from([None, Strided(2), Jittered(2)])),
+        }
         ours, theirs = [], []
         for results, attend in ((ours, self.attend), (theirs, dense)):
             leaves, selected = _leaves(problem, selection)
-            out = attend(problem.with_inputs(*leaves[:3]), selected, kind, causal)
+            out = attend(problem.with_inputs(*leaves[:3]), selected, kind, **options)
             results += [out, *_gradients(out, leaves)]
         for mine, other, allowed in zip(ours, theirs, [1e-10, *[1e-8] * 4]):
             torch.testing.assert_close(mine, other, rtol=allowed, atol=allowed)
@@ -44,7 +48,7 @@ class FarLaws:
         problem, kind = data.draw(draw.problems()), data.draw(kinds)
         mask = None if problem.key_mask is None else problem.key_mask[:, None]
         torch.testing.assert_close(
-            self.attend(problem, _everything(problem), kind),
+            self.attend(problem, everything(problem), kind),
             full_attention(*problem.inputs, problem.logit_scale, problem.affinity, mask),
             rtol=1e-12,
             atol=1e-12,
@@ -268,8 +272,8 @@ class FarLaws:
             scale=None,
             key_mask=None,
         )
-        exact = _plain_derivatives(problem, [x.double() for x in problem.inputs])
-        plain = _plain_derivatives(problem, problem.inputs)
+        exact = plain_derivatives(problem, [x.double() for x in problem.inputs])
+        plain = plain_derivatives(problem, problem.inputs)
         leaves, selection = _leaves(problem, ndgpa.Selection(torch.full((8, 1, 90, 1), 3).int()))
         out = self.attend(problem.with_inputs(*leaves), selection, kind)
         grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves)
@@ -282,18 +286,16 @@ class FarLaws:
         problem: draw.Problem,
         selection: ndgpa.Selection,
         kind: str,
-        causal: bool = False,
-        return_lse: bool = False,
+        **options: Any,
     ) -> Any:
         return ndgpa.attend(
             *problem.inputs,
             selection,
             problem.structure,
             **problem.options,
-            causal=causal,
+            **options,
             far=kind,
             backend=self.backend,
-            return_lse=return_lse,
         )
 
 
@@ -305,30 +307,52 @@ class TestChunked(FarLaws):
     backend = "torch"
 
 
-class TestOneQueryAChunk(TestChunked):
-    """The same with chunks as small as they can be."""
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query, or one site, a chunk."""
+    for name in ("far_chunked", "far_merge"):
+        monkeypatch.setitem(import_module(f"ndgpa.attention.{name}")._CHUNK, "cpu", 1)
 
-    @pytest.fixture(autouse=True)
-    def _small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(import_module("ndgpa.attend.far_chunked")._CHUNK, "cpu", 1)
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+class TestOneQueryAChunk(TestChunked):
+    pass
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_chunks_change_nothing(kind: str) -> None:
+    """To the second derivative, for heads that share keys but no selection."""
+    space = ndgpa.Grid((3, 5), 2, 1, time_axis=0)
+    query, key, value = (torch.randn(2, h, 15, 3, dtype=torch.float64) for h in (4, 2, 2))
+    blocks = torch.randint(-1, 6, (2, 4, 6, 2), dtype=torch.int32)
+    results: list[list[Tensor]] = []
+    for backend in ("torch", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        options: Any = {"far": kind, "causal": True, "backend": backend}
+        out = ndgpa.attend(*leaves, ndgpa.Selection(blocks), space, **options)
+        grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves, create_graph=True)
+        bend = torch.stack([(g * _ramp(g)).sum() for g in grads]).sum()
+        results.append([out, *grads, *torch.autograd.grad(bend, leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 class TestCausalSelectionWithFarField(CausalContract):
     """Through the selection too."""
 
-    @staticmethod
-    def causal_rules(problem: draw.Problem) -> st.SearchStrategy[ndgpa.TopK]:
+    def rules(self, problem: draw.Problem) -> st.SearchStrategy[ndgpa.TopK]:
         return st.builds(ndgpa.TopK, st.integers(1, 3))
 
-    @staticmethod
-    def options(data: Any) -> dict[str, Any]:
+    def options(self, data: Any) -> dict[str, Any]:
         return {"far": data.draw(kinds)}
 
 
 @pytest.mark.bad_input
 def test_what_cannot_be_is_said() -> None:
     x, space = torch.randn(1, 1, 16, 4), ndgpa.Sequence(16, 4)
-    with pytest.raises(ValueError, match="unknown far 'cells'; expected one of 'block', 'site'"):
+    with pytest.raises(ValueError, match="unknown far 'cells'; expected one of 'site', 'block'"):
         ndgpa.gpa(x, x, x, space, 2, far="cells")
     with pytest.raises(ValueError, match="unknown far 'cells'"):
         ndgpa.GPA(2, far="cells")
@@ -381,8 +405,8 @@ def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
 
 
 def test_the_operators_pass_opcheck() -> None:
-    from ndgpa.attend.far_chunked import far_chunked
-    from ndgpa.attend.far_merge import merge_far
+    from ndgpa.attention.far_chunked import far_chunked
+    from ndgpa.attention.far_merge import merge_far
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -442,11 +466,17 @@ def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
 
 
 def dense(
-    problem: draw.Problem, selection: ndgpa.Selection, kind: str, causal: bool = False
+    problem: draw.Problem,
+    selection: ndgpa.Selection,
+    kind: str,
+    causal: bool,
+    query_mask: Tensor | None,
+    read: Sampling | None,
 ) -> Tensor:
     """Loops over batches, heads and sites; plain torch within, so that it has its gradients."""
     space, keys = problem.structure, problem.key_structure
-    blocks, own_blocks = rows(keys.blocks), rows(space.blocks)
+    blocks = rows(keys.blocks if read is None else read.sites(keys))
+    own_blocks = rows(space.blocks)
     of_block, of_cell = space.block_of_site.tolist(), space.cell_of_site.tolist()
     scale, affinity = problem.logit_scale, problem.affinity
     heads, outs = problem.query.shape[1], []
@@ -454,6 +484,8 @@ def dense(
         seen = [True] * keys.num_sites
         if problem.key_mask is not None:
             seen = problem.key_mask[b].tolist()
+        masks = [None if mask is None else mask[b] for mask in (problem.key_mask, query_mask)]
+        voters = voters_of(space, keys, *masks)
         sites = [[y for y in block if seen[y]] for block in blocks]
         for h in range(heads):
             g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
@@ -481,9 +513,11 @@ def dense(
                 if causal:
                     begin = min(int(space.time[y]) for y in members)
                     now = int(space.time[x]) if kind == "site" else begin
-                    far_blocks = [j for j in far_blocks if keys.block_span[1][j] <= now]
+                    latest = [max(int(keys.time[y]) for y in blocks[j]) for j in far_blocks]
+                    far_blocks = [j for j, end in zip(far_blocks, latest) if end <= now]
                     members = [y for y in members if space.time[y] == begin]
-                mean_query = problem.query[b, h, members].mean(dim=0)
+                members = [y for y in members if voters[y]]
+                mean_query = problem.query[b, h, members].sum(dim=0) / max(1, len(members))
                 outs.append(
                     _softmax_of(
                         near,
@@ -546,6 +580,13 @@ def _drawn(
 ) -> tuple[draw.Problem, ndgpa.Selection, str]:
     problem = data.draw(draw.problems(masked=masked))
     return problem, data.draw(draw.selections(problem, bias=bias)), data.draw(kinds)
+
+
+def _query_mask(data: Any, problem: draw.Problem) -> Tensor | None:
+    if data.draw(st.booleans()):
+        return None
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    return torch.rand(len(problem.query), problem.structure.num_sites, generator=generator) < 0.6
 
 
 def _has_time(problem: draw.Problem) -> bool:

@@ -49,7 +49,7 @@ class SampledFarField(OperatorContract):
     key_structure = ndgpa.Sequence(30, 4)
 
     def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(2, far="block", read=ndgpa.Strided(2))
+        return ndgpa.GPA(2, far="block", read=ndgpa.structures.Strided(2))
 
 
 def test_the_mask_knows_what_the_far_field_reads() -> None:

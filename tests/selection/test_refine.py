@@ -8,29 +8,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import ndgpa
 from ndgpa.selection import Rule
-from tests import draw
-from tests.contracts.rule import RuleContract
-from tests.oracle import logit, rows, softmax
-from tests.selection.causal_contract import CausalContract
+from ndgpa.testing import CausalContract, RuleContract, draw
+from ndgpa.testing.oracle import logit, rows, softmax, voters_of
 
 BY = st.sampled_from(["keys", "queries"])
 
 
 class TestRefine(RuleContract, CausalContract):
-    @staticmethod
-    def rules(problem: draw.Problem) -> st.SearchStrategy[Rule]:
+    def rules(self, problem: draw.Problem) -> st.SearchStrategy[Rule]:
         share = st.sampled_from(["head", "group", "all"])
         first = st.builds(ndgpa.TopK, st.integers(1, 6), share=share)
         first |= st.builds(ndgpa.TopP, st.just(0.8), share=share)
-        first |= st.just(ndgpa.StraightThrough(ndgpa.TopK(3)))
-        return st.builds(ndgpa.Refine, first, st.integers(1, 3), BY)
-
-    @classmethod
-    def causal_rules(cls, problem: draw.Problem) -> st.SearchStrategy[Rule]:
-        first = st.builds(ndgpa.TopK, st.integers(1, 6)) | st.just(ndgpa.Fixed((0,)))
+        first |= st.sampled_from([ndgpa.StraightThrough(ndgpa.TopK(3)), ndgpa.Fixed((0,))])
         return st.builds(ndgpa.Refine, first, st.integers(1, 3), BY)
 
 
@@ -40,22 +33,40 @@ def test_the_best_candidates_are_kept(data: Any) -> None:
     rule = ndgpa.TopK(
         data.draw(st.integers(1, 6)), share=data.draw(st.sampled_from(["head", "group", "all"]))
     )
-    keep = data.draw(st.integers(1, 4))
+    keep, query_mask = data.draw(st.integers(1, 4)), data.draw(query_masks(problem))
+    options = problem.options | {"query_mask": query_mask}
     candidates, kept = (
-        ndgpa.select(problem.query, problem.key, problem.structure, r, **problem.options).blocks
+        ndgpa.select(problem.query, problem.key, problem.structure, r, **options).blocks
         for r in (rule, ndgpa.Refine(rule, keep, by))
     )
     assert kept.shape[:3] == candidates.shape[:3]
     for b in range(candidates.shape[0]):
         for s in range(candidates.shape[1]):
             for cell, names in enumerate(rows(candidates[b, s])):
-                scores = looked_at(problem, b, s, candidates.shape[1], cell, names, by)
+                masks = [None if m is None else m[b] for m in (problem.key_mask, query_mask)]
+                voters = voters_of(problem.structure, problem.key_structure, *masks)
+                scores = looked_at(problem, b, s, candidates.shape[1], cell, names, by, voters)
                 order = sorted(range(len(names)), key=lambda i: (-scores[i], i))
                 assert rows(kept[b, s])[cell] == sorted(names[i] for i in order[:keep])
 
 
+@st.composite
+def query_masks(draw_: Any, problem: draw.Problem) -> Tensor | None:
+    if draw_(st.booleans()):
+        return None
+    generator = draw.seeded(draw_(st.integers(0, 2**20)))
+    return torch.rand(len(problem.query), problem.structure.num_sites, generator=generator) < 0.6
+
+
 def looked_at(
-    problem: draw.Problem, b: int, s: int, sharers: int, cell: int, names: list[int], by: str
+    problem: draw.Problem,
+    b: int,
+    s: int,
+    sharers: int,
+    cell: int,
+    names: list[int],
+    by: str,
+    voters: list[bool],
 ) -> np.ndarray:
     """The relevance of the candidates, rounded so that what is equal ties."""
     space, heads = problem.structure, problem.query.shape[1]
@@ -64,7 +75,7 @@ def looked_at(
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
     sites = [[y for y in blocks[j] if seen[y]] for j in names]
-    own = [rows(space.blocks)[i] for i in rows(space.cells)[cell]]
+    own = [[x for x in rows(space.blocks)[i] if voters[x]] for i in rows(space.cells)[cell]]
     total = np.zeros(len(names))
     for h in range(s * heads // sharers, (s + 1) * heads // sharers):
         query = problem.query[b, h].numpy()
@@ -75,7 +86,7 @@ def looked_at(
                 logits = [logit(query[x], key[y].mean(0), scale, affinity) for y in sites]
                 total += softmax(logits, [len(y) for y in sites])
         else:
-            for block in own:
+            for block in filter(None, own):
                 mean = query[block].mean(axis=0)
                 of_site = [[logit(mean, key[y], scale, affinity) for y in ys] for ys in sites]
                 lse = [math.log(sum(map(math.exp, logits))) for logits in of_site]
@@ -114,8 +125,24 @@ def test_candidates_of_another_group_are_not_kept(data: Any) -> None:
     assert space.cell_group is not None
     same = space.group[kept.clamp(min=0)] == space.cell_group[:, None]
     assert bool((same | (kept < 0)).all())
-    counts = space.group.bincount(minlength=3)[space.cell_group].clamp(max=3)
+    counts = (space.group == space.cell_group[:, None]).sum(dim=1).clamp(max=3)
     assert torch.equal((kept >= 0).sum(dim=1), counts)
+
+
+@given(st.data())
+def test_a_query_that_takes_no_part_has_no_say(data: Any) -> None:
+    problem, by = data.draw(draw.problems(masked=False)), data.draw(BY)
+    mask = data.draw(query_masks(problem).filter(lambda mask: mask is not None))
+    assert mask is not None
+    causal = None not in (problem.structure.time, problem.key_structure.time)
+    options = problem.options | {"query_mask": mask, "causal": causal}
+    other = data.draw(draw.anything(problem.query))
+    rule = ndgpa.Refine(ndgpa.TopK(4), 2, by)
+    before, after = (
+        ndgpa.select(query, problem.key, problem.structure, rule, **options).blocks
+        for query in (problem.query, problem.query.where(mask[:, None, :, None], other))
+    )
+    assert torch.equal(before, after)
 
 
 def test_it_is_the_last_step_of_several_levels() -> None:
@@ -147,7 +174,7 @@ def test_a_slot_keeps_its_bias_and_its_gradient() -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("by", ["keys", "queries"])
+@pytest.mark.parametrize("by", ["keys", pytest.param("queries", marks=pytest.mark.slow)])
 def test_it_compiles_as_one_graph(by: str) -> None:
     torch.compiler.reset()
     x, space = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2)
