@@ -8,72 +8,52 @@ Layers are in `ndgpa.nn`, other attentions in `ndgpa.operators`, settings of pub
 `ndgpa.presets`, measures in `ndgpa.analysis`.
 """
 
-from ndgpa import nn, presets
-from ndgpa.cache import Cache
-from ndgpa.functional import attend, gpa, select
-from ndgpa.operators import GPA, Full, Operator
-from ndgpa.problem import Problem, Selection
+# `X as X` re-exports a name. There is no `__all__`: `help(ndgpa)` would print every class in full.
+
+from ndgpa import (
+    nn as nn,
+    presets as presets,
+)
+from ndgpa.cache import Cache as Cache
+from ndgpa.functional import (
+    attend as attend,
+    gpa as gpa,
+    select as select,
+)
+from ndgpa.operators import (
+    GPA as GPA,
+    Full as Full,
+    Operator as Operator,
+)
+from ndgpa.problem import (
+    Problem as Problem,
+    Selection as Selection,
+)
 from ndgpa.selection import (
-    Fixed,
-    MultiLevel,
-    Own,
-    PerHead,
-    PerturbedTopK,
-    Refine,
-    Rule,
-    SoftTopK,
-    StraightThrough,
-    TopK,
-    TopP,
-    TopRatio,
-    Window,
+    Fixed as Fixed,
+    MultiLevel as MultiLevel,
+    Own as Own,
+    PerHead as PerHead,
+    PerturbedTopK as PerturbedTopK,
+    Refine as Refine,
+    Rule as Rule,
+    SoftTopK as SoftTopK,
+    StraightThrough as StraightThrough,
+    TopK as TopK,
+    TopP as TopP,
+    TopRatio as TopRatio,
+    Window as Window,
 )
 from ndgpa.structures import (
-    Clusters,
-    Graph,
-    Grid,
-    Image,
-    PointCloud,
-    Sequence,
-    SpatialStructure,
-    Video,
-    disjoint,
+    Clusters as Clusters,
+    Graph as Graph,
+    Grid as Grid,
+    Image as Image,
+    PointCloud as PointCloud,
+    Sequence as Sequence,
+    SpatialStructure as SpatialStructure,
+    Video as Video,
+    disjoint as disjoint,
 )
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "GPA",
-    "Cache",
-    "Clusters",
-    "Fixed",
-    "Full",
-    "Graph",
-    "Grid",
-    "Image",
-    "MultiLevel",
-    "Operator",
-    "Own",
-    "PerHead",
-    "PerturbedTopK",
-    "PointCloud",
-    "Problem",
-    "Refine",
-    "Rule",
-    "Selection",
-    "Sequence",
-    "SoftTopK",
-    "SpatialStructure",
-    "StraightThrough",
-    "TopK",
-    "TopP",
-    "TopRatio",
-    "Video",
-    "Window",
-    "attend",
-    "disjoint",
-    "gpa",
-    "nn",
-    "presets",
-    "select",
-]

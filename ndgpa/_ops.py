@@ -85,9 +85,9 @@ def kept_inputs(ctx: Any) -> list[Any]:
     return [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options)]
 
 
-def gradients(inputs: type[tuple[Any, ...]], **of: Tensor | None) -> tuple[Tensor | None, ...]:
+def gradients(inputs: type[Any], **of: Tensor | None) -> tuple[Tensor | None, ...]:
     """A gradient for each field of the inputs of an operator; None for those not named."""
-    fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
+    fields: tuple[str, ...] = inputs._fields
     assert of.keys() <= set(fields)
     return tuple(of.get(name) for name in fields)
 

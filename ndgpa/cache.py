@@ -23,7 +23,6 @@ from ndgpa.problem import (
     dot_form,
 )
 from ndgpa.selection import Rule
-from ndgpa.selection.candidates import KnowsItsPast
 from ndgpa.structures import Sequence
 from ndgpa.structures.base import MakeTable, SpatialStructure
 
@@ -204,7 +203,7 @@ class Cache:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
 
-class _NewestCell(SpatialStructure, KnowsItsPast):
+class _NewestCell(SpatialStructure):
     """One whole cell of a sequence, as a structure that needs no table to be searched.
 
     Args:
@@ -256,7 +255,8 @@ class _NewestCell(SpatialStructure, KnowsItsPast):
     def overlapping(self, key_structure: SpatialStructure) -> Int[Tensor, "1 E"]:
         return self.first_block + self.cells[:, self._past_of_its_own :]
 
-    def count_past(self, key_structure: SpatialStructure) -> Int[Tensor, " 1"]:
+    def count_candidates(self, key_structure: SpatialStructure, causal: bool) -> Int[Tensor, " 1"]:
+        assert causal
         return torch.full((1,), self.first_block + self._past_of_its_own, device=self._on)
 
     @property

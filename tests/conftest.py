@@ -1,11 +1,15 @@
 """Every test: deterministic examples, uninitialised memory filled with NaN."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
+
+# A shell starts what runs in the background with Ctrl-C ignored, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A contract class runs its tests once for each class that inherits it: that is what it is for.
 hypothesis.settings.register_profile(

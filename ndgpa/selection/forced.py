@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.candidates import overlapping
 from ndgpa.selection.slots import each_once
 from ndgpa.selection.static import static_table
 
@@ -32,7 +31,7 @@ def always_read(force: Rule | None, problem: Problem, heads: int) -> Int[Tensor,
     _check_answer(answer, heads)
     blocks = answer.blocks.long()
     if problem.causal:
-        table = overlapping(problem.structure, problem.key_structure)
+        table = problem.structure.overlapping(problem.key_structure)
         blocks = torch.cat([blocks, table.expand(*blocks.shape[:2], -1, -1)], dim=-1)
     blocks = each_once(blocks, problem.key_structure.num_blocks)
     return blocks.repeat_interleave(heads // blocks.shape[1], dim=1)

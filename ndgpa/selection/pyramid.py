@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa.selection.candidates import blocks_between
 from ndgpa.selection.coarse import Coarse
 from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.candidates import blocks_between
 
 
 @dataclass(frozen=True)

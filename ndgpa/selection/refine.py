@@ -14,7 +14,6 @@ from ndgpa._flops import attention, count_products
 from ndgpa._ops import fold_into_batch
 from ndgpa.problem import Problem, Selection, dot_form, hide_keys
 from ndgpa.selection.base import Rule, check_rules, once
-from ndgpa.selection.candidates import overlapping
 from ndgpa.selection.coarse import by_cell, coarse_level
 from ndgpa.selection.slots import visible
 
@@ -64,7 +63,7 @@ class Refine(Rule):
         if problem.causal:
             besides = _in_part_past(candidates, problem)
             ranked = candidates.masked_fill(besides, -1)
-            room = overlapping(problem.structure, problem.key_structure).shape[1]
+            room = problem.structure.overlapping(problem.key_structure).shape[1]
         sides = _by_keys if self.by == "keys" else _by_queries
         query, weight, key, bias = (x.detach() for x in sides(problem))
         weight = weight.expand(len(query), -1, -1)

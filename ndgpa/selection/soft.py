@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ndgpa.problem import Problem, Selection
-from ndgpa.selection.candidates import overlapping
 from ndgpa.selection.coarse import by_cell, coarse_level
 from ndgpa.selection.relevance import Share, selection_heads
 
@@ -111,7 +110,7 @@ def weighted(
     bias = chosen.masked_fill(empty, 1).log()
     blocks = ids.masked_fill(empty, -1).int()
     if problem.causal:
-        besides = overlapping(problem.structure, problem.key_structure).int()
+        besides = problem.structure.overlapping(problem.key_structure).int()
         besides = besides.expand(*blocks.shape[:2], -1, -1)
         blocks = torch.cat([blocks, besides], dim=-1)
         bias = torch.cat([bias, bias.new_zeros(besides.shape)], dim=-1)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.candidates import overlapping
 from ndgpa.selection.slots import each_once, visible, without_empty_columns
 from ndgpa.structures.base import SpatialStructure
 
@@ -32,7 +31,7 @@ def static_table(
     causal = problem.causal
 
     def make(structure: SpatialStructure, key_structure: SpatialStructure) -> Tensor:
-        tables = [overlapping(structure, key_structure)] if with_overlapping else []
+        tables = [structure.overlapping(key_structure)] if with_overlapping else []
         if rule is not None:
             named = rule.named_blocks(structure, key_structure)
             tables.append(visible(named, structure, key_structure, causal))

@@ -6,7 +6,6 @@ from fractions import Fraction
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
-from ndgpa.selection.candidates import count_candidates
 from ndgpa.selection.forced import check_force
 from ndgpa.selection.relevance import RELEVANCE, SHARE, Relevance, Share
 from ndgpa.selection.select_blocks import most_relevant
@@ -53,7 +52,7 @@ class TopRatio(Rule):
         limit = key_structure.num_blocks * ratio.numerator // ratio.denominator
         counts = None
         if problem.causal or structure.group is not None:
-            counts = count_candidates(structure, key_structure, problem.causal)
+            counts = structure.count_candidates(key_structure, problem.causal)
             counts = (counts * ratio.numerator // ratio.denominator).clamp(min=self.at_least)
         return Selection(
             most_relevant(

@@ -7,13 +7,15 @@ override a method with a faster form of the same function.
 
 import abc
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa.structures.candidates import blocks_between, count_candidates
+from ndgpa.structures.copies import KeepsCopies
 from ndgpa.structures.tables import (
     cached,
     lookup,
@@ -23,11 +25,10 @@ from ndgpa.structures.tables import (
     take_sites,
 )
 
-Structure = TypeVar("Structure", bound="SpatialStructure")
 MakeTable = Callable[["SpatialStructure", "SpatialStructure"], Tensor]
 
 
-class SpatialStructure(abc.ABC):
+class SpatialStructure(KeepsCopies):
     """A space of `num_sites` sites, numbered from 0 in their natural order.
 
     Every site is in exactly one block, every block in exactly one cell. Rows of both tables have
@@ -38,8 +39,6 @@ class SpatialStructure(abc.ABC):
     A new structure is four members: the tables `blocks` and `cells`, `coarsen`, and `_move`, which
     makes the copy that `to` keeps.
     """
-
-    _copies: "dict[torch.device, SpatialStructure] | None" = None
 
     @property
     @abc.abstractmethod
@@ -61,10 +60,6 @@ class SpatialStructure(abc.ABC):
             factor: How many of these blocks make one of its blocks.
             cell: How many of its blocks make one of its cells.
         """
-
-    @abc.abstractmethod
-    def _move(self, device: torch.device) -> "SpatialStructure":
-        """Make the same structure with its tables on `device`."""
 
     def near_cells(self, radius: int | tuple[int, ...]) -> Int[Tensor, "C W"]:
         """List the blocks within a radius of each cell, its own among them; -1 for an empty slot.
@@ -133,6 +128,11 @@ class SpatialStructure(abc.ABC):
         tables = self._with_values.blocks, self._with_values.cells
         return not tables[0].is_meta and all(bool((x >= 0).all()) for x in tables)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.blocks.device
+
     # Tables that follow from the two
 
     @cached
@@ -195,42 +195,22 @@ class SpatialStructure(abc.ABC):
         """The space that each cell belongs to; None for one space."""
         return None if self.group is None else self.group[self.cells.amax(dim=1)]
 
-    # Copies on other devices
+    # What a causal cell may choose from
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tables are."""
-        return self.blocks.device
+    def overlapping(self, key_structure: "SpatialStructure") -> Int[Tensor, "C E"]:
+        """List the key blocks that each cell can see in part: they last beyond its earliest time.
 
-    def to(self: Structure, device: torch.device | str) -> Structure:
-        """Copy the tables to `device`, once; the structure itself where they are there already."""
-        device = torch.device(device)
-        if device == self.device:
-            return self
-        if self._copies is None:
-            self._set_copies({})
-        copies: Any = self._copies
-        if device not in copies:
-            copies[device] = self._move(device)
-            if device.type == "meta":
-                copies[device]._set_copies({self.device: self})
-        return copies[device]
+        Returns:
+            Their numbers, ascending, -1 for an empty slot; as wide as the longest row.
+        """
+        return self.kept_with(key_structure, "overlapping", _overlapping)
 
-    def _set_copies(self, copies: "dict[torch.device, SpatialStructure]") -> None:
-        """Also in a frozen dataclass."""
-        object.__setattr__(self, "_copies", copies)
-
-    @property
-    def _with_values(self) -> "SpatialStructure":
-        """The structure that a copy on device "meta" was made from; any other itself."""
-        return self.to("cpu") if self.device.type == "meta" else self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be made again; a copy on device "meta" keeps what it was made from."""
-        made = {"_kept", "_coarsened"}
-        if self.device.type != "meta":
-            made.add("_copies")
-        return {name: x for name, x in self.__dict__.items() if name not in made}
+    def count_candidates(
+        self, key_structure: "SpatialStructure", causal: bool
+    ) -> Int[Tensor, " C"]:
+        """Count the key blocks of each cell's group; if causal, those wholly past as it begins."""
+        count = _count_past if causal else _count_in_group
+        return self.kept_with(key_structure, count.__name__, count)
 
     # What was made once with another structure, and is kept for the next call
 
@@ -328,3 +308,24 @@ def check_structure(name: str, x: Any) -> None:
 
 def _no_neighborhood(name: str) -> str:
     return f"{name} does not know which blocks are near a cell; use a Grid"
+
+
+def _overlapping(own: SpatialStructure, keys: SpatialStructure) -> Tensor:
+    return blocks_between(*own.cell_span, *keys.block_span, own.cell_group, keys.group)
+
+
+def _count_past(own: SpatialStructure, keys: SpatialStructure) -> Tensor:
+    return count_candidates(*_groups(own, keys), own.cell_span[0], keys.block_span[1])
+
+
+def _count_in_group(own: SpatialStructure, keys: SpatialStructure) -> Tensor:
+    groups = _groups(own, keys)
+    return count_candidates(*groups, *(torch.zeros_like(group) for group in groups))
+
+
+def _groups(own: SpatialStructure, keys: SpatialStructure) -> tuple[Tensor, Tensor]:
+    """The space of each cell and of each key block; zeros where there is one space."""
+    if own.cell_group is not None and keys.group is not None:
+        return own.cell_group, keys.group
+    one = torch.zeros(own.num_cells + keys.num_blocks, dtype=torch.int64, device=own.device)
+    return one[: own.num_cells], one[own.num_cells :]

@@ -6,8 +6,7 @@ A later time may be anything: numbers, NaN or infinities.
 from typing import Any
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 import ndgpa

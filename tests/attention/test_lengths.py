@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ndgpa
 from ndgpa.attention.cells import Cells

@@ -4,8 +4,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from ndgpa import Grid
 from ndgpa.attention.triton.inverse import inverse

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ndgpa import Clusters, Grid, Selection
 from ndgpa.structures import Halo, Jittered, Strided

@@ -18,7 +18,7 @@ VISIBLE = "ndgpa/structures/visible.py"
 CALL = "ndgpa/problem.py"
 RULE = "ndgpa/selection/base.py"
 SLOTS = "ndgpa/selection/slots.py"
-CANDIDATES = "ndgpa/selection/candidates.py"
+CANDIDATES = "ndgpa/structures/candidates.py"
 COARSE_LEVEL = "ndgpa/selection/coarse.py"
 PYRAMID = "ndgpa/selection/pyramid.py"
 RELEVANCE = "ndgpa/selection/relevance.py"
@@ -45,7 +45,8 @@ PERFORMER = "ndgpa/operators/performer.py"
 MULTI_AXIS = "ndgpa/operators/multi_axis.py"
 CACHE = "ndgpa/cache.py"
 PYG = "ndgpa/integrations/pyg.py"
-POSE_LOSSES = "examples/images/pose_morphing/losses"
+POSE_LOSSES = "examples/images/pose_morphing/losses.py"
+POSE_DATA = "examples/images/pose_morphing/data.py"
 VIDEO_LOSSES = "examples/video/losses.py"
 
 # What should notice
@@ -71,7 +72,8 @@ T_AXES = "tests/operators/test_multi_axis.py"
 T_KERNELS = "tests/kernels/test_attention.py"
 T_INVERSE = "tests/kernels/test_inverse.py"
 T_SMALL_CELLS = "tests/kernels/test_small_cells.py"
-T_POSE_LOSSES = "tests/examples/pose_morphing/test_losses.py"
+T_POSE_LOSSES = "examples/images/pose_morphing/losses.py"
+POSE_DATA = "examples/images/pose_morphing/data.py"
 T_AFFINE = "tests/examples/pose_morphing/test_affine.py"
 T_TEXTURE = "tests/examples/pose_morphing/test_texture.py"
 T_VIDEO = "tests/examples/video/test_parts.py"
@@ -200,8 +202,8 @@ MUTANTS = (
         (T_CAUSAL, PROBLEMS),
     ),
     Mutant(
-        "a share of the past counts the future", CANDIDATES,
-        "now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])", "pass",
+        "a share of the past counts the future", BASE,
+        "count = _count_past if causal else _count_in_group", "count = _count_in_group",
         (PROBLEMS, T_CAUSAL),
     ),
     Mutant(
@@ -396,19 +398,19 @@ MUTANTS = (
     ),
     # Losses of the examples
     Mutant(
-        "the generator wants to be found out", f"{POSE_LOSSES}/adversarial.py",
+        "the generator wants to be found out", POSE_LOSSES,
         "return F.softplus(-fake).mean()", "return F.softplus(fake).mean()", (T_POSE_LOSSES,),
     ),
     Mutant(
-        "unknown places count in the correspondence", f"{POSE_LOSSES}/correspondence.py",
+        "unknown places count in the correspondence", POSE_LOSSES,
         "weight = weight * (weight > 0.5)", "weight = weight * 0 + 1", (T_POSE_LOSSES,),
     ),
     Mutant(
-        "points move against the picture", f"{POSE_LOSSES}/affine.py",
+        "points move against the picture", POSE_DATA,
         "place.mT - shift", "place.mT + shift", (T_AFFINE,),
     ),
     Mutant(
-        "texture has the sign of the filter", f"{POSE_LOSSES}/texture.py",
+        "texture has the sign of the filter", POSE_LOSSES,
         "F.avg_pool2d(x.abs(), WINDOW", "F.avg_pool2d(x, WINDOW", (T_TEXTURE,),
     ),
     Mutant(

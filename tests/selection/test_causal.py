@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ndgpa
 from ndgpa.cache import _NewestCell
 from ndgpa.selection import Rule
-from ndgpa.selection.candidates import blocks_between, count_candidates, overlapping
+from ndgpa.structures.candidates import blocks_between
 from ndgpa.testing import CausalContract, draw
 from ndgpa.testing.oracle import logit, most_relevant, rows, softmax
 
@@ -148,8 +147,8 @@ def test_the_newest_cell_of_a_cache_says_what_a_search_finds(
     keys = ndgpa.Sequence((first + cell + 2) * block, block)
     (now, until), (begin, end) = newest.cell_span, keys.block_span
     wanted = (begin <= until[:, None]) & (end > now[:, None])
-    assert rows(overlapping(newest, keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
-    past = count_candidates(newest, keys, causal=True)
+    assert rows(newest.overlapping(keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
+    past = newest.count_candidates(keys, causal=True)
     assert torch.equal(past, (end <= now[:, None]).sum(dim=1))
 
 

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ndgpa
-from ndgpa.selection import Rule
-from ndgpa.selection import relevance as module
+from ndgpa.selection import Rule, relevance as module
 from ndgpa.selection.ranking import top_k_lowest_id
 from ndgpa.testing import RuleContract, draw
 from ndgpa.testing.oracle import most_relevant, relevance, rows, voters_of

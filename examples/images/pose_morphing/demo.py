@@ -16,8 +16,7 @@ from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.studies import lines
 from examples.images.pose_morphing.train import train
 from examples.images.pose_morphing.train_options import TrainConfig
-from examples.people.figures.cache import Options as FigureOptions
-from examples.people.figures.cache import build
+from examples.people.figures.cache import Options as FigureOptions, build
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 STRANGERS = 1  # a seed of people; training has those of seed 0

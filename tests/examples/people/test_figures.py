@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from examples.common.commands import Stopped
 from examples.people.figures import cache, clothes, fabric, prints

@@ -4,74 +4,24 @@ Blocks that are neither wholly past nor wholly later overlap with the cell. How 
 cannot be told from the past, so a causal rule reads them besides, with the exact mask.
 """
 
-import abc
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ndgpa.structures.base import SpatialStructure
-
-
-class KnowsItsPast(abc.ABC):
-    """What a structure inherits that can tell without a search how its cells lie in time."""
-
-    @abc.abstractmethod
-    def overlapping(self, key_structure: SpatialStructure) -> Int[Tensor, "C E"]:
-        """As the function of this name."""
-
-    @abc.abstractmethod
-    def count_past(self, key_structure: SpatialStructure) -> Int[Tensor, " C"]:
-        """Count the key blocks that are wholly past at the earliest time of each cell."""
-
-
-def overlapping(structure: SpatialStructure, key_structure: SpatialStructure) -> Int[Tensor, "C E"]:
-    """List the key blocks that a cell can see in part, at its earliest time.
-
-    They begin at or before the latest time of the cell and end after its earliest. The table
-    depends on the two structures alone and is made once for each pair.
-
-    Returns:
-        Their numbers, ascending, -1 for an empty slot; the width is that of the longest row.
-    """
-    if isinstance(structure, KnowsItsPast):
-        return structure.overlapping(key_structure)
-    return structure.kept_with(
-        key_structure,
-        "overlapping",
-        lambda own, keys: blocks_between(
-            *own.cell_span, *keys.block_span, own.cell_group, keys.group
-        ),
-    )
-
 
 def count_candidates(
-    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
+    cell_group: Int[Tensor, " C"],
+    group: Int[Tensor, " B"],
+    now: Int[Tensor, " C"],
+    last: Int[Tensor, " B"],
 ) -> Int[Tensor, " C"]:
-    """Count the key blocks that each cell may choose from."""
-    if causal and isinstance(structure, KnowsItsPast):
-        return structure.count_past(key_structure)
-    return structure.kept_with(
-        key_structure,
-        f"number of candidates, causal: {causal}",
-        lambda own, keys: _candidates(own, keys, causal),
-    )
-
-
-def _candidates(
-    structure: SpatialStructure, key_structure: SpatialStructure, causal: bool
-) -> Int[Tensor, " C"]:
-    space = torch.zeros(structure.num_cells, dtype=torch.int64, device=structure.device)
-    key_space = torch.zeros(key_structure.num_blocks, dtype=torch.int64, device=space.device)
-    if structure.cell_group is not None and key_structure.group is not None:
-        space, key_space = _ranked(structure.cell_group, key_structure.group)
-    now, last = torch.zeros_like(space), torch.zeros_like(key_space)
-    if causal:
-        now, last = _ranked(structure.cell_span[0], key_structure.block_span[1])
+    """Count the blocks of each cell's group with `last <= now`."""
+    cell_group, group = _ranked(cell_group, group)
+    now, last = _ranked(now, last)
     steps = len(now) + len(last)  # more than there are ranks
-    ends = (key_space * steps + last).sort().values
-    before = torch.searchsorted(ends, space * steps)
-    return torch.searchsorted(ends, space * steps + now, right=True) - before
+    ends = (group * steps + last).sort().values
+    before = torch.searchsorted(ends, cell_group * steps)
+    return torch.searchsorted(ends, cell_group * steps + now, right=True) - before
 
 
 def blocks_between(
