@@ -77,22 +77,19 @@ def _selection(resources, relevance, d, heads, key_heads, selection_heads, place
     x = meta(2, heads, 1000, d, dtype=torch.float16)
     table, out = meta(blocks, 5, dtype=torch.int64), meta(2, heads, blocks, d)
     resources.triton_means.sum_blocks(x, meta(2, 1000, dtype=torch.bool), table, out)
-    resources.triton_top_k.select(
-        meta(2, heads, cells, places, d),
-        meta(2, key_heads, blocks, d),
-        meta(2, key_heads, blocks),
-        meta(2, blocks),
-        meta(2, cells, places),
-        meta(cells, dtype=torch.int64),
-        meta(blocks, dtype=torch.int64),
-        None,
-        6,
-        relevance,
-        selection_heads,
-        0.1,
-        meta(cells, dtype=torch.int64),
-        meta(blocks, dtype=torch.int64),
+    coarse = resources.CoarseCells(
+        query=meta(2, heads, cells, places, d),
+        key=meta(2, key_heads, blocks, d),
+        bias=meta(2, key_heads, blocks),
+        log_size=meta(2, blocks),
+        weight=meta(2, cells, places),
+        cell_group=meta(cells, dtype=torch.int64),
+        key_group=meta(blocks, dtype=torch.int64),
+        cell_time=meta(cells, dtype=torch.int64),
+        key_time=meta(blocks, dtype=torch.int64),
+        scale=0.1,
     )
+    resources.triton_top_k.select(coarse, None, 6, relevance, selection_heads)
 
 
 def _kernels(run, options):

@@ -95,9 +95,9 @@ def _choose(
     return select_children(
         query=query[:, :, :, None].detach(),
         key=space.by_block(key).detach(),
-        log_size=query.new_zeros(len(query), *space.blocks.shape),
+        log_size=query.new_zeros(query.shape[0], *space.blocks.shape),
         kept=kept[:, :, space.block_of_site],
-        weight=query.new_ones(len(query), space.num_sites, 1),
+        weight=query.new_ones(query.shape[0], space.num_sites, 1),
         forced=None,
         children=space.blocks,
         k=topk,

@@ -69,7 +69,7 @@ class Fixed(Rule):
         _check_fits(self.blocks, structure.num_cells, key_structure.num_blocks)
         table = self.blocks.to(problem.query.device).long()
         table = table[(None,) * (4 - table.ndim)]
-        table = table.expand(len(problem.query), -1, structure.num_cells, -1)
+        table = table.expand(problem.query.shape[0], -1, structure.num_cells, -1)
         table = visible(table, structure, key_structure, problem.causal)
         return Selection(each_once(table, key_structure.num_blocks).int())
 

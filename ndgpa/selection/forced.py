@@ -26,7 +26,7 @@ def always_read(force: Rule | None, problem: Problem, heads: int) -> Int[Tensor,
         return None
     if force is None or force.is_static:
         table = static_table(force, problem, with_overlapping=problem.causal)
-        return table.expand(len(problem.query), heads, -1, -1)
+        return table.expand(problem.query.shape[0], heads, -1, -1)
     answer = force.select(problem)
     _check_answer(answer, heads)
     blocks = answer.blocks.long()

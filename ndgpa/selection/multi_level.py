@@ -149,7 +149,7 @@ def _cells(coarse: Coarse, problem: Problem) -> _Cells:
     query, weight = by_cell(coarse, structure)
     query, scale = _scaled_last(query.detach(), coarse)
     now = structure.cell_span[0] if problem.causal else None
-    return _Cells(query, weight.expand(len(query), -1, -1), scale, structure.cell_group, now)
+    return _Cells(query, weight.expand(query.shape[0], -1, -1), scale, structure.cell_group, now)
 
 
 def _scaled_last(query: Tensor, coarse: Coarse) -> tuple[Tensor, float]:

@@ -178,7 +178,7 @@ def _(
 ) -> Tensor:
     count = selection_heads(share, query.shape[1], key.shape[1])
     width = _width(k, key.shape[2], forced)
-    return query.new_empty(len(query), count, query.shape[2], width, dtype=torch.int32)
+    return query.new_empty(query.shape[0], count, query.shape[2], width, dtype=torch.int32)
 
 
 def _width(k: int, num_blocks: int, forced: Tensor | None) -> int:

@@ -13,7 +13,7 @@ from ndgpa.structures.base import SpatialStructure
 def static_selection(rule: Rule, problem: Problem) -> Selection:
     """Answer for a rule that depends on the structures alone."""
     table = static_table(rule, problem)
-    return Selection(table.int().expand(len(problem.query), 1, -1, -1))
+    return Selection(table.int().expand(problem.query.shape[0], 1, -1, -1))
 
 
 def static_table(

@@ -65,7 +65,7 @@ def select(
     relevance: str,
     selection_heads: int,
 ) -> Tensor:  # (b, hs, C, min(k, B)) int32, ascending, empty slots last
-    batch, num_cells, num_blocks = len(cells.query), cells.query.shape[2], cells.key.shape[2]
+    batch, num_cells, num_blocks = cells.query.shape[0], cells.query.shape[2], cells.key.shape[2]
     cells = _laid_out(cells, relevance, selection_heads)
     key_heads = cells.key.shape[1] // selection_heads
     lse = None

@@ -114,7 +114,7 @@ def test_errors_say_what_was_wanted() -> None:
         MultiAxis()(x, x, x, ndgpa.Grid(12, 3))
     with pytest.raises(ValueError, match="structure has 4 and key_structure 6"):
         MultiAxis()(y, y, y, ndgpa.Grid(12, 3), ndgpa.Grid(12, 2))
-    with pytest.raises(ValueError, match="structure have 4 sites and those of key_structure 5"):
+    with pytest.raises(ValueError, match="structure has 4 sites per block and key_structure 5"):
         MultiAxis()(y, y, y, ndgpa.Grid(12, 4), ndgpa.Grid(12, 5))
     with pytest.raises(ValueError, match="block must be at least 1; got 0"):
         MultiAxis(0)
