@@ -243,19 +243,6 @@ class FarLaws:
         bend = torch.stack([g.square().sum() for g in grads]).sum()
         assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
 
-    @given(st.data())
-    @RARE
-    def test_second_derivatives_are_right(self, data: Any) -> None:
-        problem, selection, kind = _drawn(data)
-        leaves, _ = _leaves(problem, selection)
-
-        def call(*xs: Tensor) -> Tensor:
-            chosen = ndgpa.Selection(selection.blocks, xs[3] if len(xs) > 3 else None)
-            return self.attend(problem.with_inputs(*xs[:3]), chosen, kind)
-
-        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
-        assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
-
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, kind: str) -> None:
@@ -305,6 +292,19 @@ class TestLiteral(FarLaws):
 
 class TestChunked(FarLaws):
     backend = "torch"
+
+    @given(st.data())
+    @RARE
+    def test_second_derivatives_are_right(self, data: Any) -> None:
+        problem, selection, kind = _drawn(data)
+        leaves, _ = _leaves(problem, selection)
+
+        def call(*xs: Tensor) -> Tensor:
+            chosen = ndgpa.Selection(selection.blocks, xs[3] if len(xs) > 3 else None)
+            return self.attend(problem.with_inputs(*xs[:3]), chosen, kind)
+
+        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
 @pytest.fixture
