@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/graphs.md from the committed result files.
+"""Write the tables of the README and of docs (graphs, far_field) from the committed result files.
 
 python benchmarks/tables.py
 """
@@ -27,6 +27,13 @@ def main() -> None:
     graphs = {path.stem: path.read_text().strip() for path in GRAPHS.glob("*.md")}
     graphs["coarsening"] = made(RESULTS / "coarsening.json", coarsening)
     fill(ROOT / "docs" / "graphs.md", graphs)
+    far = {f"far_{k}": plain(RESULTS / f"far_field_{k}.md") for k in ("errors", "coverage", "time")}
+    fill(ROOT / "docs" / "far_field.md", far)
+
+
+def plain(path: Path) -> str:
+    """The machine and the table of a result file, as they stand in its Markdown."""
+    return path.read_text().split("\n", 2)[2].strip() if path.exists() else "Not measured yet."
 
 
 def fill(page: Path, tables: dict[str, str]) -> None:

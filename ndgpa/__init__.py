@@ -35,6 +35,7 @@ from ndgpa.selection import (
     Own as Own,
     PerHead as PerHead,
     PerturbedTopK as PerturbedTopK,
+    Refine as Refine,
     Rule as Rule,
     SoftTopK as SoftTopK,
     StraightThrough as StraightThrough,

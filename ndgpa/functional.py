@@ -1,12 +1,14 @@
 """The public call: checks, then the three questions one after another."""
 
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, skips_hidden_keys
+from ndgpa.attention import BackendName, pick, pick_far, skips_hidden_keys
+from ndgpa.attention.far_field import Far, FarField
 from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
@@ -26,6 +28,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
+    far: Far | None = None,
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -48,6 +51,10 @@ def gpa(
             no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
         read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
             None means the sites of the block.
+        far: How the blocks that a cell does not select take part in the softmax, each as one key
+            at the mean of what would be read: "site" compares them with the query of every site,
+            "block" with the mean query of each block, over the sites that take part, to first
+            order (docs/far_field.md). None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -71,8 +78,8 @@ def gpa(
         value=value,
     )
     _check_read(read)
-    pick(backend, query, value)
-    return _attend(problem, value, _select(problem, rule), read, backend)[0]
+    _check_backend(backend, far, query, value)
+    return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
 
 
 def select(
@@ -121,7 +128,9 @@ def attend(
     affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
+    far: Far | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -140,7 +149,9 @@ def attend(
     affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
+    far: Far | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -158,7 +169,9 @@ def attend(
     affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
+    far: Far | None = None,
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -168,6 +181,7 @@ def attend(
 
     Args:
         selection: From `select`, or ids of one's own.
+        query_mask: As for `gpa`; nothing but `far="block"` depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
@@ -180,11 +194,13 @@ def attend(
         affinity=affinity,
         causal=causal,
         key_mask=key_mask,
+        query_mask=query_mask,
         value=value,
     )
     check_selection(selection, query, key, structure)
     _check_read(read)
-    out, lse = _attend(problem, value, selection, read, backend)
+    _check_backend(backend, far, query, value)
+    out, lse = _attend(problem, value, selection, read, far, backend)
     return (out, lse) if return_lse else out
 
 
@@ -205,6 +221,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
+    far: str | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
@@ -213,6 +230,10 @@ def _attend(
         if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
             unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        key_sites = None if read is None else read.sites(problem.key_structure)
+        field = None
+        if far is not None:
+            field = FarField.of(far, replace(problem, query=query, key=key), value, key_sites)
         bias, scale = dot_form(key, problem.affinity, problem.scale)
         out, lse = run(
             query,
@@ -223,12 +244,20 @@ def _attend(
             problem.key_structure,
             scale=scale,
             key_bias=hide_keys(bias, key, mask),
-            key_sites=None if read is None else read.sites(problem.key_structure),
+            key_sites=key_sites,
             causal=problem.causal,
         )
+        if field is not None:
+            out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
+
+
+def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
+    if far is not None:
+        pick_far(far, backend)
+    pick(backend, query, value)
 
 
 def _check_read(read: Any) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa.attention.chunked import attend_chunked, attend_chunked_backward
+from ndgpa.attention.far_chunked import far_chunked, far_chunked_backward
 from ndgpa.attention.features import attend_by_features, attend_by_features_backward
 from ndgpa.attention.tiles import attend_tiles, attend_tiles_backward
 from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
+from ndgpa.selection.refine import second_look
 from ndgpa.selection.select_blocks import select_top_k
 from ndgpa.selection.select_children import select_children
 
@@ -41,6 +43,10 @@ CHUNKED = (ids(8, 2, 4, 5, 2), None, None, None, None, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
+FAR = (
+    *(Q, normal(2, 2, 8, 7), normal(2, 2, 8, 9), normal(2, 2, 8)),
+    *(ids(8, 2, 4, 5, 2), torch.arange(12) % 5, None, None, None, None, 0.3),
+)
 CELLS = (
     normal(2, 4, 5, 3, 7),
     normal(2, 2, 8, 7),
@@ -59,6 +65,21 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         attend_chunked_backward,
         (normal(2, 4, 5, 6, 9), normal(2, 4, 5, 6), QUERY, KEY, VALUE, *CHUNKED),
     ),
+    "far": (far_chunked, FAR),
+    "far, backward": (
+        far_chunked_backward,
+        (normal(2, 4, 12, 9), normal(2, 4, 12), normal(2, 4, 12, 9), normal(2, 4, 12), *FAR),
+    ),
+    **{
+        f"second look, {heads} selections": (
+            second_look,
+            (
+                *(normal(2, 4, 5, 6, 7), normal(2, 2, 8, 3, 7), torch.zeros(2, 2, 8, 3)),
+                *(ids(8, 2, heads, 5, 4), torch.ones(2, 5, 6), 0.3),
+            ),
+        )
+        for heads in (1, 2, 4)
+    },
     "tiles": (attend_tiles, (Q, K, V, *TILES)),
     "tiles, backward": (attend_tiles_backward, (normal(2, 4, 12, 9), Q, K, V, *TILES)),
     **{

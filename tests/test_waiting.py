@@ -47,6 +47,8 @@ RULES = {
     "straight-through": ndgpa.StraightThrough(ndgpa.TopK(2)),
     "perturbed": ndgpa.PerturbedTopK(2),
     "projection": ndgpa.SoftTopK(2),
+    "second look": ndgpa.Refine(ndgpa.TopK(3), 2, "keys"),
+    "second look by queries": ndgpa.Refine(ndgpa.TopK(3), 2, "queries"),
     "heads": ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2))),
 }
 
@@ -67,6 +69,21 @@ def test_no_value_is_asked_for(
     assert out.shape == (1, 2, space.num_sites, 8)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
+@pytest.mark.parametrize("far", ["site", "block"])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_no_value_of_the_far_field_is_asked_for(
+    space: SpatialStructure, far: str, causal: bool, gpu: None
+) -> None:
+    if causal and space.time is None:
+        pytest.skip("has no time")
+    with mock.patch.object(Tensor, "is_cuda", False):
+        _call(space, ndgpa.TopK(2), causal, True, "cpu", far=far)
+        space = _without_values(space)
+    out = _call(space, ndgpa.TopK(2), causal, True, "meta", far=far)
+    assert out.shape == (1, 2, space.num_sites, 8)
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of no device pass for those of a GPU."""
@@ -75,11 +92,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
 
 
-def _call(space: SpatialStructure, rule: Rule, causal: bool, masked: bool, device: str) -> Tensor:
+def _call(
+    space: SpatialStructure, rule: Rule, causal: bool, masked: bool, device: str, **options: Any
+) -> Tensor:
     shape = 1, 2, space.num_sites, 8
     inputs = [torch.randn(shape, device=device, requires_grad=True) for _ in range(3)]
     mask = torch.ones(shape[::2], dtype=torch.bool, device=device) if masked else None
-    out = ndgpa.gpa(*inputs, space, rule, causal=causal, key_mask=mask)
+    out = ndgpa.gpa(*inputs, space, rule, causal=causal, key_mask=mask, **options)
     torch.autograd.grad(out.square().sum(), inputs)
     return out
 

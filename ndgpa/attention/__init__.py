@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.attention.chunked import chunked
+from ndgpa.attention.far_chunked import chunked as far_chunked
+from ndgpa.attention.far_field import FAR, FarBackend, literal
+from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
@@ -17,6 +20,11 @@ Backend = Callable[..., tuple[Tensor, Tensor]]
 BackendName = Literal["reference", "torch", "triton"]
 
 BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "triton": fused}
+
+FAR_BACKENDS = {
+    "reference": FarBackend(literal, merged),
+    "torch": FarBackend(far_chunked, merge_far),
+}
 
 
 def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
@@ -27,6 +35,17 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     if name == "triton":
         check_call(query, value, DTYPES, WIDEST)
     return BACKENDS[name]
+
+
+def pick_far(far: str, name: str | None) -> FarBackend:
+    """How the far field is computed beside a near field of the backend of that name."""
+    arguments.one_of("far", far, FAR)
+    if name == "triton":
+        raise NotImplementedError(
+            "backend 'triton' has no far field; use backend='torch', or None, which runs the near "
+            "field in kernels on a GPU"
+        )
+    return FAR_BACKENDS["reference" if name == "reference" else "torch"]
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._ops import without_autocast
-from ndgpa.functional import attend, select
+from ndgpa.attention.far_field import FAR, Far, far_mask
+from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.problem import Affinity, Problem
 from ndgpa.selection import Rule
@@ -27,6 +28,7 @@ class GPA:
             "gate" first multiplies it by the gate given to the call. None means no coarse branch.
         coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
         read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
+        far: How the blocks that are not selected take part: "site", "block" or not at all (None).
     """
 
     rule: Rule | int
@@ -37,10 +39,13 @@ class GPA:
     coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
+    far: Far | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
             arguments.one_of("coarse", self.coarse, ("add", "gate"))
+        if self.far is not None:
+            arguments.one_of("far", self.far, FAR)
 
     def __call__(
         self,
@@ -63,9 +68,10 @@ class GPA:
                 `coarse="gate"`.
         """
         _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
-        selection = select(
+        out = gpa(
             query,
             key,
+            value,
             structure,
             self.rule,
             key_structure=key_structure,
@@ -74,19 +80,8 @@ class GPA:
             causal=self.causal,
             key_mask=key_mask,
             query_mask=query_mask,
-        )
-        out = attend(
-            query,
-            key,
-            value,
-            selection,
-            structure,
-            key_structure=key_structure,
-            scale=self.scale,
-            affinity=self.affinity,
-            causal=self.causal,
-            key_mask=key_mask,
             read=self.read,
+            far=self.far,
             backend=self.backend,
         )
         if self.coarse is None:
@@ -139,7 +134,10 @@ class GPA:
         reads = reads.scatter_(2, sites % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
         mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
         seen = visible(structure, key_structure, self.causal)
-        return mask if seen is None else mask & seen
+        mask = mask if seen is None else mask & seen
+        if self.far is None:
+            return mask
+        return mask | far_mask(self.far, structure, keys, read, self.causal)
 
 
 def _check_features_given(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa.problem import Problem, dot_form
 from ndgpa.structures.base import SpatialStructure
-from ndgpa.structures.means import seen_sums
+from ndgpa.structures.means import seen_means
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def coarse_level(problem: Problem) -> Coarse:
 
     If causal, the mean of a block of queries is over its sites of the cell's earliest time.
     """
-    query, weight = _seen_means(problem.structure, problem.query, _voters(problem))
+    query, weight = seen_means(problem.structure, problem.query, _voters(problem))
     key, seen = _key_means(problem)
     log_size = None
     if problem.key_mask is not None or not problem.key_structure.is_even:
@@ -48,7 +47,7 @@ def coarse_level(problem: Problem) -> Coarse:
 def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Tensor, "#b B_k"]]:
     """The means of the key blocks and their seen sites; known means are taken as they are."""
     if problem.key_means is None:
-        return _seen_means(problem.key_structure, problem.key, problem.key_mask)
+        return seen_means(problem.key_structure, problem.key, problem.key_mask)
     return problem.key_means, problem.key_structure.block_sizes.to(problem.key_means.dtype)[None]
 
 
@@ -58,17 +57,6 @@ def _voters(problem: Problem) -> Bool[Tensor, "b n"] | None:
         return problem.query_mask
     first = problem.structure.first_in_cell.expand(problem.query.shape[0], -1)
     return first if problem.query_mask is None else first & problem.query_mask
-
-
-def _seen_means(
-    structure: SpatialStructure, x: Float[Tensor, "b h n d"], seen: Bool[Tensor, "b n"] | None
-) -> tuple[Float[Tensor, "b h B d"], Float[Tensor, "#b B"]]:
-    """Means over the seen sites of each block, 0 where there are none, and their number."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    count = structure.block_sizes.to(wide)[None]
-    if seen is not None:
-        count = structure.block_sums(seen[..., None].to(wide))[..., 0]
-    return seen_sums(structure, x, seen) / count.clamp(min=1)[:, None, :, None], count
 
 
 def by_cell(

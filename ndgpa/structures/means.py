@@ -1,16 +1,46 @@
-"""Sums over blocks of the sites that are seen: on a GPU in one pass, elsewhere by the structure."""
+"""Sums and means over the seen sites of blocks: in one pass on a GPU, else by the structure."""
 
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndgpa._ops import fold_into_batch, has_triton
+from ndgpa._ops import fold_into_batch, has_triton, wide
 from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.tables import take_sites
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WIDEST = 1024
+
+
+def seen_means(
+    structure: SpatialStructure,
+    x: Float[Tensor, "b h n d"],
+    seen: Bool[Tensor, "b n"] | None = None,
+) -> tuple[Float[Tensor, "b h B d"], Float[Tensor, "#b B"]]:
+    """Average the features over the seen sites of each block, 0 where there are none.
+
+    Returns:
+        The means and the number of seen sites, in float32 or wider.
+    """
+    count = structure.block_sizes.to(wide(x))[None]
+    if seen is not None:
+        count = structure.block_sums(seen[..., None].to(wide(x)))[..., 0]
+    return seen_sums(structure, x, seen) / count.clamp(min=1)[:, None, :, None], count
+
+
+def row_means(
+    x: Float[Tensor, "b h n d"], rows: Int[Tensor, "B S"], seen: Bool[Tensor, "b n"] | None = None
+) -> tuple[Float[Tensor, "b h B d"], Float[Tensor, "#b B"]]:
+    """As `seen_means`, over the sites of the rows of any table, -1 in its empty places."""
+    there = (rows >= 0)[None]
+    if seen is not None:
+        there = there & seen[:, rows.clamp(min=0)]
+        x = x.masked_fill(~seen[:, None, :, None], 0)
+    count = there.sum(dim=-1).to(wide(x))
+    sums = take_sites(x, rows).sum(dim=-2, dtype=wide(x))
+    return sums / count.clamp(min=1)[:, None, :, None], count
 
 
 def seen_sums(

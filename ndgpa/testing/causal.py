@@ -29,6 +29,10 @@ class CausalContract:
         """Draw problems; override it for a rule that cannot answer all that `draw.problems` has."""
         return draw.problems(**options)
 
+    def options(self, data: Any) -> dict[str, Any]:
+        """Draw more options of the call."""
+        return {}
+
     @draw.FEW
     @given(st.data())
     def test_later_inputs_change_nothing_and_have_no_gradient(self, data: Any) -> None:
@@ -41,9 +45,10 @@ class CausalContract:
                 for x, mask in zip(problem.inputs, masks)
             )
         )
+        options = self.options(data)
         inputs = [x.clone().requires_grad_() for x in problem.inputs]
-        before = _run(problem.with_inputs(*inputs), rule)[:, :, ~later]
-        after = _run(changed, rule)[:, :, ~later]
+        before = _run(problem.with_inputs(*inputs), rule, **options)[:, :, ~later]
+        after = _run(changed, rule, **options)[:, :, ~later]
         assert torch.equal(before, after)
         grads = torch.autograd.grad(before.square().sum(), inputs, allow_unused=True)
         for grad, mask in zip(grads, masks):
@@ -63,6 +68,6 @@ def _later(problem: draw.Problem, now: int) -> tuple[Tensor, Tensor]:
     return problem.structure.time > now, problem.key_structure.time > now
 
 
-def _run(problem: draw.Problem, rule: Rule) -> Tensor:
-    options = problem.options
+def _run(problem: draw.Problem, rule: Rule, **options: Any) -> Tensor:
+    options = problem.options | options
     return ndgpa.gpa(*problem.inputs, problem.structure, rule, causal=True, **options)

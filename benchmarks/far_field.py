@@ -1,0 +1,319 @@
+"""How near does GPA with a far field and a second look come to full attention, at what cost?
+
+    python benchmarks/far_field.py [--quick] [--only errors|coverage|time]
+
+4096 sites with 16 features of one length and values to copy, as in benchmarks/operators.py:
+`astronaut`, on which the far field was developed, and what it was not: three other photographs
+(scikit-image's), a recording (spectra of short windows), and a cloud of
+points with colours (the surroundings of random pixels of a stereo picture, placed by their
+disparity). Three temperatures: 1024, 128 and 16 keys share the attention of a query. Blocks of 4
+sites, cells of one block, unless said.
+
+errors: `entries/query` entries of the affinity matrix that are computed, Phase 1 and the second
+look included; `error_K` relative error of the outputs against full attention (root mean square)
+where K keys share the attention.
+
+coverage: 12 blocks a cell. `share_K` the attention mass on the selected blocks over that on the
+best 12 blocks of each cell, at the temperature where K keys share the attention (found by every
+8th query).
+
+time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one head of 64 channels,
+float32, in processor time (which other programs on the machine disturb less): medians of
+interleaved rounds, `select_ms` Phase 1 alone, `fb_ms` forward and backward, and both over those of
+plain GPA.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import write
+from operators import COMPONENTS, SHARED_BY, shared_by
+from skimage import data
+from skimage.transform import resize
+from torch import Tensor
+from tqdm import tqdm
+
+import ndgpa
+from ndgpa import Refine, TopK
+from ndgpa.analysis import gpa_entries, low_rank_entries
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from examples.audio.files import mono
+from examples.audio.spectrum import RATE
+
+SEED, SITES, SIDE, KEPT = 0, 4096, 64, 12
+ROUNDS = 7
+
+
+def main(quick: bool, only: str | None) -> None:
+    torch.manual_seed(SEED)
+    for name, measure in (("errors", errors), ("coverage", coverages), ("time", times)):
+        if only not in (None, name):
+            continue
+        rows = measure(quick)
+        question = __doc__.splitlines()[0] if __doc__ else ""
+        if not quick:
+            write(f"far_field_{name}", f"{question} ({name})", rows, kappa=KEPT, seed=SEED)
+        for row in rows:
+            print(row)
+
+
+# Features
+
+
+@dataclass(frozen=True)
+class Material:
+    """Features (1, 2, sites, COMPONENTS) of length 1, values, and the space they live in."""
+
+    features: Tensor
+    value: Tensor
+    space: Callable[[int, int], ndgpa.SpatialStructure]  # of sites a block and blocks a cell
+
+
+def material(quick: bool) -> dict[str, Callable[[], Material]]:
+    made = {
+        "astronaut": lambda: photograph(data.astronaut()),
+        "coffee": lambda: photograph(data.coffee()),
+        "cat": lambda: photograph(data.chelsea()),
+        "rocket": lambda: photograph(data.rocket()),
+        "sound": sound,
+        "points": points,
+    }
+    return {k: made[k] for k in ("astronaut", "points")} if quick else made
+
+
+def photograph(picture: np.ndarray) -> Material:
+    """5x5 patches of the middle square at 64x64."""
+    size = min(picture.shape[:2])
+    top, left = ((n - size) // 2 for n in picture.shape[:2])
+    picture = picture[top : top + size, left : left + size]
+    small = resize(picture, (SIDE, SIDE), anti_aliasing=True).astype(np.float32)
+
+    def space(block: int, cell: int) -> ndgpa.SpatialStructure:
+        sides = {1: 1, 4: 2, 16: 4}
+        return ndgpa.Image((SIDE, SIDE), sides[block], sides[cell])
+
+    return _material(_patches(small), space)
+
+
+def sound() -> Material:
+    """Logarithms of the spectra of 4096 windows of 32 ms, evenly over a recording."""
+    wave = mono(Path("examples/audio/recordings/training-1.ogg"))
+    hop, window = (len(wave) - 1) // SITES, int(0.032 * RATE)
+    spectra = torch.stft(wave, window, hop, window=torch.hann_window(window), return_complex=True)
+    levels = (spectra.abs() + 1e-4).log().mT[:SITES]
+    return _material(levels, lambda block, cell: ndgpa.Sequence(SITES, block, cell))
+
+
+def points() -> Material:
+    """Colours around 4096 random pixels of a stereo picture, which stand where they were seen."""
+    left, _, disparity = data.stereo_motorcycle()
+    height, width = (n // 4 for n in disparity.shape)
+    small = resize(left, (height, width), anti_aliasing=True).astype(np.float32)
+    depth = torch.from_numpy(np.ascontiguousarray(disparity[::4, ::4][:height, :width]))
+    seen = (depth.isfinite() & (depth > 1)).flatten().nonzero()[:, 0]
+    chosen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(SEED))[:SITES]]
+    distance = 1 / depth.flatten()[chosen].float()
+    row, column = chosen // width, chosen % width
+    across, down = column - width / 2, row - height / 2
+    place = torch.stack([across * distance, down * distance, 100 * distance], dim=1)
+
+    def space(block: int, cell: int) -> ndgpa.SpatialStructure:
+        return ndgpa.PointCloud(place, block, cell)
+
+    return _material(_patches(small)[chosen], space)
+
+
+def _patches(picture: np.ndarray) -> Tensor:
+    """The 5x5 pixels around each pixel."""
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    padded = torch.nn.functional.pad(pixels, (2, 2, 2, 2), mode="reflect")
+    return torch.nn.functional.unfold(padded, 5)[0].mT
+
+
+def _material(rows: Tensor, space: Callable[[int, int], ndgpa.SpatialStructure]) -> Material:
+    """Principal components of one length as features, the rows themselves as values."""
+    rows = rows - rows.mean(dim=0)
+    directions = torch.linalg.svd(rows, full_matrices=False)[2][:COMPONENTS]
+    features = torch.nn.functional.normalize(rows @ directions.mT, dim=1)
+    return Material(features.expand(1, 2, -1, -1), rows.expand(1, 2, -1, -1), space)
+
+
+# Errors
+
+
+def errors(quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for name, make in material(quick).items():
+        found = make()
+        space = found.space(4, 1)
+        problems = {k: shared_by(k, found.features) for k in SHARED_BY}
+        exact = {k: ndgpa.Full()(x, x, found.value, space) for k, x in problems.items()}
+        for title, (operator, count) in tqdm(operators(space).items(), desc=name):
+            row: dict[str, Any] = {"features": name, "operator": title, "entries/query": count}
+            for k, x in problems.items():
+                with torch.no_grad():
+                    out = operator(x, x, found.value, space)
+                row[f"error_{k}"] = float((out - exact[k]).norm() / exact[k].norm())
+            rows.append(row)
+    return rows
+
+
+def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
+    """Operators that the space allows, and their entries a query."""
+    n = space.num_sites
+    near = gpa_entries(space, KEPT).total / n
+    blocks = space.num_blocks
+    found: dict[str, tuple[Any, float]] = {
+        "GPA(12)": (ndgpa.GPA(KEPT), near),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near),
+    }
+    for by in ("keys", "queries"):  # 24 candidates of 4 sites to 6 blocks: as many entries
+        few = Refine(TopK(24), 6, by)
+        found[f'GPA(Refine(TopK(24), 6, "{by}"), far="block")'] = (
+            ndgpa.GPA(few, far="block"),
+            near,
+        )
+    for by in ("keys", "queries"):
+        many = Refine(TopK(48), KEPT, by)
+        count = near + 48
+        found[f'GPA(Refine(TopK(48), 12, "{by}"))'] = ndgpa.GPA(many), count
+        found[f'GPA(Refine(TopK(48), 12, "{by}"), far="block")'] = (
+            ndgpa.GPA(many, far="block"),
+            count,
+        )
+    found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
+    found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
+    found["Nystrom(128)"] = ndgpa.operators.Nystrom(128), low_rank_entries(128, n) / n
+    found["Performer(128)"] = (
+        ndgpa.operators.Performer(COMPONENTS, 128).eval(),
+        low_rank_entries(128, n) / n,
+    )
+    if isinstance(space, ndgpa.Grid):
+        wide = 256 if len(space.shape) == 1 else 16
+        of_grid = {
+            f"Neighborhood({wide})": ndgpa.operators.Neighborhood(wide),
+            f"Hydra, {wide}, dilations 1 and 4": ndgpa.operators.Hydra.of([wide], [1, 4]),
+            f"MultiAxis({wide})": ndgpa.operators.MultiAxis(wide),
+            'LocalSparse("ltr", stride=128)': ndgpa.operators.LocalSparse("ltr", stride=128),
+            'LocalSparse("strided")': ndgpa.operators.LocalSparse("strided"),
+        }
+        for title, operator in of_grid.items():
+            found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())
+    return found
+
+
+# Coverage
+
+
+def coverages(quick: bool) -> list[dict[str, Any]]:
+    rules: dict[str, ndgpa.selection.Rule] = {"TopK(12)": TopK(KEPT)}
+    for by in ("keys", "queries"):
+        for count in (24, 48):
+            rules[f'Refine(TopK({count}), 12, "{by}")'] = Refine(TopK(count), KEPT, by)
+    rows = []
+    for name, make in material(quick).items():
+        if name in ("cat", "rocket"):  # enough photographs
+            continue
+        found = make()
+        problems = {k: about_shared_by(k, found.features)[:, :1] for k in SHARED_BY}
+        spaces = {shape: found.space(*shape) for shape in ((4, 1), (16, 1), (16, 4))}
+        kept: dict[tuple[Any, ...], dict[str, float]] = {}
+        for k, x in tqdm(problems.items(), desc=name):
+            mass = (x[0, 0] @ x[0, 0].mT / COMPONENTS**0.5).softmax(dim=1)
+            for shape, space in spaces.items():
+                of_block = mass_of_blocks(mass, space)
+                best = of_block.topk(KEPT, dim=1).values.sum()
+                for title, rule in rules.items():
+                    blocks = ndgpa.select(x, x, space, rule).blocks[0, 0].long()
+                    share = of_block.gather(1, blocks.clamp(min=0)).where(blocks >= 0, 0).sum()
+                    kept.setdefault((*shape, title), {})[f"share_{k}"] = float(share / best)
+        for (block, cell, title), shares in kept.items():
+            about = {"features": name, "sites a block": block, "blocks a cell": cell}
+            rows.append(about | {"rule": title} | shares)
+    return rows
+
+
+def about_shared_by(keys: int, features: Tensor) -> Tensor:
+    """As `shared_by`, by every 8th query."""
+    low, high = 0.0, 64.0
+    x = features[0, 0]
+    products = x[::8] @ x.mT / COMPONENTS**0.5
+    for _ in range(20):
+        factor = (low + high) / 2
+        logits = (factor**2 * products).log_softmax(dim=1)
+        entropy = -(logits.exp() * logits).sum(dim=1).mean()
+        low, high = (factor, high) if entropy.exp() > keys else (low, factor)
+    return factor * features
+
+
+def mass_of_blocks(mass: Tensor, space: ndgpa.SpatialStructure) -> Tensor:  # (C, B)
+    """The attention mass of each cell's sites on each block."""
+    by_block = torch.zeros(SITES, space.num_blocks).index_add_(1, space.block_of_site, mass)
+    by_cell = torch.zeros(space.num_cells, space.num_blocks)
+    return by_cell.index_add_(0, space.cell_of_site, by_block)
+
+
+# Time
+
+
+def times(quick: bool) -> list[dict[str, Any]]:
+    side = 64 if quick else 256
+    image = ndgpa.Image((side, side), 4, 2)
+    inputs = [torch.randn(1, 1, side * side, 64, requires_grad=True) for _ in range(3)]
+
+    def both(rule: Any, far: str | None) -> None:
+        out = ndgpa.gpa(*inputs, image, rule, far=far)
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    rules: dict[str, Any] = {"TopK(12)": TopK(KEPT)}
+    for by in ("keys", "queries"):
+        for count in (24, 48):
+            rules[f'Refine(TopK({count}), 12, "{by}")'] = Refine(TopK(count), KEPT, by)
+    selects = {
+        k: lambda r=r: ndgpa.select(*(x.detach() for x in inputs[:2]), image, r)
+        for k, r in rules.items()
+    }
+    fbs = {
+        "TopK(12)": lambda: both(KEPT, None),
+        'TopK(12), far="block"': lambda: both(KEPT, "block"),
+    }
+    select_s, fb_s = interleaved(selects), interleaved(fbs)
+    rows = []
+    for name in dict.fromkeys([*selects, *fbs]):
+        row: dict[str, Any] = {"GPA of": name}
+        for column, measured in (("select", select_s), ("fb", fb_s)):
+            taken = measured.get(name)
+            row[f"{column}_ms"] = None if taken is None else 1000 * taken
+            plain = measured["TopK(12)"]
+            row[f"{column}/plain"] = None if taken is None else taken / plain
+        rows.append(row)
+    return rows
+
+
+def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median processor time of each call, in seconds; every call has its turn in every round."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in tqdm(range(ROUNDS + 1), desc="time"):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if round_:  # the first warms up
+                taken[name].append(time.process_time() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two features; writes nothing")
+    parser.add_argument("--only", choices=("errors", "coverage", "time"))
+    arguments = parser.parse_args()
+    main(arguments.quick, arguments.only)

@@ -1,0 +1,235 @@
+"""The far field: the blocks that a cell did not select take part through their means.
+
+A key block j that the cell of a query q did not select is one key at its mean,
+
+    scale q.k'_j + log s_j ,  with the value v'_j ,
+
+where k'_j and v'_j are means over its s_j seen sites. There are two kinds:
+
+* "site" attends from q itself.
+* "block" attends from q', the mean query of the block of q, and moves the log-sum-exp L of that
+  attention to q along its gradient: L(q') + (q - q').L'(q'). L'(q') is scale times the mean far key
+  under the weights of q', so the far field of a block is one key, one value and one bias.
+  L is convex in the query, so "block" never gives the far field more weight than "site" does.
+
+Near and far field are merged by their log-sum-exp, as parts of one softmax.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndgpa._ops import wide
+from ndgpa.problem import Problem, Selection, dot_form
+from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.means import row_means, seen_means
+from ndgpa.structures.tables import span_of_rows
+
+Far = Literal["site", "block"]
+FAR = get_args(Far)
+
+
+@dataclass(frozen=True)
+class FarKeys:
+    """Each key block as one key.
+
+    `bias` is the part of the affinity that depends on the key alone plus the logarithm of the
+    number of seen sites; -inf for a block of which nothing is seen. `time` is the latest of each
+    block, None if not causal.
+    """
+
+    key: Float[Tensor, "b hk B d"]
+    value: Float[Tensor, "b hk B w"]
+    bias: Float[Tensor, "b hk B"]
+    time: Int[Tensor, " B"] | None
+    group: Int[Tensor, " B"] | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class FarQueries:
+    """The queries of the far field and their cells; None as time or group means any may be seen."""
+
+    query: Float[Tensor, "b h Q d"]
+    cell: Int[Tensor, " Q"]
+    time: Int[Tensor, " Q"] | None
+    group: Int[Tensor, " Q"] | None
+
+
+@dataclass(frozen=True)
+class FarBackend:
+    """How to attend to the far field (`literal` is the definition) and to merge it (`merged`)."""
+
+    attend: Callable[[FarQueries, FarKeys, Int[Tensor, "b hs C K"]], tuple[Tensor, Tensor]]
+    merge: Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FarField:
+    """The far field of a call, before it is known what the cells select.
+
+    A block is in the far field of a query if the query's cell did not select it, if it is of the
+    query's group and, if causal, wholly past: at the time of the query for "site", at the earliest
+    time of the query's block for "block".
+    """
+
+    kind: str
+    problem: Problem
+    queries: FarQueries
+    keys: FarKeys
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        problem: Problem,
+        value: Float[Tensor, "b hk n_k dv"],
+        key_sites: Int[Tensor, "B S"] | None = None,
+    ) -> "FarField":
+        """Take the means.
+
+        Call it before the near field: then its gradients are computed first, and are not in memory
+        together with those of the near field.
+
+        Args:
+            key_sites: The sites that are read where a block is selected; None means the blocks.
+        """
+        queries = _site_queries(problem) if kind == "site" else _block_queries(problem)
+        return cls(kind, problem, queries, far_keys(problem, value, key_sites))
+
+    def merge(
+        self,
+        near: tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]],
+        selection: Selection,
+        backend: FarBackend,
+    ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
+        """Merge the far field into the near field.
+
+        Args:
+            near: What a backend of `attend` returned, the log-sum-exp without the term of a
+                euclidean affinity that depends on the query alone.
+        """
+        query, keys, row = self.queries.query, self.keys, None
+        if self.kind == "block":
+            row = self.problem.structure.block_of_site
+            keys = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
+        value, bias = backend.attend(self.queries, keys, selection.blocks)
+        key = None
+        if self.kind == "block":  # the tangent: L(q') = bias + scale q'.key
+            value, key = value.split([value.shape[-1] - query.shape[-1], query.shape[-1]], dim=-1)
+            bias = bias - keys.scale * (query * key).sum(dim=-1)
+        given = *near, self.problem.query, key, value, bias, row
+        out, lse = backend.merge(*given, keys.scale, self.problem.causal)
+        return out.to(near[0].dtype), lse
+
+
+def literal(
+    queries: FarQueries, keys: FarKeys, selected: Int[Tensor, "b hs C K"]
+) -> tuple[Float[Tensor, "b h Q w"], Float[Tensor, "b h Q"]]:
+    """Attend to the blocks that are not selected: dense, any order of derivative."""
+    heads, num_blocks = queries.query.shape[1], keys.key.shape[2]
+    key, value, bias = (_per_head(x, heads) for x in (keys.key, keys.value, keys.bias))
+    # (b, h, Q, B); an empty slot names a block after the last
+    taken = _per_head(selected, heads)[:, :, queries.cell].long() % (num_blocks + 1)
+    hidden = torch.zeros(*taken.shape[:3], num_blocks + 1, dtype=torch.bool, device=taken.device)
+    hidden = hidden.scatter(3, taken, True)[..., :-1] | (bias == -torch.inf)[:, :, None]
+    if queries.time is not None and keys.time is not None:
+        hidden = hidden | (keys.time > queries.time[:, None])
+    if queries.group is not None and keys.group is not None:
+        hidden = hidden | (keys.group != queries.group[:, None])
+    no_key, no_value = ~key.isfinite().all(dim=-1), ~value.isfinite()
+    key, value = (x.masked_fill(~x.isfinite(), 0) for x in (key, value))  # 0 NaN is NaN
+    logits = keys.scale * einsum(queries.query, key, "b h q d, b h j d -> b h q j")
+    logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
+    logits = logits.masked_fill(hidden, -torch.inf)
+    blind = hidden.all(dim=-1, keepdim=True)
+    weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+    reads = (weights > 0).to(value.dtype) @ no_value.to(value.dtype) > 0
+    out = (weights @ value).masked_fill(reads, torch.nan)
+    lse = logits.masked_fill(blind, 0).logsumexp(dim=-1).masked_fill(blind[..., 0], -torch.inf)
+    return out, lse
+
+
+def far_keys(
+    problem: Problem,
+    value: Float[Tensor, "b hk n_k dv"],
+    key_sites: Int[Tensor, "B S"] | None = None,
+) -> FarKeys:
+    """Average keys and values over the seen sites that are read of each block."""
+    structure, mask, latest = problem.key_structure, problem.key_mask, None
+    means = partial(seen_means, structure, seen=mask)
+    if key_sites is not None:
+        means = partial(row_means, rows=key_sites, seen=mask)
+    (key, seen), (value, _) = means(problem.key), means(value)
+    bias, scale = dot_form(key, problem.affinity, problem.scale)
+    size = seen.log()[:, None].expand(key.shape[:3])
+    if problem.causal:
+        latest = latest_of_blocks(structure, key_sites)
+    return FarKeys(
+        key, value, size if bias is None else size + bias, latest, structure.group, scale
+    )
+
+
+def latest_of_blocks(
+    structure: SpatialStructure, key_sites: Int[Tensor, "B S"] | None
+) -> Int[Tensor, " B"]:
+    """Find the latest time among the sites that are read of each block."""
+    if key_sites is None:
+        return structure.block_span[1]
+    assert structure.time is not None
+    return span_of_rows(structure.time, structure.time, key_sites)[1]
+
+
+def _site_queries(problem: Problem) -> FarQueries:
+    space, query = problem.structure, problem.query
+    cell, group = space.cell_of_site, space.cell_group
+    time = space.time if problem.causal else None
+    return FarQueries(query.to(wide(query)), cell, time, None if group is None else group[cell])
+
+
+def _block_queries(problem: Problem) -> FarQueries:
+    """Average each block over the sites that take part, if causal over those of its first time.
+
+    The mean is 0 where no site takes part.
+    """
+    space, voters, time = problem.structure, problem.query_mask, None
+    if problem.causal:
+        assert space.time is not None
+        time = space.block_span[0]
+        first = (space.time == time[space.block_of_site]).expand(len(problem.query), -1)
+        voters = first if voters is None else first & voters
+    mean, _ = seen_means(space, problem.query, voters)
+    return FarQueries(mean, space.cell_of_block, time, space.group)
+
+
+def far_mask(
+    kind: str,
+    structure: SpatialStructure,
+    key_structure: SpatialStructure,
+    key_sites: Int[Tensor, "B S"],
+    causal: bool,
+) -> Bool[Tensor, "n n_k"]:
+    """Return which keys the far field of each site can contain, whatever its cell selects."""
+    blocks = torch.ones(structure.num_sites, key_structure.num_blocks, dtype=torch.bool)
+    blocks = blocks.to(structure.device)
+    if structure.cell_group is not None and key_structure.group is not None:
+        blocks &= structure.cell_group[structure.cell_of_site, None] == key_structure.group
+    if causal:
+        time = structure.time
+        assert time is not None
+        if kind == "block":
+            time = structure.block_span[0][structure.block_of_site]
+        blocks &= time[:, None] >= latest_of_blocks(key_structure, key_sites)
+    members = blocks.new_zeros(key_structure.num_blocks, key_structure.num_sites + 1)
+    members.scatter_(1, key_sites % members.shape[1], True)  # -1 is the last
+    return (blocks.float() @ members[:, :-1].float()) > 0
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:  # (b, some heads, ...) -> (b, heads, ...)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)

@@ -1,0 +1,615 @@
+"""What a cell does not select takes part through means: against a literal dense construction."""
+
+import math
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings, strategies as st
+from torch import Tensor
+
+import ndgpa
+from ndgpa.structures import Jittered, Sampling, Strided
+from ndgpa.testing import CausalContract, draw
+from ndgpa.testing.derivatives import _ramp, everything, plain_derivatives
+from ndgpa.testing.oracle import full_attention, rows, voters_of
+
+KINDS = ("block", "site")
+kinds = st.sampled_from(KINDS)
+RARE = settings(draw.FEW, max_examples=max(1, draw.FEW.max_examples // 2))
+
+
+class FarLaws:
+    """Inherit and name the backend."""
+
+    backend: str
+
+    @given(st.data())
+    @draw.FEW
+    def test_it_is_a_softmax_over_sites_and_means(self, data: Any) -> None:
+        """Outputs to 1e-10, gradients of queries, keys, values and slot bias to 1e-8."""
+        problem, selection, kind = _drawn(data)
+        options = {
+            "causal": data.draw(st.booleans()) and _has_time(problem),
+            "query_mask": _query_mask(data, problem),
+            "read": data.draw(st.sampled_from([None, Strided(2), Jittered(2)])),
+        }
+        ours, theirs = [], []
+        for results, attend in ((ours, self.attend), (theirs, dense)):
+            leaves, selected = _leaves(problem, selection)
+            out = attend(problem.with_inputs(*leaves[:3]), selected, kind, **options)
+            results += [out, *_gradients(out, leaves)]
+        for mine, other, allowed in zip(ours, theirs, [1e-10, *[1e-8] * 4]):
+            torch.testing.assert_close(mine, other, rtol=allowed, atol=allowed)
+
+    @given(st.data())
+    def test_all_blocks_selected_is_full_attention(self, data: Any) -> None:
+        problem, kind = data.draw(draw.problems()), data.draw(kinds)
+        mask = None if problem.key_mask is None else problem.key_mask[:, None]
+        torch.testing.assert_close(
+            self.attend(problem, everything(problem), kind),
+            full_attention(*problem.inputs, problem.logit_scale, problem.affinity, mask),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+    @given(st.data())
+    def test_nothing_selected_is_attention_to_means(self, data: Any) -> None:
+        """With equal blocks: plain attention in which the means are the keys."""
+        grid = ndgpa.Grid((4, 6), 2, cell=data.draw(st.sampled_from([1, 2, (2, 3)])))
+        generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+        query, key, value = torch.randn(3, 2, 2, 24, 3, generator=generator).double()
+        nothing = ndgpa.Selection(torch.empty(2, 1, grid.num_cells, 0, dtype=torch.int32))
+        out = ndgpa.attend(query, key, value, nothing, grid, far="site", backend=self.backend)
+        means = [grid.downsample(x) for x in (key, value)]
+        torch.testing.assert_close(out, full_attention(query, *means, 3**-0.5, "dot", None))
+        by_block = grid.downsample(query)
+        flat = by_block.index_select(2, grid.block_of_site)  # every site asks as its block does
+        out = ndgpa.attend(flat, key, value, nothing, grid, far="block", backend=self.backend)
+        expected = full_attention(by_block, *means, 3**-0.5, "dot", None)
+        torch.testing.assert_close(out, expected.index_select(2, grid.block_of_site))
+
+    @given(st.data())
+    def test_equal_keys_and_values_in_each_block_leave_no_error(self, data: Any) -> None:
+        """A block without spread is its mean; so GPA of any selection is full attention."""
+        problem, selection, _ = _drawn(data, bias=False, masked=False)
+        again = selection.blocks.sort(dim=-1).values
+        assume_once(again)
+        space = problem.key_structure
+        flat = [
+            space.downsample(x).index_select(2, space.block_of_site)
+            for x in (problem.key, problem.value)
+        ]
+        problem = problem.with_inputs(problem.query, *flat)
+        torch.testing.assert_close(
+            self.attend(problem, selection, "site"),
+            full_attention(*problem.inputs, problem.logit_scale, problem.affinity, None),
+            rtol=1e-10,
+            atol=1e-10,
+        )
+
+    @given(st.data())
+    def test_block_never_claims_more_weight_than_site(self, data: Any) -> None:
+        """A convex function lies above its tangents."""
+        problem, selection, _ = _drawn(data)
+        tangent, exact = (
+            self.attend(problem, selection, kind, return_lse=True)[1] for kind in KINDS
+        )
+        assert bool((tangent <= exact + 1e-9).all())
+
+    @given(st.data())
+    @draw.FEW
+    def test_masked_keys_and_padding_do_not_exist(self, data: Any) -> None:
+        problem, selection, kind = _drawn(data, masked=True)
+        assert problem.key_mask is not None
+        unseen = ~problem.key_mask[:, None, :, None]
+        poisoned = problem.with_inputs(
+            problem.query, *(x.masked_fill(unseen, torch.nan) for x in problem.inputs[1:])
+        )
+        results = []
+        for one in (problem, poisoned):
+            leaves, selected = _leaves(one, selection)
+            out = self.attend(one.with_inputs(*leaves[:3]), selected, kind)
+            results.append([out, *_gradients(out, leaves)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        assert results[0][0].isfinite().all()
+
+    @given(st.data())
+    def test_who_sees_nothing_gets_zero(self, data: Any) -> None:
+        problem, selection, kind = _drawn(data, masked=True)
+        assert problem.key_mask is not None
+        problem.key_mask[:] = False
+        out, lse = self.attend(problem, selection, kind, return_lse=True)
+        assert not out.any()
+        assert bool((lse == -torch.inf).all())
+
+    @given(st.data())
+    def test_later_times_do_not_matter(self, data: Any) -> None:
+        problem = data.draw(draw.problems(masked=False, time=True))
+        selection, kind = data.draw(draw.selections(problem)), data.draw(kinds)
+        time, key_time = problem.structure.time, problem.key_structure.time
+        assert time is not None
+        assert key_time is not None
+        now = int(data.draw(st.sampled_from(sorted(set(time.tolist())))))
+        later, key_later = (time > now)[:, None], (key_time > now)[:, None]
+        poison = data.draw(st.sampled_from([7.0, torch.nan]))
+        changed = problem.with_inputs(
+            problem.query.masked_fill(later, poison),
+            problem.key.masked_fill(key_later, poison),
+            problem.value.masked_fill(key_later, poison),
+        )
+        before, after = (
+            self.attend(p, selection, kind, causal=True)[:, :, time <= now]
+            for p in (problem, changed)
+        )
+        assert torch.equal(before, after)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_future_value_that_is_not_finite_sends_no_gradient_back(self, kind: str) -> None:
+        space, rule = ndgpa.Sequence(12, 2, 2), ndgpa.Fixed((0, 2, 3))
+        query, key, value = torch.randn(3, 1, 1, 12, 3).double()
+        bad = value.clone()
+        bad[:, :, 6:] = torch.inf
+
+        def early(*inputs: Tensor) -> list[Tensor]:
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            options = {"causal": True, "far": kind, "backend": self.backend}
+            out = ndgpa.gpa(*leaves, space, rule, **options)[:, :, :6]
+            return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+        for mine, clean in zip(early(query, key, bad), early(query, key, value)):
+            torch.testing.assert_close(mine, clean)
+
+    @given(st.data())
+    def test_groups_do_not_see_each_other(self, data: Any) -> None:
+        space = data.draw(draw.clusters(time=False, group=True))
+        kind, generator = data.draw(kinds), draw.seeded(data.draw(st.integers(0, 2**20)))
+        x = torch.randn(1, 1, space.num_sites, 3, generator=generator).double()
+        blocks = torch.full((1, 1, space.num_cells, 1), -1).int()
+        blocks[0, 0, :, 0] = space.cells.amax(dim=1)
+        assert space.group is not None
+        own = space.group[space.block_of_site] == int(space.group[0])
+        other = x.masked_fill(~own[:, None], torch.nan)
+        before, after = (
+            ndgpa.attend(y, y, y, ndgpa.Selection(blocks), space, far=kind, backend=self.backend)[
+                :, :, own
+            ]
+            for y in (x, other)
+        )
+        assert torch.equal(before, after)
+
+    @given(st.data())
+    @draw.FEW
+    def test_heads_and_batches_do_not_see_each_other(self, data: Any) -> None:
+        problem, selection, kind = _drawn(data, masked=False)
+        whole = self.attend(problem, selection, kind)
+        heads, key_heads = problem.query.shape[1], problem.key.shape[1]
+        for b in range(len(whole)):
+            for h in range(heads):
+                g, s = (h * count // heads for count in (key_heads, selection.blocks.shape[1]))
+                one = problem.with_inputs(
+                    problem.query[b, h][None, None],
+                    *(x[b, g][None, None] for x in problem.inputs[1:]),
+                )
+                bias = None if selection.bias is None else selection.bias[b, s][None, None]
+                alone = ndgpa.Selection(selection.blocks[b, s][None, None], bias)
+                torch.testing.assert_close(self.attend(one, alone, kind)[0, 0], whole[b, h])
+
+    @given(st.data())
+    def test_renumbered_sites_are_renumbered_outputs(self, data: Any) -> None:
+        problem = data.draw(draw.problems(same=True, masked=False))
+        selection, kind = data.draw(draw.selections(problem)), data.draw(kinds)
+        space = problem.structure
+        order = torch.randperm(
+            space.num_sites, generator=draw.seeded(data.draw(st.integers(0, 2**20)))
+        )
+        moved = ndgpa.Clusters(space.block_of_site[order], space.cell_of_block)
+        there = draw.Problem(
+            *(x[:, :, order] for x in problem.inputs),
+            moved,
+            moved,
+            *list(vars(problem).values())[5:],
+        )
+        torch.testing.assert_close(
+            self.attend(there, selection, kind), self.attend(problem, selection, kind)[:, :, order]
+        )
+
+    @given(st.data())
+    def test_an_axis_of_one_changes_nothing(self, data: Any) -> None:
+        kind = data.draw(kinds)
+        x = torch.randn(1, 2, 24, 3, generator=draw.seeded(data.draw(st.integers(0, 2**20))))
+        flat, tall = ndgpa.Grid((4, 6), (2, 3)), ndgpa.Grid((4, 1, 6), (2, 1, 3))
+        outs = [ndgpa.gpa(x, x, x, g, 2, far=kind, backend=self.backend) for g in (flat, tall)]
+        torch.testing.assert_close(*outs)
+
+    @given(st.data())
+    def test_the_same_input_gives_the_same_bits(self, data: Any) -> None:
+        problem = data.draw(draw.problems(dtype=torch.float32))
+        selection, kind = data.draw(draw.selections(problem)), data.draw(kinds)
+        results = []
+        for _ in range(2):
+            leaves, selected = _leaves(problem, selection)
+            out = self.attend(problem.with_inputs(*leaves[:3]), selected, kind)
+            results.append([out, *_gradients(out, leaves)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_batch_of_none_has_derivatives_of_none(self, kind: str) -> None:
+        shape, space = (0, 2, 64, 4), ndgpa.Image((8, 8), 2, 2)
+        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        out = ndgpa.gpa(*inputs, space, 2, far=kind, backend=self.backend)
+        grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        bend = torch.stack([g.square().sum() for g in grads]).sum()
+        assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, kind: str) -> None:
+        """Blocks of one site: either kind is full attention, of whatever selection."""
+        space = ndgpa.Grid((9, 10), 1)
+        problem = draw.Problem(
+            *(
+                torch.randn(8, heads, 90, 24, generator=draw.seeded(heads)).to(dtype)
+                for heads in (4, 2, 2)
+            ),
+            space,
+            space,
+            affinity="dot",
+            scale=None,
+            key_mask=None,
+        )
+        exact = plain_derivatives(problem, [x.double() for x in problem.inputs])
+        plain = plain_derivatives(problem, problem.inputs)
+        leaves, selection = _leaves(problem, ndgpa.Selection(torch.full((8, 1, 90, 1), 3).int()))
+        out = self.attend(problem.with_inputs(*leaves), selection, kind)
+        grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves)
+        for mine, theirs, truth in zip((out, *grads), plain, exact, strict=True):
+            error, allowed = ((x.double() - truth).norm() for x in (mine, theirs))
+            assert error <= (2 if mine is out else 3) * allowed
+
+    def attend(
+        self,
+        problem: draw.Problem,
+        selection: ndgpa.Selection,
+        kind: str,
+        **options: Any,
+    ) -> Any:
+        return ndgpa.attend(
+            *problem.inputs,
+            selection,
+            problem.structure,
+            **problem.options,
+            **options,
+            far=kind,
+            backend=self.backend,
+        )
+
+
+class TestLiteral(FarLaws):
+    backend = "reference"
+
+
+class TestChunked(FarLaws):
+    backend = "torch"
+
+    @given(st.data())
+    @RARE
+    def test_second_derivatives_are_right(self, data: Any) -> None:
+        problem, selection, kind = _drawn(data)
+        leaves, _ = _leaves(problem, selection)
+
+        def call(*xs: Tensor) -> Tensor:
+            chosen = ndgpa.Selection(selection.blocks, xs[3] if len(xs) > 3 else None)
+            return self.attend(problem.with_inputs(*xs[:3]), chosen, kind)
+
+        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query, or one site, a chunk."""
+    for name in ("far_chunked", "far_merge"):
+        monkeypatch.setitem(import_module(f"ndgpa.attention.{name}")._CHUNK, "cpu", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+class TestOneQueryAChunk(TestChunked):
+    pass
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_chunks_change_nothing(kind: str) -> None:
+    """To the second derivative, for heads that share keys but no selection."""
+    space = ndgpa.Grid((3, 5), 2, 1, time_axis=0)
+    query, key, value = (torch.randn(2, h, 15, 3, dtype=torch.float64) for h in (4, 2, 2))
+    blocks = torch.randint(-1, 6, (2, 4, 6, 2), dtype=torch.int32)
+    results: list[list[Tensor]] = []
+    for backend in ("torch", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        options: Any = {"far": kind, "causal": True, "backend": backend}
+        out = ndgpa.attend(*leaves, ndgpa.Selection(blocks), space, **options)
+        grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves, create_graph=True)
+        bend = torch.stack([(g * _ramp(g)).sum() for g in grads]).sum()
+        results.append([out, *grads, *torch.autograd.grad(bend, leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class TestCausalSelectionWithFarField(CausalContract):
+    """Through the selection too."""
+
+    def rules(self, problem: draw.Problem) -> st.SearchStrategy[ndgpa.TopK]:
+        return st.builds(ndgpa.TopK, st.integers(1, 3))
+
+    def options(self, data: Any) -> dict[str, Any]:
+        return {"far": data.draw(kinds)}
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_is_said() -> None:
+    x, space = torch.randn(1, 1, 16, 4), ndgpa.Sequence(16, 4)
+    with pytest.raises(ValueError, match="unknown far 'cells'; expected one of 'site', 'block'"):
+        ndgpa.gpa(x, x, x, space, 2, far="cells")
+    with pytest.raises(ValueError, match="unknown far 'cells'"):
+        ndgpa.GPA(2, far="cells")
+    with pytest.raises(NotImplementedError, match="backend 'triton' has no far field; use"):
+        ndgpa.gpa(x, x, x, space, 2, far="site", backend="triton")
+    with pytest.raises(NotImplementedError, match="'torch' has no forward-mode derivative; use"):
+        torch.func.jvp(lambda q: ndgpa.gpa(q, x, x, space, 2, far="site"), (x,), (x,))
+
+
+@given(st.data())
+def test_the_error_keeps_to_its_bound(data: Any) -> None:
+    """docs/far_field.md: D tanh(w^2 / 32) + 2 m R tanh(w / 4)."""
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    space = data.draw(draw.clusters(time=False))
+    n, size = space.num_sites, data.draw(st.sampled_from([0.1, 1.0, 3.0]))
+    query, key, value = size * torch.randn(3, 1, 1, n, 3, generator=generator).double()
+    blocks = torch.randint(-1, space.num_blocks, (1, 1, space.num_cells, 1), generator=generator)
+    out = ndgpa.attend(query, key, value, ndgpa.Selection(blocks.int()), space, far="site")
+    exact = full_attention(query, key, value, 3**-0.5, "dot", None)
+    errors = (out - exact)[0, 0].norm(dim=1).tolist()
+    logits = 3**-0.5 * query[0, 0] @ key[0, 0].mT
+    members = [torch.tensor(block) for block in rows(space.blocks)]
+    radius = [(value[0, 0, m] - value[0, 0, m].mean(0)).norm(dim=1).max().item() for m in members]
+    diameter = torch.cdist(value[0, 0], value[0, 0]).max().item()
+    for x, cell in enumerate(space.cell_of_site.tolist()):
+        far = [j for j in range(len(members)) if j != int(blocks[0, 0, cell, 0])]
+        if not far:
+            continue
+        width = max(float(logits[x, members[j]].max() - logits[x, members[j]].min()) for j in far)
+        mass = sum(float(logits[x].softmax(0)[members[j]].sum()) for j in far)
+        within = 2 * mass * max(radius[j] for j in far) * math.tanh(width / 4)
+        assert errors[x] <= diameter * math.tanh(width**2 / 32) + within + 1e-12
+
+
+@given(st.data())
+def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
+    """docs/far_field.md: at most u^2 / 8 below the log-sum-exp."""
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    space = data.draw(draw.clusters(time=False))
+    query, key = 2 * torch.randn(2, 1, 1, space.num_sites, 3, generator=generator).double()
+    nothing = ndgpa.Selection(torch.empty(1, 1, space.num_cells, 0, dtype=torch.int32))
+    tangent, exact = (
+        ndgpa.attend(query, key, key, nothing, space, far=kind, return_lse=True)[1][0, 0]
+        for kind in KINDS
+    )
+    from_mean = query - space.downsample(query).index_select(2, space.block_of_site)
+    change = 3**-0.5 * from_mean[0, 0] @ space.downsample(key)[0, 0].mT
+    width = change.amax(dim=1) - change.amin(dim=1)
+    assert bool((exact - tangent <= width**2 / 8 + 1e-12).all())
+
+
+def test_the_operators_pass_opcheck() -> None:
+    from ndgpa.attention.far_chunked import far_chunked
+    from ndgpa.attention.far_merge import merge_far
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    selected, cell = torch.tensor([[[[0, 2], [1, -1]]]]).int(), torch.tensor([0, 1, 1])
+    keys = normal(1, 1, 4, 3), normal(1, 1, 4, 2), normal(1, 1, 4)
+    tables = selected, cell, cell, torch.tensor([0, 0, 1, 2]), None, None
+    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 0.5))
+    near = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 3)
+    row = torch.tensor([0, 1, 1, 0, 1])
+    far = normal(1, 2, 2, 3), normal(1, 2, 2, 2), normal(1, 2, 2)
+    torch.library.opcheck(merge_far, (*near, *far, row, 0.5, True))
+    torch.library.opcheck(
+        merge_far, (*near, None, normal(1, 2, 5, 2), normal(1, 2, 5), None, 0.5, False)
+    )
+
+
+def test_it_maps() -> None:
+    """Over samples that are no batch."""
+    x, space = torch.randn(3, 1, 2, 24, 4), ndgpa.Image((4, 6), 2)
+    for kind in KINDS:
+
+        def call(y: Tensor, kind: str = kind) -> Tensor:
+            return ndgpa.gpa(y, y, y, space, ndgpa.Refine(ndgpa.TopK(3), 2), far=kind)
+
+        torch.testing.assert_close(torch.func.vmap(call)(x), torch.stack([call(y) for y in x]))
+
+
+def test_a_case_by_hand() -> None:
+    """Four sites in two blocks; each cell reads its own block. Logits are 0, so weights count."""
+    space = ndgpa.Sequence(4, 2)
+    query, key = torch.zeros(1, 1, 4, 1), torch.randn(1, 1, 4, 1)
+    value = torch.tensor([1.0, 3.0, 10.0, 20.0])[None, None, :, None]
+    selection = ndgpa.Selection(torch.tensor([[[[0], [1]]]]).int())
+    for kind in KINDS:
+        out, lse = ndgpa.attend(query, key, value, selection, space, far=kind, return_lse=True)
+        assert out.flatten().tolist() == pytest.approx(4 * [34 / 4])
+        assert lse.flatten().tolist() == pytest.approx(4 * [math.log(4)])
+
+
+def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
+    image = ndgpa.Image((64, 64), 2, 2)
+    inputs = [torch.randn(1, 1, 4096, 16, requires_grad=True) for _ in range(3)]
+    for kind in KINDS:
+        saved: list[int] = []
+
+        def count(x: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            ndgpa.gpa(*inputs, image, 4, far=kind)
+        assert sum(saved) < 5 * sum(x.numel() for x in inputs)
+
+
+# The literal construction
+
+
+def dense(
+    problem: draw.Problem,
+    selection: ndgpa.Selection,
+    kind: str,
+    causal: bool,
+    query_mask: Tensor | None,
+    read: Sampling | None,
+) -> Tensor:
+    """Loops over batches, heads and sites; plain torch within, so that it has its gradients."""
+    space, keys = problem.structure, problem.key_structure
+    blocks = rows(keys.blocks if read is None else read.sites(keys))
+    own_blocks = rows(space.blocks)
+    of_block, of_cell = space.block_of_site.tolist(), space.cell_of_site.tolist()
+    scale, affinity = problem.logit_scale, problem.affinity
+    heads, outs = problem.query.shape[1], []
+    for b in range(len(problem.query)):
+        seen = [True] * keys.num_sites
+        if problem.key_mask is not None:
+            seen = problem.key_mask[b].tolist()
+        masks = [None if mask is None else mask[b] for mask in (problem.key_mask, query_mask)]
+        voters = voters_of(space, keys, *masks)
+        sites = [[y for y in block if seen[y]] for block in blocks]
+        for h in range(heads):
+            g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
+            key, value = problem.key[b, g], problem.value[b, g]
+            for x in range(space.num_sites):
+                slots = selection.blocks[b, s, of_cell[x]].tolist()
+                near, far_blocks = (
+                    [],
+                    [j for j in range(len(blocks)) if j not in slots and sites[j]],
+                )
+                for slot, j in enumerate(slots):
+                    for y in sites[j] if j >= 0 else []:
+                        if causal and keys.time[y] > space.time[x]:
+                            continue
+                        added = (
+                            0 if selection.bias is None else selection.bias[b, s, of_cell[x], slot]
+                        )
+                        near.append(
+                            (
+                                _logit(problem.query[b, h, x], key[y], scale, affinity) + added,
+                                value[y],
+                            )
+                        )
+                members = own_blocks[of_block[x]]
+                if causal:
+                    begin = min(int(space.time[y]) for y in members)
+                    now = int(space.time[x]) if kind == "site" else begin
+                    latest = [max(int(keys.time[y]) for y in blocks[j]) for j in far_blocks]
+                    far_blocks = [j for j, end in zip(far_blocks, latest) if end <= now]
+                    members = [y for y in members if space.time[y] == begin]
+                members = [y for y in members if voters[y]]
+                mean_query = problem.query[b, h, members].sum(dim=0) / max(1, len(members))
+                outs.append(
+                    _softmax_of(
+                        near,
+                        _far(
+                            problem.query[b, h, x],
+                            mean_query,
+                            kind,
+                            far_blocks,
+                            sites,
+                            key,
+                            value,
+                            scale,
+                            affinity,
+                        ),
+                    )
+                    if near or far_blocks
+                    else 0 * value[0]
+                )
+    return torch.stack(outs).view(*problem.query.shape[:3], -1)
+
+
+def _far(q, mean_query, kind, far_blocks, sites, key, value, scale, affinity):
+    """Logits and values of the far field."""
+    means = [
+        (key[sites[j]].mean(dim=0), value[sites[j]].mean(dim=0), len(sites[j])) for j in far_blocks
+    ]
+    if kind == "site" or not means:
+        return [(_logit(q, k, scale, affinity) + math.log(s), v) for k, v, s in means]
+
+    def of(query: Tensor) -> Tensor:
+        return torch.stack([_logit(query, k, scale, affinity) + math.log(s) for k, _, s in means])
+
+    # In the dot form, from which a euclidean affinity differs by -scale |q|^2.
+    square = (
+        (lambda x: scale * x.square().sum()) if affinity == "euclidean" else (lambda x: 0 * x.sum())
+    )
+    weights = of(mean_query).softmax(dim=0)
+    factor = scale if affinity == "dot" else 2 * scale
+    slope = factor * sum(w * k for w, (k, _, _) in zip(weights, means))
+    total = (
+        of(mean_query).logsumexp(dim=0) + square(mean_query) + (q - mean_query) @ slope - square(q)
+    )
+    return [(total, sum(w * v for w, (_, v, _) in zip(weights, means)))]
+
+
+def _logit(q: Tensor, k: Tensor, scale: float, affinity: str) -> Tensor:
+    return scale * (q @ k) if affinity == "dot" else -scale * (q - k).square().sum()
+
+
+def _softmax_of(*parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    logits, values = zip(*(pair for part in parts for pair in part))
+    return torch.stack(logits).softmax(dim=0) @ torch.stack(values)
+
+
+# What the tests share
+
+
+def _drawn(
+    data: Any, bias: bool | None = None, masked: bool | None = None
+) -> tuple[draw.Problem, ndgpa.Selection, str]:
+    problem = data.draw(draw.problems(masked=masked))
+    return problem, data.draw(draw.selections(problem, bias=bias)), data.draw(kinds)
+
+
+def _query_mask(data: Any, problem: draw.Problem) -> Tensor | None:
+    if data.draw(st.booleans()):
+        return None
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    return torch.rand(len(problem.query), problem.structure.num_sites, generator=generator) < 0.6
+
+
+def _has_time(problem: draw.Problem) -> bool:
+    return problem.structure.time is not None and problem.key_structure.time is not None
+
+
+def assume_once(ascending: Tensor) -> None:
+    again = (ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)
+    assume(not bool(again.any()))
+
+
+def _leaves(
+    problem: draw.Problem, selection: ndgpa.Selection
+) -> tuple[list[Tensor], ndgpa.Selection]:
+    leaves = [x.clone().requires_grad_() for x in problem.inputs]
+    if selection.bias is None:
+        return leaves, selection
+    leaves.append(selection.bias.clone().requires_grad_())
+    return leaves, ndgpa.Selection(selection.blocks, leaves[3])
+
+
+def _gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    if not out.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    grads = torch.autograd.grad((out * _ramp(out)).sum(), leaves, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves)]
