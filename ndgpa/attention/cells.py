@@ -117,7 +117,7 @@ class Cells:
             now = self.query_time[self._cell(cells)]
             then = self.key_time[blocks.clamp(min=0)].flatten(1)
             logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
-        weights = softmax(logits, may_be_blind=not is_plain)
+        weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
             cells,
             query,

@@ -47,8 +47,8 @@ def attend_to_all(
     out = rearrange(out, "b h (r c) x d -> b h r (c x) d", r=runs)
     if runs == 1:
         return out[:, :, 0, :n]
-    blind = (lse == -torch.inf).all(dim=2, keepdim=True)
-    weight = lse.masked_fill(blind, 0).softmax(dim=2).masked_fill(blind, 0)
+    masked = (lse == -torch.inf).all(dim=2, keepdim=True)
+    weight = lse.masked_fill(masked, 0).softmax(dim=2).masked_fill(masked, 0)
     return (weight * out).sum(dim=2)[:, :, :n].to(out.dtype)
 
 

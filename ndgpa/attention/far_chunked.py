@@ -250,13 +250,13 @@ class _Far:
         top = top.masked_fill(top == -torch.inf, 0)
         weights = logits.sub_(top).exp_()
         total = weights.sum(dim=-1, keepdim=True)
-        blind = total == 0
-        total = total.masked_fill(blind, 1)
+        masked = total == 0
+        total = total.masked_fill(masked, 1)
         out = torch.bmm(weights, of.value) / total
         if self.no_value is not None:
             reads = torch.bmm((weights > 0).to(out.dtype), self.no_value[tile[0]].to(out.dtype))
             out = out.masked_fill(reads > 0, torch.nan)
-        return out, (top + total.log()).masked_fill(blind, -torch.inf)[..., 0]
+        return out, (top + total.log()).masked_fill(masked, -torch.inf)[..., 0]
 
 
 def _one_more_block(x: Tensor, value: float = 0) -> Tensor:

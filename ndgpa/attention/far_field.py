@@ -148,11 +148,11 @@ def literal(
     logits = keys.scale * einsum(queries.query, key, "b h q d, b h j d -> b h q j")
     logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
     logits = logits.masked_fill(hidden, -torch.inf)
-    blind = hidden.all(dim=-1, keepdim=True)
-    weights = logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+    masked = hidden.all(dim=-1, keepdim=True)
+    weights = logits.masked_fill(masked, 0).softmax(dim=-1).masked_fill(masked, 0)
     reads = (weights > 0).to(value.dtype) @ no_value.to(value.dtype) > 0
     out = (weights @ value).masked_fill(reads, torch.nan)
-    lse = logits.masked_fill(blind, 0).logsumexp(dim=-1).masked_fill(blind[..., 0], -torch.inf)
+    lse = logits.masked_fill(masked, 0).logsumexp(dim=-1).masked_fill(masked[..., 0], -torch.inf)
     return out, lse
 
 

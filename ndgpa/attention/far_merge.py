@@ -78,8 +78,8 @@ def merged(
     top = top.masked_fill(top == -torch.inf, 0)
     parts = (near_lse - top).exp(), (far_lse - top).exp()
     total = parts[0] + parts[1]
-    blind = total == 0
-    total = total.masked_fill(blind, 1)
+    masked = total == 0
+    total = total.masked_fill(masked, 1)
     near, bad = near.to(far.dtype), None
     if contain:
         bad = ~(near.isfinite() & far.isfinite())
@@ -87,7 +87,7 @@ def merged(
     out = near * (parts[0] / total)[..., None] + far * (parts[1] / total)[..., None]
     if bad is not None:
         out = out.masked_fill(bad, torch.nan)
-    return out, (top + total.log()).masked_fill(blind, -torch.inf)
+    return out, (top + total.log()).masked_fill(masked, -torch.inf)
 
 
 @torch.library.custom_op("ndgpa::merge_far", mutates_args=())

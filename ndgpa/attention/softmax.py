@@ -11,12 +11,12 @@ class Softmax:
     """The weights of each query's keys, differentiable to any order.
 
     logits (..., X, Y) and weights (..., X, Y) are 0 throughout for a query that sees nothing;
-    blind (..., X, 1) says which those are, None where there are none.
+    masked (..., X, 1) says which those are, None where there are none.
     """
 
     logits: Tensor
     weights: Tensor
-    blind: Tensor | None
+    masked: Tensor | None
 
     @property
     def lse(self) -> Tensor:  # (..., X)
@@ -29,17 +29,17 @@ class Softmax:
             lse = self.logits.logsumexp(dim=-1)
         else:
             lse = self.logits.amax(dim=-1) - self.weights.amax(dim=-1).log()
-        return lse if self.blind is None else lse.masked_fill(self.blind[..., 0], -torch.inf)
+        return lse if self.masked is None else lse.masked_fill(self.masked[..., 0], -torch.inf)
 
 
-def softmax(logits: Tensor, may_be_blind: bool = True) -> Softmax:  # (..., X, Y)
+def softmax(logits: Tensor, may_see_nothing: bool = True) -> Softmax:  # (..., X, Y)
     """Normalise over the keys; a hidden key has a logit of -inf.
 
     Args:
-        may_be_blind: Whether all keys may be hidden from a query.
+        may_see_nothing: Whether all keys may be hidden from a query.
     """
-    if not may_be_blind:
+    if not may_see_nothing:
         return Softmax(logits, logits.softmax(dim=-1), None)
-    blind = logits.amax(dim=-1, keepdim=True) == -torch.inf
-    logits = logits.masked_fill(blind, 0)
-    return Softmax(logits, logits.softmax(dim=-1).masked_fill(blind, 0), blind)
+    masked = logits.amax(dim=-1, keepdim=True) == -torch.inf
+    logits = logits.masked_fill(masked, 0)
+    return Softmax(logits, logits.softmax(dim=-1).masked_fill(masked, 0), masked)

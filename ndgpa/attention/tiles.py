@@ -203,7 +203,7 @@ class _Engine:
         )
         has_mask = given.key_mask is not None
         self.is_masked = has_mask or given.seen is not None or self.empty_keys
-        self.may_be_blind = has_mask or (self.is_masked and self.empty_queries)
+        self.may_see_nothing = has_mask or (self.is_masked and self.empty_queries)
 
     def tiles(self) -> Iterator[Tile]:
         return map(self.tile, self.chunks())
@@ -228,7 +228,7 @@ class _Engine:
             for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
         )
         logits = self._biased(chunk, scaled_bmm(query, key.mT, self.given.scale))
-        weights = softmax(logits, may_be_blind=self.may_be_blind)
+        weights = softmax(logits, may_see_nothing=self.may_see_nothing)
         return Tile(
             chunk, query, key, value, weights, self.given.scale, queries, keys, self.is_masked
         )

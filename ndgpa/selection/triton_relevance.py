@@ -148,8 +148,8 @@ def lse_kernel(
         b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
         b_sum = b_sum * tl.exp2(b_max - b_base) + tl.sum(tl.exp2(b_s - b_base[:, None]), 1)
         b_max = b_new_max
-    m_blind = b_sum == 0
-    b_lse = tl.where(m_blind, 0.0, b_max + tl.log2(tl.where(m_blind, 1.0, b_sum)))
+    m_masked = b_sum == 0
+    b_lse = tl.where(m_masked, 0.0, b_max + tl.log2(tl.where(m_masked, 1.0, b_sum)))
     tl.store(p_lse + head * C * P + o_row, b_lse, mask=m_row)
 
 

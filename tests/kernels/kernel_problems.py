@@ -118,10 +118,10 @@ def plain(
         now = structure.time[structure.cell_sites.clamp(min=0)][:, :, None]
         hidden = hidden | (key_structure.time[sites.clamp(min=0)][:, :, :, None] > now)
     logits = (logits + bias[:, :, :, None].to(logits.dtype)).masked_fill(hidden, -torch.inf)
-    blind = (logits == -torch.inf).all(dim=-1, keepdim=True)
-    logits = logits.masked_fill(blind, 0)
-    out = logits.softmax(dim=-1).masked_fill(blind, 0) @ of_cell(value)
-    lse = logits.logsumexp(dim=-1, keepdim=True).masked_fill(blind, -torch.inf)
+    masked = (logits == -torch.inf).all(dim=-1, keepdim=True)
+    logits = logits.masked_fill(masked, 0)
+    out = logits.softmax(dim=-1).masked_fill(masked, 0) @ of_cell(value)
+    lse = logits.logsumexp(dim=-1, keepdim=True).masked_fill(masked, -torch.inf)
     return structure.compose(out), structure.compose(lse)[..., 0]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from ndgpa import Clusters, Grid
 from ndgpa.selection import select_blocks
 from ndgpa.selection.relevance import CoarseCells
+from ndgpa.structures import means
 from ndgpa.structures.means import block_sums
 from tests.kernels.kernel_problems import structures
 
@@ -193,7 +194,6 @@ def test_logits_that_overflow_name_no_block_twice():
 def test_groups_and_grids_through_the_public_rule(monkeypatch):
     """The public call with the kernels put in place of the torch formula."""
     import ndgpa
-    from ndgpa.selection import coarse as means
 
     structures = [
         Grid((5, 7), 2, (2, 1), time_axis=0),

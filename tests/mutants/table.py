@@ -318,9 +318,9 @@ MUTANTS = (
     ),
     # Kernels
     Mutant(
-        "a blind query has a log-sum-exp of 0", FORWARD,
+        "a fully masked query has a log-sum-exp of 0", FORWARD,
         "b_lse = (b_max + tl.log2(b_sum))",
-        "b_lse = (tl.where(m_blind, 0.0, b_max) + tl.log2(b_sum))",
+        "b_lse = (tl.where(m_masked, 0.0, b_max) + tl.log2(b_sum))",
         (T_KERNELS,),
     ),
     Mutant(

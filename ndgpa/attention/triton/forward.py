@@ -152,11 +152,11 @@ def forward_kernel(
         b_out = tl.dot(b_p.to(b_value.dtype), b_value, b_out, input_precision=PRECISION)
         b_max = b_new_max
 
-    m_blind = b_sum == 0
-    b_sum = tl.where(m_blind, 1.0, b_sum)
-    b_lse = (b_max + tl.log2(b_sum)) / _LOG2_E  # -inf of a blind row: its largest logit is
-    b_max = tl.where(m_blind, 0.0, b_max)
-    b_norm = tl.where(m_blind, 0.0, 1.0 / b_sum)
+    m_masked = b_sum == 0
+    b_sum = tl.where(m_masked, 1.0, b_sum)
+    b_lse = (b_max + tl.log2(b_sum)) / _LOG2_E  # -inf of a masked row: its largest logit is
+    b_max = tl.where(m_masked, 0.0, b_max)
+    b_norm = tl.where(m_masked, 0.0, 1.0 / b_sum)
     if MEMBERS > 1:
         b_out = tl.where(b_lost[:, None] > 0, float("nan"), b_out)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n

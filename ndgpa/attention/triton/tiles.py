@@ -94,7 +94,7 @@ def keys_seen(
 
     (KEYS,), (1 or ROWS, KEYS), (KEYS,). `slots` and `keys` are where the slots of the cell and the
     keys of the head begin. Any of the pointers may be None. A key whose bias is NaN is not loaded,
-    so it spoils the rows that see it and no other.
+    so NaN reaches the rows that see it and no other.
     """
     b_bias = tl.zeros(o_key.shape, tl.float32)
     if p_key_bias is not None:
