@@ -69,18 +69,26 @@ class Cells:
     def chunks(self) -> Iterator[_Chunk]:
         """Cells that keep to the budget together.
 
-        Cells of very different length go together with their like, the longest first.
+        Cells of very different length go together with their like, the longest first. If causal,
+        how many slots of a cell are looked at depends on that cell alone: a later one must not
+        change so much as the order in which an earlier one adds up.
         """
         count, width = self.blocks.shape
+        causal = self.query_time is not None
         lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
-        if lengths is None or 4 * int(lengths.sum()) > 3 * lengths.numel() * width:
+        few = lengths is not None and 4 * int(lengths.sum()) <= 3 * lengths.numel() * width
+        if lengths is None or not (causal or few):
             yield from (_Chunk(cells, width) for cells in chunks(count, self._room(width)))
             return
+        if causal:
+            lengths = _power_of_two(lengths).clamp(max=width)
         lengths, order = lengths.sort(descending=True, stable=True)
         begin = 0
         while begin < count:
             width = max(1, int(lengths[begin]))
             end = begin + self._room(width)
+            if causal:
+                end = min(end, int((lengths >= width).sum()))
             yield _Chunk(order[begin:end], width)
             begin = end
 
@@ -158,3 +166,8 @@ class Cells:
         """The cell of each tile of the chunk."""
         tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
         return tiles % self.cells
+
+
+def _power_of_two(lengths: Tensor) -> Tensor:
+    """Round up to 1, 2, 4, 8 ..."""
+    return 2 ** lengths.clamp(min=1).double().log2().ceil().long()

@@ -54,3 +54,20 @@ def test_a_chunk_is_no_wider_than_its_longest_row(monkeypatch: Any) -> None:
     x = torch.randn(1, 1, 128, 4)
     ndgpa.attend(x, x, x, ndgpa.Selection(blocks), ndgpa.Sequence(128, 2))
     assert sorted(looked_at) == [1] * 63 + [64]
+
+
+def test_what_later_cells_read_does_not_change_a_bit_of_earlier_ones() -> None:
+    """However many slots they fill, and so whichever cells are computed together."""
+    space = ndgpa.Sequence(64, 2)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x = 8 * torch.randn(1, 1, 64, 5)
+        outs = []
+        for later in (1, 6, 13, 32):
+            blocks = torch.full((1, 1, 32, 32), -1, dtype=torch.int32)
+            blocks[..., :16, :5] = torch.arange(5)
+            blocks[..., 16:, :later] = torch.arange(later)
+            selection = ndgpa.Selection(blocks)
+            out = ndgpa.attend(x, x, x, selection, space, causal=True, backend="torch")
+            outs.append(out[:, :, :32])
+        assert all(torch.equal(outs[0], out) for out in outs[1:])
