@@ -1,8 +1,10 @@
 """How much memory a call needs."""
 
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Measure the most that torch's allocator held during a call, above what it held before.
 
-    What the call returns counts as long as it lives. On the CPU torch's profiler measures; it logs
-    to the terminal unless the environment variable `KINETO_LOG_LEVEL` is 99.
+    What the call returns counts as long as it lives. On the CPU torch's profiler measures; the log
+    that it writes to the terminal is off meanwhile, unless `KINETO_LOG_LEVEL` says otherwise.
 
     Source: footnote 3 of Jetchev et al. 2021.
 
@@ -35,7 +37,10 @@ def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_on_cpu(call: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+    with (
+        _quiet_profiler(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording,
+    ):
         call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -47,3 +52,15 @@ def _peak_on_cpu(call: Callable[[], object]) -> int:
         return 0
     before = held[0]["Total Allocated"] - held[0]["Bytes"]
     return max(args["Total Allocated"] for args in held) - before
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Have torch's profiler log nothing, and leave the environment as it was."""
+    name, before = "KINETO_LOG_LEVEL", os.environ.get("KINETO_LOG_LEVEL")
+    os.environ.setdefault(name, "99")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]

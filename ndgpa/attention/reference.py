@@ -47,8 +47,8 @@ def reference(
     sites = rearrange(lookup(read, selection.blocks), "b hs c k r -> b hs c (k r)")
     sites = _per_head(sites, heads)
     q = structure.partition(query).to(wide)
-    k = _take(_per_head(key, heads), sites).to(wide)
-    v = _take(_per_head(value, heads), sites).to(wide)
+    k = _take(_per_head(key.to(wide), heads), sites)  # so that gradients add up in it too
+    v = _take(_per_head(value.to(wide), heads), sites)
     no_key = no_value = None
     if causal:  # the future has a weight of 0, and 0 NaN is NaN
         (k, no_key), (v, no_value) = _finite(k), _finite(v)
