@@ -151,7 +151,8 @@ def _mass(
         mass.nan_to_num_(nan=0.0)
     if query.shape[1:3].numel() == 1 and query.shape[4] == 1:
         return mass[:, 0, 0, :, 0] * weight
-    return mass.mul_(weight[:, None, None, ..., None]).sum(dim=(1, 2, 4))
+    mass.mul_(weight[:, None, None, ..., None])
+    return _sum(_sum(_sum(mass, 4), 2), 1)
 
 
 def _logit(
@@ -172,8 +173,22 @@ def _logit(
         logits += bias[:, :, None] * (weight.sum(dim=2) * query.shape[2])[:, None, :, None]
         scale = 1.0
     if not may_be_nan:
-        return logits.sum(dim=1) * scale
-    return _zero_for_nan(_zero_for_nan(logits).sum(dim=1) * scale)  # inf and -inf sum to NaN
+        return _sum(logits, 1) * scale
+    return _zero_for_nan(_sum(_zero_for_nan(logits), 1) * scale)  # inf and -inf sum to NaN
+
+
+def _sum(x: Tensor, dim: int) -> Tensor:
+    """Sum along an axis by elementwise additions, so that equal columns have equal sums.
+
+    A reduction adds up in another order at the end of a row than in its vectors.
+    """
+    while (count := x.shape[dim]) > 1:
+        half = count // 2
+        pairs = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
+        if count % 2:
+            pairs.narrow(dim, 0, 1).add_(x.narrow(dim, count - 1, 1))
+        x = pairs
+    return x.squeeze(dim)
 
 
 def _zero_for_nan(x: Tensor) -> Tensor:

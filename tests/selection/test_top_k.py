@@ -224,3 +224,14 @@ def test_what_is_always_read_is_looked_up_once_and_nothing_is_copied_from_the_ho
     assert torch.equal(ndgpa.select(x, x, space, rule, causal=True).blocks, first)
     other = ndgpa.select(x, x, space, ndgpa.TopK(1, force=ndgpa.Own())).blocks
     assert not torch.equal(other[..., :2], first[..., :2])
+
+
+@pytest.mark.parametrize("kind", ["mass", "logit"])
+def test_equal_blocks_are_equal_to_the_last_bit(kind: str) -> None:
+    """Sums over heads and places of float32 too, for any number of blocks."""
+    for blocks in range(2, 20):
+        space = ndgpa.Grid((blocks,), 1, blocks)
+        for value in (0.3, 1.7, -2.9):
+            x = torch.full((1, 3, blocks, 2), value)
+            kept = ndgpa.select(x, x, space, ndgpa.TopK(2, kind, share="all")).blocks
+            assert kept.tolist() == [[[[0, 1]]]]
