@@ -178,13 +178,14 @@ def _logit(
 
 
 def _sum(x: Tensor, dim: int) -> Tensor:
-    """Sum along an axis by elementwise additions, so that equal columns have equal sums.
+    """Sum along an axis by elementwise additions, so that equal columns have equal sums; in place.
 
     A reduction adds up in another order at the end of a row than in its vectors.
     """
     while (count := x.shape[dim]) > 1:
         half = count // 2
-        pairs = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
+        first, second = x.narrow(dim, 0, half), x.narrow(dim, half, half)
+        pairs = first.add_(second) if half > 1 else first + second
         if count % 2:
             pairs.narrow(dim, 0, 1).add_(x.narrow(dim, count - 1, 1))
         x = pairs
