@@ -17,10 +17,10 @@ from ndgpa.problem import (
     check_selection,
     dot_form,
     hide_keys,
-    without_tokens,
 )
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
+from ndgpa.structures.tokens import without_tokens
 
 
 def gpa(

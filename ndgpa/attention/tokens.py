@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa._ops import wide
-from ndgpa.problem import Problem, Selection, without_tokens
+from ndgpa.problem import Problem, Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.line import Line
+from ndgpa.structures.tokens import without_tokens
 
 # Sites that read the tokens together; keys that the tokens read together, in blocks of so many.
 _QUERIES, _KEYS, _BLOCK = 256, 2048, 64
@@ -43,19 +44,19 @@ def merge_tokens(
         run, merge: A backend of `attend`, and a function like `far_merge.merged`.
     """
     own, keys = problem.structure, problem.key_structure
-    options: dict[str, Any] = {"scale": scale, "causal": problem.causal}
+    options: dict[str, Any] = {"run": run, "scale": scale, "causal": problem.causal}
     if keys.inner is not keys:
         query, tokens = without_tokens(own, problem.query), _tokens(keys)
-        given = (x.index_select(2, tokens) for x in (problem.key, value))
+        key, own_value = problem.key.index_select(2, tokens), value.index_select(2, tokens)
         bias = None if key_bias is None else key_bias.index_select(2, tokens)
-        out, lse = _read_tokens(query, *given, own, keys, run, key_bias=bias, **options)
+        out, lse = _read_tokens(query, key, own_value, own, keys, key_bias=bias, **options)
         out = out.to(wide(out))
         joined, lse = merge(*near, query, None, out, lse, None, scale, problem.causal)
         near = joined.to(value.dtype), lse
     if own.inner is own:
         return near
     query = problem.query.index_select(2, _tokens(own))
-    given = query, problem.key, value, own, keys, run
+    given = query, problem.key, value, own, keys
     return _surround(near, _read_everything(*given, key_bias=key_bias, **options), own.prefix)
 
 
@@ -65,6 +66,7 @@ def _read_tokens(
     value: Float[Tensor, "b hk t dv"],
     structure: SpatialStructure,
     key_structure: SpatialStructure,
+    *,
     run: Attend,
     **options: Any,
 ) -> tuple[Float[Tensor, "b h s dv"], Float[Tensor, "b h s"]]:
@@ -82,6 +84,7 @@ def _read_everything(
     value: Float[Tensor, "b hk n_k dv"],
     structure: SpatialStructure,
     key_structure: SpatialStructure,
+    *,
     run: Attend,
     **options: Any,
 ) -> tuple[Float[Tensor, "b h t dv"], Float[Tensor, "b h t"]]:
