@@ -139,6 +139,20 @@ def without_tokens(structure: SpatialStructure, x: Tensor, dim: int = 2) -> Tens
     return x.narrow(dim, structure.prefix, structure.inner.num_sites)
 
 
+def split_tokens(
+    structure: SpatialStructure, x: Float[Tensor, "b h n *d"]
+) -> tuple[Float[Tensor, "b h s *d"], Float[Tensor, "b h t *d"]]:
+    """Split features into those of the sites, a view, and those of the tokens, a copy.
+
+    One operation, whose gradient is one copy too.
+    """
+    if structure.inner is structure:
+        return x, x[:, :, :0]
+    sizes = [structure.prefix, structure.inner.num_sites, structure.suffix]
+    before, sites, after = x.split(sizes, dim=2)
+    return sites, torch.cat([before, after], dim=2)
+
+
 def between_tokens(
     structure: SpatialStructure,
     x: Float[Tensor, "b h n d"],
