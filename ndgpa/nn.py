@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ndgpa import arguments
+from ndgpa.cache import Cache
 from ndgpa.operators import GPA, Operator
 from ndgpa.operators.base import masks_to_pass_on
 from ndgpa.structures import SpatialStructure
@@ -84,7 +85,31 @@ class SpatialAttention(nn.Module):
             key_mask: True where a site of the context is seen.
             query_mask: True where a site of `x` takes part in what queries share; see `Operator`.
         """
-        context = x if context is None else context
+        query, key, value = self._project(x, x if context is None else context)
+        masks = masks_to_pass_on(key_mask, query_mask)
+        out = self.operator(query, key, value, structure, context_structure, **masks)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def decode(
+        self,
+        x: Float[Tensor, "b m query_dim"],
+        cache: Cache,
+        *,
+        key_mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m out_dim"]:
+        """Append the next sites to a cache and attend from them: the layer's causal output.
+
+        Args:
+            x: Features of the newest sites.
+            cache: Holds the keys and values of the sites before, one cache for each layer. The
+                rule, scale and affinity are those of the cache; the operator is not asked.
+            key_mask: True where a site exists; see `Cache.append`.
+        """
+        query, key, value = self._project(x, x)
+        cache.append(key, value, key_mask)
+        return self.to_out(rearrange(cache.attend(query), "b h n d -> b n (h d)"))
+
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _check_input("x", x, self.to_query.in_features)
         _check_input("context", context, self.to_key.in_features)
         query, key, value = (
@@ -95,9 +120,7 @@ class SpatialAttention(nn.Module):
                 (self.to_value(context), self.key_heads),
             )
         )
-        masks = masks_to_pass_on(key_mask, query_mask)
-        out = self.operator(query, key, value, structure, context_structure, **masks)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return query, key, value
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, operator={self.operator}"

@@ -51,7 +51,8 @@ class Problem:
     query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
     where a key is seen; query_mask is (batch, n), True where a query takes part in the selection.
     None means all, but in self-attention (one structure) a key that is hidden is no query either.
-    key_means are the means over the key blocks where they are known already, as in a cache.
+    key_means are the means over the key blocks and how many of their sites are seen, where they are
+    known already, as in a cache.
     """
 
     query: Float[Tensor, "b h n d"]
@@ -63,7 +64,7 @@ class Problem:
     causal: bool = False
     key_mask: Bool[Tensor, "b n_k"] | None = None
     query_mask: Bool[Tensor, "b n"] | None = None
-    key_means: Float[Tensor, "b hk B_k d"] | None = None
+    key_means: tuple[Float[Tensor, "b hk B_k d"], Int[Tensor, "#b B_k"]] | None = None
 
     def __post_init__(self) -> None:
         if self.query_mask is None and self.structure is self.key_structure:
@@ -135,7 +136,7 @@ class Problem:
     def of_heads(self, heads: list[int]) -> "Problem":
         """Ask the same for some of the heads, ascending."""
         keys = self.key_heads_of(heads)
-        means = None if self.key_means is None else self.key_means[:, keys]
+        means = self.key_means and (self.key_means[0][:, keys], self.key_means[1])
         return replace(self, query=self.query[:, heads], key=self.key[:, keys], key_means=means)
 
     def key_heads_of(self, heads: list[int]) -> list[int]:

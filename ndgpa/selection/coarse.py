@@ -48,7 +48,8 @@ def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Ten
     """The means of the key blocks and their seen sites; known means are taken as they are."""
     if problem.key_means is None:
         return seen_means(problem.key_structure, problem.key, problem.key_mask)
-    return problem.key_means, problem.key_structure.block_sizes.to(problem.key_means.dtype)[None]
+    means, seen = problem.key_means
+    return means, seen.to(means.dtype)
 
 
 def _voters(problem: Problem) -> Bool[Tensor, "b n"] | None:

@@ -43,7 +43,7 @@ COARSE = "ndgpa/operators/coarse.py"
 NYSTROM = "ndgpa/operators/nystrom.py"
 PERFORMER = "ndgpa/operators/performer.py"
 MULTI_AXIS = "ndgpa/operators/multi_axis.py"
-CACHE = "ndgpa/cache.py"
+CACHE = "ndgpa/cache/cache.py"
 PYG = "ndgpa/integrations/pyg.py"
 POSE_LOSSES = "examples/images/pose_morphing/losses.py"
 POSE_DATA = "examples/images/pose_morphing/data.py"
@@ -62,7 +62,7 @@ T_RULES = "tests/selection/test_rules.py"
 T_TOP_K = "tests/selection/test_top_k.py"
 T_CALLS = "tests/test_functional.py"
 T_CHUNKED = "tests/attention/test_chunked.py"
-T_CACHE = "tests/test_cache.py"
+T_CACHE = "tests/cache/test_cache.py"
 T_PYG = "tests/integrations/test_pyg.py"
 T_FULL = "tests/operators/test_full.py"
 T_COARSE = "tests/operators/test_coarse.py"
@@ -376,8 +376,8 @@ MUTANTS = (
     # Cache and integrations
     Mutant(
         "the cell that a prompt has begun asks with its first site", CACHE,
-        "self._select(query[:, :, begin : begin + 1], begin)",
-        "self._select(query[:, :, :1], begin)",
+        "query = self._asked[:, :, number * sites : (number + 1) * sites]",
+        "query = self._asked[:, :, :sites]",
         (T_CACHE,),
     ),
     Mutant(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import ndgpa
-from ndgpa.cache import _NewestCell
+from ndgpa.cache.layout import Layout, NewestCells
 from ndgpa.selection import Rule
 from ndgpa.structures.candidates import blocks_between
 from ndgpa.testing import CausalContract, draw
@@ -143,8 +143,8 @@ def test_partly_later_blocks_are_found_without_comparing_all_pairs(data: Any) ->
 def test_the_newest_cell_of_a_cache_says_what_a_search_finds(
     first: int, block: int, cell: int
 ) -> None:
-    newest = _NewestCell(first, block, cell, torch.device("cpu"))
-    keys = ndgpa.Sequence((first + cell + 2) * block, block)
+    newest = NewestCells(Layout((block,), (cell,), ()), first, torch.device("cpu"))
+    keys = ndgpa.Sequence(((first + 1) * cell + 2) * block, block)
     (now, until), (begin, end) = newest.cell_span, keys.block_span
     wanted = (begin <= until[:, None]) & (end > now[:, None])
     assert rows(newest.overlapping(keys)) == [row.nonzero()[:, 0].tolist() for row in wanted]
