@@ -217,18 +217,23 @@ class Cache:
                 setattr(self, name, held.index_select(0, index))
         self._selection = None
 
+    @property
+    def keys_and_values(self) -> tuple[Float[Tensor, "b hk n d"], Float[Tensor, "b hk n dv"]]:
+        """All that is held, in the order of the sites: views, but of a video copies."""
+        sites = self._layout.places(0, self.length, self._key.device)
+        return self._key[:, :, sites], self._value[:, :, sites]
+
     def _prefill(self, query: Tensor) -> Tensor:
         """Attend from all sites at once; also keep what asks for the blocks of each cell."""
-        sites, device = self._layout.places(0, self.length, query.device), query.device
+        sites = self._layout.places(0, self.length, query.device)
         cells = query.unflatten(2, (-1, self._layout.frame_sites))
         asked = cells[:, :, :: self._layout.block[0] * self._layout.cell[0]].flatten(2, 3)
         self._keep_asked(asked, 0)
         mask = None if self._seen is None else self._seen[:, 0, sites, 0]
         return gpa(
             query,
-            self._key[:, :, sites],
-            self._value[:, :, sites],
-            self._layout.whole(self.length).to(device),
+            *self.keys_and_values,
+            self._layout.whole(self.length).to(query.device),
             self.rule,
             scale=self.scale,
             affinity=self.affinity,
