@@ -1,5 +1,6 @@
 """Attention as a layer: projections around an operator."""
 
+from collections.abc import Callable
 from typing import Any
 
 from einops import rearrange
@@ -11,6 +12,9 @@ from ndgpa.cache import Cache
 from ndgpa.operators import GPA, Operator
 from ndgpa.operators.base import masks_to_pass_on
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.grid import grid_shape
+
+Hook = Callable[[Tensor, int], Tensor]
 
 
 class SpatialAttention(nn.Module):
@@ -25,6 +29,13 @@ class SpatialAttention(nn.Module):
         operator: The attention, e.g. `GPA(12)` or `Full()`. An operator that is a module becomes a
             submodule.
         key_heads: The number of heads of keys and values; divides `heads`. None means `heads`.
+        bias: Whether queries, keys and values are projected with a bias.
+        dropout: The share of output features set to 0 in training. (Weights are not dropped: the
+            kernels do not hold them.)
+        query_hook, key_hook: Called as hook(x, first) with queries or keys (batch, heads, sites,
+            features), whose first site has the number `first` (0 but in `decode`); return what to
+            attend with, of the same shape: a norm, rotary embeddings. A module becomes a submodule.
+        grid: Whether `x` and the context come, and the output goes, as (batch, *grid, features).
 
     To export a model, keep the structure as an attribute of the module that calls this one:
     `torch.export` accepts only tensors and plain numbers as inputs.
@@ -43,6 +54,12 @@ class SpatialAttention(nn.Module):
         out_dim: int | None = None,
         operator: Operator = GPA(12),  # noqa: B008 (frozen)
         key_heads: int | None = None,
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
+        query_hook: Hook | None = None,
+        key_hook: Hook | None = None,
+        grid: bool = False,
     ) -> None:
         super().__init__()
         key_dim = query_dim if key_dim is None else key_dim
@@ -51,12 +68,17 @@ class SpatialAttention(nn.Module):
         key_heads = heads if key_heads is None else key_heads
         _check_widths(query_dim, heads, key_dim, value_dim, out_dim)
         _check_key_heads(heads, key_heads)
-        self.heads, self.key_heads = heads, key_heads
+        _check_hook("query_hook", query_hook)
+        _check_hook("key_hook", key_hook)
+        arguments.below_one("dropout", dropout)
+        self.heads, self.key_heads, self.grid = heads, key_heads, grid
         self.operator = operator
-        self.to_query = nn.Linear(query_dim, query_dim, bias=False)
-        self.to_key = nn.Linear(key_dim, query_dim // heads * key_heads, bias=False)
-        self.to_value = nn.Linear(key_dim, value_dim // heads * key_heads, bias=False)
+        self.query_hook, self.key_hook = query_hook, key_hook
+        self.to_query = nn.Linear(query_dim, query_dim, bias=bias)
+        self.to_key = nn.Linear(key_dim, query_dim // heads * key_heads, bias=bias)
+        self.to_value = nn.Linear(key_dim, value_dim // heads * key_heads, bias=bias)
         self.to_out = nn.Linear(value_dim, out_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "operator":
@@ -67,14 +89,14 @@ class SpatialAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b n query_dim"],
+        x: Float[Tensor, "b *n query_dim"],
         structure: SpatialStructure,
-        context: Float[Tensor, "b n_k key_dim"] | None = None,
+        context: Float[Tensor, "b *n_k key_dim"] | None = None,
         context_structure: SpatialStructure | None = None,
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n out_dim"]:
+    ) -> Float[Tensor, "b *n out_dim"]:
         """Attend from `x` to the context, or to `x` itself where there is none.
 
         Args:
@@ -85,10 +107,49 @@ class SpatialAttention(nn.Module):
             key_mask: True where a site of the context is seen.
             query_mask: True where a site of `x` takes part in what queries share; see `Operator`.
         """
-        query, key, value = self._project(x, x if context is None else context)
+        shape = x.shape[:-1]
+        if self.grid:
+            x = _flatten("x", x, "structure", structure)
+            if context is not None:
+                place = structure if context_structure is None else context_structure
+                context = _flatten("context", context, "context_structure", place)
+        query, key, value = self.project(x, context)
         masks = masks_to_pass_on(key_mask, query_mask)
         out = self.operator(query, key, value, structure, context_structure, **masks)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self._join(out).view(*shape, -1)
+
+    def project(
+        self,
+        x: Float[Tensor, "b n query_dim"],
+        context: Float[Tensor, "b n_k key_dim"] | None = None,
+        first: int = 0,
+    ) -> tuple[Float[Tensor, "b h n d"], Float[Tensor, "b hk n_k d"], Float[Tensor, "b hk n_k dv"]]:
+        """Return the queries, keys and values that the operator is called with.
+
+        `ndgpa.analysis` has the weights of an attention from them: `key_weights`, `coverage`.
+
+        Args:
+            x, context: As for the call; flat, where that is a grid.
+            first: The number of the first site, which the hooks are told.
+        """
+        context = x if context is None else context
+        _check_input("x", x, self.to_query.in_features)
+        _check_input("context", context, self.to_key.in_features)
+        query, key, value = (
+            rearrange(y, "b n (h d) -> b h n d", h=h)
+            for y, h in (
+                (self.to_query(x), self.heads),
+                (self.to_key(context), self.key_heads),
+                (self.to_value(context), self.key_heads),
+            )
+        )
+        query = query if self.query_hook is None else self.query_hook(query, first)
+        key = key if self.key_hook is None else self.key_hook(key, first)
+        return query, key, value
+
+    def _join(self, out: Tensor) -> Tensor:  # (b, h, n, d) -> (b, n, out_dim)
+        joined: Tensor = self.dropout(self.to_out(rearrange(out, "b h n d -> b n (h d)")))
+        return joined
 
     def decode(
         self,
@@ -105,25 +166,27 @@ class SpatialAttention(nn.Module):
                 rule, scale and affinity are those of the cache; the operator is not asked.
             key_mask: True where a site exists; see `Cache.append`.
         """
-        query, key, value = self._project(x, x)
+        query, key, value = self.project(x, first=cache.length)
         cache.append(key, value, key_mask)
-        return self.to_out(rearrange(cache.attend(query), "b h n d -> b n (h d)"))
-
-    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        _check_input("x", x, self.to_query.in_features)
-        _check_input("context", context, self.to_key.in_features)
-        query, key, value = (
-            rearrange(y, "b n (h d) -> b h n d", h=h)
-            for y, h in (
-                (self.to_query(x), self.heads),
-                (self.to_key(context), self.key_heads),
-                (self.to_value(context), self.key_heads),
-            )
-        )
-        return query, key, value
+        return self._join(cache.attend(query))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, operator={self.operator}"
+
+
+def _flatten(name: str, x: Tensor, place: str, structure: SpatialStructure) -> Tensor:
+    """Put the sites of a grid in a row."""
+    shape = grid_shape("SpatialAttention(grid=True)", place, structure)
+    if tuple(x.shape[1:-1]) != shape:
+        raise ValueError(
+            f"{name} must have shape (batch, *{shape}, features) on this grid; got {tuple(x.shape)}"
+        )
+    return x.flatten(1, -2)
+
+
+def _check_hook(name: str, hook: Any) -> None:
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{name} must be called as {name}(x, first); got {hook!r}")
 
 
 def _check_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_dim: int) -> None:

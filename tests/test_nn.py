@@ -192,3 +192,55 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         ValueError, match=r"x must have shape \(batch, sites, 8\); got \(1, 48, 7\)"
     ):
         SpatialAttention(8)(torch.randn(1, 48, 7), IMAGE)
+
+
+def test_a_grid_of_features_goes_in_and_out_where_asked_for() -> None:
+    flat, grid = (ndgpa.nn.SpatialAttention(8, 2, key_dim=4, grid=g) for g in (False, True))
+    grid.load_state_dict(flat.state_dict())
+    own, other = ndgpa.Image((4, 6), 2), ndgpa.Image((6, 2), 2)
+    x, context = torch.randn(2, 4, 6, 8), torch.randn(2, 6, 2, 4)
+    expected = flat(x.flatten(1, 2), own, context.flatten(1, 2), other)
+    assert torch.equal(grid(x, own, context, other), expected.view(2, 4, 6, 8))
+
+
+def test_hooks_change_queries_and_keys_and_know_the_number_of_the_first_site() -> None:
+    """A norm, and an embedding that depends on the site: decoding equals one causal call."""
+    position = torch.randn(40, 4)
+
+    def place(x: torch.Tensor, first: int) -> torch.Tensor:
+        x = torch.nn.functional.rms_norm(x, x.shape[-1:])
+        return x + position[first : first + x.shape[2]]
+
+    layer = ndgpa.nn.SpatialAttention(
+        16, 4, operator=ndgpa.GPA(2, causal=True), bias=True, query_hook=place, key_hook=place
+    )
+    x = torch.randn(1, 40, 16)
+    whole = layer(x, ndgpa.Sequence(40, 4))
+    query, key, value = layer.project(x)
+    attended = ndgpa.gpa(query, key, value, ndgpa.Sequence(40, 4), 2, causal=True)
+    torch.testing.assert_close(layer.to_out(attended.transpose(1, 2).flatten(2)), whole)
+    cache = ndgpa.Cache(4, 1, 2)
+    parts = [layer.decode(x[:, :30], cache)]
+    parts += [layer.decode(x[:, site, None], cache) for site in range(30, 40)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_dropout_is_of_the_output_in_training_alone() -> None:
+    layer = ndgpa.nn.SpatialAttention(64, 2, dropout=0.5)
+    x, image = torch.randn(2, 64, 64), ndgpa.Image((8, 8), 2)
+    dropped = layer(x, image) == 0
+    assert 0.4 < dropped.double().mean() < 0.6
+    assert not (layer.eval()(x, image) == 0).any()
+
+
+@pytest.mark.bad_input
+def test_options_that_do_not_fit_are_refused() -> None:
+    layer, image = ndgpa.nn.SpatialAttention(8, 2, grid=True), ndgpa.Image((4, 6), 2)
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, \*\(4, 6\), features\)"):
+        layer(torch.randn(1, 6, 4, 8), image)
+    with pytest.raises(TypeError, match=r"SpatialAttention\(grid=True\) needs a Grid as structure"):
+        layer(torch.randn(1, 25, 8), ndgpa.with_tokens(image))
+    with pytest.raises(TypeError, match="query_hook must be called as"):
+        ndgpa.nn.SpatialAttention(8, 2, query_hook=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+        ndgpa.nn.SpatialAttention(8, 2, dropout=1.0)

@@ -1,6 +1,7 @@
 """How much of full attention a selection keeps."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def coverage(
     if samples is not None:
         arguments.positive_count("samples", samples)
     if not selection.blocks.is_cuda:
-        check_block_ids(selection.blocks, key_structure.num_blocks)
+        check_block_ids(selection.blocks, key_structure.inner.num_blocks)
     sites = _draw(structure.num_sites, samples, seed).to(query.device)
     shares = seeing = torch.zeros((), device=query.device)
     of_one = max(1, query.shape[:2].numel() * key.shape[2])
@@ -93,12 +94,18 @@ def _kept(
     key_structure: SpatialStructure,
     heads: int,
 ) -> Bool[Tensor, "b h s n_k"]:
-    """Tell whether each key lies in a block that the query's cell selected."""
-    blocks = selection.blocks[:, :, structure.cell_of_site[sites]].long()
-    blocks = blocks.masked_fill(blocks < 0, key_structure.num_blocks)
-    kept = torch.zeros(*blocks.shape[:3], key_structure.num_blocks + 1, dtype=torch.bool)
+    """Tell whether each key is of a block that the query's cell selected; with a token, True."""
+    own, keys = structure.inner, key_structure.inner
+    inner = sites - structure.prefix
+    is_token = (inner < 0) | (inner >= own.num_sites)
+    cells = own.cell_of_site[inner.masked_fill(is_token, 0)]
+    blocks = selection.blocks[:, :, cells].long()
+    blocks = blocks.masked_fill(blocks < 0, keys.num_blocks)
+    kept = torch.zeros(*blocks.shape[:3], keys.num_blocks + 1, dtype=torch.bool)
     kept = kept.to(blocks.device).scatter(-1, blocks, True)
-    kept = kept[..., key_structure.block_of_site]
+    kept = kept[..., keys.block_of_site]
+    kept = F.pad(kept, (key_structure.prefix, key_structure.suffix), value=True)
+    kept = kept | is_token[:, None]
     return kept.repeat_interleave(heads // kept.shape[1], dim=1)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ndgpa.analysis._rows import check_sites, logit_rows
 from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
+from ndgpa.structures.tokens import check_no_tokens
 
 
 @torch.no_grad()
@@ -51,6 +52,7 @@ def key_weights(
     )
     structure, key_structure = problem.structure, problem.key_structure
     check_selection(selection, query, key, structure)
+    check_no_tokens("key_weights", structure, key_structure)
     check_sites("sites", sites, structure.num_sites)
     if not selection.blocks.is_cuda:
         check_block_ids(selection.blocks, key_structure.num_blocks)

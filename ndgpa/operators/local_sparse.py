@@ -16,6 +16,7 @@ from ndgpa.operators.sparse_patterns import local_sparse_tables
 from ndgpa.problem import check_scale
 from ndgpa.structures import SpatialStructure
 from ndgpa.structures.grid import check_same_rank, grid_shape
+from ndgpa.structures.tokens import check_no_tokens
 
 Pattern = Literal["ltr", "rtl", "strided", "fixed"]
 PATTERNS = get_args(Pattern)
@@ -133,6 +134,7 @@ class LocalSparse:
 
     def _tiles(self, structure: SpatialStructure, key_structure: SpatialStructure) -> list[Tiles]:
         check_one_space("LocalSparse", structure, key_structure)
+        check_no_tokens("LocalSparse", structure, key_structure)
         shape, key_shape = self._shapes(structure, key_structure)
         n = math.prod(key_shape)
         stride = math.isqrt(n) if self.stride is None else self.stride

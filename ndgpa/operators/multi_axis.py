@@ -16,6 +16,7 @@ from ndgpa.operators.base import check_as_many_blocks, check_one_space, checked_
 from ndgpa.problem import check_scale
 from ndgpa.structures import Grid, SpatialStructure
 from ndgpa.structures.grid import PerAxis, grid_shape
+from ndgpa.structures.tokens import check_no_tokens
 
 # Queries of one tile; a larger group is split.
 _QUERIES = 256
@@ -104,6 +105,7 @@ class MultiAxis:
         self, structure: SpatialStructure, key_structure: SpatialStructure
     ) -> tuple[Tiles, Tiles]:
         check_one_space("MultiAxis", structure, key_structure)
+        check_no_tokens("MultiAxis", structure, key_structure)
         if self.block is not None:
             structure = self._cut("structure", structure)
             key_structure = self._cut("key_structure", key_structure)

@@ -165,6 +165,11 @@ def between_tokens(
     return torch.cat([x[:, :, : structure.prefix], sites, x[:, :, end:]], dim=2)
 
 
+def check_no_tokens(who: str, *structures: SpatialStructure) -> None:
+    if any(structure.inner is not structure for structure in structures):
+        raise NotImplementedError(f"{who} does not support structures with special tokens")
+
+
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}")

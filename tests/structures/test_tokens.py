@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, strategies as st
 
 import ndgpa
+from ndgpa.analysis import coverage
+from ndgpa.operators import Operator
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.line import Line
 from ndgpa.testing import StructureContract, draw
@@ -153,3 +155,25 @@ def test_a_call_without_the_tokens_is_refused() -> None:
     space, x = ndgpa.with_tokens(ndgpa.Image((4, 4), 2)), torch.randn(1, 1, 16, 4)
     with pytest.raises(ValueError, match="query has 16 sites but structure has 17"):
         ndgpa.gpa(x, x, x, space, 2)
+
+
+def test_coverage_counts_tokens_as_kept() -> None:
+    space = ndgpa.with_tokens(ndgpa.Image((4, 6), 2), 1, 2)
+    query, key = torch.randn(2, 1, 2, 27, 4, dtype=torch.float64)
+    selection = ndgpa.select(query, key, space, 2)
+    reads = ndgpa.GPA(2).mask(space, space, query, key)  # one group for each head
+    weights = (0.5 * query @ key.mT).softmax(dim=-1)
+    expected = (weights * reads).sum(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(coverage(query, key, selection, space), expected)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "operator",
+    [ndgpa.operators.MultiAxis(), ndgpa.operators.LocalSparse(order="raster")],
+)
+def test_operators_of_one_pattern_refuse_tokens_by_name(operator: Operator) -> None:
+    space = ndgpa.with_tokens(ndgpa.Image((4, 4), 2))
+    x = torch.randn(1, 4, 17, 4)
+    with pytest.raises(NotImplementedError, match="does not support structures with special"):
+        operator(x, x, x, space)
