@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far, pick_token_merge, skips_hidden_keys
+from ndgpa.attention import BackendName, pick, pick_far, pick_tokens, skips_hidden_keys
 from ndgpa.attention.far_field import Far, FarField
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
@@ -259,7 +259,7 @@ def _attend(
         )
         if field is not None:
             out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
-        out, lse = tokens.complete((out, lse), scale, run, pick_token_merge(backend))
+        out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse

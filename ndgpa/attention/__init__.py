@@ -4,6 +4,7 @@ A backend is a function of the reference's signature. There is one file for each
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -14,7 +15,9 @@ from ndgpa.attention.far_chunked import chunked as far_chunked
 from ndgpa.attention.far_field import FAR, FarBackend, literal
 from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
-from ndgpa.attention.token_merge import formula as merged_with_tokens, merge_tokens
+from ndgpa.attention.token_merge import formula, merge_tokens
+from ndgpa.attention.token_reads import read_everything
+from ndgpa.attention.tokens import TokenBackend, read_by_blocks
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
@@ -49,9 +52,13 @@ def pick_far(far: str, name: str | None) -> FarBackend:
     return FAR_BACKENDS["reference" if name == "reference" else "torch"]
 
 
-def pick_token_merge(name: str | None) -> Backend:
-    """How sites read special tokens beside a backend of that name."""
-    return merged_with_tokens if name == "reference" else merge_tokens
+def pick_tokens(name: str | None, run: Backend) -> TokenBackend:
+    """How special tokens are read, and read, beside a backend of that name."""
+    if name == "reference":
+        return TokenBackend(formula, partial(read_by_blocks, run))
+    return TokenBackend(
+        merge_tokens, partial(read_by_blocks, run) if run is fused else read_everything
+    )
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

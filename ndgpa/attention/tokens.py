@@ -7,6 +7,7 @@ backend serves.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa._ops import wide
+from ndgpa.attention.token_reads import contained, join
 from ndgpa.problem import Problem, Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.line import Line
@@ -24,6 +26,13 @@ _KEYS, _BLOCK = 2048, 64
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 Fields = tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]  # output and log-sum-exp
+
+
+class TokenBackend(NamedTuple):
+    """How sites read tokens, as `token_merge.merge_tokens`, and tokens everything."""
+
+    merge: Attend
+    read: Attend
 
 
 @dataclass(frozen=True)
@@ -58,23 +67,24 @@ class Tokens:
         tokens = token_key, token_value, token_bias
         return cls(problem, value, key_bias, (alone, site_value, bias), token_query, tokens)
 
-    def complete(self, near: Fields, scale: float, run: Attend, merge: Attend) -> Fields:
+    def complete(self, near: Fields, scale: float, backend: "TokenBackend") -> Fields:
         """Complete what the sites read of their blocks by all that reads a token, or is one.
 
         Args:
             near: Output and log-sum-exp of the sites alone.
             scale: As a backend of `attend` takes it.
-            run: A backend of `attend`.
-            merge: How sites read tokens: `token_merge.merge_tokens`, or its plain formula.
         """
         if self.keys[0].shape[2]:
-            near = merge(*near, self.sites[0].query, *self._tokens_to_read(), scale)
+            near = backend.merge(*near, self.sites[0].query, *self._tokens_to_read(), scale)
         if self.query.shape[2] == 0:
             return near
-        prefix = self.problem.structure.prefix
+        own, given = self.problem.structure, (self.problem.key, self.value, self.key_bias)
+        time = _time_of_tokens(own) if self.problem.causal else None
+        key_time = self.problem.key_structure.time if self.problem.causal else None
+        tokens = backend.read(self.query, *given, time, key_time, scale)
         out, lse = (
-            torch.cat([x[:, :, :prefix], y, x[:, :, prefix:]], dim=2)
-            for x, y in zip(self._read_everything(scale, run), near)
+            torch.cat([x[:, :, : own.prefix], y, x[:, :, own.prefix :]], dim=2)
+            for x, y in zip(tokens, near)
         )
         return out, lse
 
@@ -87,51 +97,42 @@ class Tokens:
             return key, value, bias, None, None
         key_structure = self.problem.key_structure
         times = self.sites[0].structure.time, _time_of_tokens(key_structure)
-        return *_contained(key, value, bias), *times
-
-    def _read_everything(self, scale: float, run: Attend) -> Fields:
-        """Attend from the tokens to every key: to each run of keys apart, then join the runs."""
-        tokens, (count, device) = self.query.shape[2], (self.value.shape[2], self.value.device)
-        keys = Line(count, min(_BLOCK, count), self.problem.key_structure.time, device)
-        runs = -(-count // _KEYS)
-        blocks = torch.arange(runs * -(-keys.num_blocks // runs), dtype=torch.int32, device=device)
-        blocks = blocks.masked_fill(blocks >= keys.num_blocks, -1).view(runs, -1)
-        time = _time_of_tokens(self.problem.structure)
-        own = Line(runs * tokens, tokens, None if time is None else time.repeat(runs), device)
-        out, lse = run(
-            self.query.repeat(1, 1, runs, 1),
-            self.problem.key,
-            self.value,
-            Selection(blocks.expand(len(self.query), 1, -1, -1)),
-            own,
-            keys,
-            scale=scale,
-            key_bias=self.key_bias,
-            causal=self.problem.causal,
-        )
-        return _join(
-            rearrange(out, "b h (r t) d -> b h r t d", r=runs),
-            rearrange(lse, "b h (r t) -> b h r t", r=runs),
-        )
+        return *contained(key, value, bias), *times
 
 
-def _join(out: Float[Tensor, "b h r t dv"], lse: Float[Tensor, "b h r t"]) -> Fields:
-    """Join runs of keys that were attended to apart; 0 and -inf where nothing is seen."""
-    masked = (lse == -torch.inf).all(dim=2)
-    lse = lse.masked_fill(masked[:, :, None], 0)
-    weight = lse.softmax(dim=2)[..., None]
-    joined = (weight * out).sum(dim=2)  # 0 already where nothing is seen
-    return joined.to(out.dtype), lse.logsumexp(dim=2).masked_fill(masked, -torch.inf)
-
-
-def _contained(key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros for a token that is not finite, and NaN as its bias: a weight of 0 hides no NaN.
-
-    A token that is hidden stays hidden.
-    """
-    bad = ~(key.isfinite().all(dim=-1) & value.isfinite().all(dim=-1))
-    key, value = (x.masked_fill(bad[..., None], 0) for x in (key, value))
-    return key, value, bias.masked_fill(bad & (bias != -torch.inf), torch.nan)
+def read_by_blocks(
+    run: Attend,
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b hk n_k d"],
+    value: Float[Tensor, "b hk n_k dv"],
+    key_bias: Float[Tensor, "b hk n_k"] | None,
+    query_time: Int[Tensor, " t"] | None,
+    key_time: Int[Tensor, " n_k"] | None,
+    scale: float,
+) -> Fields:
+    """Attend from the tokens to every key by a backend of `attend`: to runs apart, then join."""
+    tokens, count, device = query.shape[2], key.shape[2], key.device
+    keys = Line(count, min(_BLOCK, count), key_time, device)
+    runs = -(-count // _KEYS)
+    blocks = torch.arange(runs * -(-keys.num_blocks // runs), dtype=torch.int32, device=device)
+    blocks = blocks.masked_fill(blocks >= keys.num_blocks, -1).view(runs, -1)
+    times = None if query_time is None else query_time.repeat(runs)
+    out, lse = run(
+        query.repeat(1, 1, runs, 1),
+        key,
+        value,
+        Selection(blocks.expand(len(query), 1, -1, -1)),
+        Line(runs * tokens, tokens, times, device),
+        keys,
+        scale=scale,
+        key_bias=key_bias,
+        causal=query_time is not None,
+    )
+    out, lse = join(
+        rearrange(out, "b h (r t) d -> b h r t d", r=runs),
+        rearrange(lse, "b h (r t) -> b h r t", r=runs),
+    )
+    return out.to(value.dtype), lse
 
 
 def _time_of_tokens(structure: SpatialStructure) -> Int[Tensor, " tokens"] | None:
