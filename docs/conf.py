@@ -4,6 +4,7 @@ Its sources are the repository's own pages, where they stand, so every relative 
 repository and on the site. API pages are made from docstrings.
 """
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -43,14 +44,28 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 napoleon_use_rtype = False
+default_role = "code"  # docstrings set code in single backticks
 napoleon_use_ivar = True
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", give_a_title)
+    app.connect("autodoc-process-docstring", as_plain_text, priority=400)  # before napoleon
 
 
 def give_a_title(app: Sphinx, page: str, source: list[str]) -> None:
     """Result files are tables without a heading; call them by their names."""
     if "/results/" in page and not source[0].startswith("#"):
         source[0] = f"# {page.rsplit('/')[-1]}\n\n{source[0]}"
+
+
+def as_plain_text(
+    app: Sphinx, what: str, name: str, thing: object, _: object, lines: list[str]
+) -> None:
+    """Docstrings are plain text: bars and stars mean themselves, and an example is code."""
+    for i, line in enumerate(lines):
+        after = lines[i + 1].strip() if i + 1 < len(lines) else ""
+        if line.strip() == "Example:" and not after.startswith("`"):
+            lines[i : i + 1] = [".. code-block:: python", ""]
+            return
+        lines[i] = re.sub(r"(?<=\S)([|*])|([|*])(?=\S)", r"\\\1\2", line)

@@ -43,7 +43,8 @@ def test_the_reference_shows_shapes_and_errors(site: Path) -> None:
 def test_a_tutorial_runs_as_a_notebook(page: Path) -> None:
     pytest.importorskip("nbclient")
     spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     notebooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(notebooks)
     made = notebooks.notebook(page)
