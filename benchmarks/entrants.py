@@ -1,4 +1,4 @@
-"""The attentions that benchmarks/ranking.py compares: one function each, which says where it applies.
+"""The attentions that benchmarks/ranking.py compares: a function each, which says where it applies.
 
 To add one, write a function decorated with `entrant("its name")`: it takes a `Place` and yields its
 settings, cheapest first, each a `Setting`; it yields nothing where the method does not apply.
@@ -133,11 +133,11 @@ def biformer(place: Place) -> Iterator[Setting]:
     if place.kind != "image":
         return
     heads = place.features.shape[1]
+    scaled = heads**0.5  # it divides by all channels; here every method has 1/sqrt(d)
     for k in COUNTS[:8]:
         preset = presets.biformer(place.shape, dim=heads * place.width, n_win=8, topk=k)
-        scaled = heads**0.5  # it divides by all channels; here every method has 1/sqrt(d)
         entries = phase_1(place, preset.structure) + 64 * k
-        yield Setting(lambda q, k, v, p=preset: p(q * scaled, k, v), entries, f"{k} regions of 64")
+        yield Setting(lambda q, k, v, p=preset: p(scaled * q, k, v), entries, f"{k} regions of 64")
 
 
 @entrant("QuadTree-B")

@@ -6,20 +6,20 @@
 rocket), a recording, a clip, and points; queries are keys. Every method has the scale 1/sqrt(d). A
 temperature sets how many keys share the attention of a query: the exponential of its mean entropy
 is 1024, 128 or 16. Nothing is tuned to these features: each method has one family of settings
-(benchmarks/entrants.py), of which the largest within the budget is taken. Methods that are causal by
-definition are compared with causal full attention, on the recording.
+(benchmarks/entrants.py), of which the largest within the budget is taken. Methods that are causal
+by definition are compared with causal full attention, on the recording.
 
 entries: budget 304 entries of the affinity matrix a query, what GPA(12) computes with blocks of 4.
 time: budget the processor time of GPA(12) forward and backward, in the same run.
-Columns: `setting`; `entries/query`; `error_K` relative error of the outputs (root mean square) where
-K keys share the attention; `time/GPA` forward and backward over that of GPA(12); `memory/tensors`
-the most that torch's allocator held in forward and backward over the bytes of query, key, value and
+Columns: `setting`; `entries/query`; `error_K` relative error of the outputs (root mean square)
+where K keys share the attention; `time/GPA` forward and backward over that of GPA(12);
+`memory/tensors` the most that torch's allocator held in forward and backward over the bytes of query, key, value and
 output.
 
 learning: a layer learns to copy from afar. 16x16 sites hold a random texture, which the context
 holds moved by an unknown, fixed number of rows and columns; the layer sees, of every site, its own
-surroundings as query, and has to give the value that stands where the context looks alike. 300 steps, three
-seeds; `error` relative error on textures that were not seen, mean, lowest and highest.
+surroundings as query, and has to give what stands where the context looks alike. 300 steps,
+three seeds; `error` relative error on textures that were not seen, mean, lowest and highest.
 """
 
 import argparse
