@@ -1,9 +1,8 @@
 """Strategies for structures, calls and selections: hypothesis draws sizes and a seed, torch values.
 
-A test of your own that is to hold for any call:
-
+Example:
     @draw.data
-    def test_something(self, data):
+    def test_it_holds_for_any_call(self, data):
         problem = data.draw(draw.problems(masked=True))
         out = ndgpa.gpa(*problem.inputs, problem.structure, 2, **problem.options)
 """
