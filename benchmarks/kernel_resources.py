@@ -169,17 +169,18 @@ def run_attention(
 
 
 def _selection(shape: Shape) -> None:
+    """Means in two parts where features have 16 bit, as the public call makes them."""
     x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
     blocks = meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
-    coarse = meta(1, 64, shape.blocks, shape.width)
-    triton_means.sum_blocks(x, None, blocks, coarse)
-    per_cell = shape.blocks // shape.cells
+    parts, dtype = ((), torch.float32) if shape.dtype.itemsize == 4 else ((2,), torch.bfloat16)
+    coarse = meta(1, 64, shape.blocks, *parts, shape.width, dtype=dtype)
+    triton_means.sum_blocks(x, None, blocks, coarse, even=True)
     cells = CoarseCells(
-        query=meta(1, 64, shape.cells, per_cell, shape.width),
+        query=coarse.unflatten(2, (shape.cells, -1)),
         key=coarse,
         bias=None,
         log_size=None,
-        weight=meta(1, shape.cells, per_cell),
+        weight=meta(1, shape.cells, shape.blocks // shape.cells),
         cell_group=None,
         key_group=None,
         cell_time=None,
