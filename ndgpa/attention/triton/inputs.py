@@ -20,12 +20,17 @@ class Inputs(NamedTuple):
     key_time: Tensor | None  # (n_k,) int64
     scale: float
     partition: bool = True  # every site of the keys is in exactly one row of key_sites
+    even: bool = False  # no slot of blocks and no place of the other two tables is empty
 
     @property
     def tiles(self) -> int:
         """Tiles of heads: the heads of one share a selection and a key head."""
         heads, key_heads = self.query.shape[1], self.key.shape[1]
         return heads if self.blocks.shape[1] == heads else key_heads
+
+    @property
+    def has_no_bias(self) -> bool:
+        return self.slot_bias is None and self.key_bias is None
 
     def laid_out(self) -> "Inputs":
         """The same as the kernels read it: features side by side, tables contiguous."""
