@@ -32,6 +32,10 @@ class Attention:
     key_sites: Tensor | None = None
 
     @property
+    def full(self) -> bool:
+        return not self.blocks.is_meta and bool((self.blocks >= 0).all())
+
+    @property
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
 
@@ -65,7 +69,7 @@ class Attention:
         ]
         out, lse = backend(
             *features,
-            Selection(self.blocks, biases[0], full=bool((self.blocks >= 0).all())),
+            Selection(self.blocks, biases[0], full=self.full),
             self.structure,
             self.key_structure,
             scale=self.scale,

@@ -35,7 +35,21 @@ from ndgpa.attention.triton.tiles import (
 _LOG2_E = tl.constexpr(LOG2_E)
 
 
-@triton.jit
+# Sizes of which no kernel is compiled anew, as in `launch`.
+SIZES = (
+    "s_lse_b",
+    "s_lse_h",
+    "s_table_b",
+    "s_table_h",
+    "n_k",
+    "n_out",
+    "E",
+    "S",
+    "parts",
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def key_major_kernel(
     p_query,  # (b, h, n, d)
     p_key,  # (b, hk, n_k, d)

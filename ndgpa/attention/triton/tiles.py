@@ -210,9 +210,7 @@ class Problem:
     """What the choice of a tile depends on.
 
     rows: queries of a cell, all heads that share its selection and key head. cells: how many there
-    are. sites: of a block. slots: of a cell. wide: features, padded. size: bytes of one. hopper:
-    whether the matrix units take operands from shared memory (Hopper and later), which leaves
-    registers for larger tiles.
+    are. sites: of a block. slots: of a cell. wide: features, padded. size: bytes of one.
     """
 
     rows: int
@@ -221,7 +219,7 @@ class Problem:
     slots: int
     wide: int
     size: int
-    hopper: bool
+    chip: "Chip"
 
     @property
     def members(self) -> int:
@@ -235,16 +233,44 @@ class Problem:
         return replace(self, rows=count * self.rows, slots=count * self.slots)
 
 
+@dataclass(frozen=True)
+class Chip:
+    """What the choice of a tile depends on besides.
+
+    hopper: whether the matrix units of four warps take operands from shared memory (data center
+    chips from Hopper on), which leaves registers for larger tiles. shared_kib: shared memory that
+    one program may have (CUDA C++ Programming Guide, table of compute capabilities; 64 KiB on the
+    AMD chips before gfx950).
+    """
+
+    hopper: bool
+    shared_kib: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Chip":
+        if device.type == "cpu":
+            return cls(hopper=False, shared_kib=163)
+        if torch.version.hip is not None:
+            return cls(hopper=False, shared_kib=64)
+        capability = torch.cuda.get_device_capability(device)
+        if capability[0] in (9, 10):
+            return cls(hopper=True, shared_kib=227)
+        return cls(hopper=False, shared_kib=163 if capability in ((8, 0), (8, 7)) else 99)
+
+    @property
+    def is_small(self) -> bool:
+        return self.shared_kib < 128
+
+
 LEAST_ROWS = 16
 
 
 def problem_of(given: Inputs) -> Problem:
     query, (cells, places), sites = given.query, given.cell_sites.shape, given.key_sites.shape[1]
     wide = max(padded_width(query.shape[3]), padded_width(given.value.shape[3]))
-    gpu = query.device.type != "cpu"
-    new = gpu and torch.cuda.get_device_capability(query.device)[0] in (9, 10)
     rows, slots = query.shape[1] // given.tiles * places, given.blocks.shape[3]
-    return Problem(rows, cells, sites, slots, wide, query.element_size(), new)
+    chip = Chip.of(query.device)
+    return Problem(rows, cells, sites, slots, wide, query.element_size(), chip)
 
 
 def forward_tile(problem: Problem) -> Tile:
@@ -252,7 +278,7 @@ def forward_tile(problem: Problem) -> Tile:
     wide, keys = problem.wide, problem.sites * problem.slots
     if problem.size == 4:  # no matrix units: everything is in registers
         row, key, warps, stages = {
-            64: (32, 32, 4, 1 if problem.hopper else 2),
+            64: (32, 32, 4, 1 if problem.chip.hopper else 2),
             128: (16, 16, 4, 2),
             256: (16, 32, 8, 1),
         }[max(wide, 64)]
@@ -260,7 +286,7 @@ def forward_tile(problem: Problem) -> Tile:
     row = _fit(problem.rows, 16, 128 if wide <= 128 else 64)
     key = _fit(keys, 16, 64 if wide <= 128 else 32)
     warps = {16: 1 if members == 1 else 2, 32: 2, 64: 4, 128: 8}[row]
-    if wide == 256 or (wide == 128 and (members > 1 or not problem.hopper)):
+    if wide == 256 or (wide == 128 and (members > 1 or not problem.chip.hopper)):
         warps = min(2 * warps, 8)
     return Tile(row, key, warps, 3 if wide <= 128 else 2, members)
 
@@ -271,19 +297,25 @@ def query_major_tile(problem: Problem) -> Tile:
     if problem.size == 4:
         key = _fit(keys, 16, 32 if wide <= 64 else 16)
         return Tile(_fit(problem.rows, 16, 16), key, 4 if wide <= 64 else 8, 1, members)
-    row = _fit(problem.rows, 16, 64)
-    key = _fit(keys, 16, 64 if wide <= 64 else 32)
+    hopper = problem.chip.hopper and wide <= 128 and problem.rows > 32
+    row = _fit(problem.rows, 16, 32 if wide > 128 and problem.chip.is_small else 64)
+    key = _fit(keys, 16, 64 if wide <= 64 or hopper else 32)
     warps = {16: 1 if members == 1 else 2, 32: 2, 64: 4}[row]
-    return Tile(row, key, min(2 * warps, 8) if wide > 64 else warps, 2, members)
+    if wide > 64 and not hopper:
+        warps = min(2 * warps, 8)
+    return Tile(row, key, warps, 2, members)
 
 
 def key_major_tile(problem: Problem) -> Tile:
     """Any number of readers fills the rows of a tile."""
-    wide = problem.wide
+    wide, hopper = problem.wide, problem.chip.hopper
     if problem.size == 4:
         return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
     key = _fit(problem.sites, 16, 64 if wide <= 128 else 32)
-    return Tile(64 if wide <= 64 else 32, key, 8 if key == 64 or (wide > 64 and key > 16) else 4, 2)
+    if hopper and wide <= 128:  # four warps are one matrix instruction of 64 rows
+        return Tile(128, key, 8, 2) if wide > 64 and key == 64 else Tile(64, key, 4, 2)
+    warps = 8 if key == 64 or (wide > 64 and key > 16) else 4
+    return Tile(64 if wide <= 64 else 32, key, warps, 2)
 
 
 def _fit(count: int, least: int, most: int) -> int:
