@@ -144,6 +144,7 @@ def _attention(shape: Shape) -> None:
         query_time=None,
         key_time=None,
         scale=0.125,
+        even=True,
     )
     run_attention(given, x, by_row, norm)
 
