@@ -1,5 +1,6 @@
 """Compile kernel launches for a GPU that is not there, and read what they use of it."""
 
+import math
 import re
 import subprocess
 import tempfile
@@ -33,10 +34,16 @@ class Recorder:
 
     kernel: Any
     launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    programs: int = 0  # of all launches
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__.removesuffix("_kernel")
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*args: Any, **options: Any) -> None:
             self.launches.append((args, options))
+            self.programs += math.prod(grid)
 
         return launch
 

@@ -101,21 +101,32 @@ def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> I
 
 def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
     """Every kernel launch of selection, forward and backward."""
-    return record(lambda: (_selection(shape), _attention(shape)), capability)
+    return record(lambda: run(shape), capability)
+
+
+def run(shape: Shape) -> None:
+    """Selection, forward and backward, as the public calls launch them."""
+    _selection(shape)
+    _attention(shape)
 
 
 def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     """Kernel, arguments and options of the first launch of each kernel in a run without data."""
-    recorders: dict[str, Recorder] = {}
+    return [(r.kernel, *r.launches[0]) for r in recorders(run, capability)]
+
+
+def recorders(run: Callable[[], Any], capability: int) -> list[Recorder]:
+    """Each kernel that a run without data launches, with its launches."""
+    found: dict[str, Recorder] = {}
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
         for module in kernel_modules():
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
-                recorder = recorders.setdefault(name, Recorder(getattr(module, name)))
+                recorder = found.setdefault(name, Recorder(getattr(module, name)))
                 stack.enter_context(mock.patch.object(module, name, recorder))
         run()
-    return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
+    return [r for r in found.values() if r.launches]
 
 
 def kernel_modules() -> list[ModuleType]:

@@ -3,7 +3,8 @@
 Relevance is held for a bounded number of cells at a time, and with it the largest score of each
 group of neighbouring blocks. The k best groups, of equals the lowest, hold the k best blocks, so
 only their scores are read. The k-th largest of a number of scores is found by halving the range of
-their bits. Ids come out in ascending order; of equals the lowest are taken.
+their bits; at least k scores reach the bound that is found among the groups, where the second
+search begins. Ids come out in ascending order; of equals the lowest are taken.
 """
 
 from dataclasses import replace
@@ -36,8 +37,11 @@ def ordered_bits(b_score):
 
 
 @triton.jit
-def largest_of(b_score, k):
-    """Which of the scores are the k largest, of equals the first; never one of -inf."""
+def largest_of(b_score, k, bound):
+    """Which of the scores are the k largest, of equals the first, and a bound that they reach.
+
+    Never one of -inf. The search begins at the bound given, where k scores reach it; or None.
+    """
     m_there = b_score > float("-inf")
     count = tl.sum(m_there.to(tl.int32), 0)
     k = tl.minimum(k, count)
@@ -45,6 +49,11 @@ def largest_of(b_score, k):
     # At least k numbers reach the lower end of the range, fewer the upper.
     low = tl.min(tl.where(m_there, b_bits, 2147483647), 0)
     high = tl.max(b_bits, 0) + 1
+    if bound is not None:
+        reach = tl.sum((b_bits >= tl.maximum(bound, low)).to(tl.int32), 0)
+        enough = reach >= k
+        low = tl.where(enough, tl.maximum(bound, low), low)
+        count = tl.where(enough, reach, count)
     while (count != k) & (low + 1 < high):
         middle = (low & high) + ((low ^ high) >> 1)
         reach = tl.sum((b_bits >= middle).to(tl.int32), 0)
@@ -57,7 +66,7 @@ def largest_of(b_score, k):
         m_equal = b_bits == low
         left = k - tl.sum((m_keep & (b_bits > low)).to(tl.int32), 0)
         m_keep = m_keep & ((b_bits > low) | (tl.cumsum(m_equal.to(tl.int32), 0) <= left))
-    return m_keep
+    return m_keep, low
 
 
 @triton.jit
@@ -140,11 +149,12 @@ def top_k_kernel(
     p_out += row * k
     o_slot = tl.arange(0, PAD_GROUPS)
     o_group = o_slot
+    bound = None
     if p_largest is not None:
         p_largest += row * T
         o_all = tl.arange(0, PAD_T)
         b_largest = tl.load(p_largest + o_all, mask=o_all < T, other=float("-inf"))
-        m_read = largest_of(b_largest, groups)
+        m_read, bound = largest_of(b_largest, groups, None)
         b_read = m_read.to(tl.int32)
         # The ids of the groups go where their largest were, to be read by slot.
         tl.store(p_largest + tl.cumsum(b_read, 0) - 1, o_all.to(tl.float32), mask=m_read)
@@ -156,7 +166,7 @@ def top_k_kernel(
     b_score = tl.load(p_scores + o_block, mask=o_block < B, other=float("-inf"))
     largest = tl.max(b_score, 0)
     b_score = without(b_score, o_block, p_forced, row, F)
-    m_keep = largest_of(b_score, k)
+    m_keep, bound = largest_of(b_score, k, bound)
     lse = largest
     above = k + 0
     if SINGLE:
