@@ -73,8 +73,8 @@ CASES = (
     *(Case(f"ChaL {k}", _chal, 4, 8, 64, k) for k in (1, 2)),
 )
 DRY = (
-    Case("tiny image", lambda: ndgpa.Image((8, 8), 4, 1), 1, 1, 8, 2, torch.float32),
-    Case("tiny graph", lambda: graph(50, 4, 2), 1, 2, 8, 3, torch.float32, lists=NO_PICTURE),
+    Case("tiny image", lambda: ndgpa.Image((4, 4), 2, 1), 1, 1, 4, 2, torch.float32),
+    Case("tiny graph", lambda: graph(9, 4, 2), 1, 1, 4, 2, torch.float32, lists=NO_PICTURE),
 )
 
 

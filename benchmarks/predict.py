@@ -9,9 +9,10 @@ of a multiprocessor, were it the only one (`issue`: an instruction a cycle); `me
 faster; 60 to 75 % of it are to be expected. `measured` is what a GPU took, where `make gpu-profile`
 has been run there with its rows committed (results/GPU-profile.json).
 
-`loops` says how often loops run. The search for the k-th largest ends when k scores are above the
-middle: ROUNDS, counted on relevance of photographs (`rounds`). Launches, and the sort of the inverse
-table (a library's), are not in a floor.
+`loops` says how often loops run; how often those of the search for the k largest do is counted in
+`search_rounds`, on features of photographs. Launches, and the sort of the inverse table (a
+library's), are not in a floor. `predicted_sums` adds the floors up; `forward_tflops` is the work on
+selected pairs over the floor of the forward, and `of_instructions` over its units alone.
 """
 
 import json
@@ -27,8 +28,6 @@ from kernel_resources import SHAPES, Shape
 
 QUESTION = __doc__.splitlines()[0]
 HEADS = 64  # of the shapes of `kernel_resources`
-# Rounds of the search among the largest of all groups, and among the scores that are read.
-ROUNDS = (11, 12)
 SELECTION = ("sum_blocks", "lse", "relevance", "top_k")
 
 
@@ -95,13 +94,21 @@ def loops(name: str, shape: Shape, values: dict[str, Any]) -> list[float]:
         "sum_blocks": lambda: [shape.sites_per_block],
         "lse": lambda: [shape.blocks / values["KEYS"]],
         "relevance": lambda: [min(values["KEY_TILES"], -(-shape.blocks // values["KEYS"]))],
-        "top_k": lambda: list(ROUNDS) if values["p_largest"] is not None else [ROUNDS[1]],
+        "top_k": lambda: search_rounds(shape.name, values["p_largest"] is not None),
         "forward": lambda: [keys / values["KEYS"]],
         "query_major": lambda: [keys / values["KEYS"]],
         "key_major": lambda: [readers * shape.places / values["ROWS"]],
         "add_parts": lambda: [],  # of blocks that many cells read
     }
     return found[name]()
+
+
+def search_rounds(name: str, of_groups: bool) -> list[float]:
+    """Rounds of the searches among the largest of groups, and among the scores that are read."""
+    name = {"ChaL 512x256": "ChaL 4"}.get(name, name)
+    found = json.loads((measure.RESULTS / "search_rounds.json").read_text())["rows"]
+    row = next(r for r in found if (r["case"], r["lists"]) == (name, "photographs"))
+    return [row["groups"], row["scores"]] if of_groups else [row["scores"]]
 
 
 def traffic(name: str, shape: Shape, programs: int, values: dict[str, Any]) -> tuple[float, float]:
@@ -139,6 +146,8 @@ def _read(shape: Shape, values: dict[str, Any]) -> int:
 def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The floors of a shape added up, and what the selection and the forward are of it."""
     floor = {row["kernel"]: row["floor"] for row in rows}
+    forward = next(row for row in rows if row["kernel"] == "forward")
+    units = max(forward[unit] for unit in instructions.UNITS)
     shape = next(s for s in SHAPES if s.name == rows[0]["shape"])
     keys = shape.sites_per_block * shape.kept
     work = 4 * HEADS * shape.cells * shape.places * keys * shape.width
@@ -150,6 +159,7 @@ def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "selection_ms": selection,
         "selection_share": selection / sum(floor.values()),
         "forward_tflops": work / floor["forward"] / 1e9,
+        "of_instructions": work / units / 1e9,
     }
 
 

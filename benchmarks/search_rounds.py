@@ -1,13 +1,14 @@
-"""How many rounds does the search for the k largest scores take, and do means in two parts change it?
+"""How long does the search for the k largest scores take, and do means in two parts change it?
 
     PYTHONPATH=. python benchmarks/search_rounds.py
 
-Relevance is computed on the CPU, of one head and 400 cells of cases of `gpu_cases`, for features of
-photographs and for random ones. Columns: `groups` and `scores` are mean rounds of the two searches
-of `selection.triton_top_k`, the first among the largest of every 16 blocks, the second among the
-scores that are read, from the bound that the first has found; `from_least` those of the second
-without it. `ids_two`, `ids_float32` are the shares of selected ids that differ from float64 where
-products are made of means in two parts of bfloat16 (of which three are added up), and in float32.
+How long is counted in rounds. Relevance is computed on the CPU, of one head and 400 cells of cases
+of `gpu_cases`, for features of photographs and for random ones. Columns: `groups` and `scores` are
+mean rounds of the two searches of `selection.triton_top_k`, the first among the largest of every 16
+blocks, the second among the scores that are read, from the bound that the first has found;
+`from_least` those of the second without it. `ids_two`, `ids_float32` are the shares of selected ids
+that differ from float64 where products are made of means in two parts of bfloat16 (of which three
+are added up), and in float32.
 """
 
 from dataclasses import replace
