@@ -61,7 +61,7 @@ def compile_launch(
 ) -> Resources:
     """Compile as the just-in-time compiler would for these arguments, and read the binary."""
     compiled = compile_for(kernel, args, options, capability)
-    registers, spilled = _usage(compiled.asm["cubin"])
+    registers, spilled = registers_and_spills(compiled.asm["cubin"])
     text = compiled.asm["ptx"]
     matrix = "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "none"
     return Resources(registers, spilled, compiled.metadata.shared, matrix)
@@ -104,7 +104,7 @@ def specialize(
     return signature, constants, attributes
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes that each thread spills to local memory."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

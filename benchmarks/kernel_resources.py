@@ -7,6 +7,11 @@ these arguments, and the binaries are read. Writes `results/kernel_resources.jso
 Columns: registers of a thread (of 255), bytes that a thread spills (its stack and local memory),
 shared memory of a program in KiB, the matrix instruction (wgmma on sm_90, mma elsewhere; float32
 products are exact by default and use none), and the tile.
+
+And `results/kernel_instructions.json` and `.md`, for sm_90: cycles that each unit of a sub-core
+needs for one warp to run a loop of a kernel once (`instructions`), `issue` being the number of
+instructions; `once` is what stands outside of loops. A test compares: a change that adds to a loop
+is seen.
 """
 
 import argparse
@@ -21,9 +26,11 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import instructions
+import measure
 import torch
 import triton
-from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
+from ahead_of_time import SHARED_LIMIT, Recorder, compile_for, compile_launch
 from torch import Tensor
 
 import ndgpa
@@ -97,6 +104,26 @@ def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> I
             used.matrix,
             f"{tile or '-'}, {options['num_warps']} warps",
         )
+
+
+INSTRUCTIONS_OF = ("pivot 64", "video 49,152")
+
+
+def instruction_rows(
+    shape: Shape, only: Container[str] | None = None
+) -> Iterator[dict[str, str | int]]:
+    """What each kernel (of those in `only`) runs once, and in each of its loops in their order."""
+    for kernel, args, options in launches(shape, 90):
+        name = kernel.__name__.removesuffix("_kernel")
+        if only is not None and name not in only:
+            continue
+        found = instructions.program(compile_for(kernel, args, options, 90).asm["cubin"])
+        parts = {"once": found.once} | {
+            f"loop {i}": loop.instructions for i, loop in enumerate(found.loops)
+        }
+        for part, text in parts.items():
+            counts = {unit: round(c) for unit, c in instructions.cycles(text).items()}
+            yield {"shape": shape.name, "kernel": name, "part": part, **counts}
 
 
 def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
@@ -219,6 +246,10 @@ def main() -> None:
     head = f"Compiled ahead of time by Triton {triton.__version__}; no GPU was used.\n\n"
     (RESULTS / "kernel_resources.md").write_text(head + table(found) + "\n")
     print(table(found))
+    shapes = [shape for shape in SHAPES if shape.name in INSTRUCTIONS_OF]
+    counted = [row for shape in shapes for row in instruction_rows(shape)]
+    question = "What does each kernel run on sm_90, in cycles of each unit for one warp?"
+    measure.write("kernel_instructions", question, counted, triton=triton.__version__)
 
 
 if __name__ == "__main__":

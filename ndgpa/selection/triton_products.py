@@ -125,7 +125,8 @@ def tile_of(key: Tensor) -> dict[str, Any]:
     width = max(triton.next_power_of_2(d), 16)
     # Hopper and later take operands from shared memory, which leaves registers for larger tiles.
     gpu = key.device.type != "cpu"
-    hopper = gpu and torch.cuda.get_device_capability(key.device)[0] in (9, 10)
+    capability = torch.cuda.get_device_capability(key.device)[0] if gpu else 0
+    hopper = capability in (9, 10) and not torch.version.hip
     keys = min(max(triton.next_power_of_2(num_blocks), 16), 64 if hopper else 32)
     return {
         "D": d,
