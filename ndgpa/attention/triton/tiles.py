@@ -237,25 +237,29 @@ class Problem:
 class Chip:
     """What the choice of a tile depends on besides.
 
-    hopper: whether the matrix units of four warps take operands from shared memory (data center
-    chips from Hopper on), which leaves registers for larger tiles. shared_kib: shared memory that
-    one program may have (CUDA C++ Programming Guide, table of compute capabilities; 64 KiB on the
-    AMD chips before gfx950).
+    generation: the major number of the compute capability; 0 for others than NVIDIA's. shared_kib:
+    shared memory that one program may have (CUDA C++ Programming Guide, table of compute
+    capabilities; 64 KiB on the AMD chips before gfx950).
     """
 
-    hopper: bool
+    generation: int
     shared_kib: int
 
     @classmethod
     def of(cls, device: torch.device) -> "Chip":
         if device.type == "cpu":
-            return cls(hopper=False, shared_kib=163)
+            return cls(generation=0, shared_kib=163)
         if torch.version.hip is not None:
-            return cls(hopper=False, shared_kib=64)
+            return cls(generation=0, shared_kib=64)
         capability = torch.cuda.get_device_capability(device)
-        if capability[0] in (9, 10):
-            return cls(hopper=True, shared_kib=227)
-        return cls(hopper=False, shared_kib=163 if capability in ((8, 0), (8, 7)) else 99)
+        shared_kib = {(8, 0): 163, (8, 7): 163}.get(capability, 99)
+        return cls(capability[0], 227 if capability[0] in (9, 10) else shared_kib)
+
+    @property
+    def hopper(self) -> bool:
+        """Whether the matrix units of four warps take operands from shared memory (data center
+        chips from Hopper on), which leaves registers for larger tiles."""
+        return self.generation in (9, 10)
 
     @property
     def is_small(self) -> bool:
@@ -313,7 +317,8 @@ def key_major_tile(problem: Problem) -> Tile:
         return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
     key = _fit(problem.sites, 16, 64 if wide <= 128 else 32)
     if hopper and wide <= 128:  # four warps are one matrix instruction of 64 rows
-        return Tile(128, key, 8, 2) if wide > 64 and key == 64 else Tile(64, key, 4, 2)
+        large = problem.chip.generation == 9 and wide > 64 and key == 64
+        return Tile(128, key, 8, 2) if large else Tile(64, key, 4, 2)
     warps = 8 if key == 64 or (wide > 64 and key > 16) else 4
     return Tile(64 if wide <= 64 else 32, key, warps, 2)
 
