@@ -22,21 +22,31 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def load_rows(p_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of features, zeros in rows that are masked and beyond the width: (rows, BLOCK)."""
-    o_feature = tl.arange(0, BLOCK)
+def load_rows(p_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr = 0):
+    """Rows of features from FIRST on, zeros where masked and beyond the width: (rows, BLOCK)."""
+    o_feature = FIRST + tl.arange(0, BLOCK)
     m = m_row[:, None]
-    if WIDTH != BLOCK:
+    if WIDTH < FIRST + BLOCK:
         m = m & (o_feature < WIDTH)[None, :]
     return tl.load(p_rows[:, None] + o_feature[None, :], mask=m, other=0.0)
 
 
 @triton.jit
-def store_rows(p_rows, b_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_rest(p_rows, m_row, WIDTH: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """As `load_rows`; None where the first tile holds all features, which a BLOCK of 0 says."""
+    if BLOCK == 0:
+        return None
+    return load_rows(p_rows, m_row, WIDTH, BLOCK, FIRST)
+
+
+@triton.jit
+def store_rows(
+    p_rows, b_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr = 0
+):
     """The inverse of `load_rows`, in the dtype of the pointer."""
-    o_feature = tl.arange(0, BLOCK)
+    o_feature = FIRST + tl.arange(0, BLOCK)
     m = m_row[:, None]
-    if WIDTH != BLOCK:
+    if WIDTH < FIRST + BLOCK:
         m = m & (o_feature < WIDTH)[None, :]
     tl.store(p_rows[:, None] + o_feature[None, :], b_rows.to(p_rows.dtype.element_ty), mask=m)
 
@@ -172,12 +182,20 @@ def finite(b_rows):
 
 
 @triton.jit
-def logits(b_a, b_b, scale, b_bias, m_seen, FOLD: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits of the rows of a with the rows of b, in base 2; -inf where one is not seen.
+def products(b_a, b_b, b_a_rest, b_b_rest, PRECISION: tl.constexpr):
+    """Of the rows of a with the rows of b, whose last features may be apart; else None."""
+    b_s = tl.dot(b_a, tl.trans(b_b), input_precision=PRECISION)
+    if b_a_rest is not None:
+        b_s = tl.dot(b_a_rest, tl.trans(b_b_rest), b_s, input_precision=PRECISION)
+    return b_s
+
+
+@triton.jit
+def logits(b_s, scale, b_bias, m_seen, FOLD: tl.constexpr):
+    """Logits in base 2 of products of queries and keys; -inf where one is not seen.
 
     With FOLD there are no biases and the scale is positive: `weights` multiplies by it.
     """
-    b_s = tl.dot(b_a, tl.trans(b_b), input_precision=PRECISION)
     if not FOLD:
         b_s = b_s * scale + b_bias
     return tl.where(m_seen, b_s, float("-inf"))
@@ -335,6 +353,13 @@ def padded(count: int) -> int:
 def padded_width(count: int) -> int:
     """Features of a tile: a power of two that the matrix units take."""
     return max(padded(count), 16)
+
+
+def split_width(count: int) -> tuple[int, int]:
+    """Features of a first and of a second tile, where two powers of two are less than one."""
+    whole = padded_width(count)
+    rest = padded_width(count - whole // 2)
+    return (whole // 2, rest) if whole > 64 and whole // 2 + rest < whole else (whole, 0)
 
 
 def ceil_div(count: int, size: int) -> int:
