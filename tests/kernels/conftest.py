@@ -1,9 +1,9 @@
 """Kernels in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/kernels`, a process of its own.
 
 Triton reads the variable when it is imported, and kernels made for the interpreter compile nothing,
-so these tests cannot share a process with those that compile (`test_compiled.py`, which runs
-without the variable). The shape hook of jaxtyping wraps functions, which Triton's own rewriting does
-not survive, so it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
+so these tests share no process with those that compile: `test_compiled.py`, which runs without
+the variable. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not
+survive, so it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
 takes seconds in the interpreter, and shrinking one would take hours.
 """
 

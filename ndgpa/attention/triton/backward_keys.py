@@ -14,17 +14,19 @@ from torch import Tensor
 
 from ndgpa.attention.triton.inputs import Inputs
 from ndgpa.attention.triton.inverse import inverse
+from ndgpa.attention.triton.launch import feature_tiles
 from ndgpa.attention.triton.sums import add_parts, add_places, by_place
 from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
     ceil_div,
     key_major_tile,
+    load_rest,
     load_rows,
     logits,
-    padded_width,
     precision,
     problem_of,
+    products,
     query_rows,
     rows_strides,
     store_rows,
@@ -107,6 +109,8 @@ def key_major_kernel(
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
     PAD_DV: tl.constexpr,
+    REST_D: tl.constexpr,  # features beyond PAD_D, padded
+    REST_DV: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     TILES_PER_BLOCK: tl.constexpr,
@@ -155,12 +159,18 @@ def key_major_kernel(
     # (KEYS, PAD_D), (KEYS, PAD_DV)
     p_rows = p_key + b * s_key_b + key_head * s_key_h + o_key * s_key_n
     b_key = load_rows(p_rows, m_load, D, PAD_D)
+    b_key_rest = load_rest(p_rows, m_load, D, PAD_D, REST_D)
     p_rows = p_value + b * s_value_b + key_head * s_value_h + o_key * s_value_n
     b_value = load_rows(p_rows, m_load, DV, PAD_DV)
+    b_value_rest = load_rest(p_rows, m_load, DV, PAD_DV, REST_DV)
 
     # (PAD_D, KEYS), (PAD_DV, KEYS): features fill the matrix units, however few keys there are
     b_grad_key = tl.zeros((PAD_D, KEYS), tl.float32)
     b_grad_value = tl.zeros((PAD_DV, KEYS), tl.float32)
+    if REST_D:
+        b_grad_key_rest = tl.zeros((REST_D, KEYS), tl.float32)
+    if REST_DV:
+        b_grad_value_rest = tl.zeros((REST_DV, KEYS), tl.float32)
     b_grad_bias = tl.zeros((KEYS,), tl.float32)
     # Rows that do not exist have a weight of 0, and keys that do not are not written.
     m_any = tl.full((1, 1), 1, tl.int1)
@@ -208,39 +218,60 @@ def key_major_kernel(
         # (ROWS, PAD_D), (ROWS, PAD_DV), (ROWS, KEYS)
         p_queries = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
         b_query = load_rows(p_queries, m_row, D, PAD_D)
-        b_s = logits(b_query, b_key, scale_2, b_added, m_seen, FOLD, PRECISION)
+        b_query_rest = load_rest(p_queries, m_row, D, PAD_D, REST_D)
+        b_s = products(b_query, b_key, b_query_rest, b_key_rest, PRECISION)
+        b_s = logits(b_s, scale_2, b_added, m_seen, FOLD)
         b_p = weights(b_s, scale_2, b_max[:, None], FOLD) * b_norm[:, None]
         p_grads = p_grad_out + b * s_grad_out_b + o_head * s_grad_out_h + o_site * s_grad_out_n
         b_grad_out = load_rows(p_grads, m_row, DV, PAD_DV)
+        b_grad_out_rest = load_rest(p_grads, m_row, DV, PAD_DV, REST_DV)
+        b_weight = b_p.to(b_grad_out.dtype)
         b_grad_value = tl.dot(
-            tl.trans(b_grad_out), b_p.to(b_grad_out.dtype), b_grad_value, input_precision=PRECISION
+            tl.trans(b_grad_out), b_weight, b_grad_value, input_precision=PRECISION
         )
-        b_slope = tl.dot(b_grad_out, tl.trans(b_value), input_precision=PRECISION)
+        if REST_DV:
+            b_grad_value_rest = tl.dot(
+                tl.trans(b_grad_out_rest), b_weight, b_grad_value_rest, input_precision=PRECISION
+            )
+        b_slope = products(b_grad_out, b_value, b_grad_out_rest, b_value_rest, PRECISION)
         b_g = b_p * (b_slope - b_mean[:, None])
-        b_grad_key = tl.dot(
-            tl.trans(b_query), b_g.to(b_query.dtype), b_grad_key, input_precision=PRECISION
-        )
+        b_weight = b_g.to(b_query.dtype)
+        b_grad_key = tl.dot(tl.trans(b_query), b_weight, b_grad_key, input_precision=PRECISION)
+        if REST_D:
+            b_grad_key_rest = tl.dot(
+                tl.trans(b_query_rest), b_weight, b_grad_key_rest, input_precision=PRECISION
+            )
         if p_grad_bias is not None:
             b_grad_bias += tl.sum(b_g, 0)
 
-    b_grad_value = tl.trans(b_grad_value)
-    b_grad_key = tl.trans(b_grad_key)
     b_grad_key *= scale
+    if REST_D:
+        b_grad_key_rest *= scale
     if part < 0:
         o_out = o_key
         if BY_PLACE:
             o_out = block * R + o_place
         p_grad_keys = p_grad_key + b * s_grad_key_b + key_head * s_grad_key_h
-        store_rows(p_grad_keys + o_out * s_grad_key_n, b_grad_key, m_exists, D, PAD_D)
+        p_grad_keys += o_out * s_grad_key_n
         p_grad_values = p_grad_value + b * s_grad_value_b + key_head * s_grad_value_h
-        store_rows(p_grad_values + o_out * s_grad_value_n, b_grad_value, m_exists, DV, PAD_DV)
+        p_grad_values += o_out * s_grad_value_n
+        store_rows(p_grad_keys, tl.trans(b_grad_key), m_exists, D, PAD_D)
+        store_rows(p_grad_values, tl.trans(b_grad_value), m_exists, DV, PAD_DV)
+        if REST_D:
+            store_rows(p_grad_keys, tl.trans(b_grad_key_rest), m_exists, D, REST_D, PAD_D)
+        if REST_DV:
+            store_rows(p_grad_values, tl.trans(b_grad_value_rest), m_exists, DV, REST_DV, PAD_DV)
         if p_grad_bias is not None:
             p_bias = p_grad_bias + (b * key_heads + key_head) * n_out
             tl.store(p_bias + o_out, b_grad_bias, mask=m_exists)
     else:
         p_part = p_parts + (((b * key_heads + key_head) * parts + part) * R + o_place) * PART
-        store_rows(p_part, b_grad_key, m_exists, D, PAD_D)
-        store_rows(p_part + D, b_grad_value, m_exists, DV, PAD_DV)
+        store_rows(p_part, tl.trans(b_grad_key), m_exists, D, PAD_D)
+        store_rows(p_part + D, tl.trans(b_grad_value), m_exists, DV, PAD_DV)
+        if REST_D:
+            store_rows(p_part, tl.trans(b_grad_key_rest), m_exists, D, REST_D, PAD_D)
+        if REST_DV:
+            store_rows(p_part + D, tl.trans(b_grad_value_rest), m_exists, DV, REST_DV, PAD_DV)
         if p_grad_bias is not None:
             tl.store(p_part + D + DV, b_grad_bias, mask=m_exists)
 
@@ -286,8 +317,6 @@ def backward_keys(
         "R": sites,
         "D": d,
         "DV": dv,
-        "PAD_D": padded_width(d),
-        "PAD_DV": padded_width(dv),
         "TILES_PER_BLOCK": per_block,
         "PART": part_width,
         "BY_PLACE": not given.partition,
@@ -340,6 +369,7 @@ def backward_keys(
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,
+        **feature_tiles(d, dv),
         **shape,
     )
     of_places = (grad_key, grad_value, grad_bias)

@@ -22,11 +22,13 @@ from ndgpa.attention.triton.tiles import (
     finite,
     key_rows,
     keys_seen,
+    load_rest,
     load_rows,
     logits,
     padded,
     place_of_program,
     problem_of,
+    products,
     query_major_tile,
     query_rows,
     rows_strides,
@@ -91,6 +93,8 @@ def query_major_kernel(
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
     PAD_DV: tl.constexpr,
+    REST_D: tl.constexpr,  # features beyond PAD_D, padded
+    REST_DV: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
@@ -126,18 +130,23 @@ def query_major_kernel(
     # (ROWS, PAD_DV)
     p_rows = p_grad_out + b * s_grad_out_b + o_head * s_grad_out_h + o_site * s_grad_out_n
     b_grad_out = load_rows(p_rows, m_row, DV, PAD_DV)
+    b_grad_out_rest = load_rest(p_rows, m_row, DV, PAD_DV, REST_DV)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     b_out = load_rows(p_rows, m_row, DV, PAD_DV)
-    # An output that is not finite and has no gradient sends none.
-    b_terms = b_grad_out.to(tl.float32) * b_out.to(tl.float32)
-    b_mean = tl.sum(tl.where(b_grad_out == 0, 0.0, b_terms), 1)
+    b_mean = products_of_rows(b_grad_out, b_out)
+    if REST_DV:
+        b_out_rest = load_rest(p_rows, m_row, DV, PAD_DV, REST_DV)
+        b_mean += products_of_rows(b_grad_out_rest, b_out_rest)
     b_mean -= tl.load(p_grad_lse + o_query, mask=m_row, other=0.0)
     tl.store(p_mean + o_query, b_mean, mask=m_row)
     # (ROWS, PAD_D)
     p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
     b_query = load_rows(p_rows, m_row, D, PAD_D)
+    b_query_rest = load_rest(p_rows, m_row, D, PAD_D, REST_D)
 
     b_grad = tl.zeros((ROWS, PAD_D), tl.float32)
+    if REST_D:
+        b_grad_rest = tl.zeros((ROWS, REST_D), tl.float32)
     p_keys = p_key + b * s_key_b + key_head * s_key_h
     p_values = p_value + b * s_value_b + key_head * s_value_h
     keys = (b * (tl.num_programs(1) // TILES) + key_head) * n_k
@@ -162,17 +171,28 @@ def query_major_kernel(
         )
         # (KEYS, PAD_D), (KEYS, PAD_DV), (ROWS, KEYS)
         b_key = load_rows(p_keys + o_key * s_key_n, m_load, D, PAD_D)
-        b_s = logits(b_query, b_key, scale_2, b_bias[None, :], m_seen, FOLD, PRECISION)
+        b_key_rest = load_rest(p_keys + o_key * s_key_n, m_load, D, PAD_D, REST_D)
+        b_s = products(b_query, b_key, b_query_rest, b_key_rest, PRECISION)
+        b_s = logits(b_s, scale_2, b_bias[None, :], m_seen, FOLD)
         b_p = weights(b_s, scale_2, b_max[:, None], FOLD) * b_norm[:, None]
         b_value = load_rows(p_values + o_key * s_value_n, m_load, DV, PAD_DV)
+        b_value_rest = load_rest(p_values + o_key * s_value_n, m_load, DV, PAD_DV, REST_DV)
         if MEMBERS > 1:
             b_key, _ = finite(b_key)
             b_value, _ = finite(b_value)
-        b_slope = tl.dot(b_grad_out, tl.trans(b_value), input_precision=PRECISION)
+            if REST_D:
+                b_key_rest, _ = finite(b_key_rest)
+            if REST_DV:
+                b_value_rest, _ = finite(b_value_rest)
+        b_slope = products(b_grad_out, b_value, b_grad_out_rest, b_value_rest, PRECISION)
         b_g = b_p * (b_slope - b_mean[:, None])
         if CONTAIN:  # the rows of a query that is not finite are NaN throughout
             b_g = tl.where(m_seen, b_g, 0.0)
         b_grad = tl.dot(b_g.to(b_key.dtype), b_key, b_grad, input_precision=PRECISION)
+        if REST_D:
+            b_grad_rest = tl.dot(
+                b_g.to(b_key.dtype), b_key_rest, b_grad_rest, input_precision=PRECISION
+            )
         if p_grad_slot is not None:
             o_first = i // TILES_PER_SLOT * IN_TILE
             o_in = tl.arange(0, SLOTS)
@@ -190,7 +210,17 @@ def query_major_kernel(
             tl.store(p_grad_slot + o_part * K + o_first + o_in, b_of_slot, mask=m_in)
 
     p_rows = p_grad_query + b * s_grad_query_b + o_head * s_grad_query_h
-    store_rows(p_rows + o_site * s_grad_query_n, b_grad * scale, m_row, D, PAD_D)
+    p_rows += o_site * s_grad_query_n
+    store_rows(p_rows, b_grad * scale, m_row, D, PAD_D)
+    if REST_D:
+        store_rows(p_rows, b_grad_rest * scale, m_row, D, REST_D, PAD_D)
+
+
+@triton.jit
+def products_of_rows(b_grad_out, b_out):
+    """Of each row; an output that is not finite and has no gradient sends none."""
+    b_terms = b_grad_out.to(tl.float32) * b_out.to(tl.float32)
+    return tl.sum(tl.where(b_grad_out == 0, 0.0, b_terms), 1)
 
 
 def backward_queries(

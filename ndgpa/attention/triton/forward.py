@@ -19,10 +19,12 @@ from ndgpa.attention.triton.tiles import (
     forward_tile,
     key_rows,
     keys_seen,
+    load_rest,
     load_rows,
     logits,
     place_of_program,
     problem_of,
+    products,
     query_rows,
     rows_strides,
     store_rows,
@@ -76,6 +78,8 @@ def forward_kernel(
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
     PAD_DV: tl.constexpr,
+    REST_D: tl.constexpr,  # features beyond PAD_D, padded
+    REST_DV: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     TILES_PER_SLOT: tl.constexpr,
@@ -99,6 +103,7 @@ def forward_kernel(
     # (ROWS, PAD_D)
     p_rows = p_query + b * s_query_b + o_head * s_query_h + o_site * s_query_n
     b_query = load_rows(p_rows, m_row, D, PAD_D)
+    b_query_rest = load_rest(p_rows, m_row, D, PAD_D, REST_D)
     o_member = o_row % SITES // X
     b_now = o_site
     if p_query_time is not None:
@@ -108,6 +113,8 @@ def forward_kernel(
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     b_out = tl.zeros((ROWS, PAD_DV), tl.float32)
+    if REST_DV:
+        b_out_rest = tl.zeros((ROWS, REST_DV), tl.float32)
     p_keys = p_key + b * s_key_b + key_head * s_key_h
     p_values = p_value + b * s_value_b + key_head * s_value_h
     keys = (b * (tl.num_programs(1) // TILES) + key_head) * n_k
@@ -132,7 +139,9 @@ def forward_kernel(
         )
         # (KEYS, PAD_D), (ROWS, KEYS)
         b_key = load_rows(p_keys + o_key * s_key_n, m_load, D, PAD_D)
-        b_s = logits(b_query, b_key, scale, b_bias[None, :], m_seen, FOLD, PRECISION)
+        b_key_rest = load_rest(p_keys + o_key * s_key_n, m_load, D, PAD_D, REST_D)
+        b_s = products(b_query, b_key, b_query_rest, b_key_rest, PRECISION)
+        b_s = logits(b_s, scale, b_bias[None, :], m_seen, FOLD)
         b_new_max = tl.max(b_s, 1)
         if FOLD:
             b_new_max *= scale
@@ -148,6 +157,13 @@ def forward_kernel(
             b_lost = tl.maximum(b_lost, tl.max((m_seen & m_bad[None, :]).to(tl.int32), 1))
         b_out = b_out * b_shrink[:, None]
         b_out = tl.dot(b_p.to(b_value.dtype), b_value, b_out, input_precision=PRECISION)
+        if REST_DV:
+            b_rest = load_rest(p_values + o_key * s_value_n, m_load, DV, PAD_DV, REST_DV)
+            if MEMBERS > 1:
+                b_rest, m_bad = finite(b_rest)
+                b_lost = tl.maximum(b_lost, tl.max((m_seen & m_bad[None, :]).to(tl.int32), 1))
+            b_out_rest = b_out_rest * b_shrink[:, None]
+            b_out_rest = tl.dot(b_p.to(b_rest.dtype), b_rest, b_out_rest, input_precision=PRECISION)
         b_max = b_new_max
 
     m_masked = b_sum == 0
@@ -159,6 +175,10 @@ def forward_kernel(
         b_out = tl.where(b_lost[:, None] > 0, float("nan"), b_out)
     p_rows = p_out + b * s_out_b + o_head * s_out_h + o_site * s_out_n
     store_rows(p_rows, b_out * b_norm[:, None], m_row, DV, PAD_DV)
+    if REST_DV:
+        if MEMBERS > 1:
+            b_out_rest = tl.where(b_lost[:, None] > 0, float("nan"), b_out_rest)
+        store_rows(p_rows, b_out_rest * b_norm[:, None], m_row, DV, REST_DV, PAD_DV)
     o_query = o_head * s_lse_h + o_site
     tl.store(p_lse + b * s_lse_b + o_query, b_lse, mask=m_row)
     p_norm += 2 * b * s_lse_b + o_query

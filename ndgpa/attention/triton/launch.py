@@ -8,8 +8,8 @@ from ndgpa.attention.triton.tiles import (
     Tile,
     ceil_div,
     key_tiles,
-    padded_width,
     precision,
+    split_width,
     tiles_per_slot,
 )
 
@@ -68,8 +68,7 @@ class Launch:
             "TILES": tiles // key_heads,
             "D": d,
             "DV": dv,
-            "PAD_D": padded_width(d),
-            "PAD_DV": padded_width(dv),
+            **feature_tiles(d, dv),
             "ROWS": tile.rows,
             "KEYS": tile.keys,
             "TILES_PER_SLOT": tiles_per_slot(sites, tile.keys),
@@ -84,6 +83,12 @@ class Launch:
         }
         grid = row_tiles * ceil_div(cells, tile.members) * batch, tiles
         return cls(grid, sizes, constants)
+
+
+def feature_tiles(d: int, dv: int) -> dict[str, int]:
+    """The constants that say how features are tiled."""
+    (pad_d, rest_d), (pad_dv, rest_dv) = split_width(d), split_width(dv)
+    return {"PAD_D": pad_d, "REST_D": rest_d, "PAD_DV": pad_dv, "REST_DV": rest_dv}
 
 
 def _is_whole(sites: int, slots: int, cells: int, tile: Tile) -> bool:

@@ -149,6 +149,8 @@ def add_parts(
         key_heads,
         rows // batch,
         readers.parts,
+        PAD_D=padded_width(shape["D"]),
+        PAD_DV=padded_width(shape["DV"]),
         KEYS=keys,
         num_warps=4,
         enable_fp_fusion=True,

@@ -22,21 +22,31 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def load_rows(p_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of features, zeros in rows that are masked and beyond the width: (rows, BLOCK)."""
-    o_feature = tl.arange(0, BLOCK)
+def load_rows(p_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr = 0):
+    """Rows of features from FIRST on, zeros where masked and beyond the width: (rows, BLOCK)."""
+    o_feature = FIRST + tl.arange(0, BLOCK)
     m = m_row[:, None]
-    if WIDTH != BLOCK:
+    if WIDTH < FIRST + BLOCK:
         m = m & (o_feature < WIDTH)[None, :]
     return tl.load(p_rows[:, None] + o_feature[None, :], mask=m, other=0.0)
 
 
 @triton.jit
-def store_rows(p_rows, b_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_rest(p_rows, m_row, WIDTH: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """As `load_rows`; None where the first tile holds all features, which a BLOCK of 0 says."""
+    if BLOCK == 0:
+        return None
+    return load_rows(p_rows, m_row, WIDTH, BLOCK, FIRST)
+
+
+@triton.jit
+def store_rows(
+    p_rows, b_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr = 0
+):
     """The inverse of `load_rows`, in the dtype of the pointer."""
-    o_feature = tl.arange(0, BLOCK)
+    o_feature = FIRST + tl.arange(0, BLOCK)
     m = m_row[:, None]
-    if WIDTH != BLOCK:
+    if WIDTH < FIRST + BLOCK:
         m = m & (o_feature < WIDTH)[None, :]
     tl.store(p_rows[:, None] + o_feature[None, :], b_rows.to(p_rows.dtype.element_ty), mask=m)
 
@@ -172,12 +182,20 @@ def finite(b_rows):
 
 
 @triton.jit
-def logits(b_a, b_b, scale, b_bias, m_seen, FOLD: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits of the rows of a with the rows of b, in base 2; -inf where one is not seen.
+def products(b_a, b_b, b_a_rest, b_b_rest, PRECISION: tl.constexpr):
+    """Of the rows of a with the rows of b, whose last features may be apart; else None."""
+    b_s = tl.dot(b_a, tl.trans(b_b), input_precision=PRECISION)
+    if b_a_rest is not None:
+        b_s = tl.dot(b_a_rest, tl.trans(b_b_rest), b_s, input_precision=PRECISION)
+    return b_s
+
+
+@triton.jit
+def logits(b_s, scale, b_bias, m_seen, FOLD: tl.constexpr):
+    """Logits in base 2 of products of queries and keys; -inf where one is not seen.
 
     With FOLD there are no biases and the scale is positive: `weights` multiplies by it.
     """
-    b_s = tl.dot(b_a, tl.trans(b_b), input_precision=PRECISION)
     if not FOLD:
         b_s = b_s * scale + b_bias
     return tl.where(m_seen, b_s, float("-inf"))
@@ -237,25 +255,29 @@ class Problem:
 class Chip:
     """What the choice of a tile depends on besides.
 
-    hopper: whether the matrix units of four warps take operands from shared memory (data center
-    chips from Hopper on), which leaves registers for larger tiles. shared_kib: shared memory that
-    one program may have (CUDA C++ Programming Guide, table of compute capabilities; 64 KiB on the
-    AMD chips before gfx950).
+    generation: the major number of the compute capability; 0 for others than NVIDIA's. shared_kib:
+    shared memory that one program may have (CUDA C++ Programming Guide, table of compute
+    capabilities; 64 KiB on the AMD chips before gfx950).
     """
 
-    hopper: bool
+    generation: int
     shared_kib: int
 
     @classmethod
     def of(cls, device: torch.device) -> "Chip":
         if device.type == "cpu":
-            return cls(hopper=False, shared_kib=163)
+            return cls(generation=0, shared_kib=163)
         if torch.version.hip is not None:
-            return cls(hopper=False, shared_kib=64)
+            return cls(generation=0, shared_kib=64)
         capability = torch.cuda.get_device_capability(device)
-        if capability[0] in (9, 10):
-            return cls(hopper=True, shared_kib=227)
-        return cls(hopper=False, shared_kib=163 if capability in ((8, 0), (8, 7)) else 99)
+        shared_kib = {(8, 0): 163, (8, 7): 163}.get(capability, 99)
+        return cls(capability[0], 227 if capability[0] in (9, 10) else shared_kib)
+
+    @property
+    def hopper(self) -> bool:
+        """Whether the matrix units of four warps take operands from shared memory (data center
+        chips from Hopper on), which leaves registers for larger tiles."""
+        return self.generation in (9, 10)
 
     @property
     def is_small(self) -> bool:
@@ -313,7 +335,8 @@ def key_major_tile(problem: Problem) -> Tile:
         return Tile(16, _fit(problem.sites, 16, 16), 4, 1)
     key = _fit(problem.sites, 16, 64 if wide <= 128 else 32)
     if hopper and wide <= 128:  # four warps are one matrix instruction of 64 rows
-        return Tile(128, key, 8, 2) if wide > 64 and key == 64 else Tile(64, key, 4, 2)
+        large = problem.chip.generation == 9 and wide > 64 and key == 64
+        return Tile(128, key, 8, 2) if large else Tile(64, key, 4, 2)
     warps = 8 if key == 64 or (wide > 64 and key > 16) else 4
     return Tile(64 if wide <= 64 else 32, key, warps, 2)
 
@@ -330,6 +353,13 @@ def padded(count: int) -> int:
 def padded_width(count: int) -> int:
     """Features of a tile: a power of two that the matrix units take."""
     return max(padded(count), 16)
+
+
+def split_width(count: int) -> tuple[int, int]:
+    """Features of a first and of a second tile, where two powers of two are less than one."""
+    whole = padded_width(count)
+    rest = padded_width(count - whole // 2)
+    return (whole // 2, rest) if whole > 64 and whole // 2 + rest < whole else (whole, 0)
 
 
 def ceil_div(count: int, size: int) -> int:
