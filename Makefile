@@ -8,7 +8,7 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 WORKERS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow mutants lint docs bench gpu gpu-train clean
+.PHONY: demo test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
@@ -50,10 +50,28 @@ bench: $(VENV)/.installed
 	$(RUN) benchmarks/cpu_speed.py
 	$(RUN) benchmarks/cpu_memory.py
 
-# On a machine with a GPU, with the Python and packages that it has: nothing is installed.
-gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest -W default tests/gpu
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+# On a machine with a GPU, with the Python and packages that it has: nothing is installed. Each target
+# ends within nine minutes, leaves every result in the folder OUT, goes on where it was cut off, and
+# ends with a table. DRY=1 rehearses it without a GPU; PEERS is a folder that holds fastvideo_kernel.
+OUT ?= runs/gpu
+GPU_WORKERS ?= 12
+DRIED := $(if $(DRY),--dry)
+GPU_TESTS := OMP_NUM_THREADS=1 GPU_OUT=$(OUT) GPU_DRY=$(DRY) PYTHONPATH=. timeout
+gpu: gpu-test gpu-profile gpu-bench
+
+gpu-test:
+	-$(GPU_TESTS) 400 $(PYTHON) -m pytest -q -W default tests/gpu -m "not large_memory" \
+		$(if $(DRY),--collect-only,-n $(GPU_WORKERS))
+	-$(GPU_TESTS) 120 $(PYTHON) -m pytest -q -W default tests/gpu -m large_memory \
+		$(if $(DRY),--collect-only)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_tests.py --out $(OUT) $(DRIED)
+
+gpu-profile:
+	PYTHONPATH=. timeout 530 $(PYTHON) benchmarks/gpu_profile.py --out $(OUT) $(DRIED) --commit
+
+gpu-bench:
+	PYTHONPATH=. timeout 535 $(PYTHON) benchmarks/gpu.py --out $(OUT) $(DRIED) --limit-s 500 \
+		$(if $(PEERS),--peers $(PEERS)) --commit
 	PYTHONPATH=. $(PYTHON) benchmarks/tables.py
 
 # The flagship on a GPU, at 256x128 (`pip install filelock tyro` where they are missing). STEPS are to fit the time.

@@ -1,5 +1,6 @@
 """Compile kernel launches for a GPU that is not there, and read what they use of it."""
 
+import math
 import re
 import subprocess
 import tempfile
@@ -33,10 +34,16 @@ class Recorder:
 
     kernel: Any
     launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    programs: int = 0  # of all launches
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__.removesuffix("_kernel")
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*args: Any, **options: Any) -> None:
             self.launches.append((args, options))
+            self.programs += math.prod(grid)
 
         return launch
 
@@ -53,28 +60,37 @@ def compile_launch(
     kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capability: int
 ) -> Resources:
     """Compile as the just-in-time compiler would for these arguments, and read the binary."""
-    signature, constants, attributes = _specialize(kernel, args, options)
-    compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={k: v for k, v in options.items() if k in _OPTIONS},
-    )
-    registers, spilled = _usage(compiled.asm["cubin"])
+    compiled = compile_for(kernel, args, options, capability)
+    registers, spilled = registers_and_spills(compiled.asm["cubin"])
     text = compiled.asm["ptx"]
     matrix = "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "none"
     return Resources(registers, spilled, compiled.metadata.shared, matrix)
 
 
-def _specialize(
+def compile_for(
+    kernel: Any, args: tuple[Any, ...], options: dict[str, Any], chip: int | str
+) -> Any:
+    """Compile for a compute capability, or for an AMD chip by its name."""
+    amd = isinstance(chip, str)
+    return triton.compile(
+        ASTSource(kernel, *specialize(kernel, args, options)),
+        target=GPUTarget("hip", chip, 64) if amd else GPUTarget("cuda", chip, 32),
+        options={k: v for k, v in options.items() if k in _OPTIONS},
+    )
+
+
+def specialize(
     kernel: Any, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any]]:
+    """What a compiled kernel depends on: types, constants, and what is divisible by 16."""
     values = dict(zip(kernel.arg_names, args))
     values |= {k: v for k, v in options.items() if k not in _OPTIONS}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         value = values[name]
         constexpr = kernel.params[index].is_constexpr
-        if constexpr or value is None or (type(value) is int and value == 1):
+        fixed = not kernel.params[index].do_not_specialize
+        if constexpr or value is None or (fixed and type(value) is int and value == 1):
             signature[name], constants[(index,)] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
@@ -83,12 +99,12 @@ def _specialize(
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if fixed and value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes that each thread spills to local memory."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

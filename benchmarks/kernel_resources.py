@@ -7,6 +7,11 @@ these arguments, and the binaries are read. Writes `results/kernel_resources.jso
 Columns: registers of a thread (of 255), bytes that a thread spills (its stack and local memory),
 shared memory of a program in KiB, the matrix instruction (wgmma on sm_90, mma elsewhere; float32
 products are exact by default and use none), and the tile.
+
+And `results/kernel_instructions.json` and `.md`, for sm_90: cycles that each unit of a sub-core
+needs for one warp to run a loop of a kernel once (`instructions`), `issue` being the number of
+instructions; `once` is what stands outside of loops. A test compares: a change that adds to a loop
+is seen.
 """
 
 import argparse
@@ -21,9 +26,11 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import instructions
+import measure
 import torch
 import triton
-from ahead_of_time import SHARED_LIMIT, Recorder, compile_launch
+from ahead_of_time import SHARED_LIMIT, Recorder, compile_for, compile_launch
 from torch import Tensor
 
 import ndgpa
@@ -99,23 +106,54 @@ def rows(shape: Shape, capability: int, only: Container[str] | None = None) -> I
         )
 
 
+INSTRUCTIONS_OF = ("pivot 64", "video 49,152")
+
+
+def instruction_rows(
+    shape: Shape, only: Container[str] | None = None
+) -> Iterator[dict[str, str | int]]:
+    """What each kernel (of those in `only`) runs once, and in each of its loops in their order."""
+    for kernel, args, options in launches(shape, 90):
+        name = kernel.__name__.removesuffix("_kernel")
+        if only is not None and name not in only:
+            continue
+        found = instructions.program(compile_for(kernel, args, options, 90).asm["cubin"])
+        parts = {"once": found.once} | {
+            f"loop {i}": loop.instructions for i, loop in enumerate(found.loops)
+        }
+        for part, text in parts.items():
+            counts = {unit: round(c) for unit, c in instructions.cycles(text).items()}
+            yield {"shape": shape.name, "kernel": name, "part": part, **counts}
+
+
 def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
     """Every kernel launch of selection, forward and backward."""
-    return record(lambda: (_selection(shape), _attention(shape)), capability)
+    return record(lambda: run(shape), capability)
+
+
+def run(shape: Shape) -> None:
+    """Selection, forward and backward, as the public calls launch them."""
+    _selection(shape)
+    _attention(shape)
 
 
 def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
     """Kernel, arguments and options of the first launch of each kernel in a run without data."""
-    recorders: dict[str, Recorder] = {}
+    return [(r.kernel, *r.launches[0]) for r in recorders(run, capability)]
+
+
+def recorders(run: Callable[[], Any], capability: int) -> list[Recorder]:
+    """Each kernel that a run without data launches, with its launches."""
+    found: dict[str, Recorder] = {}
     with ExitStack() as stack:
         chip = (capability // 10, 0)
         stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=chip))
         for module in kernel_modules():
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
-                recorder = recorders.setdefault(name, Recorder(getattr(module, name)))
+                recorder = found.setdefault(name, Recorder(getattr(module, name)))
                 stack.enter_context(mock.patch.object(module, name, recorder))
         run()
-    return [(r.kernel, *r.launches[0]) for r in recorders.values() if r.launches]
+    return [r for r in found.values() if r.launches]
 
 
 def kernel_modules() -> list[ModuleType]:
@@ -144,6 +182,7 @@ def _attention(shape: Shape) -> None:
         query_time=None,
         key_time=None,
         scale=0.125,
+        even=True,
     )
     run_attention(given, x, by_row, norm)
 
@@ -169,17 +208,18 @@ def run_attention(
 
 
 def _selection(shape: Shape) -> None:
+    """Means in two parts where features have 16 bit, as the public call makes them."""
     x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
     blocks = meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
-    coarse = meta(1, 64, shape.blocks, shape.width)
-    triton_means.sum_blocks(x, None, blocks, coarse)
-    per_cell = shape.blocks // shape.cells
+    parts, dtype = ((), torch.float32) if shape.dtype.itemsize == 4 else ((2,), torch.bfloat16)
+    coarse = meta(1, 64, shape.blocks, *parts, shape.width, dtype=dtype)
+    triton_means.sum_blocks(x, None, blocks, coarse, even=True)
     cells = CoarseCells(
-        query=meta(1, 64, shape.cells, per_cell, shape.width),
+        query=coarse.unflatten(2, (shape.cells, -1)),
         key=coarse,
         bias=None,
         log_size=None,
-        weight=meta(1, shape.cells, per_cell),
+        weight=meta(1, shape.cells, shape.blocks // shape.cells),
         cell_group=None,
         key_group=None,
         cell_time=None,
@@ -206,6 +246,10 @@ def main() -> None:
     head = f"Compiled ahead of time by Triton {triton.__version__}; no GPU was used.\n\n"
     (RESULTS / "kernel_resources.md").write_text(head + table(found) + "\n")
     print(table(found))
+    shapes = [shape for shape in SHAPES if shape.name in INSTRUCTIONS_OF]
+    counted = [row for shape in shapes for row in instruction_rows(shape)]
+    question = "What does each kernel run on sm_90, in cycles of each unit for one warp?"
+    measure.write("kernel_instructions", question, counted, triton=triton.__version__)
 
 
 if __name__ == "__main__":

@@ -74,12 +74,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, question: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write results/NAME.json and results/NAME.md; an interrupted write leaves the old files."""
-    about = machine()
-    RESULTS.mkdir(exist_ok=True)
+def write(
+    name: str, question: str, rows: list[dict[str, Any]], *, folder: Path | None = None, **more: Any
+) -> None:
+    """Write NAME.json and NAME.md to `results`; an interrupted write leaves the old files."""
+    about, folder = machine(), folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"question": question, "machine": about, **more, "rows": rows}
-    _replace(RESULTS / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    _replace(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [
         f"{question}\n",
@@ -88,7 +90,7 @@ def write(name: str, question: str, rows: list[dict[str, Any]], **more: Any) -> 
         "|" + "---|" * len(columns),
         *("| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows),
     ]
-    _replace(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+    _replace(folder / f"{name}.md", "\n".join(lines) + "\n")
 
 
 def _cell(value: Any) -> str:

@@ -135,7 +135,7 @@ def gpus() -> str:
 
 
 def _is_gpu(result: dict[str, Any]) -> bool:
-    return "gpu" in result and any(row["who"] == "gpa" for row in result["rows"])
+    return "gpu" in result and any(row.get("who") == "gpa" for row in result["rows"])
 
 
 def gpu(result: dict[str, Any]) -> str:
@@ -144,14 +144,17 @@ def gpu(result: dict[str, Any]) -> str:
         f"{result['gpu']}, torch {result['machine']['torch']}; forward and backward, medians. "
         "FlexAttention reads the same blocks, its selection and layout not in the time.",
         "",
-        "| case | GPA | of it selection | dense | times faster | FlexAttention | times faster |",
-        "|---|---|---|---|---|---|---|",
+        "| case | lists | GPA | of it selection | dense | times faster | FlexAttention "
+        "| times faster |",
+        "|---" * 8 + "|",
     ]
-    for case in dict.fromkeys(row["case"] for row in result["rows"]):
+    compared = [row for row in result["rows"] if not row["who"].startswith("dense")]
+    for case, lists in dict.fromkeys((row["case"], row["lists"]) for row in compared):
         times = {
             (row["who"], row["phase"]): row["ms"]
             for row in result["rows"]
             if row["case"] == case and "ms" in row
+            if row["lists"] == lists or row["who"].startswith("dense")
         }
         ours = times.get(("gpa", "forward+backward"))
         attend = times.get(("attend", "forward+backward"))
@@ -162,7 +165,7 @@ def gpu(result: dict[str, Any]) -> str:
             if who.startswith("dense") and phase == "forward+backward"
         ]
         dense = min(rivals, default=None)
-        cells = [case, _time(ours), _time(times.get(("select", "forward"))), _time(dense)]
+        cells = [case, lists, _time(ours), _time(times.get(("select", "forward"))), _time(dense)]
         cells += [_ratio(_over(dense, ours)), _time(flex), _ratio(_over(flex, attend))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

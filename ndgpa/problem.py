@@ -32,6 +32,8 @@ class Selection:
             for each head.
         bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
             can flow through it.
+        full: Promise that no slot is empty, so kernels need not look. An empty slot then reads
+            block 0.
 
     Raises:
         TypeError, ValueError: A tensor has the wrong dtype or shape.
@@ -39,6 +41,7 @@ class Selection:
 
     blocks: Int[Tensor, "b hs C K"]
     bias: Float[Tensor, "b hs C K"] | None = None
+    full: bool = False
 
     def __post_init__(self) -> None:
         _check_selection_fields(self.blocks, self.bias)
@@ -115,6 +118,12 @@ class Problem:
             key_mask,
             query_mask,
         )
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether every cell may read every key block."""
+        grouped = self.structure.group is not None and self.key_structure.group is not None
+        return not self.causal and self.key_mask is None and not grouped
 
     @property
     def without_tokens(self) -> "Problem":

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import BFloat16, Bool, Float
 from torch import Tensor
 
 from ndgpa.problem import Problem, dot_form
 from ndgpa.structures.base import SpatialStructure
-from ndgpa.structures.means import seen_means
+from ndgpa.structures.means import means_in_two, seen_counts, seen_means
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,33 @@ def coarse_level(problem: Problem) -> Coarse:
     return Coarse(query, key, bias, seen, log_size, weight, scale)
 
 
+def takes_two_parts(problem: Problem) -> bool:
+    """Whether `coarse_in_two` serves: features of 16 bit, and nothing that needs whole means."""
+    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in (problem.query, problem.key))
+    return narrow and problem.affinity == "dot" and problem.key_means is None
+
+
+def coarse_in_two(
+    problem: Problem,
+) -> tuple[Coarse, BFloat16[Tensor, "b h C P 2 d"], Float[Tensor, "#b C P"]]:
+    """Take the means in two parts of bfloat16, those of queries cell by cell, in one pass.
+
+    Features of 16 bit are exact to 2^-9 or 2^-12, these means and their products to 2^-17. They
+    carry no gradient.
+    """
+    structure, keys = problem.structure, problem.key_structure
+    places = structure.cell_sites.unflatten(1, (structure.blocks_per_cell, -1))
+    query = means_in_two(
+        problem.query.detach(), _voters(problem), places.flatten(0, 1), structure.is_even
+    ).unflatten(2, places.shape[:2])
+    key = means_in_two(problem.key.detach(), problem.key_mask, keys.blocks, keys.is_even)
+    weight = seen_counts(structure, problem.query, _voters(problem))
+    seen = seen_counts(keys, problem.key, problem.key_mask)
+    log_size = seen.log() if problem.key_mask is not None or not keys.is_even else None
+    coarse = Coarse(query, key, None, seen, log_size, weight, problem.scale)
+    return coarse, query, weight_by_cell(coarse, structure)
+
+
 def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Tensor, "#b B_k"]]:
     """The means of the key blocks and their seen sites; known means are taken as they are."""
     if problem.key_means is None:
@@ -65,6 +93,11 @@ def by_cell(
 ) -> tuple[Float[Tensor, "b h C P d"], Float[Tensor, "#b C P"]]:
     """The coarse queries of each cell and what they weigh; zeros in the empty places."""
     cells, empty = structure.cells.clamp(min=0), structure.cells < 0
-    weight = coarse.weight[:, cells].masked_fill(empty, 0)
     query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
-    return query, weight.to(query.dtype)
+    return query, weight_by_cell(coarse, structure).to(query.dtype)
+
+
+def weight_by_cell(coarse: Coarse, structure: SpatialStructure) -> Float[Tensor, "#b C P"]:
+    """What the coarse queries of each cell weigh; 0 in the empty places."""
+    weight = coarse.weight[:, structure.cells.clamp(min=0)]
+    return weight.masked_fill(structure.cells < 0, 0)

@@ -26,8 +26,8 @@ class CoarseCells:
     or no time.
     """
 
-    query: Tensor  # (b, h, C, P, d)
-    key: Tensor  # (b, hk, B, d)
+    query: Tensor  # (b, h, C, P, d); in kernels perhaps in two parts, (b, h, C, P, 2, d) bfloat16
+    key: Tensor  # (b, hk, B, d), or (b, hk, B, 2, d)
     bias: Tensor | None  # (b, hk, B), added to the logits of each key block
     log_size: Tensor | None  # (b, B), logarithm of the seen sites of a block, -inf for none
     weight: Tensor  # (b, C, P), sites of each query block, 0 for an empty place

@@ -1,5 +1,6 @@
 """The most relevant key blocks of each cell, as one operator."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ndgpa._flops import count_products
 from ndgpa._ops import fold_into_batch, has_triton
 from ndgpa.problem import Problem
 from ndgpa.selection.base import Rule
-from ndgpa.selection.coarse import by_cell, coarse_level
+from ndgpa.selection.coarse import by_cell, coarse_in_two, coarse_level, takes_two_parts
 from ndgpa.selection.forced import always_read
 from ndgpa.selection.ranking import ranked, top_k_lowest_id
 from ndgpa.selection.relevance import (
@@ -21,6 +22,7 @@ from ndgpa.selection.relevance import (
     selection_heads,
 )
 from ndgpa.selection.slots import ascending, without_blocks
+from ndgpa.structures.means import whole
 
 # Features of a head that the kernels take.
 WIDEST = 256
@@ -53,8 +55,12 @@ def most_relevant(
     """
     structure, key_structure = problem.structure, problem.key_structure
     batch, heads = problem.query.shape[:2]
-    coarse = coarse_level(problem)
-    query, weight = by_cell(coarse, structure)
+    in_kernels = counts is None and p is None and has_triton(problem.query)
+    if in_kernels and problem.query.shape[-1] <= WIDEST and takes_two_parts(problem):
+        coarse, query, weight = coarse_in_two(problem)
+    else:
+        coarse = coarse_level(problem)
+        query, weight = by_cell(coarse, structure)
     return select_top_k(
         query=query.detach(),
         key=coarse.key.detach(),
@@ -79,8 +85,8 @@ def most_relevant(
 # One opaque operator, so that a compiled graph does not unroll the tiles.
 @torch.library.custom_op("ndgpa::select_top_k", mutates_args=())
 def select_top_k(
-    query: Tensor,  # (b, h, C, P, d)
-    key: Tensor,  # (b, hk, B, d)
+    query: Tensor,  # (b, h, C, P, d), or in two parts (b, h, C, P, 2, d) bfloat16
+    key: Tensor,  # (b, hk, B, d), or (b, hk, B, 2, d)
     bias: Tensor | None,  # (b, hk, B)
     log_size: Tensor | None,  # (b, B)
     weight: Tensor,  # (b, C, P)
@@ -110,7 +116,7 @@ def select_top_k(
         key_time=key_time,
         scale=scale,
     )
-    narrow = query.dtype == torch.float32 and query.shape[-1] <= WIDEST
+    narrow = query.dtype != torch.float64 and query.shape[-1] <= WIDEST
     if counts is None and p is None and narrow and has_triton(query):
         return select_in_triton(cells, forced, k, relevance, share)
     return select_in_torch(cells, forced, k, relevance, share, counts, p, at_least)
@@ -127,6 +133,7 @@ def select_in_torch(
     at_least: int = 1,
 ) -> Tensor:
     (batch, heads, num_cells), (key_heads, num_blocks) = of.query.shape[:3], of.key.shape[1:3]
+    of = replace(of, query=whole(of.query), key=whole(of.key))
     count = selection_heads(share, heads, key_heads)
     width = _width(k, num_blocks, forced)
     out = of.query.new_empty(batch * count, num_cells, width, dtype=torch.int32)
@@ -205,6 +212,6 @@ def _(
     **__: Any,
 ) -> int:
     """The coarse logits; of sums over the queries of a cell where only those are wanted."""
-    batch, heads, cells, places, width = query
+    (batch, heads, cells, places), width = query[:4], query[-1]
     rows = heads * places if relevance == "mass" else heads if share == "head" else key[1]
     return 2 * batch * rows * cells * key[2] * width

@@ -1,6 +1,6 @@
 """A hard rule with a gradient: the forward is the rule's own, bit for bit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule, check_rules
@@ -36,7 +36,7 @@ class StraightThrough(Rule):
         slot = soft.gather(-1, hard.blocks.clamp(min=0).long())
         slot = slot.masked_fill((hard.blocks < 0) | slot.isneginf(), 0)
         bias = slot - slot.detach()
-        return Selection(hard.blocks, bias if hard.bias is None else hard.bias + bias)
+        return replace(hard, bias=bias if hard.bias is None else hard.bias + bias)
 
 
 def _share(count: int, problem: Problem) -> Share:

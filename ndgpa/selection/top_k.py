@@ -43,4 +43,7 @@ class TopK(Rule):
         check_force(self.force)
 
     def select(self, problem: Problem) -> Selection:
-        return Selection(most_relevant(problem, self.k, self.relevance, self.share, self.force))
+        return Selection(
+            most_relevant(problem, self.k, self.relevance, self.share, self.force),
+            full=self.force is None and problem.shows_all,
+        )

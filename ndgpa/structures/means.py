@@ -24,10 +24,19 @@ def seen_means(
     Returns:
         The means and the number of seen sites, in float32 or wider.
     """
-    count = structure.block_sizes.to(wide(x))[None]
-    if seen is not None:
-        count = structure.block_sums(seen[..., None].to(wide(x)))[..., 0]
+    count = seen_counts(structure, x, seen)
     return seen_sums(structure, x, seen) / count.clamp(min=1)[:, None, :, None], count
+
+
+def seen_counts(
+    structure: SpatialStructure,
+    x: Float[Tensor, "b h n d"],
+    seen: Bool[Tensor, "b n"] | None = None,
+) -> Float[Tensor, "#b B"]:
+    """Count the seen sites of each block, in float32 or the dtype of x if that is wider."""
+    if seen is None:
+        return structure.block_sizes.to(wide(x))[None]
+    return structure.block_sums(seen[..., None].to(wide(x)))[..., 0]
 
 
 def row_means(
@@ -54,6 +63,48 @@ def seen_sums(
     if seen is not None:
         x = x.masked_fill(~seen[:, None, :, None], 0)
     return structure.block_sums(x)
+
+
+def in_two(means: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 2 d"]:
+    """Split float32 means into two parts of bfloat16 whose sum they are to 2^-17: high and low.
+
+    Matrix units multiply the parts at the rate of 16 bit: of four products three are enough.
+    """
+    high = means.bfloat16()
+    return torch.stack([high, (means - high.float()).bfloat16()], dim=-2)
+
+
+def whole(means: Tensor) -> Tensor:
+    """Undo `in_two`; means in one part stay as they are."""
+    return means.float().sum(dim=-2) if means.dtype == torch.bfloat16 else means
+
+
+@torch.library.custom_op("ndgpa::means_in_two", mutates_args=())
+def means_in_two(
+    x: Tensor,  # (b, h, n, d) of 16 bit
+    seen: Tensor | None,  # (b, n) bool
+    rows: Tensor,  # (B, R) int64, -1 for an empty place
+    even: bool,  # there is none
+) -> Tensor:  # (b, h, B, 2, d) bfloat16
+    """Average the features over the seen sites of each row, as `in_two`; no derivative."""
+    from ndgpa.structures.triton_means import sum_blocks
+
+    out = _empty_in_two(x, rows)
+    seen = None if seen is None else seen.contiguous()
+    sum_blocks(x if x.stride(3) == 1 else x.contiguous(), seen, rows.contiguous(), out, even)
+    return out
+
+
+@means_in_two.register_fake
+def _(x: Tensor, seen: Tensor | None, rows: Tensor, even: bool) -> Tensor:
+    return _empty_in_two(x, rows)
+
+
+def _empty_in_two(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:2], rows.shape[0], 2, x.shape[3], dtype=torch.bfloat16)
+
+
+means_in_two.register_vmap(fold_into_batch(means_in_two, batched=2))
 
 
 @torch.library.custom_op("ndgpa::block_sums", mutates_args=())

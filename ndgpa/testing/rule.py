@@ -35,6 +35,8 @@ class RuleContract:
         problem, selection = _answer(self, data)
         batch, heads, cells, _ = selection.blocks.shape
         assert selection.blocks.dtype == torch.int32
+        if selection.full:
+            assert (selection.blocks >= 0).all()
         assert batch == problem.query.shape[0]
         assert heads in (1, problem.key.shape[1], problem.query.shape[1])
         assert cells == problem.structure.num_cells

@@ -9,7 +9,7 @@ from ndgpa import Clusters, Grid, Image, Selection, Video
 from ndgpa.attention import pick
 from ndgpa.attention.triton.ops import attend_triton, fused
 from ndgpa.selection.select_blocks import select_top_k
-from ndgpa.structures.means import block_sums
+from ndgpa.structures.means import block_sums, means_in_two, whole
 from tests.kernels.kernel_problems import (
     attention,
     error,
@@ -113,6 +113,31 @@ def test_the_blocks_are_those_of_the_torch_formula(space, relevance, share, caus
     exact = [x.cpu().double() for x in (query, key)]
     exact = ndgpa.select(*exact, space, rule, causal=causal).blocks
     assert (ours.cpu() == exact).float().mean() > 0.995
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("space", SPACES)
+def test_means_in_two_parts_select_what_float64_does(space, dtype):
+    space = SPACES[space]()
+    query, key, _ = _inputs(space, dtype, heads=2, width=64)
+    ours = ndgpa.select(query, key, space, 5).blocks
+    exact = ndgpa.select(query.cpu().double(), key.cpu().double(), space, 5).blocks
+    assert (ours.cpu() == exact).float().mean() > 0.995
+    parts = means_in_two(query, None, space.to("cuda").blocks, space.is_even)
+    means = space.downsample(query.cpu().double())
+    assert ((whole(parts).cpu().double() - means).abs() <= 2**-16 * means.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_cell_of_one_query_selects_what_the_torch_formula_does(scale, forced):
+    """Weights of large inputs are 0, and equals."""
+    space = Image((128, 64), 8, 1)
+    query, key, _ = _inputs(space, torch.float32, heads=4, width=40)
+    rule = ndgpa.TopK(9, force=ndgpa.Own() if forced else None)
+    ours = ndgpa.select(scale * query, scale * key, space, rule).blocks
+    exact = ndgpa.select((scale * query).cpu(), (scale * key).cpu(), space, rule).blocks
+    assert (ours.cpu() == exact).float().mean() > 0.98
 
 
 def test_of_equals_the_lowest_ids_are_taken():
@@ -231,6 +256,7 @@ def test_masked_keys_are_never_read(data):
     assert all(torch.equal(dirty[name], x) for name, x in clean.items())
 
 
+@pytest.mark.large_memory
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.mem_get_info()[1] < 60 << 30, reason="takes 50 GB"
 )
@@ -250,6 +276,7 @@ def test_offsets_beyond_31_bits_do_not_wrap():
     assert torch.equal(whole_grad[-1:], grad)
 
 
+@pytest.mark.large_memory
 def test_memory_of_forward_and_backward():
     """At most 1.5 times the inputs, outputs and gradients, at the paper's pivot."""
     space = SPACES["pivot"]()

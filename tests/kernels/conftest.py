@@ -1,13 +1,14 @@
 """Kernels in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/kernels`, a process of its own.
 
 Triton reads the variable when it is imported, and kernels made for the interpreter compile nothing,
-so these tests cannot share a process with those that compile; without the variable they are left
-out. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not survive, so
-it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
+so these tests share no process with those that compile: `test_compiled.py`, which runs without
+the variable. The shape hook of jaxtyping wraps functions, which Triton's own rewriting does not
+survive, so it stays off here. Examples are few (HYPOTHESIS_PROFILE=sweep draws more), for a kernel
 takes seconds in the interpreter, and shrinking one would take hours.
 """
 
 import os
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -30,8 +31,10 @@ if INTERPRETED:
     np.seterr(all="ignore")  # a GPU does not warn of an infinity either
 
 
-def pytest_ignore_collect() -> bool | None:
-    return None if INTERPRETED else True
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what is compiled where the interpreter runs, and all else where it does not."""
+    compiled = collection_path.name == "test_compiled.py"
+    return True if compiled == INTERPRETED and collection_path.is_file() else None
 
 
 def _in_order(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -46,11 +49,18 @@ def _in_order(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
     return total
 
 
+def _numbers(x) -> np.ndarray:
+    """The numbers of a tile; the interpreter holds bfloat16 as its bits."""
+    if x.dtype.scalar.name != "bf16":
+        return x.data
+    return (x.data.astype(np.uint32) << 16).view(np.float32)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _order_of_sums() -> None:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def create_dot(self, a, b, d, *options):
-        return TensorHandle(_in_order(a.data, b.data, d.data), d.dtype.scalar)
+        return TensorHandle(_in_order(_numbers(a), _numbers(b), d.data), d.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot

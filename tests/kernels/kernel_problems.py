@@ -32,6 +32,10 @@ class Attention:
     key_sites: Tensor | None = None
 
     @property
+    def full(self) -> bool:
+        return not self.blocks.is_meta and bool((self.blocks >= 0).all())
+
+    @property
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
 
@@ -65,7 +69,7 @@ class Attention:
         ]
         out, lse = backend(
             *features,
-            Selection(self.blocks, biases[0]),
+            Selection(self.blocks, biases[0], full=self.full),
             self.structure,
             self.key_structure,
             scale=self.scale,
@@ -207,6 +211,7 @@ def problems(draw, scale: float = 1.0) -> Attention:
         causal=draw(st.booleans()),
         scale=scale,
         bias=draw(st.sampled_from([1.0, 100.0])),
+        full=draw(st.booleans()),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -226,6 +231,7 @@ def attention(
     causal=False,
     scale=1.0,
     bias=1.0,
+    full=False,
     seed=0,
 ) -> Attention:
     key_structure = structure if key_structure is None else key_structure
@@ -238,7 +244,7 @@ def attention(
     shape = (batch, selection_heads, structure.num_cells)
     order = torch.rand((*shape, count), generator=g).argsort(dim=-1)
     blocks = order[..., : min(slots, count)].int()
-    empty = torch.rand(blocks.shape, generator=g) < 0.15
+    empty = torch.rand(blocks.shape, generator=g) < (0 if full else 0.15)
     key_bias = None
     if keyed:
         hidden = torch.rand((batch, key_heads, n_k), generator=g) < 0.2

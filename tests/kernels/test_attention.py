@@ -65,7 +65,9 @@ def test_selections_of_many_tiles_of_keys(sites, slots):
     within_budget(problem, torch.float32)
 
 
-@pytest.mark.parametrize(("width", "value_width"), [(1, 1), (64, 5), (160, 64), (256, 256)])
+@pytest.mark.parametrize(
+    ("width", "value_width"), [(1, 1), (64, 5), (160, 64), (96, 130), (256, 256)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_heads_of_any_width(width, value_width, dtype):
     problem = attention(Grid((5, 4), 2, 2), heads=1, width=width, value_width=value_width)

@@ -36,7 +36,10 @@ def test_every_reader_stands_in_one_segment_of_its_block(data):
         for block, first, end, part in table.segments[row].tolist():
             if block >= 0:
                 assert end - first <= longest
-                readers = table.cells[row, first:end].tolist()
+                readers = table.cells[row, first:end]
+                if table.heads is not None:
+                    readers = readers + table.heads[row, first:end] * cells
+                readers = readers.tolist()
                 found[block] += list(zip(readers, table.biases[row, first:end].tolist()))
                 parts[block].append(part)
         assert sorted(found) == list(range(num_blocks))

@@ -8,7 +8,7 @@ import torch
 import ndgpa
 from ndgpa import Grid, Selection
 from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
-from ndgpa.structures.means import block_sums
+from ndgpa.structures.means import block_sums, means_in_two
 from tests.kernels.kernel_problems import attention, reference, triton
 
 
@@ -49,6 +49,7 @@ def test_operators_keep_the_rules_of_the_library(form):
     x = torch.randn(1, 2, 10, 4, requires_grad=True)
     structure = problem.structure
     torch.library.opcheck(block_sums, (x, None, structure.blocks, structure.block_of_site))
+    torch.library.opcheck(means_in_two, (x.detach().half(), None, structure.blocks, False))
 
 
 @pytest.mark.parametrize("form", FORMS)

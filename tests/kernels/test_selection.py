@@ -10,7 +10,7 @@ from ndgpa import Clusters, Grid
 from ndgpa.selection import select_blocks
 from ndgpa.selection.relevance import CoarseCells
 from ndgpa.structures import means
-from ndgpa.structures.means import block_sums
+from ndgpa.structures.means import block_sums, in_two, means_in_two, whole
 from tests.kernels.kernel_problems import structures
 
 MORE = settings(max_examples=5 * settings().max_examples)
@@ -105,7 +105,8 @@ def _top_k(scores, k):
     from ndgpa.selection import triton_top_k
 
     out = torch.empty(*scores.shape[:1], k, dtype=torch.int32)
-    triton_top_k.top_k(scores, out)
+    groups = torch.nn.functional.pad(scores, (0, -scores.shape[1] % 16), value=-torch.inf)
+    triton_top_k.top_k(scores, out, groups.unflatten(1, (-1, 16)).amax(dim=2))
     return out
 
 
@@ -113,7 +114,7 @@ def _top_k(scores, k):
 def test_of_equals_the_lowest_ids_are_taken(longest, monkeypatch):
     from ndgpa.selection import triton_top_k
 
-    monkeypatch.setattr(triton_top_k, "LONGEST_ROW", longest)
+    monkeypatch.setattr(triton_top_k, "MOST_HELD", longest)
     inf = torch.inf
     scores = torch.tensor(
         [
@@ -128,11 +129,22 @@ def test_of_equals_the_lowest_ids_are_taken(longest, monkeypatch):
     assert _top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
 
 
+def test_of_equals_in_many_groups_the_lowest_ids_are_taken():
+    """The best groups are found first; a tie between groups goes to the lower."""
+    scores = torch.zeros(3, 400)
+    scores[0, [399, 37, 200, 201]] = torch.tensor([2.0, 1.0, 1.0, 1.0])
+    scores[1, 100:] = 1.0
+    scores[2] = -torch.inf
+    scores[2, 300] = -5.0
+    wanted = [[37, 200, 399], [100, 101, 102], [300, -1, -1]]
+    assert _top_k(scores, 3).tolist() == wanted
+
+
 @MORE
 @given(st.data())
 def test_top_k_is_the_front_of_a_stable_sort(data):
-    rows, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 200))
-    k = data.draw(st.integers(1, blocks))
+    rows, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 300))
+    k = data.draw(st.integers(1, min(blocks, data.draw(st.sampled_from([3, 300])))))
     g = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     scores = torch.randn(rows, blocks, generator=g)
     if data.draw(st.booleans()):
@@ -220,3 +232,164 @@ def test_groups_and_grids_through_the_public_rule(monkeypatch):
             )
             found = ndgpa.select(q, k, structure, rule, **options)
         assert torch.equal(found.blocks, wanted.blocks)
+
+
+def _falling(steps, d=1):
+    """A problem of one query whose logits are -40 times these."""
+    key = -40.0 * torch.tensor(steps).float()[None, None, :, None]
+    return coarse(torch.ones(1, 1, 1, 1, d), key, torch.ones(1, 1, 1), k=5)
+
+
+def test_a_cell_of_one_query_needs_no_log_sum_exp(monkeypatch):
+    from ndgpa.selection import triton_top_k
+
+    monkeypatch.setattr(triton_top_k, "write_log_sum_exp", None)
+    g = torch.Generator().manual_seed(7)
+    query, key = torch.randn(1, 2, 5, 1, 8, generator=g), torch.randn(1, 2, 40, 8, generator=g)
+    problem = coarse(query, key, torch.ones(1, 5, 1), k=4)
+    assert torch.equal(in_triton(**problem), select_blocks.select_top_k(**problem))
+
+
+@pytest.mark.parametrize(
+    ("steps", "forced", "wanted"),
+    [
+        ([9, 8, 0, 7, 1, 6, 2, 5, 3], [], [0, 1, 2, 4, 6]),  # exp(-120) is 0
+        ([9, 8, 0, 7, 1, 6, 2, 5, 3], [2], [0, 1, 3, 4, 6]),  # what is read anyway counts
+        ([2, 0, 1, 0, 2, 1, 9, 9, 9], [], [0, 1, 2, 3, 5]),
+        ([9, 8, 0, 7, -torch.inf, 6, 2, 5, 3], [], [0, 1, 2, 3, 4]),  # no softmax at all
+        ([9, 8, torch.nan, 7, 1, 6, 2, 5, 3], [8], [0, 1, 2, 3, 4]),
+    ],
+)
+def test_weights_of_one_query_that_are_0_are_equals(steps, forced, wanted):
+    problem = _falling(steps)
+    if forced:
+        problem["forced"] = torch.tensor(forced)[None, None, None]
+        wanted = sorted(wanted + forced)
+    assert in_triton(**problem)[0, 0, 0].tolist() == wanted
+    assert select_blocks.select_top_k(**problem)[0, 0, 0].tolist() == wanted
+
+
+def test_a_cell_of_one_query_without_sites_takes_the_lowest_ids():
+    problem = _falling([3, 2, 1, 0, 1, 2, 3]) | {"weight": torch.zeros(1, 1, 1), "k": 2}
+    assert in_triton(**problem)[0, 0, 0].tolist() == [0, 1]
+    assert select_blocks.select_top_k(**problem)[0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@given(data=st.data())
+def test_means_in_two_parts_are_the_means(dtype, data):
+    """To 2^-17 on a GPU; the interpreter cuts bits off where a GPU rounds."""
+    structure = data.draw(structures())
+    masked = data.draw(st.booleans())
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    x = torch.randn(2, structure.num_sites, 2, 20, generator=g).to(dtype).transpose(1, 2)
+    seen = torch.rand(2, structure.num_sites, generator=g) < 0.7 if masked else None
+    exact, _ = means.seen_means(structure, x.double(), seen)
+    if masked:
+        x = x.masked_fill(~seen[:, None, :, None], torch.nan)
+    parts = means_in_two(x, seen, structure.blocks, structure.is_even)
+    assert parts.dtype == torch.bfloat16
+    assert parts.shape == (*exact.shape[:3], 2, 20)
+    assert ((whole(parts).double() - exact).abs() <= 2**-15 * exact.abs() + 1e-6).all()
+
+
+def test_two_parts_are_split_as_the_formula_splits_them():
+    g = torch.Generator().manual_seed(8)
+    x = torch.randn(1, 2, 48, 20, generator=g).bfloat16()
+    parts = means_in_two(x, None, torch.arange(48)[:, None], True)
+    assert torch.equal(parts, in_two(x.float()))
+    assert (parts[..., 1, :] == 0).all()
+
+
+def _scores(query, key, weight):
+    """Relevance of one head as the kernels write it."""
+    from ndgpa.selection import triton_lse, triton_relevance
+
+    of = CoarseCells(query, key, None, None, weight, None, None, None, None, 0.4)
+    lse = torch.empty(query.shape[:4])
+    out = torch.empty(1, query.shape[2], key.shape[2])
+    largest = torch.empty(1, query.shape[2], -(-key.shape[2] // 16))
+    triton_lse.write_log_sum_exp(lse, of, 1)
+    triton_relevance.write_relevance(out, largest, of, lse, "mass", 0, 0, 1)
+    return out[0], largest[0]
+
+
+@pytest.mark.parametrize("scale", [1, 4, 16])
+def test_relevance_is_within_the_float64_budget(scale):
+    """Of float32 means twice the error of float32 torch, and a rounding of the largest product.
+
+    Of two parts 2^-15 of the largest product, as the interpreter cuts them.
+    """
+    g = torch.Generator().manual_seed(9)
+    query = scale * torch.randn(1, 1, 6, 4, 20, generator=g)
+    key = torch.randn(1, 1, 100, 20, generator=g)
+    weight = torch.randint(0, 4, (1, 6, 4), generator=g).float()
+
+    def formula(q, k):
+        logits = 0.4 * q[0, 0] @ k[0, 0].T
+        return (logits.softmax(dim=-1) * weight[0, :, :, None]).sum(dim=1)
+
+    exact = formula(query.double(), key.double())
+    plain = (formula(query, key) - exact).norm()
+    found, largest = _scores(query, key, weight)
+    most = 0.4 * query.norm(dim=-1).max() * key.norm(dim=-1).max()
+    assert (found - exact).norm() <= 2 * plain + 2**-23 * most * exact.norm()
+    padded = torch.nn.functional.pad(found, (0, 12), value=-torch.inf)
+    assert torch.equal(largest, padded.unflatten(1, (7, 16)).amax(dim=2))
+    found, _ = _scores(in_two(query), in_two(key), weight)
+    assert (found - exact).norm() <= 2**-15 * most * exact.norm()
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 4, 8, 20, 70])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_equal_blocks_are_equal_to_the_last_bit(places, parts):
+    """Wherever they stand in a tile; and each place is summed once, whatever the cell's size."""
+    g = torch.Generator().manual_seed(places)
+    query = torch.randn(1, 1, 3, places, 12, generator=g)
+    key = torch.randn(1, 1, 5, 12, generator=g).repeat(1, 1, 16, 1)
+    weight = 1.0 + torch.arange(3 * places).reshape(1, 3, places)
+    if parts == 2:
+        query, key = in_two(query), in_two(key)
+    found, _ = _scores(query, key, weight)
+    assert torch.equal(found, found[:, :5].repeat(1, 16))
+    assert torch.allclose(found.sum(dim=1), weight[0].sum(dim=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("relevance", ["mass", "logit"])
+@pytest.mark.parametrize("places", [1, 3])
+def test_blocks_of_two_parts_are_those_of_the_torch_formula(places, relevance):
+    g = torch.Generator().manual_seed(10)
+    query = torch.randn(1, 2, 5, places, 8, generator=g)
+    key = torch.randn(1, 1, 40, 8, generator=g)
+    problem = coarse(in_two(query), in_two(key), torch.ones(1, 5, places), k=4)
+    problem |= {"relevance": relevance, "share": "group"}
+    assert torch.equal(in_triton(**problem), select_blocks.select_top_k(**problem))
+
+
+@pytest.mark.parametrize("structure", [Grid((6, 8), 2, 2), Grid((5, 7), 2, (2, 1), time_axis=0)])
+def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, monkeypatch):
+    import ndgpa
+
+    g = torch.Generator().manual_seed(11)
+    shape = (1, 2, structure.num_sites, 8)
+    q, k = (torch.randn(shape, generator=g).to(torch.float16) for _ in range(2))
+    causal = structure.time is not None
+    wanted = ndgpa.select(q, k, structure, ndgpa.TopK(3), causal=causal).blocks
+    asked = []
+
+    def kernels(query, **rest):
+        asked.append(query.dtype)
+        return in_triton(query=query, **rest)
+
+    monkeypatch.setattr(select_blocks, "has_triton", lambda x: True)
+    monkeypatch.setattr(select_blocks, "select_top_k", kernels)
+    assert torch.equal(ndgpa.select(q, k, structure, ndgpa.TopK(3), causal=causal).blocks, wanted)
+    assert asked == [torch.bfloat16]
+
+
+def test_amd_has_no_tf32x3(monkeypatch):
+    from ndgpa.selection import triton_products
+
+    assert triton_products.precision() == "tf32x3"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert triton_products.precision() == "ieee"

@@ -26,9 +26,11 @@ def test_small_cells_are_within_the_budget(name, causal):
             Clusters(s.block_of_site, s.cell_of_block, torch.arange(s.num_sites) // 2)
             for s in (structure, small)
         )
+    width = 72 if name == "four cells of four" else 16  # features in two tiles
     problem = attention(
-        small, structure, batch=2, heads=heads, biased=True, keyed=True, causal=causal, slots=2
-    )
+        small, structure, batch=2, heads=heads, biased=True, keyed=True, causal=causal, slots=2,
+        width=width, value_width=width,
+    )  # fmt: skip
     problem.blocks[:, :, 0, :] = 0  # a block that a cell reads twice
     features = (problem.query, problem.key, problem.value, None, None)
     tables = (problem.blocks, small.cell_sites, structure.blocks, None, None)

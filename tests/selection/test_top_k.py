@@ -235,3 +235,21 @@ def test_equal_blocks_are_equal_to_the_last_bit(kind: str) -> None:
             x = torch.full((1, 3, blocks, 2), value)
             kept = ndgpa.select(x, x, space, ndgpa.TopK(2, kind, share="all")).blocks
             assert kept.tolist() == [[[[0, 1]]]]
+
+
+def test_a_full_selection_is_promised_where_no_slot_can_be_empty() -> None:
+    space = ndgpa.Grid((7, 4), 2, 2, time_axis=0)
+    x = torch.randn(2, 2, 28, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(28).expand(2, -1) > 20
+    for k in (1, 3, 100):
+        found = ndgpa.select(x, x, space, k)
+        assert found.full
+        assert (found.blocks >= 0).all()
+    assert not ndgpa.select(x, x, space, 8, key_mask=mask).full
+    assert not ndgpa.select(x, x, space, 8, causal=True).full
+    assert not ndgpa.select(x, x, space, ndgpa.TopK(2, force=ndgpa.Own())).full
+    groups = ndgpa.Clusters(torch.arange(28) // 4, torch.arange(7), group=torch.arange(7) % 2)
+    assert not ndgpa.select(x, x, groups, 5).full
+    straight = ndgpa.select(x, x, space, ndgpa.StraightThrough(ndgpa.TopK(2)))
+    assert straight.full
+    assert straight.bias is not None

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,6 +21,7 @@ class Inputs(NamedTuple):
     key_time: Tensor | None  # (n_k,) int64
     scale: float
     partition: bool = True  # every site of the keys is in exactly one row of key_sites
+    even: bool = False  # no slot of blocks and no place of the other two tables is empty
 
     @property
     def tiles(self) -> int:
@@ -27,8 +29,20 @@ class Inputs(NamedTuple):
         heads, key_heads = self.query.shape[1], self.key.shape[1]
         return heads if self.blocks.shape[1] == heads else key_heads
 
+    @property
+    def has_no_bias(self) -> bool:
+        return self.slot_bias is None and self.key_bias is None
+
     def laid_out(self) -> "Inputs":
-        """The same as the kernels read it: features side by side, tables contiguous."""
+        """The same as the kernels read it: features side by side, tables contiguous.
+
+        Ragged tables get more empty places, so that few widths are ever compiled.
+        """
+        assert max(self.query.shape[2], self.key.shape[2]) < 2**31
+        cell_sites, key_sites = self.cell_sites, self.key_sites
+        if not self.even:
+            cell_sites = _with_places(cell_sites, _cell_width(cell_sites.shape[1]))
+            key_sites = _with_places(key_sites, _block_width(key_sites.shape[1]))
         return self._replace(
             query=side_by_side(self.query),
             key=side_by_side(self.key),
@@ -36,8 +50,8 @@ class Inputs(NamedTuple):
             slot_bias=_contiguous(self.slot_bias),
             key_bias=_contiguous(self.key_bias),
             blocks=self.blocks.int().contiguous(),
-            cell_sites=self.cell_sites.contiguous(),
-            key_sites=self.key_sites.contiguous(),
+            cell_sites=cell_sites.contiguous(),
+            key_sites=key_sites.contiguous(),
             query_time=_contiguous(self.query_time),
             key_time=_contiguous(self.key_time),
         )
@@ -49,3 +63,21 @@ def side_by_side(x: Tensor) -> Tensor:
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
+
+
+def _with_places(table: Tensor, width: int) -> Tensor:
+    missing = width - table.shape[1]
+    return table if missing == 0 else F.pad(table, (0, missing), value=-1)
+
+
+def _cell_width(places: int) -> int:
+    """A multiple of 8 from 16 on, of 32 from 64 on."""
+    step = 1 if places <= 16 else 8 if places <= 64 else 32
+    return -(-places // step) * step
+
+
+def _block_width(places: int) -> int:
+    """The most places of which a tile of 64 keys holds as many slots, or a slot as many tiles."""
+    if places > 64:
+        return -(-places // 64) * 64
+    return 64 // (64 // places)

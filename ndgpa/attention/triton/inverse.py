@@ -22,7 +22,8 @@ class Inverse:
     readers has one empty segment.
 
     Args:
-        cells: (L, E) int32, for each reader, head * C + cell; the head counts those of the row.
+        cells: (L, E) int32, the cell of each reader.
+        heads: (L, E) int32, its head, counted within the row; None where a row has one.
         biases: (L, E) float32, the slot bias of each reader, or None.
         segments: (L, S, 4) int32: block, first reader, end of readers, and where its part is kept,
             -1 for the segment that is its block's only one. The block is -1 for a spare segment.
@@ -31,6 +32,7 @@ class Inverse:
     """
 
     cells: Int[Tensor, "L E"]
+    heads: Int[Tensor, "L E"] | None
     biases: Float[Tensor, "L E"] | None
     segments: Int[Tensor, "L S 4"]
     hot: Int[Tensor, "L H 3"]
@@ -54,7 +56,9 @@ def inverse(
     slots = rearrange(blocks, "b (l t) c k -> (b l) (t c k)", l=heads)
     readers = slots.shape[1]
     order, starts = _sorted(slots, num_blocks)
-    cells = (order // blocks.shape[3]).int()
+    cells, of_head = (order // blocks.shape[3]).int(), None
+    if heads < blocks.shape[1]:
+        of_head, cells = cells // blocks.shape[2], cells % blocks.shape[2]
     biases = None
     if slot_bias is not None:
         biases = rearrange(slot_bias, "b (l t) c k -> (b l) (t c k)", l=heads).gather(1, order)
@@ -77,6 +81,7 @@ def inverse(
     hot_rows = [hot.masked_fill(hot == num_blocks, -1), begin, kept_ends.gather(1, real)]
     return Inverse(
         cells,
+        of_head,
         biases,
         segments.int(),
         torch.stack(hot_rows, dim=-1).int(),

@@ -27,7 +27,7 @@ from ndgpa.attention.chunked import attend_from_cells, with_a_slot
 from ndgpa.attention.triton.inputs import Inputs, side_by_side
 from ndgpa.problem import Selection
 from ndgpa.structures.base import SpatialStructure
-from ndgpa.structures.tables import take_sites
+from ndgpa.structures.tables import is_full, take_sites
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 256
@@ -68,8 +68,14 @@ def fused(
         key_time=key_structure.time if causal else None,
         scale=scale,
         partition=key_sites is None,
+        even=selection.full and structure.is_even and _is_even(key_structure, key_sites),
     )
     return out, lse
+
+
+def _is_even(key_structure: SpatialStructure, key_sites: Tensor | None) -> bool:
+    """Whether no place is empty in what is read of the keys, as far as it is known at no cost."""
+    return key_structure.is_even if key_sites is None else is_full(key_sites)
 
 
 def is_usable(query: Tensor, value: Tensor) -> bool:
@@ -95,6 +101,7 @@ def attend_triton(
     key_time: Tensor | None,
     scale: float,
     partition: bool = True,
+    even: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, n, dv), (b, h, n) float32, (b, 2, h, n) float32
     """Output, log-sum-exp, and what the backward normalises by: as exact as the softmax itself.
 
@@ -105,7 +112,7 @@ def attend_triton(
     tables = (slot_bias, key_bias, blocks, cell_sites, key_sites, query_time, key_time)
     out, lse, norm = _empty_out(query, value)
     with torch.cuda.device_of(query):
-        given = Inputs(query, key, value, *tables, scale, partition).laid_out()
+        given = Inputs(query, key, value, *tables, scale, partition, even).laid_out()
         forward(given, out, lse, norm)
     return out, lse, norm
 
@@ -133,6 +140,7 @@ def attend_triton_backward(
     key_time: Tensor | None,
     scale: float,
     partition: bool = True,
+    even: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
     from ndgpa.attention.triton.backward_keys import backward_keys
@@ -142,7 +150,7 @@ def attend_triton_backward(
     grad_out, out = side_by_side(grad_out), side_by_side(out)
     norm, grad_lse = norm.contiguous(), grad_lse.contiguous()
     with torch.cuda.device_of(query):
-        given = Inputs(query, key, value, *tables, scale, partition).laid_out()
+        given = Inputs(query, key, value, *tables, scale, partition, even).laid_out()
         grads = _empty_grads(given.query, given.key, given.value, slot_bias, key_bias)
         mean = torch.empty_like(grad_lse)
         grad_slot = backward_queries(

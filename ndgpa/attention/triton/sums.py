@@ -15,7 +15,7 @@ from ndgpa.attention.triton.inverse import Inverse, sorted_places
 from ndgpa.attention.triton.tiles import load_rows, padded_width, rows_strides, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_out", "H", "key_heads", "table_heads", "parts"))
 def add_parts_kernel(
     p_parts,  # (b, hk, parts, R, PART) float32, contiguous
     p_hot,  # (L, H, 3) int32, contiguous
@@ -80,7 +80,7 @@ def add_parts_kernel(
         tl.store(p_bias + o_out, b_grad_bias, mask=m_key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_k", "places", "key_heads"))
 def add_places_kernel(
     p_of_place,  # (b, hk, places, WIDTH) float32, contiguous
     p_order,  # (places,) int64: the places of each site, site after site
@@ -149,6 +149,8 @@ def add_parts(
         key_heads,
         rows // batch,
         readers.parts,
+        PAD_D=padded_width(shape["D"]),
+        PAD_DV=padded_width(shape["DV"]),
         KEYS=keys,
         num_warps=4,
         enable_fp_fusion=True,
