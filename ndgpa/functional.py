@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import BackendName, pick, pick_far, skips_hidden_keys
-from ndgpa.attention.far_field import Far, FarField
+from ndgpa.attention.far_field import Far, FarField, Tangents
 from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
@@ -28,7 +28,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -130,7 +130,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -151,7 +151,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -171,7 +171,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -221,7 +221,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
-    far: str | None,
+    far: Far | Tangents | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
@@ -247,14 +247,16 @@ def _attend(
             key_sites=key_sites,
             causal=problem.causal,
         )
-        if field is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
+        if field is not None and far is not None:
+            out, lse = field.merge((out, lse), selection, pick_far(far, backend))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
 
 
-def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
+def _check_backend(
+    backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
+) -> None:
     if far is not None:
         pick_far(far, backend)
     pick(backend, query, value)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._ops import without_autocast
-from ndgpa.attention.far_field import FAR, Far, far_mask
+from ndgpa.attention.far_field import Far, Tangents, check_far, far_mask
 from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.problem import Affinity, Problem
@@ -39,13 +39,13 @@ class GPA:
     coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
-    far: Far | None = None
+    far: Far | Tangents | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
             arguments.one_of("coarse", self.coarse, ("add", "gate"))
         if self.far is not None:
-            arguments.one_of("far", self.far, FAR)
+            check_far(self.far)
 
     def __call__(
         self,
