@@ -42,7 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Refine, TopK
+from ndgpa import Refine, Tangents, TopK
 from ndgpa.analysis import gpa_entries, low_rank_entries
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -50,6 +50,7 @@ from examples.audio.files import mono
 from examples.audio.spectrum import RATE
 
 SEED, SITES, SIDE, KEPT = 0, 4096, 64, 12
+BUNDLES = Tangents().bundles
 ROUNDS = 7
 
 
@@ -172,23 +173,24 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     n = space.num_sites
     near = gpa_entries(space, KEPT).total / n
     blocks = space.num_blocks
+    block = 4  # entries a query for each block that is read
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
-        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near),
+        'GPA(12, far=Tangents("block", 1))': (ndgpa.GPA(KEPT, far=Tangents("block", 1)), near),
+        'GPA(8, far="block")': (ndgpa.GPA(8, far="block"), near - 4 * block + BUNDLES),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + BUNDLES),
+        'GPA(12, far=Tangents("block", 64))': (
+            ndgpa.GPA(KEPT, far=Tangents("block", 64)),
+            near + 64,
+        ),
     }
-    for by in ("keys", "queries"):  # 24 candidates of 4 sites to 6 blocks: as many entries
-        few = Refine(TopK(24), 6, by)
-        found[f'GPA(Refine(TopK(24), 6, "{by}"), far="block")'] = (
-            ndgpa.GPA(few, far="block"),
-            near,
-        )
     for by in ("keys", "queries"):
         many = Refine(TopK(48), KEPT, by)
         count = near + 48
         found[f'GPA(Refine(TopK(48), 12, "{by}"))'] = ndgpa.GPA(many), count
         found[f'GPA(Refine(TopK(48), 12, "{by}"), far="block")'] = (
             ndgpa.GPA(many, far="block"),
-            count,
+            count + BUNDLES,
         )
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
@@ -270,7 +272,7 @@ def times(quick: bool) -> list[dict[str, Any]]:
     image = ndgpa.Image((side, side), 4, 2)
     inputs = [torch.randn(1, 1, side * side, 64, requires_grad=True) for _ in range(3)]
 
-    def both(rule: Any, far: str | None) -> None:
+    def both(rule: Any, far: Any) -> None:
         out = ndgpa.gpa(*inputs, image, rule, far=far)
         torch.autograd.grad(out, inputs, torch.ones_like(out))
 
@@ -284,6 +286,8 @@ def times(quick: bool) -> list[dict[str, Any]]:
     }
     fbs = {
         "TopK(12)": lambda: both(KEPT, None),
+        'TopK(12), far=Tangents("cell", 1)': lambda: both(KEPT, Tangents("cell", 1)),
+        'TopK(12), far="cell"': lambda: both(KEPT, "cell"),
         'TopK(12), far="block"': lambda: both(KEPT, "block"),
     }
     select_s, fb_s = interleaved(selects), interleaved(fbs)

@@ -19,7 +19,7 @@ from ndgpa._ops import (
     kept_inputs,
     without_autocast,
 )
-from ndgpa.structures.tables import place_of_member
+from ndgpa.structures.tables import is_full, place_of_member
 
 # Numbers of one chunk of outputs.
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -55,10 +55,20 @@ class Inputs(NamedTuple):
         taken = x.index_select(2, own.flatten().clamp(min=0)).unflatten(2, own.shape)
         return taken.to(self.value.dtype)
 
+    def room(self, like: Tensor) -> Tensor:
+        """Make room for what `put` writes: one site more if there are empty places."""
+        sites = like.shape[2] + (not is_full(self.sites))
+        return like.new_empty(*like.shape[:2], sites, *like.shape[3:])
+
     def put(self, x: Tensor, rows: slice, part: Tensor) -> None:
-        """Write the sites of rows to a table of one site more, where empty places go."""
+        """Write the sites of rows; what stands in empty places goes to the last."""
         own = self.sites[rows].flatten()
         x.index_copy_(2, own.where(own >= 0, x.shape[2] - 1), part.flatten(2, 3).to(x.dtype))
+
+    def written(self, x: Tensor) -> Tensor:
+        """Drop the site that `room` added."""
+        sites = self.query.shape[2]
+        return x if x.shape[2] == sites else x[:, :, :sites].contiguous()
 
 
 class _Far(NamedTuple):
@@ -72,7 +82,7 @@ class _Far(NamedTuple):
 def _softmax(own: Inputs) -> _Far:
     logits = own.bias[..., None, :]
     if own.key is not None:
-        logits = logits + own.scale * (own.query @ own.key.mT)
+        logits = logits + own.scale * (_matmul(own.query, own.key.mT))
     logits = logits.expand(*own.near_lse.shape, logits.shape[-1])
     top = torch.maximum(own.near_lse, logits.amax(dim=-1)).detach()
     top = top.masked_fill(top == -torch.inf, 0)
@@ -91,7 +101,7 @@ def merge_rows(own: Inputs) -> tuple[Tensor, Tensor]:  # (b, h, f, X, dv), (b, h
     if own.contain:
         bad = ~near.isfinite() | ~far.isfinite().all(dim=3, keepdim=True)
         near, far = near.masked_fill(bad, 0), far.masked_fill(~far.isfinite(), 0)
-    out = weights.near[..., None] * near + weights.far @ far
+    out = weights.near[..., None] * near + _matmul(weights.far, far)
     if bad is not None:
         out = out.masked_fill(bad, torch.nan)
     return out, weights.lse
@@ -129,26 +139,17 @@ def merge_far(
 ) -> tuple[Tensor, Tensor]:
     """As `merged`, the output in the dtype of `near`."""
     given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
-    out, lse = _one_more(near), _one_more(near_lse)
+    out, lse = given.room(near), given.room(near_lse)
     with without_autocast(near):
         for rows in _chunks(given):
             for x, part in zip((out, lse), merge_rows(given.part(rows))):
                 given.put(x, rows, part)
-    return _without_one(out), _without_one(lse)
+    return given.written(out), given.written(lse)
 
 
 @merge_far.register_fake
 def _(near: Tensor, near_lse: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
-
-
-def _one_more(x: Tensor) -> Tensor:
-    """Make room for the sites, and for what goes to empty places."""
-    return x.new_empty(*x.shape[:2], x.shape[2] + 1, *x.shape[3:])
-
-
-def _without_one(x: Tensor) -> Tensor:
-    return x[:, :, :-1].contiguous()
 
 
 def _chunks(given: Inputs) -> Iterator[slice]:
@@ -181,28 +182,29 @@ def merge_far_backward(
     given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
     grads = _empty_grads(near, near_lse, query, key, value, bias)
     grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias = grads
-    by_site = [_one_more(x) for x in (near, near_lse, query if key is not None else near_lse)]
+    by_site = [given.room(x) for x in (near, near_lse, query if key is not None else near_lse)]
     with without_autocast(near):
         for rows in _chunks(given):
             own = given.part(rows)
             weights = _softmax(own)
-            there = (given.sites[rows] >= 0).to(own.value.dtype)
-            g = given.lay_out(grad_out, rows) * there[..., None]
+            empty = given.sites[rows] < 0
+            g = given.lay_out(grad_out, rows).masked_fill_(empty[..., None], 0)
+            g_lse = given.lay_out(grad_lse, rows).masked_fill_(empty, 0)
             by_near = _dot(g, own.near, contain)
             far = own.value.nan_to_num(0.0, 0.0, 0.0) if contain else own.value
-            by_far = g @ far.mT  # (b, h, f, X, G)
+            by_far = _matmul(g, far.mT)  # (b, h, f, X, G)
             mean = weights.near * by_near + (weights.far * by_far).sum(dim=-1)
-            mean = mean - given.lay_out(grad_lse, rows) * there
-            slope = weights.far * (by_far - mean[..., None])
+            mean.sub_(g_lse)
+            slope = by_far.sub_(mean[..., None]).mul_(weights.far)
             given.put(by_site[0], rows, g * weights.near[..., None])
             given.put(by_site[1], rows, weights.near * (by_near - mean))
-            grad_value[:, :, rows] = weights.far.mT @ g
+            grad_value[:, :, rows] = _matmul(weights.far.mT, g)
             grad_bias[:, :, rows] = slope.sum(dim=3)
             if own.key is not None:
                 slope = given.scale * slope
-                given.put(by_site[2], rows, slope @ own.key)
-                grad_key[:, :, rows] = slope.mT @ own.query
-    grad_near, grad_near_lse, of_query = (_without_one(x) for x in by_site)
+                given.put(by_site[2], rows, _matmul(slope, own.key))
+                grad_key[:, :, rows] = _matmul(slope.mT, own.query)
+    grad_near, grad_near_lse, of_query = (given.written(x) for x in by_site)
     if key is not None:
         grad_query = of_query
     return grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias
@@ -227,6 +229,15 @@ def _empty_grads(
         value.new_empty(value.shape),
         bias.new_empty(bias.shape),
     )
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The same as a @ b, without a call for each of many products of a row and a column."""
+    if a.shape[-1] == 1:
+        return a * b
+    if a.shape[-2] == b.shape[-1] == 1:
+        return (a * b.mT).sum(dim=-1, keepdim=True)
+    return a @ b
 
 
 def _dot(grad: Tensor, x: Tensor, contain: bool) -> Tensor:

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor
 
 import ndgpa
-from ndgpa.attention.far_field import Tangents, as_tangents
+from ndgpa import Tangents
+from ndgpa.attention.far_field import as_tangents
 from ndgpa.structures import Jittered, Sampling, Strided
 from ndgpa.testing import CausalContract, draw
 from ndgpa.testing.derivatives import _ramp, everything, plain_derivatives
@@ -327,7 +328,7 @@ class TestChunked(FarLaws):
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One query, or one site, a chunk."""
-    for name in ("far_chunked", "far_merge"):
+    for name in ("far_rows", "far_merge"):
         monkeypatch.setitem(import_module(f"ndgpa.attention.{name}")._CHUNK, "cpu", 1)
 
 
@@ -476,7 +477,7 @@ def test_a_case_by_hand() -> None:
 def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
     image = ndgpa.Image((64, 64), 2, 2)
     inputs = [torch.randn(1, 1, 4096, 16, requires_grad=True) for _ in range(3)]
-    for kind in KINDS:
+    for kind in (Tangents("block", 4), "cell", "site"):
         saved: list[int] = []
 
         def count(x: Tensor, saved: list[int] = saved) -> Tensor:
