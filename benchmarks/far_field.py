@@ -184,14 +184,11 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
             near + 64,
         ),
     }
-    for by in ("keys", "queries"):
-        many = Refine(TopK(48), KEPT, by)
-        count = near + 48
-        found[f'GPA(Refine(TopK(48), 12, "{by}"))'] = ndgpa.GPA(many), count
-        found[f'GPA(Refine(TopK(48), 12, "{by}"), far="block")'] = (
-            ndgpa.GPA(many, far="block"),
-            count + BUNDLES,
-        )
+    for parts in (2, 4):  # of a block of 4 sites, so parts^2 / 4 entries for each candidate
+        many, count = Refine(TopK(48), KEPT, parts), near + 12 * parts**2
+        title = f"GPA(Refine(TopK(48), 12, {parts})"
+        found[f"{title})"] = ndgpa.GPA(many), count
+        found[f'{title}, far="block")'] = ndgpa.GPA(many, far="block"), count + BUNDLES
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
     found["Nystrom(128)"] = ndgpa.operators.Nystrom(128), low_rank_entries(128, n) / n
@@ -218,9 +215,9 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
 
 def coverages(quick: bool) -> list[dict[str, Any]]:
     rules: dict[str, ndgpa.selection.Rule] = {"TopK(12)": TopK(KEPT)}
-    for by in ("keys", "queries"):
+    for parts in (2, 4):
         for count in (24, 48):
-            rules[f'Refine(TopK({count}), 12, "{by}")'] = Refine(TopK(count), KEPT, by)
+            rules[f"Refine(TopK({count}), 12, {parts})"] = Refine(TopK(count), KEPT, parts)
     rows = []
     for name, make in material(quick).items():
         if name in ("cat", "rocket"):  # enough photographs
@@ -277,9 +274,9 @@ def times(quick: bool) -> list[dict[str, Any]]:
         torch.autograd.grad(out, inputs, torch.ones_like(out))
 
     rules: dict[str, Any] = {"TopK(12)": TopK(KEPT)}
-    for by in ("keys", "queries"):
+    for parts in (2, 4):
         for count in (24, 48):
-            rules[f'Refine(TopK({count}), 12, "{by}")'] = Refine(TopK(count), KEPT, by)
+            rules[f"Refine(TopK({count}), 12, {parts})"] = Refine(TopK(count), KEPT, parts)
     selects = {
         k: lambda r=r: ndgpa.select(*(x.detach() for x in inputs[:2]), image, r)
         for k, r in rules.items()
