@@ -51,10 +51,11 @@ def gpa(
             no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
         read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
             None means the sites of the block.
-        far: How the blocks that a cell does not select take part in the softmax, each as one key
-            at the mean of what would be read: "site" compares them with the query of every site,
-            "block" with the mean query of each block, over the sites that take part, to first
-            order (docs/far_field.md). None leaves them out.
+        far: How the blocks that a cell does not select take part in the softmax, each through the
+            mean of what would be read (docs/far_field.md): "site" compares them with the query of
+            every site; "block" and "cell" with the mean query of each block or cell, over the sites
+            that take part, to first order for each of 16 bundles of similar blocks; `Tangents` says
+            how many bundles. None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -181,7 +182,7 @@ def attend(
 
     Args:
         selection: From `select`, or ids of one's own.
-        query_mask: As for `gpa`; nothing but `far="block"` depends on it.
+        query_mask: As for `gpa`; nothing but a far field by tangents depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """

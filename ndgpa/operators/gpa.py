@@ -28,7 +28,8 @@ class GPA:
             "gate" first multiplies it by the gate given to the call. None means no coarse branch.
         coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
         read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
-        far: How the blocks that are not selected take part: "site", "block" or not at all (None).
+        far: How the blocks that are not selected take part: "site", "block", "cell", `Tangents`, or
+            not at all (None).
     """
 
     rule: Rule | int

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ndgpa
 from ndgpa import Tangents
+from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import as_tangents
 from ndgpa.structures import Jittered, Sampling, Strided
 from ndgpa.testing import CausalContract, draw
@@ -428,8 +429,27 @@ def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
     assert bool((exact - tangent <= width**2 / 8 + 1e-12).all())
 
 
+@given(st.data())
+def test_a_bundle_is_what_is_nearest_to_a_landmark(data: Any) -> None:
+    """Of several spaces in one, with blocks of which nothing is seen; causal, of the past alone."""
+    space = data.draw(draw.clusters(time=data.draw(st.booleans()), group=True))
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    key = torch.randn(space.num_sites, 3, generator=generator).double()
+    seen = torch.rand(space.num_sites, generator=generator) < 0.8
+    count = data.draw(st.integers(2, 4))
+    sites = [[x for x in block if seen[x]] for block in rows(space.blocks)]
+    assert space.group is not None
+    latest = None if space.time is None else space.block_span[1]
+    expected = bundles(
+        key, sites, None if latest is None else latest.tolist(), space.group.tolist(), count
+    )
+    means = torch.stack([key[own].sum(dim=0) / max(1, len(own)) for own in sites])
+    exists = torch.tensor([bool(own) for own in sites])
+    found = bundle_blocks(means[None, None], exists[None, None], latest, space.group, count)
+    assert found[0, 0][exists].tolist() == [g for g, own in zip(expected, sites) if own]
+
+
 def test_the_operators_pass_opcheck() -> None:
-    from ndgpa.attention.far_bundles import bundle_blocks
     from ndgpa.attention.far_chunked import far_chunked
     from ndgpa.attention.far_merge import merge_far
 
