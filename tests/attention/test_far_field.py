@@ -108,6 +108,7 @@ class FarLaws:
             assert bool((tangent <= exact + 1e-9).all())
 
     @given(st.data())
+    @RARE
     def test_a_bundle_for_each_block_is_every_site_by_itself(self, data: Any) -> None:
         problem, selection, _ = _drawn(data, masked=False)
         exact = self.attend(problem, selection, "site", return_lse=True)
