@@ -89,10 +89,10 @@ def photograph() -> tuple[Tensor, Tensor]:
 def shared_by(keys: int, features: Tensor) -> Tensor:
     """The features at the temperature at which that many keys share the attention of a query."""
     low, high = 0.0, 64.0
+    products = features[0, 0] @ features[0, 0].mT / COMPONENTS**0.5
     for _ in range(20):
         factor = (low + high) / 2
-        x = factor * features[0, 0]
-        logits = (x @ x.mT / COMPONENTS**0.5).log_softmax(dim=1)
+        logits = (factor**2 * products).log_softmax(dim=1)
         entropy = -(logits.exp() * logits).sum(dim=1).mean()
         low, high = (factor, high) if entropy.exp() > keys else (low, factor)
     return factor * features

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import BackendName, pick, pick_far, pick_tokens, skips_hidden_keys
-from ndgpa.attention.far_field import Far, FarField
+from ndgpa.attention.far_field import Far, FarField, Tangents
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
     Affinity,
@@ -36,7 +36,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -59,10 +59,11 @@ def gpa(
             no say. Pass ones where hidden sites ask too, as the gaps of a recording do.
         read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
             None means the sites of the block.
-        far: How the blocks that a cell does not select take part in the softmax, each as one key
-            at the mean of what would be read: "site" compares them with the query of every site,
-            "block" with the mean query of each block, over the sites that take part, to first
-            order (docs/far_field.md). None leaves them out.
+        far: How the blocks that a cell does not select take part in the softmax, each through the
+            mean of what would be read (docs/far_field.md): "site" compares them with the query of
+            every site; "block" and "cell" with the mean query of each block or cell, over the sites
+            that take part, to first order for each of 16 bundles of similar blocks; `Tangents` says
+            how many bundles. None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -138,7 +139,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -159,7 +160,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -179,7 +180,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | None = None,
+    far: Far | Tangents | None = None,
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -189,7 +190,7 @@ def attend(
 
     Args:
         selection: From `select`, or ids of one's own.
-        query_mask: As for `gpa`; nothing but `far="block"` depends on it.
+        query_mask: As for `gpa`; nothing but a far field by tangents depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
@@ -229,7 +230,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
-    far: str | None,
+    far: Far | Tangents | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
@@ -257,15 +258,17 @@ def _attend(
             key_sites=key_sites,
             causal=problem.causal,
         )
-        if field is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
+        if field is not None and far is not None:
+            out, lse = field.merge((out, lse), selection, pick_far(far, backend))
         out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
 
 
-def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
+def _check_backend(
+    backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
+) -> None:
     if far is not None:
         pick_far(far, backend)
     pick(backend, query, value)

@@ -47,8 +47,7 @@ RULES = {
     "straight-through": ndgpa.StraightThrough(ndgpa.TopK(2)),
     "perturbed": ndgpa.PerturbedTopK(2),
     "projection": ndgpa.SoftTopK(2),
-    "second look": ndgpa.Refine(ndgpa.TopK(3), 2, "keys"),
-    "second look by queries": ndgpa.Refine(ndgpa.TopK(3), 2, "queries"),
+    "second look": ndgpa.Refine(ndgpa.TopK(3), 2),
     "heads": ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2))),
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.attention.chunked import chunked
 from ndgpa.attention.far_chunked import chunked as far_chunked
-from ndgpa.attention.far_field import FAR, FarBackend, literal
+from ndgpa.attention.far_field import Far, FarBackend, Tangents, check_far, literal
 from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
 from ndgpa.attention.token_merge import formula, merge_tokens
@@ -41,9 +41,9 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def pick_far(far: str, name: str | None) -> FarBackend:
+def pick_far(far: Far | Tangents, name: str | None) -> FarBackend:
     """How the far field is computed beside a near field of the backend of that name."""
-    arguments.one_of("far", far, FAR)
+    check_far(far)
     if name == "triton":
         raise NotImplementedError(
             "backend 'triton' has no far field; use backend='torch', or None, which runs the near "

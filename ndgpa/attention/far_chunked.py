@@ -4,13 +4,11 @@ A chunk of queries meets all blocks and is forgotten; the backward computes its 
 second derivative differentiates the plain formula, chunk by chunk.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
@@ -24,34 +22,7 @@ from ndgpa._ops import (
     without_autocast,
 )
 from ndgpa.attention.far_field import FarKeys, FarQueries
-
-# Logits of one chunk: about a processor's cache, or enough to fill a GPU.
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-
-
-class Inputs(NamedTuple):
-    """The arguments of the operator; floating ones are float32 or wider."""
-
-    query: Tensor  # (b, h, Q, d)
-    key: Tensor  # (b, hk, B, d)
-    value: Tensor  # (b, hk, B, w)
-    bias: Tensor  # (b, hk, B), -inf for a block that does not exist
-    selected: Tensor  # (b, hs, C, K) int32, -1 for an empty slot
-    cell: Tensor  # (Q,)
-    query_time: Tensor | None  # (Q,)
-    key_time: Tensor | None  # (B,)
-    query_group: Tensor | None  # (Q,)
-    key_group: Tensor | None  # (B,)
-    scale: float
-
-
-class Features(NamedTuple):
-    """What a tile computes with, differentiably."""
-
-    query: Tensor  # (l, r, d)
-    key: Tensor  # (l, B + 1, d)
-    value: Tensor  # (l, B + 1, w)
-    bias: Tensor  # (l, B + 1)
+from ndgpa.attention.far_rows import FarRows, Features, Inputs, one_more_block
 
 
 def chunked(queries: FarQueries, keys: FarKeys, selected: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,11 +34,13 @@ def chunked(queries: FarQueries, keys: FarKeys, selected: Tensor) -> tuple[Tenso
         keys.value,
         keys.bias,
         selected,
+        keys.bundle,
         queries.cell,
         queries.time,
         keys.time,
         queries.group,
         keys.group,
+        keys.bundles,
         keys.scale,
     )
 
@@ -79,17 +52,19 @@ def far_chunked(
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
+    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
+    bundles: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # (b, h, Q, w), (b, h, Q)
-    """Output and log-sum-exp. Arguments as in `Inputs`."""
-    tables = selected, cell, query_time, key_time, query_group, key_group
-    problem = _Far(Inputs(query, key, value, bias, *tables, scale))
-    out, lse = _empty_out(query, value)
+) -> tuple[Tensor, Tensor]:  # (b, h, Q, G, w), (b, h, Q, G)
+    """Output and log-sum-exp of each bundle. Arguments as in `Inputs`."""
+    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
+    problem = FarRows(Inputs(query, key, value, bias, *tables, bundles, scale))
+    out, lse = _empty_out(query, value, bundles)
     flat_out, flat_lse = problem.by_row(out), problem.by_row(lse)
     with without_autocast(query):
         for tile in problem.tiles():
@@ -98,54 +73,50 @@ def far_chunked(
 
 
 @far_chunked.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    return _empty_out(query, value)
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any, **_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_out(query, value, others[-2])
 
 
-def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return value.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(query.shape[:3])
+def _empty_out(query: Tensor, value: Tensor, bundles: int) -> tuple[Tensor, Tensor]:
+    shape = *query.shape[:3], bundles
+    return value.new_empty(*shape, value.shape[3]), query.new_empty(shape)
 
 
 @torch.library.custom_op("ndgpa::far_chunked_backward", mutates_args=())
 def far_chunked_backward(
-    grad_out: Tensor,  # (b, h, Q, w)
-    grad_lse: Tensor,  # (b, h, Q)
-    out: Tensor,  # (b, h, Q, w)
-    lse: Tensor,  # (b, h, Q)
+    grad_out: Tensor,  # (b, h, Q, G, w)
+    grad_lse: Tensor,  # (b, h, Q, G)
+    out: Tensor,  # (b, h, Q, G, w)
+    lse: Tensor,  # (b, h, Q, G)
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
+    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
+    bundles: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and bias."""
     grads = _zeros(query, key, value, bias)
-    tables = selected, cell, query_time, key_time, query_group, key_group
-    problem = _Far(Inputs(query, key, value, bias, *tables, scale))
+    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
+    problem = FarRows(Inputs(query, key, value, bias, *tables, bundles, scale))
     rows = [problem.by_row(x) for x in (grad_out, grad_lse, out, lse)]
     grad_query = problem.by_row(grads[0])
-    grad_key, grad_value, grad_bias = (x.flatten(0, 1) for x in grads[1:])
-    blocks = key.shape[2]
+    by_key = [x.flatten(0, 1) for x in grads[1:]]
     with without_autocast(query):
-        for tile in problem.tiles():
-            g, g_lse, o, norm = (x[tile] for x in rows)
-            features = problem.features(tile)
-            norm = norm.masked_fill(norm == -torch.inf, 0)[..., None]
-            weights = problem.logits(tile, features).sub_(norm).exp_()
-            # An output that is not finite and has no gradient sends none.
-            mean = torch.where(g == 0, 0, g * o).sum(dim=-1) if problem.unsafe else (g * o).sum(-1)
-            slope = torch.bmm(g, features.value.mT)  # by the weights, then by the logits
-            slope.sub_((mean - g_lse)[..., None]).mul_(weights)
-            grad_query[tile] = torch.bmm(slope, features.key).mul_(scale)
-            grad_key[tile[0]] += torch.bmm(slope.mT, features.query)[:, :blocks].mul_(scale)
-            grad_value[tile[0]] += torch.bmm(weights.mT, g)[:, :blocks]
-            grad_bias[tile[0]] += slope.sum(dim=1)[:, :blocks]
+        for pairs, tiles in problem.tiles_by_pairs():
+            totals = [x.new_zeros(x.shape) for x in problem.features((pairs, slice(0)))[1:]]
+            for tile in tiles:
+                given = [x[tile] for x in rows]
+                grad_query[tile] = problem.differentiate(tile, *given, *totals)
+            for grad, total in zip(by_key, totals):
+                grad[pairs] = problem.layout.of_pairs(pairs).collect(total)
     return grads
 
 
@@ -169,112 +140,6 @@ def _zeros(*xs: Tensor) -> Any:
     return tuple(x.new_zeros(x.shape) for x in xs)
 
 
-Tile = tuple[slice, slice]  # of pairs of batch and key head, and of their rows
-
-
-class _Far:
-    """The flattened problem: a row for each query of each head that shares a key head.
-
-    An empty slot selects one more block, which does not exist.
-    """
-
-    def __init__(self, given: Inputs) -> None:
-        heads, (batch, key_heads) = given.query.shape[1], given.key.shape[:2]
-        self.pairs, self.sharing = batch * key_heads, heads // key_heads
-        self.query, self.scale = self.by_row(given.query), given.scale
-        self.key = _one_more_block(given.key.flatten(0, 1))
-        self.value = _one_more_block(given.value.flatten(0, 1))
-        self.bias = _one_more_block(given.bias.flatten(0, 1), -torch.inf)
-        self.selected, self.row = self._selected(given.selected, heads, key_heads, given.cell)
-        self.query_time = _tiled(given.query_time, self.sharing)
-        self.query_group = _tiled(given.query_group, self.sharing)
-        self.key_time, self.key_group = _padded(given.key_time), _padded(given.key_group)
-        # Where what is hidden is not finite, a weight of zero does not hide it: 0 NaN is NaN.
-        # A GPU is not asked: the host would wait for it.
-        hides = given.key_time is not None or given.key_group is not None
-        self.unsafe = hides and (given.key.is_cuda or not _all_finite(given.key, given.value))
-        self.no_key = self.no_value = None
-        if self.unsafe:
-            self.no_key, self.no_value = ~self.key.isfinite().all(dim=-1), ~self.value.isfinite()
-            self.key = self.key.masked_fill(~self.key.isfinite(), 0)
-            self.value = self.value.masked_fill(self.no_value, 0)
-
-    def by_row(self, x: Tensor) -> Tensor:  # (b, h, Q, ...) -> (b hk, g Q, ...)
-        return x.reshape(self.pairs, self.sharing * x.shape[2], *x.shape[3:])
-
-    def _selected(
-        self, selected: Tensor, heads: int, key_heads: int, cell: Tensor
-    ) -> tuple[Tensor, Tensor]:  # (b hk, rows of a table, K), (g Q,)
-        """The selections of each pair, and which one each row has."""
-        cells, sharing = selected.shape[2], self.sharing
-        row = cell.repeat(sharing)
-        if selected.shape[1] == heads:
-            first = cells * torch.arange(sharing, device=cell.device)
-            row = row + first.repeat_interleave(len(cell))
-            return selected.reshape(self.pairs, sharing * cells, selected.shape[3]), row
-        selected = selected.expand(-1, key_heads, -1, -1)
-        return selected.reshape(self.pairs, cells, selected.shape[3]), row
-
-    def tiles(self) -> Iterator[Tile]:
-        """Cut pairs and rows so that the logits of each tile fit the budget."""
-        rows, blocks = self.query.shape[1], self.key.shape[1]
-        budget = _CHUNK["cuda" if self.query.is_cuda else "cpu"]
-        step = min(rows, max(1, budget // blocks))
-        pairs = max(1, budget // max(1, rows * blocks))
-        for pair in range(0, self.pairs, pairs):
-            for row in range(0, rows, max(1, step)):
-                yield slice(pair, pair + pairs), slice(row, row + step)
-
-    def features(self, tile: Tile) -> Features:
-        pair = tile[0]
-        return Features(self.query[tile], self.key[pair], self.value[pair], self.bias[pair])
-
-    def logits(self, tile: Tile, of: Features) -> Tensor:
-        """(l, r, B + 1), -inf for what is not in the far field. Differentiable."""
-        pair, row = tile
-        logits = torch.baddbmm(of.bias[:, None], of.query, of.key.mT, alpha=self.scale)
-        if self.no_key is not None:
-            logits.masked_fill_(self.no_key[pair, None], torch.nan)
-            logits.masked_fill_(of.bias[:, None] == -torch.inf, -torch.inf)
-        if self.query_time is not None and self.key_time is not None:
-            logits.masked_fill_(self.key_time > self.query_time[row, None], -torch.inf)
-        if self.query_group is not None and self.key_group is not None:
-            logits.masked_fill_(self.key_group != self.query_group[row, None], -torch.inf)
-        taken = self.selected[pair].index_select(1, self.row[row]).long()
-        return logits.scatter_(2, taken % of.key.shape[1], -torch.inf)
-
-    def attend(self, tile: Tile, of: Features) -> tuple[Tensor, Tensor]:  # (l, r, w), (l, r)
-        """The output and the log-sum-exp, 0 and -inf where nothing is seen. Differentiable."""
-        logits = self.logits(tile, of)
-        top = logits.detach().amax(dim=-1, keepdim=True)
-        top = top.masked_fill(top == -torch.inf, 0)
-        weights = logits.sub_(top).exp_()
-        total = weights.sum(dim=-1, keepdim=True)
-        masked = total == 0
-        total = total.masked_fill(masked, 1)
-        out = torch.bmm(weights, of.value) / total
-        if self.no_value is not None:
-            reads = torch.bmm((weights > 0).to(out.dtype), self.no_value[tile[0]].to(out.dtype))
-            out = out.masked_fill(reads > 0, torch.nan)
-        return out, (top + total.log()).masked_fill(masked, -torch.inf)[..., 0]
-
-
-def _one_more_block(x: Tensor, value: float = 0) -> Tensor:
-    return F.pad(x, (0, 1) if x.ndim == 2 else (0, 0, 0, 1), value=value)
-
-
-def _padded(x: Tensor | None) -> Tensor | None:
-    return None if x is None else F.pad(x, (0, 1))
-
-
-def _tiled(x: Tensor | None, times: int) -> Tensor | None:
-    return None if x is None else x.repeat(times)
-
-
-def _all_finite(*xs: Tensor) -> bool:
-    return all(bool(x.isfinite().all()) for x in xs)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     keep_inputs(ctx, (*output, *inputs))
 
@@ -292,26 +157,29 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient of the plain formula, tile by tile."""
     grad_out, grad_lse, *inputs = kept_inputs(ctx)
     given = Inputs(*inputs)
-    problem = _Far(given)
+    problem = FarRows(given)
     second = _zeros(grad_out, grad_lse, *given[:4])
     by_row = [problem.by_row(x) for x in second[:3]]
     by_key = [x.flatten(0, 1) for x in second[3:]]
     along_query = problem.by_row(cotangents[0])
-    along = [x.flatten(0, 1) for x in cotangents[1:]]
+    along = [problem.layout.lay_out(one_more_block(x.flatten(0, 1))) for x in cotangents[1:]]
     flows = problem.by_row(grad_out), problem.by_row(grad_lse)
-    for tile in problem.tiles():
-        weights = along_query[tile], *(_one_more_block(x[tile[0]]) for x in along)
-        by_flows, by_features = differentiate_gradient(
-            partial(problem.attend, tile),
-            problem.features(tile),
-            Features._fields,
-            [x[tile] for x in flows],
-            weights,
-        )
-        for total, row in zip(by_row, (*by_flows, by_features[0]), strict=True):
-            total[tile] = _given(row)
-        for total, table in zip(by_key, by_features[1:], strict=True):
-            total[tile[0]] += _given(table)[:, : total.shape[1]]
+    for pairs, tiles in problem.tiles_by_pairs():
+        totals = [x.new_zeros(x.shape) for x in problem.features((pairs, slice(0)))[1:]]
+        for tile in tiles:
+            by_flows, by_features = differentiate_gradient(
+                partial(problem.attend, tile),
+                problem.features(tile),
+                Features._fields,
+                [x[tile] for x in flows],
+                (along_query[tile], *(x[pairs] for x in along)),
+            )
+            for total, row in zip(by_row, (*by_flows, by_features[0]), strict=True):
+                total[tile] = _given(row)
+            for total, table in zip(totals, by_features[1:], strict=True):
+                total += _given(table)
+        for total, table in zip(by_key, totals):
+            total[pairs] = problem.layout.of_pairs(pairs).collect(table)
     by_out, by_lse, *by_inputs = second
     named = dict(zip(Features._fields, by_inputs, strict=True))
     return by_out, by_lse, None, None, *gradients(Inputs, **named)
@@ -324,8 +192,8 @@ def _given(x: Tensor | None) -> Tensor:
 
 far_chunked.register_autograd(_backward, setup_context=_save)
 far_chunked_backward.register_autograd(_backward_twice, setup_context=_save_backward)
-far_chunked.register_vmap(fold_into_batch(far_chunked, batched=5))
-far_chunked_backward.register_vmap(fold_into_batch(far_chunked_backward, batched=9))
+far_chunked.register_vmap(fold_into_batch(far_chunked, batched=6))
+far_chunked_backward.register_vmap(fold_into_batch(far_chunked_backward, batched=10))
 
 
 @count_products("far_chunked")

@@ -4,13 +4,14 @@ A key block j that the cell of a query q did not select is one key at its mean,
 
     scale q.k'_j + log s_j ,  with the value v'_j ,
 
-where k'_j and v'_j are means over its s_j seen sites. There are two kinds:
+where k'_j and v'_j are means over its s_j seen sites. It is attended to
 
-* "site" attends from q itself.
-* "block" attends from q', the mean query of the block of q, and moves the log-sum-exp L of that
-  attention to q along its gradient: L(q') + (q - q').L'(q'). L'(q') is scale times the mean far key
-  under the weights of q', so the far field of a block is one key, one value and one bias.
-  L is convex in the query, so "block" never gives the far field more weight than "site" does.
+* from each site ("site"), or
+* from the mean query q' of each block or of each cell (`Tangents`). The far blocks are in bundles
+  of similar keys; for each, the log-sum-exp L of its logits is moved to the query of the site along
+  its gradient: L(q') + (q - q').L'(q'). L'(q') is scale times the mean key of the bundle under the
+  weights of q', so a bundle is one key, one value and one bias.
+  L is convex in the query, so a tangent never gives the far field more weight than "site" does.
 
 Near and far field are merged by their log-sum-exp, as parts of one softmax.
 """
@@ -18,21 +19,59 @@ Near and far field are merged by their log-sum-exp, as parts of one softmax.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa import arguments
 from ndgpa._ops import wide
+from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.structures.base import SpatialStructure
-from ndgpa.structures.means import row_means, seen_means
-from ndgpa.structures.tables import span_of_rows
+from ndgpa.structures.means import row_means, seen_means, seen_sums
+from ndgpa.structures.tables import span_of_rows, take_sites
 
-Far = Literal["site", "block"]
+At = Literal["block", "cell"]
+
+
+@dataclass(frozen=True)
+class Tangents:
+    """A far field by tangents: expanded about mean queries, one tangent for each bundle of blocks.
+
+    Args:
+        at: Whose mean query: of each "block", or of each "cell", which has fewer products.
+        bundles: How many bundles the far blocks are in; each costs one entry of the affinity matrix
+            for each query.
+
+    Raises:
+        ValueError, TypeError: `at` is an unknown word, or `bundles` no positive int.
+    """
+
+    at: At = "block"
+    bundles: int = 16
+
+    def __post_init__(self) -> None:
+        arguments.one_of("at", self.at, get_args(At))
+        arguments.positive_count("bundles", self.bundles)
+
+
+Far = Literal["site", "block", "cell"]
 FAR = get_args(Far)
+
+
+def check_far(far: Any) -> None:
+    if not isinstance(far, Tangents):
+        arguments.one_of("far", far, FAR)
+
+
+def as_tangents(far: "Far | Tangents") -> Tangents | None:
+    """Return the tangents; None for "site"."""
+    if isinstance(far, Tangents):
+        return far
+    return None if far == "site" else Tangents(far)
 
 
 @dataclass(frozen=True)
@@ -41,12 +80,15 @@ class FarKeys:
 
     `bias` is the part of the affinity that depends on the key alone plus the logarithm of the
     number of seen sites; -inf for a block of which nothing is seen. `time` is the latest of each
-    block, None if not causal.
+    block, None if not causal. `bundle` numbers the bundle of each block, of which there are
+    `bundles`.
     """
 
     key: Float[Tensor, "b hk B d"]
     value: Float[Tensor, "b hk B w"]
     bias: Float[Tensor, "b hk B"]
+    bundle: Int[Tensor, "b hk B"]
+    bundles: int
     time: Int[Tensor, " B"] | None
     group: Int[Tensor, " B"] | None
     scale: float
@@ -54,12 +96,16 @@ class FarKeys:
 
 @dataclass(frozen=True)
 class FarQueries:
-    """The queries of the far field and their cells; None as time or group means any may be seen."""
+    """The queries of the far field and their cells; None as time or group means any may be seen.
+
+    `sites` are those that each stands for, -1 for an empty place.
+    """
 
     query: Float[Tensor, "b h Q d"]
     cell: Int[Tensor, " Q"]
     time: Int[Tensor, " Q"] | None
     group: Int[Tensor, " Q"] | None
+    sites: Int[Tensor, "Q X"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +122,10 @@ class FarField:
 
     A block is in the far field of a query if the query's cell did not select it, if it is of the
     query's group and, if causal, wholly past: at the time of the query for "site", at the earliest
-    time of the query's block for "block".
+    time of its block or cell for tangents.
     """
 
-    kind: str
+    tangents: Tangents | None
     problem: Problem
     queries: FarQueries
     keys: FarKeys
@@ -87,7 +133,7 @@ class FarField:
     @classmethod
     def of(
         cls,
-        kind: str,
+        far: Far | Tangents,
         problem: Problem,
         value: Float[Tensor, "b hk n_k dv"],
         key_sites: Int[Tensor, "B S"] | None = None,
@@ -100,8 +146,10 @@ class FarField:
         Args:
             key_sites: The sites that are read where a block is selected; None means the blocks.
         """
-        queries = _site_queries(problem) if kind == "site" else _block_queries(problem)
-        return cls(kind, problem, queries, far_keys(problem, value, key_sites))
+        tangents = as_tangents(far)
+        queries = _site_queries(problem) if tangents is None else _MEAN[tangents.at](problem)
+        bundles = 1 if tangents is None else tangents.bundles
+        return cls(tangents, problem, queries, far_keys(problem, value, key_sites, bundles))
 
     def merge(
         self,
@@ -115,24 +163,22 @@ class FarField:
             near: What a backend of `attend` returned, the log-sum-exp without the term of a
                 euclidean affinity that depends on the query alone.
         """
-        query, keys, row = self.queries.query, self.keys, None
-        if self.kind == "block":
-            row = self.problem.structure.block_of_site
+        query, keys, key = self.queries.query, self.keys, None
+        if self.tangents is not None:
             keys = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
         value, bias = backend.attend(self.queries, keys, selection.blocks)
-        key = None
-        if self.kind == "block":  # the tangent: L(q') = bias + scale q'.key
+        if self.tangents is not None:  # L(q') = bias + scale q'.key
             value, key = value.split([value.shape[-1] - query.shape[-1], query.shape[-1]], dim=-1)
-            bias = bias - keys.scale * (query * key).sum(dim=-1)
-        given = *near, self.problem.query, key, value, bias, row
+            bias = bias - keys.scale * (key @ query[..., None])[..., 0]
+        given = *near, self.problem.query, key, value, bias, self.queries.sites
         out, lse = backend.merge(*given, keys.scale, self.problem.causal)
         return out.to(near[0].dtype), lse
 
 
 def literal(
     queries: FarQueries, keys: FarKeys, selected: Int[Tensor, "b hs C K"]
-) -> tuple[Float[Tensor, "b h Q w"], Float[Tensor, "b h Q"]]:
-    """Attend to the blocks that are not selected: dense, any order of derivative."""
+) -> tuple[Float[Tensor, "b h Q G w"], Float[Tensor, "b h Q G"]]:
+    """Attend to the blocks of each bundle that are not selected: dense, any order of derivative."""
     heads, num_blocks = queries.query.shape[1], keys.key.shape[2]
     key, value, bias = (_per_head(x, heads) for x in (keys.key, keys.value, keys.bias))
     # (b, h, Q, B); an empty slot names a block after the last
@@ -147,11 +193,15 @@ def literal(
     key, value = (x.masked_fill(~x.isfinite(), 0) for x in (key, value))  # 0 NaN is NaN
     logits = keys.scale * einsum(queries.query, key, "b h q d, b h j d -> b h q j")
     logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
-    logits = logits.masked_fill(hidden, -torch.inf)
+    # (b, h, Q, G, B)
+    bundle = _per_head(keys.bundle, heads)[:, :, None, None]
+    other = bundle != torch.arange(keys.bundles, device=bundle.device)[:, None]
+    hidden = hidden[:, :, :, None] | other
+    logits = logits[:, :, :, None].masked_fill(hidden, -torch.inf)
     masked = hidden.all(dim=-1, keepdim=True)
     weights = logits.masked_fill(masked, 0).softmax(dim=-1).masked_fill(masked, 0)
-    reads = (weights > 0).to(value.dtype) @ no_value.to(value.dtype) > 0
-    out = (weights @ value).masked_fill(reads, torch.nan)
+    reads = (weights > 0).to(value.dtype) @ no_value[:, :, None].to(value.dtype) > 0
+    out = (weights @ value[:, :, None]).masked_fill(reads, torch.nan)
     lse = logits.masked_fill(masked, 0).logsumexp(dim=-1).masked_fill(masked[..., 0], -torch.inf)
     return out, lse
 
@@ -160,8 +210,9 @@ def far_keys(
     problem: Problem,
     value: Float[Tensor, "b hk n_k dv"],
     key_sites: Int[Tensor, "B S"] | None = None,
+    bundles: int = 1,
 ) -> FarKeys:
-    """Average keys and values over the seen sites that are read of each block."""
+    """Average keys and values over the seen sites that are read of each block, and bundle them."""
     structure, mask, latest = problem.key_structure, problem.key_mask, None
     means = partial(seen_means, structure, seen=mask)
     if key_sites is not None:
@@ -171,9 +222,9 @@ def far_keys(
     size = seen.log()[:, None].expand(key.shape[:3])
     if problem.causal:
         latest = latest_of_blocks(structure, key_sites)
-    return FarKeys(
-        key, value, size if bias is None else size + bias, latest, structure.group, scale
-    )
+    bundle = bundle_blocks(key.detach(), size > -torch.inf, latest, structure.group, bundles)
+    bias = size if bias is None else size + bias
+    return FarKeys(key, value, bias, bundle, bundles, latest, structure.group, scale)
 
 
 def latest_of_blocks(
@@ -190,7 +241,10 @@ def _site_queries(problem: Problem) -> FarQueries:
     space, query = problem.structure, problem.query
     cell, group = space.cell_of_site, space.cell_group
     time = space.time if problem.causal else None
-    return FarQueries(query.to(wide(query)), cell, time, None if group is None else group[cell])
+    sites = torch.arange(query.shape[2], device=query.device)[:, None]
+    return FarQueries(
+        query.to(wide(query)), cell, time, None if group is None else group[cell], sites
+    )
 
 
 def _block_queries(problem: Problem) -> FarQueries:
@@ -200,16 +254,39 @@ def _block_queries(problem: Problem) -> FarQueries:
     """
     space, voters, time = problem.structure, problem.query_mask, None
     if problem.causal:
-        assert space.time is not None
         time = space.block_span[0]
-        first = (space.time == time[space.block_of_site]).expand(len(problem.query), -1)
-        voters = first if voters is None else first & voters
+        voters = _first(voters, time[space.block_of_site], problem)
     mean, _ = seen_means(space, problem.query, voters)
-    return FarQueries(mean, space.cell_of_block, time, space.group)
+    return FarQueries(mean, space.cell_of_block, time, space.group, space.blocks)
+
+
+def _cell_queries(problem: Problem) -> FarQueries:
+    """The same for the sites of each cell."""
+    space, voters, time = problem.structure, problem.query_mask, None
+    if problem.causal:
+        time = space.cell_span[0]
+        voters = _first(voters, time[space.cell_of_site], problem)
+    sums = take_sites(seen_sums(space, problem.query, voters), space.cells).sum(dim=-2)
+    count = row_means(problem.query[:, :, :, :0], space.cell_sites, voters)[1]
+    cells = torch.arange(space.num_cells, device=sums.device)
+    mean = sums / count.clamp(min=1)[:, None, :, None]
+    return FarQueries(mean, cells, time, space.cell_group, space.cell_sites)
+
+
+_MEAN = {"block": _block_queries, "cell": _cell_queries}
+
+
+def _first(
+    voters: Bool[Tensor, "b n"] | None, first: Int[Tensor, " n"], problem: Problem
+) -> Bool[Tensor, "b n"]:
+    """Of those that take part, the sites of the first time."""
+    assert problem.structure.time is not None
+    now = (problem.structure.time == first).expand(len(problem.query), -1)
+    return now if voters is None else now & voters
 
 
 def far_mask(
-    kind: str,
+    far: Far | Tangents,
     structure: SpatialStructure,
     key_structure: SpatialStructure,
     key_sites: Int[Tensor, "B S"],
@@ -221,10 +298,12 @@ def far_mask(
     if structure.cell_group is not None and key_structure.group is not None:
         blocks &= structure.cell_group[structure.cell_of_site, None] == key_structure.group
     if causal:
-        time = structure.time
+        time, tangents = structure.time, as_tangents(far)
+        if tangents is not None:
+            by_cell = tangents.at == "cell"
+            row = structure.cell_of_site if by_cell else structure.block_of_site
+            time = (structure.cell_span if by_cell else structure.block_span)[0][row]
         assert time is not None
-        if kind == "block":
-            time = structure.block_span[0][structure.block_of_site]
         blocks &= time[:, None] >= latest_of_blocks(key_structure, key_sites)
     members = blocks.new_zeros(key_structure.num_blocks, key_structure.num_sites + 1)
     members.scatter_(1, key_sites % members.shape[1], True)  # -1 is the last

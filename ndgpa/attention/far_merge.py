@@ -1,8 +1,8 @@
-"""Near and far field as parts of one softmax, a few sites at a time.
+"""Near and far field as parts of one softmax, a few rows at a time.
 
-The far field of a site is one key: of a row of its own, or of the row of its block. Nothing of the
-size of the output is made but the output and the gradients; the second derivative differentiates
-the plain formula, all sites at once.
+The far field of a row is one key for each bundle; a row is a site of its own, or the sites of a
+block or cell. Nothing of the size of the output is made but the output and the gradients; the
+second derivative differentiates the plain formula, all rows at once.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from ndgpa._ops import (
     kept_inputs,
     without_autocast,
 )
+from ndgpa.structures.tables import is_full, place_of_member
 
 # Numbers of one chunk of outputs.
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -30,32 +31,80 @@ class Inputs(NamedTuple):
     near: Tensor  # (b, h, n, dv)
     near_lse: Tensor  # (b, h, n)
     query: Tensor  # (b, h, n, d)
-    key: Tensor | None  # (b, h, F, d); None where the bias is the whole logit
-    value: Tensor  # (b, h, F, dv)
-    bias: Tensor  # (b, h, F)
-    row: Tensor | None  # (n,): the row of each site; None where that is its own number
+    key: Tensor | None  # (b, h, F, G, d); None where the bias is the whole logit
+    value: Tensor  # (b, h, F, G, dv)
+    bias: Tensor  # (b, h, F, G)
+    sites: Tensor  # (F, X): the sites of each row, -1 for an empty place; each site is in one
     scale: float
     contain: bool  # an output that is not finite and has no gradient sends none
 
-    def part(self, sites: slice) -> "Inputs":
-        """Cut out what concerns some of the sites."""
-        own = self._replace(**{x: getattr(self, x)[:, :, sites] for x in self._fields[:3]})
-        if self.row is not None:
-            return own._replace(row=self.row[sites])
-        key = None if self.key is None else self.key[:, :, sites]
-        return own._replace(key=key, value=self.value[:, :, sites], bias=self.bias[:, :, sites])
+    def part(self, rows: slice) -> "Inputs":
+        """Cut out what concerns some of the rows."""
+        return self._replace(
+            near=self.lay_out(self.near, rows),
+            near_lse=self.lay_out(self.near_lse, rows),
+            query=self.lay_out(self.query, rows),
+            key=None if self.key is None else self.key[:, :, rows],
+            value=self.value[:, :, rows],
+            bias=self.bias[:, :, rows],
+        )
 
-    def of_rows(self, x: Tensor) -> Tensor:
-        """Take the row of each site."""
-        return x if self.row is None else x.index_select(2, self.row)
+    def lay_out(self, x: Tensor, rows: slice) -> Tensor:  # (b, h, n, ...) -> (b, h, f, X, ...)
+        """Take the sites of rows in the dtype of the far field; any site in empty places."""
+        own = self.sites[rows]
+        taken = x.index_select(2, own.flatten().clamp(min=0)).unflatten(2, own.shape)
+        return taken.to(self.value.dtype)
 
-    @property
-    def far(self) -> tuple[Tensor, Tensor]:
-        """The value and the logit of each site's far key."""
-        value, bias = self.of_rows(self.value), self.of_rows(self.bias)
-        if self.key is None:
-            return value, bias
-        return value, bias + self.scale * (self.query * self.of_rows(self.key)).sum(dim=-1)
+    def room(self, like: Tensor) -> Tensor:
+        """Make room for what `put` writes: one site more if there are empty places."""
+        sites = like.shape[2] + (not is_full(self.sites))
+        return like.new_empty(*like.shape[:2], sites, *like.shape[3:])
+
+    def put(self, x: Tensor, rows: slice, part: Tensor) -> None:
+        """Write the sites of rows; what stands in empty places goes to the last."""
+        own = self.sites[rows].flatten()
+        x.index_copy_(2, own.where(own >= 0, x.shape[2] - 1), part.flatten(2, 3).to(x.dtype))
+
+    def written(self, x: Tensor) -> Tensor:
+        """Drop the site that `room` added."""
+        sites = self.query.shape[2]
+        return x if x.shape[2] == sites else x[:, :, :sites].contiguous()
+
+
+class _Far(NamedTuple):
+    """The softmax of a near field and far keys."""
+
+    near: Tensor  # (b, h, f, X): weights
+    far: Tensor  # (b, h, f, X, G)
+    lse: Tensor  # (b, h, f, X), -inf where nothing is seen
+
+
+def _softmax(own: Inputs) -> _Far:
+    logits = own.bias[..., None, :]
+    if own.key is not None:
+        logits = logits + own.scale * (_matmul(own.query, own.key.mT))
+    logits = logits.expand(*own.near_lse.shape, logits.shape[-1])
+    top = torch.maximum(own.near_lse, logits.amax(dim=-1)).detach()
+    top = top.masked_fill(top == -torch.inf, 0)
+    near, far = (own.near_lse - top).exp(), (logits - top[..., None]).exp()
+    total = near + far.sum(dim=-1)
+    masked = total == 0
+    total = total.masked_fill(masked, 1)
+    lse = (top + total.log()).masked_fill(masked, -torch.inf)
+    return _Far(near / total, far / total[..., None], lse)
+
+
+def merge_rows(own: Inputs) -> tuple[Tensor, Tensor]:  # (b, h, f, X, dv), (b, h, f, X)
+    """The plain formula, by row; 0 and -inf where nothing is seen. Differentiable."""
+    weights = _softmax(own)
+    near, far, bad = own.near, own.value, None
+    if own.contain:
+        bad = ~near.isfinite() | ~far.isfinite().all(dim=3, keepdim=True)
+        near, far = near.masked_fill(bad, 0), far.masked_fill(~far.isfinite(), 0)
+    out = weights.near[..., None] * near + _matmul(weights.far, far)
+    if bad is not None:
+        out = out.masked_fill(bad, torch.nan)
+    return out, weights.lse
 
 
 def merged(
@@ -65,29 +114,15 @@ def merged(
     key: Tensor | None,
     value: Tensor,
     bias: Tensor,
-    row: Tensor | None,
+    sites: Tensor,
     scale: float,
     contain: bool,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
-    """The plain formula; 0 and -inf where nothing is seen. Differentiable.
-
-    Arguments as in `Inputs`.
-    """
-    far, far_lse = Inputs(near, near_lse, query, key, value, bias, row, scale, contain).far
-    top = torch.maximum(near_lse, far_lse).detach()
-    top = top.masked_fill(top == -torch.inf, 0)
-    parts = (near_lse - top).exp(), (far_lse - top).exp()
-    total = parts[0] + parts[1]
-    masked = total == 0
-    total = total.masked_fill(masked, 1)
-    near, bad = near.to(far.dtype), None
-    if contain:
-        bad = ~(near.isfinite() & far.isfinite())
-        near, far = near.masked_fill(bad, 0), far.masked_fill(bad, 0)
-    out = near * (parts[0] / total)[..., None] + far * (parts[1] / total)[..., None]
-    if bad is not None:
-        out = out.masked_fill(bad, torch.nan)
-    return out, (top + total.log()).masked_fill(masked, -torch.inf)
+    """The plain formula, all rows at once. Arguments as in `Inputs`."""
+    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
+    out, lse = merge_rows(given.part(slice(None)))
+    place = place_of_member(sites, near.shape[2])
+    return out.flatten(2, 3).index_select(2, place), lse.flatten(2, 3).index_select(2, place)
 
 
 @torch.library.custom_op("ndgpa::merge_far", mutates_args=())
@@ -98,17 +133,18 @@ def merge_far(
     key: Tensor | None,
     value: Tensor,
     bias: Tensor,
-    row: Tensor | None,
+    sites: Tensor,
     scale: float,
     contain: bool,
 ) -> tuple[Tensor, Tensor]:
     """As `merged`, the output in the dtype of `near`."""
-    given = Inputs(near, near_lse, query, key, value, bias, row, scale, contain)
-    out, lse = near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
+    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
+    out, lse = given.room(near), given.room(near_lse)
     with without_autocast(near):
-        for sites in _chunks(near):
-            out[:, :, sites], lse[:, :, sites] = merged(*given.part(sites))
-    return out, lse
+        for rows in _chunks(given):
+            for x, part in zip((out, lse), merge_rows(given.part(rows))):
+                given.put(x, rows, part)
+    return given.written(out), given.written(lse)
 
 
 @merge_far.register_fake
@@ -116,10 +152,11 @@ def _(near: Tensor, near_lse: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tenso
     return near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
 
 
-def _chunks(near: Tensor) -> Iterator[slice]:
-    numbers = max(1, near.shape[:2].numel() * near.shape[3])
+def _chunks(given: Inputs) -> Iterator[slice]:
+    near, (rows, places) = given.near, given.sites.shape
+    numbers = max(1, near.shape[:2].numel() * places * (near.shape[3] + given.bias.shape[3]))
     step = max(1, _CHUNK["cuda" if near.is_cuda else "cpu"] // numbers)
-    for begin in range(0, near.shape[2], step):
+    for begin in range(0, rows, step):
         yield slice(begin, begin + step)
 
 
@@ -134,7 +171,7 @@ def merge_far_backward(
     key: Tensor | None,
     value: Tensor,
     bias: Tensor,
-    row: Tensor | None,
+    sites: Tensor,
     scale: float,
     contain: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -142,28 +179,35 @@ def merge_far_backward(
 
     Those of query and key are empty where there is no key.
     """
-    given = Inputs(near, near_lse, query, key, value, bias, row, scale, contain)
+    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
     grads = _empty_grads(near, near_lse, query, key, value, bias)
     grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias = grads
+    by_site = [given.room(x) for x in (near, near_lse, query if key is not None else near_lse)]
     with without_autocast(near):
-        for sites in _chunks(near):
-            own = given.part(sites)
-            far, far_lse = own.far
-            norm = lse[:, :, sites].masked_fill(lse[:, :, sites] == -torch.inf, 0)
-            w_near, w_far = (own.near_lse - norm).exp(), (far_lse - norm).exp()
-            g = grad_out[:, :, sites].to(far.dtype)
-            by_near, by_far = (_dot(g, x, contain) for x in (own.near, far))
-            mean = w_near * by_near + w_far * by_far - grad_lse[:, :, sites]
-            by_logit = w_far * (by_far - mean)
-            grad_near[:, :, sites] = g * w_near[..., None]
-            grad_near_lse[:, :, sites] = w_near * (by_near - mean)
-            _add(grad_value, sites, own.row, g * w_far[..., None])
-            _add(grad_bias, sites, own.row, by_logit)
+        for rows in _chunks(given):
+            own = given.part(rows)
+            weights = _softmax(own)
+            empty = given.sites[rows] < 0
+            g = given.lay_out(grad_out, rows).masked_fill_(empty[..., None], 0)
+            g_lse = given.lay_out(grad_lse, rows).masked_fill_(empty, 0)
+            by_near = _dot(g, own.near, contain)
+            far = own.value.nan_to_num(0.0, 0.0, 0.0) if contain else own.value
+            by_far = _matmul(g, far.mT)  # (b, h, f, X, G)
+            mean = weights.near * by_near + (weights.far * by_far).sum(dim=-1)
+            mean.sub_(g_lse)
+            slope = by_far.sub_(mean[..., None]).mul_(weights.far)
+            given.put(by_site[0], rows, g * weights.near[..., None])
+            given.put(by_site[1], rows, weights.near * (by_near - mean))
+            grad_value[:, :, rows] = _matmul(weights.far.mT, g)
+            grad_bias[:, :, rows] = slope.sum(dim=3)
             if own.key is not None:
-                slope = scale * by_logit[..., None]
-                grad_query[:, :, sites] = slope * own.of_rows(own.key)
-                _add(grad_key, sites, own.row, slope * own.query)
-    return grads
+                slope = given.scale * slope
+                given.put(by_site[2], rows, _matmul(slope, own.key))
+                grad_key[:, :, rows] = _matmul(slope.mT, own.query)
+    grad_near, grad_near_lse, of_query = (given.written(x) for x in by_site)
+    if key is not None:
+        grad_query = of_query
+    return grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias
 
 
 @merge_far_backward.register_fake
@@ -176,30 +220,29 @@ def _(
 def _empty_grads(
     near: Tensor, near_lse: Tensor, query: Tensor, key: Tensor | None, value: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Where the gradients go: sums over sites start at zero."""
+    """Where the gradients go."""
     return (
         near.new_empty(near.shape),
         near_lse.new_empty(near_lse.shape),
         query.new_empty(query.shape if key is not None else (0,)),
-        bias.new_zeros(key.shape if key is not None else (0,)),
-        value.new_zeros(value.shape),
-        bias.new_zeros(bias.shape),
+        bias.new_empty(key.shape if key is not None else (0,)),
+        value.new_empty(value.shape),
+        bias.new_empty(bias.shape),
     )
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The same as a @ b, without a call for each of many products of a row and a column."""
+    if a.shape[-1] == 1:
+        return a * b
+    if a.shape[-2] == b.shape[-1] == 1:
+        return (a * b.mT).sum(dim=-1, keepdim=True)
+    return a @ b
 
 
 def _dot(grad: Tensor, x: Tensor, contain: bool) -> Tensor:
     product = grad * x
     return (product.masked_fill(grad == 0, 0) if contain else product).sum(dim=-1)
-
-
-def _add(total: Tensor, sites: slice, row: Tensor | None, part: Tensor) -> None:
-    """Add to the rows of some sites, always in the same order."""
-    if row is None:
-        total[:, :, sites] = part
-    elif total.is_cuda:  # index_add_ is atomic there; this sorts
-        total.transpose(0, 2).index_put_((row,), part.transpose(0, 2), accumulate=True)
-    else:
-        total.index_add_(2, row, part)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._ops import without_autocast
-from ndgpa.attention.far_field import FAR, Far, far_mask
+from ndgpa.attention.far_field import Far, Tangents, check_far, far_mask
 from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.problem import Affinity, Problem
@@ -30,7 +30,8 @@ class GPA:
             "gate" first multiplies it by the gate given to the call. None means no coarse branch.
         coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
         read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
-        far: How the blocks that are not selected take part: "site", "block" or not at all (None).
+        far: How the blocks that are not selected take part: "site", "block", "cell", `Tangents`, or
+            not at all (None).
     """
 
     rule: Rule | int
@@ -41,13 +42,13 @@ class GPA:
     coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
-    far: Far | None = None
+    far: Far | Tangents | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:
             arguments.one_of("coarse", self.coarse, ("add", "gate"))
         if self.far is not None:
-            arguments.one_of("far", self.far, FAR)
+            check_far(self.far)
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +11,14 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._flops import attention, count_products
-from ndgpa._ops import fold_into_batch
-from ndgpa.problem import Problem, Selection, dot_form, hide_keys
+from ndgpa._ops import fold_into_batch, wide
+from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.selection.base import Rule, check_rules, once
-from ndgpa.selection.coarse import by_cell, coarse_level
 from ndgpa.selection.slots import visible
-
-By = Literal["keys", "queries"]
-BY = get_args(By)
+from ndgpa.structures.base import SpatialStructure
 
 # Numbers of one tile: keys gathered and logits.
-_TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
+_TILE = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -29,31 +26,34 @@ class Refine(Rule):
     """Of the blocks that a rule names, each cell reads the `keep` best at a second look.
 
     Means choose the candidates cheaply, and a finer product ranks them, for means alone miss blocks
-    whose sites differ. Relevance is counted as for `TopK`, but by a softmax over the candidates
-    alone; of equals, the lowest id is kept. The ranking carries no gradient; a slot that is kept
-    keeps its bias. If causal, the candidates that are wholly past are ranked, by the queries of the
-    cell's earliest time, and the others are read besides. Join what is to be read whatever its
-    rank: `Refine(TopK(48), 12) | Own()`.
+    whose sites differ: blocks of queries and of keys are cut into parts, runs of their sites in the
+    order in which the structure lists them, and the mean of each part of the cell is compared with
+    the mean of each part of a candidate. Relevance is counted as for `TopK`, but by a softmax over
+    the candidates alone, in which each part weighs as its sites do; of equals, the lowest id is
+    kept. The ranking carries no gradient; a slot that is kept keeps its bias. If causal, the
+    candidates that are wholly past are ranked, by the queries of the cell's earliest time, and the
+    others are read besides. Join what is to be read whatever its rank:
+    `Refine(TopK(48), 12) | Own()`.
 
     Args:
         rule: Names the candidates, e.g. `TopK(48)` or `MultiLevel`, of which this becomes the last
             step.
         keep: Blocks to keep for each cell.
-        by: The finer side: "keys" compares the mean query of each block of the cell with every
-            site of a candidate, "queries" every site of the cell with the mean of a candidate.
+        parts: Parts of a block, on both sides. As many as it has sites compares every site of the
+            cell with every site of a candidate; 1 compares means.
 
     Raises:
-        ValueError, TypeError: `rule` is no rule, `keep` is below 1, or `by` an unknown word.
+        ValueError, TypeError: `rule` is no rule, or `keep` or `parts` is no positive int.
     """
 
     rule: Rule
     keep: int
-    by: By = "keys"
+    parts: int = 4
 
     def __post_init__(self) -> None:
         check_rules("Refine", (self.rule,))
         arguments.positive_count("keep", self.keep)
-        arguments.one_of("by", self.by, BY)
+        arguments.positive_count("parts", self.parts)
 
     def select(self, problem: Problem) -> Selection:
         found = self.rule.select(problem)
@@ -64,10 +64,8 @@ class Refine(Rule):
             besides = _in_part_past(candidates, problem)
             ranked = candidates.masked_fill(besides, -1)
             room = problem.structure.overlapping(problem.key_structure).shape[1]
-        sides = _by_keys if self.by == "keys" else _by_queries
-        query, weight, key, bias = (x.detach() for x in sides(problem))
-        weight = weight.expand(len(query), -1, -1)
-        scale = dot_form(problem.key[:, :, :0], problem.affinity, problem.scale)[1]
+        query, weight = _parts_of_cells(problem, self.parts)
+        key, bias, scale = _parts_of_keys(problem, self.parts)
         scores = second_look(query, key, bias, ranked, weight, scale)
         return _kept(found, candidates, scores, besides, self.keep, room)
 
@@ -80,40 +78,53 @@ def _in_part_past(
     return (candidates >= 0) & (last > problem.structure.cell_span[0][:, None])
 
 
-def _by_keys(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean queries of each cell against the sites of each block.
-
-    Returns:
-        Queries (b, h, C, X, d) and their weights (#b, C, X), keys (b, hk, B, S, d) and their
-        biases (b, hk, B, S), -inf for a key that does not exist.
-    """
-    structure, mask = problem.key_structure, problem.key_mask
-    query, weight = by_cell(coarse_level(problem), problem.structure)
-    key = problem.key.to(query.dtype)
-    if mask is not None:
-        key = key.masked_fill(~mask[:, None, :, None], 0)
-    bias = hide_keys(dot_form(key, problem.affinity, problem.scale)[0], key, mask)
-    if bias is None:
-        bias = key.new_zeros(key.shape[:3])
-    bias = structure.by_block(bias[..., None])[..., 0]
-    bias = bias.masked_fill(structure.blocks < 0, -torch.inf)
-    return query, weight, structure.by_block(key), bias
-
-
-def _by_queries(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for the sites of each cell against the mean of each block."""
-    structure, coarse = problem.structure, coarse_level(problem)
-    asks = (structure.cell_sites >= 0)[None]
-    if problem.query_mask is not None:
-        asks = asks & problem.query_mask[:, structure.cell_sites.clamp(min=0)]
+def _parts_of_cells(
+    problem: Problem, parts: int
+) -> tuple[Float[Tensor, "b h C X d"], Float[Tensor, "b C X"]]:
+    """The mean query of each part of each cell and what it weighs; 0 for one that takes no part."""
+    structure, voters = problem.structure, problem.query_mask
     if problem.causal:
-        asks = asks & structure.first_in_cell[structure.cell_sites.clamp(min=0)]
-    query = structure.partition(problem.query.to(coarse.key.dtype))
-    query = query.masked_fill(~asks[:, None, ..., None], 0)
-    bias = coarse.seen.log()[:, None].expand(coarse.key.shape[:3])
-    if coarse.bias is not None:
-        bias = bias + coarse.bias
-    return query, asks.to(query.dtype), coarse.key[:, :, :, None], bias[..., None]
+        first = structure.first_in_cell.expand(len(problem.query), -1)
+        voters = first if voters is None else first & voters
+    mean, count = _parts(structure, problem.query.detach(), voters, parts)
+    cells = structure.cells
+    weight = count.expand(len(mean), -1, -1)[:, cells.clamp(min=0)]
+    weight = weight.masked_fill((cells < 0)[..., None], 0)
+    return mean[:, :, cells.clamp(min=0)].flatten(3, 4), weight.flatten(2)
+
+
+def _parts_of_keys(
+    problem: Problem, parts: int
+) -> tuple[Float[Tensor, "b hk B S d"], Float[Tensor, "b hk B S"], float]:
+    """The mean key of each part of each block, its bias, -inf for none, and the scale."""
+    mean, count = _parts(problem.key_structure, problem.key.detach(), problem.key_mask, parts)
+    bias, scale = dot_form(mean, problem.affinity, problem.scale)
+    size = count.log()[:, None].expand(mean.shape[:4])
+    return mean, size if bias is None else size + bias, scale
+
+
+def _parts(
+    structure: SpatialStructure,
+    x: Float[Tensor, "b h n d"],
+    seen: Bool[Tensor, "b n"] | None,
+    parts: int,
+) -> tuple[Float[Tensor, "b h B S d"], Float[Tensor, "#b B S"]]:
+    """Average the features over the seen sites of each part, 0 where there are none; count them."""
+    places = structure.sites_per_block
+    length = -(-places // parts)
+    there = (structure.blocks >= 0)[None]
+    if seen is not None:
+        there = structure.by_block(seen[..., None].to(wide(x)))[..., 0] > 0
+        x = x.masked_fill(~seen[:, None, :, None], 0)
+    fill = -places % length
+
+    def total(by_place: Tensor, dim: int) -> Tensor:
+        if fill:
+            by_place = F.pad(by_place, (0, 0) * (-1 - dim) + (0, fill))
+        return by_place.unflatten(dim, (-1, length)).sum(dim=dim, dtype=wide(x))
+
+    count = total(there.to(wide(x)), -1)
+    return total(structure.by_block(x), -2) / count.clamp(min=1)[:, None, ..., None], count
 
 
 def _kept(

@@ -10,13 +10,17 @@ from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor
 
 import ndgpa
+from ndgpa import Tangents
+from ndgpa.attention.far_bundles import bundle_blocks
+from ndgpa.attention.far_field import as_tangents
 from ndgpa.structures import Jittered, Sampling, Strided
 from ndgpa.testing import CausalContract, draw
 from ndgpa.testing.derivatives import _ramp, everything, plain_derivatives
 from ndgpa.testing.oracle import full_attention, rows, voters_of
 
-KINDS = ("block", "site")
-kinds = st.sampled_from(KINDS)
+KINDS = ("block", "cell", "site")
+FEW_BUNDLES = st.builds(Tangents, st.sampled_from(["block", "cell"]), st.integers(1, 3))
+kinds = FEW_BUNDLES | st.sampled_from(KINDS)
 RARE = settings(draw.FEW, max_examples=max(1, draw.FEW.max_examples // 2))
 
 
@@ -69,6 +73,11 @@ class FarLaws:
         out = ndgpa.attend(flat, key, value, nothing, grid, far="block", backend=self.backend)
         expected = full_attention(by_block, *means, 3**-0.5, "dot", None)
         torch.testing.assert_close(out, expected.index_select(2, grid.block_of_site))
+        by_cell = torch.stack([query[:, :, x].mean(2) for x in grid.cell_sites], dim=2)
+        flat = by_cell.index_select(2, grid.cell_of_site)
+        out = ndgpa.attend(flat, key, value, nothing, grid, far="cell", backend=self.backend)
+        expected = full_attention(by_cell, *means, 3**-0.5, "dot", None)
+        torch.testing.assert_close(out, expected.index_select(2, grid.cell_of_site))
 
     @given(st.data())
     def test_equal_keys_and_values_in_each_block_leave_no_error(self, data: Any) -> None:
@@ -90,13 +99,24 @@ class FarLaws:
         )
 
     @given(st.data())
-    def test_block_never_claims_more_weight_than_site(self, data: Any) -> None:
+    def test_tangents_never_claim_more_weight_than_site(self, data: Any) -> None:
         """A convex function lies above its tangents."""
         problem, selection, _ = _drawn(data)
-        tangent, exact = (
-            self.attend(problem, selection, kind, return_lse=True)[1] for kind in KINDS
-        )
-        assert bool((tangent <= exact + 1e-9).all())
+        exact = self.attend(problem, selection, "site", return_lse=True)[1]
+        for kind in ("block", "cell"):
+            tangent = self.attend(problem, selection, kind, return_lse=True)[1]
+            assert bool((tangent <= exact + 1e-9).all())
+
+    @given(st.data())
+    @RARE
+    def test_a_bundle_for_each_block_is_every_site_by_itself(self, data: Any) -> None:
+        problem, selection, _ = _drawn(data, masked=False)
+        exact = self.attend(problem, selection, "site", return_lse=True)
+        for at in ("block", "cell"):
+            each = Tangents(at, problem.key_structure.num_blocks)
+            torch.testing.assert_close(
+                self.attend(problem, selection, each, return_lse=True), exact
+            )
 
     @given(st.data())
     @draw.FEW
@@ -146,7 +166,7 @@ class FarLaws:
         assert torch.equal(before, after)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_future_value_that_is_not_finite_sends_no_gradient_back(self, kind: str) -> None:
+    def test_a_future_value_that_is_not_finite_sends_no_gradient_back(self, kind: Any) -> None:
         space, rule = ndgpa.Sequence(12, 2, 2), ndgpa.Fixed((0, 2, 3))
         query, key, value = torch.randn(3, 1, 1, 12, 3).double()
         bad = value.clone()
@@ -235,7 +255,7 @@ class FarLaws:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_batch_of_none_has_derivatives_of_none(self, kind: str) -> None:
+    def test_a_batch_of_none_has_derivatives_of_none(self, kind: Any) -> None:
         shape, space = (0, 2, 64, 4), ndgpa.Image((8, 8), 2, 2)
         inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
         out = ndgpa.gpa(*inputs, space, 2, far=kind, backend=self.backend)
@@ -245,7 +265,7 @@ class FarLaws:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, kind: str) -> None:
+    def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, kind: Any) -> None:
         """Blocks of one site: either kind is full attention, of whatever selection."""
         space = ndgpa.Grid((9, 10), 1)
         problem = draw.Problem(
@@ -272,7 +292,7 @@ class FarLaws:
         self,
         problem: draw.Problem,
         selection: ndgpa.Selection,
-        kind: str,
+        kind: Any,
         **options: Any,
     ) -> Any:
         return ndgpa.attend(
@@ -310,7 +330,7 @@ class TestChunked(FarLaws):
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One query, or one site, a chunk."""
-    for name in ("far_chunked", "far_merge"):
+    for name in ("far_rows", "far_merge"):
         monkeypatch.setitem(import_module(f"ndgpa.attention.{name}")._CHUNK, "cpu", 1)
 
 
@@ -322,7 +342,7 @@ class TestOneQueryAChunk(TestChunked):
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_chunks_change_nothing(kind: str) -> None:
+def test_small_chunks_change_nothing(kind: Any) -> None:
     """To the second derivative, for heads that share keys but no selection."""
     space = ndgpa.Grid((3, 5), 2, 1, time_axis=0)
     query, key, value = (torch.randn(2, h, 15, 3, dtype=torch.float64) for h in (4, 2, 2))
@@ -352,8 +372,14 @@ class TestCausalSelectionWithFarField(CausalContract):
 @pytest.mark.bad_input
 def test_what_cannot_be_is_said() -> None:
     x, space = torch.randn(1, 1, 16, 4), ndgpa.Sequence(16, 4)
-    with pytest.raises(ValueError, match="unknown far 'cells'; expected one of 'site', 'block'"):
+    with pytest.raises(
+        ValueError, match="unknown far 'cells'; expected one of 'site', 'block', 'cell'"
+    ):
         ndgpa.gpa(x, x, x, space, 2, far="cells")
+    with pytest.raises(ValueError, match="unknown at 'site'; expected one of 'block', 'cell'"):
+        Tangents("site")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bundles must be at least 1"):
+        Tangents(bundles=0)
     with pytest.raises(ValueError, match="unknown far 'cells'"):
         ndgpa.GPA(2, far="cells")
     with pytest.raises(NotImplementedError, match="backend 'triton' has no far field; use"):
@@ -395,13 +421,33 @@ def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
     query, key = 2 * torch.randn(2, 1, 1, space.num_sites, 3, generator=generator).double()
     nothing = ndgpa.Selection(torch.empty(1, 1, space.num_cells, 0, dtype=torch.int32))
     tangent, exact = (
-        ndgpa.attend(query, key, key, nothing, space, far=kind, return_lse=True)[1][0, 0]
-        for kind in KINDS
+        ndgpa.attend(query, key, key, nothing, space, far=far, return_lse=True)[1][0, 0]
+        for far in (Tangents("block", 1), "site")
     )
     from_mean = query - space.downsample(query).index_select(2, space.block_of_site)
     change = 3**-0.5 * from_mean[0, 0] @ space.downsample(key)[0, 0].mT
     width = change.amax(dim=1) - change.amin(dim=1)
     assert bool((exact - tangent <= width**2 / 8 + 1e-12).all())
+
+
+@given(st.data())
+def test_a_bundle_is_what_is_nearest_to_a_landmark(data: Any) -> None:
+    """Of several spaces in one, with blocks of which nothing is seen; causal, of the past alone."""
+    space = data.draw(draw.clusters(time=data.draw(st.booleans()), group=True))
+    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
+    key = torch.randn(space.num_sites, 3, generator=generator).double()
+    seen = torch.rand(space.num_sites, generator=generator) < 0.8
+    count = data.draw(st.integers(2, 4))
+    sites = [[x for x in block if seen[x]] for block in rows(space.blocks)]
+    assert space.group is not None
+    latest = None if space.time is None else space.block_span[1]
+    expected = bundles(
+        key, sites, None if latest is None else latest.tolist(), space.group.tolist(), count
+    )
+    means = torch.stack([key[own].sum(dim=0) / max(1, len(own)) for own in sites])
+    exists = torch.tensor([bool(own) for own in sites])
+    found = bundle_blocks(means[None, None], exists[None, None], latest, space.group, count)
+    assert found[0, 0][exists].tolist() == [g for g, own in zip(expected, sites) if own]
 
 
 def test_the_operators_pass_opcheck() -> None:
@@ -413,15 +459,17 @@ def test_the_operators_pass_opcheck() -> None:
 
     selected, cell = torch.tensor([[[[0, 2], [1, -1]]]]).int(), torch.tensor([0, 1, 1])
     keys = normal(1, 1, 4, 3), normal(1, 1, 4, 2), normal(1, 1, 4)
-    tables = selected, cell, cell, torch.tensor([0, 0, 1, 2]), None, None
-    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 0.5))
+    times = torch.tensor([0, 0, 1, 2])
+    bundle = torch.tensor([[[0, 1, 1, 0]]])
+    tables = selected, bundle, cell, cell, times, None, None
+    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 2, 0.5))
+    torch.library.opcheck(bundle_blocks, (torch.randn(1, 1, 4, 3), keys[2] > 0, times, None, 2))
     near = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 3)
-    row = torch.tensor([0, 1, 1, 0, 1])
-    far = normal(1, 2, 2, 3), normal(1, 2, 2, 2), normal(1, 2, 2)
-    torch.library.opcheck(merge_far, (*near, *far, row, 0.5, True))
-    torch.library.opcheck(
-        merge_far, (*near, None, normal(1, 2, 5, 2), normal(1, 2, 5), None, 0.5, False)
-    )
+    sites = torch.tensor([[0, 3, -1], [1, 2, 4]])
+    far = normal(1, 2, 2, 4, 3), normal(1, 2, 2, 4, 2), normal(1, 2, 2, 4)
+    torch.library.opcheck(merge_far, (*near, *far, sites, 0.5, True))
+    by_site = None, normal(1, 2, 5, 1, 2), normal(1, 2, 5, 1), torch.arange(5)[:, None]
+    torch.library.opcheck(merge_far, (*near, *by_site, 0.5, False))
 
 
 def test_it_maps() -> None:
@@ -429,7 +477,7 @@ def test_it_maps() -> None:
     x, space = torch.randn(3, 1, 2, 24, 4), ndgpa.Image((4, 6), 2)
     for kind in KINDS:
 
-        def call(y: Tensor, kind: str = kind) -> Tensor:
+        def call(y: Tensor, kind: Any = kind) -> Tensor:
             return ndgpa.gpa(y, y, y, space, ndgpa.Refine(ndgpa.TopK(3), 2), far=kind)
 
         torch.testing.assert_close(torch.func.vmap(call)(x), torch.stack([call(y) for y in x]))
@@ -450,7 +498,7 @@ def test_a_case_by_hand() -> None:
 def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
     image = ndgpa.Image((64, 64), 2, 2)
     inputs = [torch.randn(1, 1, 4096, 16, requires_grad=True) for _ in range(3)]
-    for kind in KINDS:
+    for kind in (Tangents("block", 4), "cell", "site"):
         saved: list[int] = []
 
         def count(x: Tensor, saved: list[int] = saved) -> Tensor:
@@ -468,7 +516,7 @@ def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
 def dense(
     problem: draw.Problem,
     selection: ndgpa.Selection,
-    kind: str,
+    kind: Any,
     causal: bool,
     query_mask: Tensor | None,
     read: Sampling | None,
@@ -490,6 +538,9 @@ def dense(
         for h in range(heads):
             g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
             key, value = problem.key[b, g], problem.value[b, g]
+            latest = [max(int(keys.time[y]) for y in block) for block in blocks] if causal else None
+            count = 1 if kind == "site" else as_tangents(kind).bundles
+            bundle = bundles(key, sites, latest, None, count)
             for x in range(space.num_sites):
                 slots = selection.blocks[b, s, of_cell[x]].tolist()
                 near, far_blocks = (
@@ -510,11 +561,12 @@ def dense(
                             )
                         )
                 members = own_blocks[of_block[x]]
+                if kind == "cell" or getattr(kind, "at", None) == "cell":
+                    members = [y for y in range(space.num_sites) if of_cell[y] == of_cell[x]]
                 if causal:
                     begin = min(int(space.time[y]) for y in members)
                     now = int(space.time[x]) if kind == "site" else begin
-                    latest = [max(int(keys.time[y]) for y in blocks[j]) for j in far_blocks]
-                    far_blocks = [j for j, end in zip(far_blocks, latest) if end <= now]
+                    far_blocks = [j for j in far_blocks if latest[j] <= now]
                     members = [y for y in members if space.time[y] == begin]
                 members = [y for y in members if voters[y]]
                 mean_query = problem.query[b, h, members].sum(dim=0) / max(1, len(members))
@@ -526,6 +578,7 @@ def dense(
                             mean_query,
                             kind,
                             far_blocks,
+                            bundle,
                             sites,
                             key,
                             value,
@@ -539,13 +592,27 @@ def dense(
     return torch.stack(outs).view(*problem.query.shape[:3], -1)
 
 
-def _far(q, mean_query, kind, far_blocks, sites, key, value, scale, affinity):
+def _far(q, mean_query, kind, far_blocks, bundle, sites, key, value, scale, affinity):
     """Logits and values of the far field."""
-    means = [
+    if kind != "site":
+        parts = [[j for j in far_blocks if bundle[j] == g] for g in set(bundle)]
+        common = (sites, key, value, scale, affinity)
+        return [_tangent(q, mean_query, part, *common) for part in parts if part]
+    return [
+        (_logit(q, k, scale, affinity) + math.log(s), v)
+        for k, v, s in _means(far_blocks, sites, key, value)
+    ]
+
+
+def _means(far_blocks, sites, key, value):
+    return [
         (key[sites[j]].mean(dim=0), value[sites[j]].mean(dim=0), len(sites[j])) for j in far_blocks
     ]
-    if kind == "site" or not means:
-        return [(_logit(q, k, scale, affinity) + math.log(s), v) for k, v, s in means]
+
+
+def _tangent(q, mean_query, far_blocks, sites, key, value, scale, affinity):
+    """The logit and the value of one bundle."""
+    means = _means(far_blocks, sites, key, value)
 
     def of(query: Tensor) -> Tensor:
         return torch.stack([_logit(query, k, scale, affinity) + math.log(s) for k, _, s in means])
@@ -560,7 +627,35 @@ def _far(q, mean_query, kind, far_blocks, sites, key, value, scale, affinity):
     total = (
         of(mean_query).logsumexp(dim=0) + square(mean_query) + (q - mean_query) @ slope - square(q)
     )
-    return [(total, sum(w * v for w, (_, v, _) in zip(weights, means)))]
+    return total, sum(w * v for w, (_, v, _) in zip(weights, means))
+
+
+def bundles(
+    key: Tensor,
+    sites: list[list[int]],
+    latest: list[int] | None,
+    group: list[int] | None,
+    count: int,
+) -> list[int]:
+    """The bundle of each block: the landmark of its space that its mean key is nearest to."""
+    means = [key[members].mean(dim=0).detach() if members else None for members in sites]
+    found = []
+    for j, mean in enumerate(means):
+        own = [i for i in range(len(sites)) if group is None or group[i] == group[j]]
+        if latest is None:
+            own = [i for i in own if sites[i]]
+        best, nearest = 0, math.inf
+        for g in range(count):
+            if not own or mean is None:
+                break
+            mark = own[(2 * g + 1) * len(own) // (2 * count)]
+            if not sites[mark] or (latest is not None and latest[mark] > latest[j]):
+                continue
+            distance = float((means[mark] - mean).square().sum())
+            if distance < nearest - 1e-9:
+                best, nearest = g, distance
+        found.append(best)
+    return found
 
 
 def _logit(q: Tensor, k: Tensor, scale: float, affinity: str) -> Tensor:
@@ -577,7 +672,7 @@ def _softmax_of(*parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _drawn(
     data: Any, bias: bool | None = None, masked: bool | None = None
-) -> tuple[draw.Problem, ndgpa.Selection, str]:
+) -> tuple[draw.Problem, ndgpa.Selection, Any]:
     problem = data.draw(draw.problems(masked=masked))
     return problem, data.draw(draw.selections(problem, bias=bias)), data.draw(kinds)
 

@@ -19,8 +19,7 @@ RULES = [
     ndgpa.TopRatio(0.4) | ndgpa.Fixed((0,)),
     ndgpa.SoftTopK(2),
     ndgpa.MultiLevel((2, 2)),
-    ndgpa.Refine(ndgpa.TopK(4), 2, "keys"),
-    ndgpa.Refine(ndgpa.TopK(4), 2, "queries"),
+    ndgpa.Refine(ndgpa.TopK(4), 2),
     ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(1), ndgpa.TopK(2), ndgpa.TopK(2))),
     ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2), ndgpa.TopK(1), ndgpa.TopK(1))),
 ]

@@ -14,7 +14,7 @@ from ndgpa.selection import Rule
 from ndgpa.testing import CausalContract, RuleContract, draw
 from ndgpa.testing.oracle import logit, rows, softmax, voters_of
 
-BY = st.sampled_from(["keys", "queries"])
+PARTS = st.sampled_from([1, 2, 3, 100])
 
 
 class TestRefine(RuleContract, CausalContract):
@@ -23,12 +23,12 @@ class TestRefine(RuleContract, CausalContract):
         first = st.builds(ndgpa.TopK, st.integers(1, 6), share=share)
         first |= st.builds(ndgpa.TopP, st.just(0.8), share=share)
         first |= st.sampled_from([ndgpa.StraightThrough(ndgpa.TopK(3)), ndgpa.Fixed((0,))])
-        return st.builds(ndgpa.Refine, first, st.integers(1, 3), BY)
+        return st.builds(ndgpa.Refine, first, st.integers(1, 3), PARTS)
 
 
 @given(st.data())
 def test_the_best_candidates_are_kept(data: Any) -> None:
-    problem, by = data.draw(draw.problems()), data.draw(BY)
+    problem, parts = data.draw(draw.problems()), data.draw(PARTS)
     rule = ndgpa.TopK(
         data.draw(st.integers(1, 6)), share=data.draw(st.sampled_from(["head", "group", "all"]))
     )
@@ -36,7 +36,7 @@ def test_the_best_candidates_are_kept(data: Any) -> None:
     options = problem.options | {"query_mask": query_mask}
     candidates, kept = (
         ndgpa.select(problem.query, problem.key, problem.structure, r, **options).blocks
-        for r in (rule, ndgpa.Refine(rule, keep, by))
+        for r in (rule, ndgpa.Refine(rule, keep, parts))
     )
     assert kept.shape[:3] == candidates.shape[:3]
     for b in range(candidates.shape[0]):
@@ -44,7 +44,7 @@ def test_the_best_candidates_are_kept(data: Any) -> None:
             for cell, names in enumerate(rows(candidates[b, s])):
                 masks = [None if m is None else m[b] for m in (problem.key_mask, query_mask)]
                 voters = voters_of(problem.structure, problem.key_structure, *masks)
-                scores = looked_at(problem, b, s, candidates.shape[1], cell, names, by, voters)
+                scores = looked_at(problem, b, s, candidates.shape[1], cell, names, parts, voters)
                 order = sorted(range(len(names)), key=lambda i: (-scores[i], i))
                 assert rows(kept[b, s])[cell] == sorted(names[i] for i in order[:keep])
 
@@ -64,51 +64,63 @@ def looked_at(
     sharers: int,
     cell: int,
     names: list[int],
-    by: str,
+    parts: int,
     voters: list[bool],
 ) -> np.ndarray:
     """The relevance of the candidates, rounded so that what is equal ties."""
-    space, heads = problem.structure, problem.query.shape[1]
-    blocks = rows(problem.key_structure.blocks)
-    seen = [True] * problem.key.shape[2]
+    space, keys = problem.structure, problem.key_structure
+    heads, seen = problem.query.shape[1], [True] * keys.num_sites
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
-    sites = [[y for y in blocks[j] if seen[y]] for j in names]
-    own = [[x for x in rows(space.blocks)[i] if voters[x]] for i in rows(space.cells)[cell]]
+    asks = [part for i in rows(space.cells)[cell] for part in cut(space, i, parts, voters)]
+    answers = [cut(keys, j, parts, seen) for j in names]
     total = np.zeros(len(names))
     for h in range(s * heads // sharers, (s + 1) * heads // sharers):
         query = problem.query[b, h].numpy()
         key = problem.key[b, h * problem.key.shape[1] // heads].numpy()
-        scale, affinity = problem.logit_scale, problem.affinity
-        if by == "queries":
-            for x in (site for block in own for site in block):
-                logits = [logit(query[x], key[y].mean(0), scale, affinity) for y in sites]
-                total += softmax(logits, [len(y) for y in sites])
-        else:
-            for block in filter(None, own):
-                mean = query[block].mean(axis=0)
-                of_site = [[logit(mean, key[y], scale, affinity) for y in ys] for ys in sites]
-                lse = [math.log(sum(map(math.exp, logits))) for logits in of_site]
-                total += len(block) * softmax(lse)
+        for ask in asks:
+            mean = query[ask].mean(axis=0)
+            of_block = [
+                math.log(
+                    sum(
+                        len(part) * math.exp(logit(mean, key[part].mean(0), *_affinity(problem)))
+                        for part in of_one
+                    )
+                )
+                for of_one in answers
+            ]
+            total += len(ask) * softmax(of_block)
     return total.round(12)
 
 
-@pytest.mark.parametrize("by", ["keys", "queries"])
-def test_equals_go_to_the_lowest_id(by: str) -> None:
+def _affinity(problem: draw.Problem) -> tuple[float, str]:
+    return problem.logit_scale, problem.affinity
+
+
+def cut(space: ndgpa.SpatialStructure, block: int, parts: int, there: list[bool]) -> list[Any]:
+    """The parts of a block of which anything is there."""
+    places = space.blocks[block].tolist()
+    length = math.ceil(len(places) / parts)
+    runs = [places[i : i + length] for i in range(0, len(places), length)]
+    return [own for run in runs if (own := [x for x in run if x >= 0 and there[x]])]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_equals_go_to_the_lowest_id(parts: int) -> None:
     x = torch.ones(1, 1, 32, 3)
-    rule = ndgpa.Refine(ndgpa.Fixed((6, 1, 3, 4)), 2, by)
+    rule = ndgpa.Refine(ndgpa.Fixed((6, 1, 3, 4)), 2, parts)
     kept = ndgpa.select(x, x, ndgpa.Sequence(32, 4, 2), rule).blocks
     assert kept.tolist() == [[4 * [[1, 3]]]]
 
 
-def test_a_block_with_one_strong_site_is_found_by_its_keys() -> None:
+def test_a_block_with_one_strong_site_is_found_by_its_parts() -> None:
     """Block 1 has a mean of 0 and one site that the queries look for; its mean says nothing."""
     space = ndgpa.Sequence(8, 4)
     query = torch.ones(1, 1, 8, 1)
     key = torch.tensor([1.0, 1, 1, 1, 9, -9, 0, 0]).view(1, 1, 8, 1)
     by_mean, by_site = (
         ndgpa.select(query, key, space, rule).blocks.unique().tolist()
-        for rule in (ndgpa.TopK(1), ndgpa.Refine(ndgpa.TopK(2), 1, "keys"))
+        for rule in (ndgpa.TopK(1), ndgpa.Refine(ndgpa.TopK(2), 1))
     )
     assert by_mean == [0]
     assert by_site == [1]
@@ -116,9 +128,9 @@ def test_a_block_with_one_strong_site_is_found_by_its_keys() -> None:
 
 @given(st.data())
 def test_candidates_of_another_group_are_not_kept(data: Any) -> None:
-    space, by = data.draw(draw.clusters(time=False, group=True)), data.draw(BY)
+    space, parts = data.draw(draw.clusters(time=False, group=True)), data.draw(PARTS)
     x = torch.randn(1, 1, space.num_sites, 3, generator=draw.seeded(0))
-    rule = ndgpa.Refine(ndgpa.Fixed(tuple(range(space.num_blocks))), 3, by)
+    rule = ndgpa.Refine(ndgpa.Fixed(tuple(range(space.num_blocks))), 3, parts)
     kept = ndgpa.select(x, x, space, rule).blocks[0, 0].long()
     assert space.group is not None
     assert space.cell_group is not None
@@ -130,13 +142,13 @@ def test_candidates_of_another_group_are_not_kept(data: Any) -> None:
 
 @given(st.data())
 def test_a_query_that_takes_no_part_has_no_say(data: Any) -> None:
-    problem, by = data.draw(draw.problems(masked=False)), data.draw(BY)
+    problem, parts = data.draw(draw.problems(masked=False)), data.draw(PARTS)
     mask = data.draw(query_masks(problem).filter(lambda mask: mask is not None))
     assert mask is not None
     causal = None not in (problem.structure.time, problem.key_structure.time)
     options = problem.options | {"query_mask": mask, "causal": causal}
     other = data.draw(draw.anything(problem.query))
-    rule = ndgpa.Refine(ndgpa.TopK(4), 2, by)
+    rule = ndgpa.Refine(ndgpa.TopK(4), 2, parts)
     before, after = (
         ndgpa.select(query, problem.key, problem.structure, rule, **options).blocks
         for query in (problem.query, problem.query.where(mask[:, None, :, None], other))
@@ -150,7 +162,7 @@ def test_it_is_the_last_step_of_several_levels() -> None:
     space = ndgpa.Image((16, 16), 2)
     levels = ndgpa.MultiLevel((4, 9))
     candidates, kept = (
-        ndgpa.select(query, key, space, r).blocks for r in (levels, ndgpa.Refine(levels, 3, "keys"))
+        ndgpa.select(query, key, space, r).blocks for r in (levels, ndgpa.Refine(levels, 3))
     )
     assert kept.shape == (1, 2, 64, 3)
     assert bool((kept[..., None] == candidates[..., None, :]).any(-1).all())
@@ -173,11 +185,10 @@ def test_a_slot_keeps_its_bias_and_its_gradient() -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("by", ["keys", pytest.param("queries", marks=pytest.mark.slow)])
-def test_it_compiles_as_one_graph(by: str) -> None:
+def test_it_compiles_as_one_graph() -> None:
     torch.compiler.reset()
     x, space = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2)
-    rule = ndgpa.Refine(ndgpa.TopK(4), 2, by)
+    rule = ndgpa.Refine(ndgpa.TopK(4), 2, 3)
 
     def call(x: torch.Tensor) -> torch.Tensor:
         return ndgpa.select(x, x, space, rule, causal=True).blocks
@@ -192,5 +203,5 @@ def test_what_cannot_be_is_said() -> None:
         ndgpa.Refine(12, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="keep must be at least 1"):
         ndgpa.Refine(ndgpa.TopK(12), 0)
-    with pytest.raises(ValueError, match="unknown by 'means'; expected one of 'keys', 'queries'"):
-        ndgpa.Refine(ndgpa.TopK(12), 3, "means")
+    with pytest.raises(ValueError, match="parts must be at least 1"):
+        ndgpa.Refine(ndgpa.TopK(12), 3, 0)
