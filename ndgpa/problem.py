@@ -114,6 +114,27 @@ class Problem:
             query_mask,
         )
 
+    @property
+    def without_tokens(self) -> "Problem":
+        """The same of the sites alone; what the special tokens ask and say is left out."""
+        own, keys = self.structure, self.key_structure
+        if own.inner is own and keys.inner is keys:
+            return self
+        masks = self.key_mask, self.query_mask
+        key_mask, query_mask = (
+            None if mask is None else without_tokens(space, mask, dim=1)
+            for space, mask in zip((keys, own), masks)
+        )
+        return replace(
+            self,
+            query=without_tokens(own, self.query),
+            key=without_tokens(keys, self.key),
+            structure=own.inner,
+            key_structure=keys.inner,
+            key_mask=key_mask,
+            query_mask=query_mask,
+        )
+
     def of_heads(self, heads: list[int]) -> "Problem":
         """Ask the same for some of the heads, ascending."""
         keys = self.key_heads_of(heads)
@@ -125,6 +146,13 @@ class Problem:
         keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
         counts = Counter(keys)
         return list(counts) if len(set(counts.values())) == 1 else keys
+
+
+def without_tokens(structure: SpatialStructure, x: Tensor, dim: int = 2) -> Tensor:
+    """Cut out the sites of `structure.inner`, a view; all of x where there are no tokens."""
+    if structure.inner is structure:
+        return x
+    return x.narrow(dim, structure.prefix, structure.inner.num_sites)
 
 
 def dot_form(
@@ -312,8 +340,10 @@ def check_selection(
             f"selection has {heads} heads; expected 1, {key.shape[1]} (key) or "
             f"{query.shape[1]} (query)"
         )
-    if cells != structure.num_cells:
-        raise ValueError(f"selection has {cells} cells but structure has {structure.num_cells}")
+    if cells != structure.inner.num_cells:
+        raise ValueError(
+            f"selection has {cells} cells but structure has {structure.inner.num_cells}"
+        )
     if blocks.device != query.device:
         raise ValueError(f"selection is on {blocks.device} but query is on {query.device}")
 

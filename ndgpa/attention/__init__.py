@@ -17,6 +17,7 @@ from ndgpa.attention.reference import reference
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
+Merge = Callable[..., tuple[Tensor, Tensor]]
 BackendName = Literal["reference", "torch", "triton"]
 
 BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "triton": fused}
@@ -46,6 +47,11 @@ def pick_far(far: str, name: str | None) -> FarBackend:
             "field in kernels on a GPU"
         )
     return FAR_BACKENDS["reference" if name == "reference" else "torch"]
+
+
+def pick_merge(name: str | None) -> Merge:
+    """How two parts of one softmax are joined beside a backend of that name."""
+    return FAR_BACKENDS["reference" if name == "reference" else "torch"].merge
 
 
 def skips_hidden_keys(backend: Backend) -> bool:
