@@ -75,6 +75,11 @@ class GridSpace:
     def __init__(
         self, owner: str, blocks: Blocks, rank: int, shape: tuple[int, ...] | None = None
     ) -> None:
+        for name, value in (("block", blocks.block), ("cell", blocks.cell)):
+            if not isinstance(value, int) and len(value) != rank:
+                raise ValueError(
+                    f"{name} has {len(value)} entries but the grid of {owner} has {rank} axes"
+                )
         self.owner, self.blocks, self.rank, self.shape = owner, blocks, rank, shape
         self.recent = Recent(blocks)
         if shape is not None:
@@ -144,7 +149,5 @@ class Recent:
 
 def _cut(factor: PerAxis, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Give one factor for each axis, none longer than its axis."""
-    factors = (factor,) * len(shape) if isinstance(factor, int) else tuple(factor)
-    if len(factors) != len(shape):
-        raise ValueError(f"{factor} has {len(factors)} entries but the grid has {len(shape)} axes")
+    factors = (factor,) * len(shape) if isinstance(factor, int) else factor
     return tuple(min(one, size) for one, size in zip(factors, shape))

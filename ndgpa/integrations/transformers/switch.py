@@ -1,11 +1,12 @@
 """Turn the attention of a model into GPA, and back."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ndgpa import arguments
 from ndgpa.attention.far_field import Far
@@ -82,6 +83,8 @@ def enable(
     parts = _parts(model, block, cell, structure)
     wanted = _layers(layers, parts)
     register()
+    if not all(BEFORE in vars(part.owner) for part in parts):
+        _own_config(model)
     for part in parts:
         _switch(part)
         for number, module in enumerate(part.attention):
@@ -171,6 +174,14 @@ def _layers(layers: Iterable[int] | None, parts: list[Part]) -> set[int]:
 
 
 # The switch
+
+
+def _own_config(model: nn.Module) -> None:
+    """Copy the configs, which say what attends: another model may have been made of the same."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            module.config = copy.deepcopy(module.config, copies)
 
 
 def _switch(part: Part) -> None:

@@ -25,6 +25,7 @@ SPEECH: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 2,
     "attention_dropout": 0.0,
     "layerdrop": 0.0,
+    "apply_spec_augment": False,
 }
 TEXT: dict[str, Any] = {
     **SMALL,
