@@ -26,7 +26,7 @@ from ndgpa.selection import Rule
 from ndgpa.structures import Sampling
 
 NAME = "ndgpa"  # of the implementation, and of what `enable` leaves on an attention module
-GRID = "ndgpa_grid"  # the keyword that takes the grid of a call to its attention modules
+INPUT = "ndgpa_input"  # the keyword that takes the input of a model to its attention modules
 CHANGES = ("softcap", "position_bias", "sliding_window", "s_aux", "cache", "head_mask")
 
 Attended = tuple[Float[Tensor, "b n h d"], None]
@@ -69,7 +69,7 @@ class Sparse:
             query,
             key,
             value,
-            self.space.of(query.shape[2], given.get(GRID)),
+            self.space.of(query.shape[2], given.get(INPUT)),
             self.rule,
             scale=scaling,
             causal=causal,

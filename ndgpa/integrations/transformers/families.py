@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ndgpa.integrations.transformers.attention import GRID
-
-Shape = tuple[int, ...]
+from ndgpa.integrations.spaces import Shape
+from ndgpa.integrations.transformers.attention import INPUT
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class Family:
         rank: The axes of the grid.
         prefix: Counts the tokens before the grid.
         fixed: Gives the grid of a model that has always the same; None for another.
-        of_call: Gives the grid of a call from its first input; None where the number of tokens
-            says it.
+        input: What the grid of a call follows from, where it is not fixed.
         time: Whether the only axis is time.
     """
 
@@ -29,32 +28,38 @@ class Family:
     rank: int
     prefix: Callable[[Any], int] = lambda config: 0
     fixed: Callable[[Any], Shape] | None = None
-    of_call: "CallGrid | None" = None
+    input: "Input | None" = None
     time: bool = False
+
+    def grid_of(self, config: Any) -> Shape | Callable[[Shape], Shape] | None:
+        """Say what the grid is: always the same, or how it follows from the input's shape."""
+        if self.fixed is not None:
+            return self.fixed(config)
+        if self.input is None or self.input.grid is None:
+            return None
+        return partial(self.input.grid, config)
 
 
 @dataclass(frozen=True)
-class CallGrid:
-    """The grid of a call, as a forward pre-hook that hands it down to the attention modules.
+class Input:
+    """What the grid of a call follows from, as a forward pre-hook of the model.
 
-    It travels with the call as a keyword, so that what is recomputed in a backward, or runs in
-    another thread, has the grid of its own input.
+    The hook hands the input down to the attention modules as a keyword, for its shape. So what is
+    recomputed in a backward, or runs in another thread, goes by its own input.
 
     Args:
         name: The keyword of the input.
-        shape: Gives the grid from the config and the shape of the input.
+        grid: Gives the grid from the config and the shape of the input; None where the number of
+            tokens says it.
     """
 
     name: str
-    shape: Callable[[Any, Shape], Shape]
+    grid: Callable[[Any, Shape], Shape] | None = None
 
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = kwargs.get(self.name, args[0] if args else None)
-        if x is None:  # the model has an error of its own
-            return args, kwargs
-        return args, {**kwargs, GRID: self.shape(model.config, tuple(x.shape))}
+        return args, {**kwargs, INPUT: kwargs.get(self.name, args[0] if args else None)}
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -77,11 +82,19 @@ def _spectrogram(config: Any) -> Shape:
     return tuple((size - config.patch_size) // step + 1 for size, step in zip(sizes, strides))
 
 
-PICTURE = CallGrid("pixel_values", _patches)
+def _frames(config: Any) -> Shape:
+    return (config.max_source_positions,)
+
+
+PICTURE = Input("pixel_values", _patches)
 
 
 def _picture(attention: str, prefix: Callable[[Any], int]) -> Family:
-    return Family(attention, 2, prefix, of_call=PICTURE)
+    return Family(attention, 2, prefix, input=PICTURE)
+
+
+def _text(attention: str) -> Family:
+    return Family(attention, 1, input=Input("input_ids"), time=True)
 
 
 def _class_token(config: Any) -> int:
@@ -111,11 +124,11 @@ FAMILIES = {
     "DINOv3ViTBackbone": _picture("DINOv3ViTAttention", _class_token_and_registers),
     "ASTModel": Family("ASTAttention", 2, _two_tokens, fixed=_spectrogram),
     "VideoMAEModel": Family("VideoMAESelfAttention", 3, fixed=_tubes),
-    "Wav2Vec2Model": Family("Wav2Vec2Attention", 1),
-    "HubertModel": Family("HubertAttention", 1),
-    "WhisperEncoder": Family("WhisperAttention", 1),
-    "LlamaModel": Family("LlamaAttention", 1, time=True),
-    "Qwen2Model": Family("Qwen2Attention", 1, time=True),
-    "Qwen3Model": Family("Qwen3Attention", 1, time=True),
-    "MistralModel": Family("MistralAttention", 1, time=True),
+    "Wav2Vec2Model": Family("Wav2Vec2Attention", 1, input=Input("input_values")),
+    "HubertModel": Family("HubertAttention", 1, input=Input("input_values")),
+    "WhisperEncoder": Family("WhisperAttention", 1, fixed=_frames),
+    "LlamaModel": _text("LlamaAttention"),
+    "Qwen2Model": _text("Qwen2Attention"),
+    "Qwen3Model": _text("Qwen3Attention"),
+    "MistralModel": _text("MistralAttention"),
 }

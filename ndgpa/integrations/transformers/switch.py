@@ -13,7 +13,7 @@ from ndgpa.attention.far_field import Far
 from ndgpa.functional import as_rule
 from ndgpa.integrations.spaces import Blocks, GivenSpace, GridSpace, PerAxis, Space
 from ndgpa.integrations.transformers.attention import NAME, Sparse, dense, register
-from ndgpa.integrations.transformers.families import FAMILIES, CallGrid, Family
+from ndgpa.integrations.transformers.families import FAMILIES, Family, Input
 from ndgpa.selection import Rule
 from ndgpa.structures import Sampling, SpatialStructure
 
@@ -28,7 +28,7 @@ class Part:
     owner: PreTrainedModel
     attention: list[nn.Module]
     space: Space
-    of_call: CallGrid | None = None
+    input: Input | None = None
 
 
 def enable(
@@ -139,10 +139,9 @@ def _is_known(module: nn.Module) -> bool:
 def _known(owner: PreTrainedModel, family: Family, block: PerAxis, cell: PerAxis) -> Part:
     config = owner.config
     blocks = Blocks(block, cell, family.prefix(config), time_axis=0 if family.time else None)
-    fixed = None if family.fixed is None else family.fixed(config)
-    space = GridSpace(type(owner).__name__, blocks, family.rank, fixed)
+    space = GridSpace(type(owner).__name__, blocks, family.rank, family.grid_of(config))
     attention = [x for x in owner.modules() if type(x).__name__ == family.attention]
-    return Part(owner, attention, space, family.of_call)
+    return Part(owner, attention, space, family.input)
 
 
 def _given(model: nn.Module, space: Space) -> Part:
@@ -191,8 +190,8 @@ def _switch(part: Part) -> None:
         return
     setattr(owner, BEFORE, owner.config._attn_implementation)
     owner.set_attn_implementation(NAME)
-    if part.of_call is not None:
-        setattr(owner, HOOK, owner.register_forward_pre_hook(part.of_call, with_kwargs=True))
+    if part.input is not None:
+        setattr(owner, HOOK, owner.register_forward_pre_hook(part.input, with_kwargs=True))
 
 
 def _leave_others_dense(model: nn.Module, owner: PreTrainedModel) -> None:

@@ -295,7 +295,9 @@ def test_its_peak_memory_is_below_dense(kind: str) -> None:
         model: nn.Module = transformers.Dinov2Model(config)
         inputs = pictures(256, 256, batch=1)
     else:
-        model = transformers.LlamaModel(transformers.LlamaConfig(**{**TEXT, "num_hidden_layers": 1}))
+        model = transformers.LlamaModel(
+            transformers.LlamaConfig(**{**TEXT, "num_hidden_layers": 1})
+        )
         inputs = {"input_ids": torch.randint(3, 48, (1, 4096))}
         inputs["attention_mask"] = torch.ones(1, 4096)
         inputs["attention_mask"][0, :100] = 0
