@@ -105,7 +105,7 @@ class GridSpace:
             return (_plain(tokens) - self.blocks.prefix,) if self.grid is None else self.grid
         if shape is None:
             raise ValueError(
-                f"the grid of these {tokens} tokens is not known: call {self.owner}, which sees the "
+                f"the grid of these {tokens} tokens is not known: call {self.owner}, which has the "
                 "picture, and not a part of it"
             )
         return self.grid(shape)
