@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from ndgpa.structures.base import check_structure
 
 PerAxis = int | tuple[int, ...]
 Shape = tuple[int, ...]
+GivenGrid = Shape | Callable[[Shape | None], Shape] | None
 KEPT = 8  # structures of different shape
 
 
@@ -71,7 +72,7 @@ class GridSpace:
         blocks: How a grid is cut.
         rank: The axes of a grid.
         grid: The grid where it is always the same, or a function that gives it from the shape of
-            the input. None means that all tokens are one axis.
+            the input, None where that is not known. None means that all tokens are one axis.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class GridSpace:
         owner: str,
         blocks: Blocks,
         rank: int,
-        grid: Shape | Callable[[Shape], Shape] | None = None,
+        grid: GivenGrid = None,
     ) -> None:
         for name, value in (("block", blocks.block), ("cell", blocks.cell)):
             if not isinstance(value, int) and len(value) != rank:
@@ -100,15 +101,9 @@ class GridSpace:
 
     def _shape(self, tokens: int, x: Tensor | None) -> Shape:
         """The grid, in plain numbers: a graph is compiled for one size of its input."""
-        shape = None if x is None else tuple(map(_plain, x.shape))
-        if not callable(self.grid):
-            return (_plain(tokens) - self.blocks.prefix,) if self.grid is None else self.grid
-        if shape is None:
-            raise ValueError(
-                f"the grid of these {tokens} tokens is not known: call {self.owner}, which has the "
-                "picture, and not a part of it"
-            )
-        return self.grid(shape)
+        if callable(self.grid):
+            return self.grid(None if x is None else tuple(map(_plain, x.shape)))
+        return (_plain(tokens) - self.blocks.prefix,) if self.grid is None else self.grid
 
 
 class GivenSpace:
@@ -154,6 +149,15 @@ class Recent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin()
+
+
+def wanted_layers(layers: Iterable[int] | None, count: int) -> list[int]:
+    """List the numbers of the layers that a user names, ascending; None names all."""
+    wanted = range(count) if layers is None else sorted(set(layers))
+    unknown = [number for number in wanted if number not in range(count)]
+    if unknown:
+        raise ValueError(f"layers names layer {unknown[0]} but the model has {count}")
+    return list(wanted)
 
 
 def _plain(size: int) -> int:

@@ -61,7 +61,7 @@ class Sparse:
         is_causal: bool | None = None,
         **given: Any,
     ) -> Attended:
-        causal = module.is_causal if is_causal is None else is_causal
+        causal = bool(module.is_causal) if is_causal is None else is_causal
         if query.shape[2] != key.shape[2]:  # decoding with a cache
             return dense(module, query, key, value, mask, scaling, dropout, causal, **given)
         self._check(module, mask, dropout, given)
@@ -156,7 +156,7 @@ def mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int | Tensor = 0,
+    q_offset: Any = 0,  # a tensor where the cache is static
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,

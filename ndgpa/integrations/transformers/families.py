@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ndgpa.integrations.spaces import Shape
+from ndgpa.integrations.spaces import GivenGrid, Shape
 from ndgpa.integrations.transformers.attention import INPUT
 
 
@@ -31,13 +31,24 @@ class Family:
     input: "Input | None" = None
     time: bool = False
 
-    def grid_of(self, config: Any) -> Shape | Callable[[Shape], Shape] | None:
+    def grid_of(self, owner: str, config: Any) -> GivenGrid:
         """Say what the grid is: always the same, or how it follows from the input's shape."""
         if self.fixed is not None:
             return self.fixed(config)
         if self.input is None or self.input.grid is None:
             return None
-        return partial(self.input.grid, config)
+        return partial(_from_input, owner, self.input.grid, config)
+
+
+def _from_input(
+    owner: str, grid: Callable[[Any, Shape], Shape], config: Any, shape: Shape | None
+) -> Shape:
+    if shape is None:
+        raise ValueError(
+            f"the grid of these tokens is not known: call {owner}, which has the picture, and not "
+            "a part of it"
+        )
+    return grid(config, shape)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ndgpa import arguments
 from ndgpa.attention.far_field import Far
 from ndgpa.functional import as_rule
-from ndgpa.integrations.spaces import Blocks, GivenSpace, GridSpace, PerAxis, Space
+from ndgpa.integrations.spaces import Blocks, GivenSpace, GridSpace, PerAxis, Space, wanted_layers
 from ndgpa.integrations.transformers.attention import NAME, Sparse, dense, register
 from ndgpa.integrations.transformers.families import FAMILIES, Family, Input
 from ndgpa.selection import Rule
@@ -81,7 +81,7 @@ def enable(
         "ignore_dropout": ignore_dropout,
     }
     parts = _parts(model, block, cell, structure)
-    wanted = _layers(layers, parts)
+    wanted = wanted_layers(layers, max(len(part.attention) for part in parts))
     register()
     if not all(BEFORE in vars(part.owner) for part in parts):
         _own_config(model)
@@ -99,8 +99,9 @@ def disable(model: nn.Module) -> None:
     """Give a model the attention back that it had before `enable`; nothing where it has that."""
     for module in model.modules():
         if BEFORE in vars(module):
-            before, hook = getattr(module, BEFORE), getattr(module, HOOK, None)
-            module.set_attn_implementation(before)
+            owner: Any = module
+            owner.set_attn_implementation(getattr(owner, BEFORE))
+            hook = getattr(owner, HOOK, None)
             if hook is not None:
                 hook.remove()
         for name in (NAME, BEFORE, HOOK):
@@ -123,23 +124,25 @@ def _parts(
     if structure is not None:
         return [_given(model, GivenSpace(structure))]
     assert block is not None
-    known = [(x, FAMILIES[type(x).__name__]) for x in model.modules() if _is_known(x)]
+    known = [x for x in model.modules() if isinstance(x, PreTrainedModel) and _family(x)]
     if not known:
         raise ValueError(
             f"the grid of {type(model).__name__} is not known, only those of "
             f"{arguments.listed(FAMILIES)}: pass structure= for another model"
         )
-    return [_known(owner, family, block, cell) for owner, family in known]
+    return [_known(owner, block, cell) for owner in known]
 
 
-def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, PreTrainedModel) and type(module).__name__ in FAMILIES
+def _family(model: nn.Module) -> Family | None:
+    return FAMILIES.get(type(model).__name__)
 
 
-def _known(owner: PreTrainedModel, family: Family, block: PerAxis, cell: PerAxis) -> Part:
-    config = owner.config
+def _known(owner: PreTrainedModel, block: PerAxis, cell: PerAxis) -> Part:
+    family, config = _family(owner), owner.config
+    assert family is not None
     blocks = Blocks(block, cell, family.prefix(config), time_axis=0 if family.time else None)
-    space = GridSpace(type(owner).__name__, blocks, family.rank, family.grid_of(config))
+    name = type(owner).__name__
+    space = GridSpace(name, blocks, family.rank, family.grid_of(name, config))
     attention = [x for x in owner.modules() if type(x).__name__ == family.attention]
     return Part(owner, attention, space, family.input)
 
@@ -161,15 +164,6 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _holds_attention(module: nn.Module) -> bool:
     return any(_is_attention(x) for x in module.modules() if x is not module)
-
-
-def _layers(layers: Iterable[int] | None, parts: list[Part]) -> set[int]:
-    count = max(len(part.attention) for part in parts)
-    wanted = set(range(count)) if layers is None else set(layers)
-    unknown = sorted(wanted - set(range(count)))
-    if unknown:
-        raise ValueError(f"layers names layer {unknown[0]} but the model has {count}")
-    return wanted
 
 
 # The switch

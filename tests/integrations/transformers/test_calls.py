@@ -61,7 +61,7 @@ def test_a_vit_of_interpolated_positions_takes_any_size() -> None:
 def test_a_call_of_a_part_of_a_model_goes_by_the_grid_of_the_picture_or_not_at_all() -> None:
     model, inputs = of("DINOv2", rule=2, block=2)
     hidden = model.embeddings(**inputs)
-    with pytest.raises(ValueError, match="the grid of these 65 tokens is not known: call Dinov2"):
+    with pytest.raises(ValueError, match="the grid of these tokens is not known: call Dinov2Model"):
         model.encoder(hidden)
 
 
