@@ -24,7 +24,7 @@ test: lint
 	$(TESTS) $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(TESTS) -m "not slow and (compiled or bad_input)"
 	TRITON_INTERPRET=1 $(TESTS) -m "not slow" tests/kernels
-	PYTHONPATH=$(TIMM) OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" tests/integrations/timm
+	test ! -d $(TIMM) || PYTHONPATH=$(TIMM) OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" tests/integrations/timm
 
 # PROBLEMS drawn problems from number PROBLEMS_SEED on, which the command lines show.
 test-slow: PROBLEMS := $(or $(PROBLEMS),2000)
@@ -33,7 +33,7 @@ test-slow: $(VENV)/.installed
 	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) $(RUN) -m pytest tests/test_problems.py
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
-	PYTHONPATH=$(TIMM) $(RUN) -m pytest -m slow tests/integrations/timm
+	test ! -d $(TIMM) || PYTHONPATH=$(TIMM) $(RUN) -m pytest -m slow tests/integrations/timm
 	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep \
 		$(RUN) -m pytest tests/kernels
 	$(MAKE) mutants
