@@ -13,7 +13,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # find them here, in a process of their own.
 TIMM := $(VENV)/timm
 
-.PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
+.PHONY: demo test test-slow mutants lint docs bench gpu gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
@@ -47,6 +47,11 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site in build/site and the notebooks of the tutorials in build/notebooks, without a network.
+docs: $(VENV)/.installed
+	$(RUN) -m sphinx -q -W --keep-going -c docs . build/site
+	$(RUN) docs/notebooks.py build/notebooks
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/cpu_speed.py

@@ -23,12 +23,13 @@ KEPT = 8  # structures of different shape
 class Space(Protocol):
     """Give the structure of a call."""
 
-    def of(self, tokens: int, x: Tensor | None) -> SpatialStructure:
+    def of(self, tokens: int, seen: Any, /) -> SpatialStructure:
         """Make the structure.
 
         Args:
             tokens: How many queries the call has.
-            x: The input of the model, for its shape; None where it is not known.
+            seen: What the call was told of its grid, if anything: its shape, or the input of the
+                model, as the space has it.
 
         Raises:
             ValueError: The tokens do not fill the grid.
