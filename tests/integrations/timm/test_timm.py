@@ -15,6 +15,7 @@ import timm
 
 import ndgpa
 from ndgpa.integrations.timm import disable, enable
+from tests.docs.pages import PAGES, examples
 
 EVERYTHING = 10_000
 SMALL: dict[str, Any] = {
@@ -145,6 +146,11 @@ def test_the_grid_is_the_one_that_the_model_has_when_it_is_called() -> None:
         model.set_input_size((16, 64))
     enable(late, 2, block=2)
     assert torch.equal(early(x), late(x))
+
+
+def test_the_page_of_the_docs_runs() -> None:
+    for code in examples(PAGES["docs/integrations/timm.md"]).values():
+        exec(compile(code, "timm.md", "exec"), {})
 
 
 @pytest.mark.compiled
