@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ GivenGrid = Shape | Callable[[Shape | None], Shape] | None
 KEPT = 8  # structures of different shape
 
 
+@runtime_checkable
 class Space(Protocol):
     """Give the structure of a call."""
 
