@@ -8,6 +8,11 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 WORKERS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# timm needs torchvision, which breaks transformers beside torch's build for the CPU: their tests
+# find them here, in a process of their own.
+TIMM := $(VENV)/timm
+
 .PHONY: demo test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
 
 demo: $(VENV)/.demo
@@ -19,6 +24,7 @@ test: lint
 	$(TESTS) $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(TESTS) -m "not slow and (compiled or bad_input)"
 	TRITON_INTERPRET=1 $(TESTS) -m "not slow" tests/kernels
+	test ! -d $(TIMM) || PYTHONPATH=$(TIMM) OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" tests/integrations/timm
 
 # PROBLEMS drawn problems from number PROBLEMS_SEED on, which the command lines show.
 test-slow: PROBLEMS := $(or $(PROBLEMS),2000)
@@ -27,6 +33,7 @@ test-slow: $(VENV)/.installed
 	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) $(RUN) -m pytest tests/test_problems.py
 	HYPOTHESIS_PROFILE=sweep $(RUN) -m pytest $(CHECKED) -m "not slow and not compiled and not bad_input"
 	$(RUN) -m pytest -m slow
+	test ! -d $(TIMM) || PYTHONPATH=$(TIMM) $(RUN) -m pytest -m slow tests/integrations/timm
 	PROBLEMS=$(PROBLEMS) PROBLEMS_SEED=$(PROBLEMS_SEED) TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=sweep \
 		$(RUN) -m pytest tests/kernels
 	$(MAKE) mutants
@@ -90,7 +97,9 @@ $(VENV)/.demo: EXTRA := examples
 $(VENV)/.installed: EXTRA := dev
 $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
+	$(INSTALL) -e ".[$(EXTRA)]"
+	$(if $(filter dev,$(EXTRA)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \
+		|| echo "timm is not to be had here: its tests are skipped")
 	touch $@
 
 clean:
