@@ -46,7 +46,7 @@ def main(quick: bool) -> None:
         "loaded": True,
     }
     if not quick:
-        write("tokens", question, rows, **about)
+        write("tokens", question, rows, **about, others_ran=True)
     for line in rows:
         print(line)
 
