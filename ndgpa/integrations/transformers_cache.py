@@ -28,7 +28,7 @@ NAME = "ndgpa_cached"
 
 
 @dataclass(frozen=True)
-class Held:
+class _Held:
     """What came last to the cache of a layer; it travels with the keys that the layer returns."""
 
     cache: ndgpa.Cache
@@ -52,12 +52,12 @@ class Held:
         return self.cache.attend(query)
 
 
-def held_by(key: Tensor) -> Held | None:
+def _held_by(key: Tensor) -> _Held | None:
     """What a layer of a `GPACache` sent along with the keys it returned; None for other keys."""
     return getattr(key, "ndgpa_held", None)
 
 
-class GPALayer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):
     """The keys and values of one layer of a model, in an `ndgpa.Cache`."""
 
     is_croppable = True
@@ -76,7 +76,7 @@ class GPALayer(CacheLayerMixin):
         self.lazy_initialization(key_states, value_states)
         self.cache.append(key_states, value_states)
         key, value = self.cache.keys_and_values
-        key.ndgpa_held = Held(self.cache, key_states, value_states)  # type: ignore[attr-defined]
+        key.ndgpa_held = _Held(self.cache, key_states, value_states)  # type: ignore[attr-defined]
         return key, value
 
     def get_seq_length(self) -> int:
@@ -124,11 +124,11 @@ class GPACache(Cache):
 
     def __init__(self, rule: ndgpa.Rule | int, block: int = 16, cell: int = 1) -> None:
         ndgpa.Cache(block, cell, rule)  # refuses now what every layer would refuse later
-        layer: Any = lambda: GPALayer(ndgpa.Cache(block, cell, rule))  # noqa: E731
+        layer: Any = lambda: _Layer(ndgpa.Cache(block, cell, rule))  # noqa: E731
         super().__init__(layer_class_to_replicate=layer)
 
 
-def attention(
+def _attention(
     module: nn.Module,
     query: Float[Tensor, "b h m d"],
     key: Float[Tensor, "b hk n d"],
@@ -139,7 +139,7 @@ def attention(
     **given: Any,
 ) -> tuple[Tensor, None]:
     """Attend through the cache that the keys come from, else as "sdpa" does."""
-    held = held_by(key)
+    held = _held_by(key)
     if held is None:
         options = {"dropout": dropout, "scaling": scaling, **given}
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -147,5 +147,5 @@ def attention(
     return held.attend(query, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, attention)
+AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
