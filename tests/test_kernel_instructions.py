@@ -14,8 +14,8 @@ pytestmark = pytest.mark.compiled
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 KERNELS = ("sum_blocks", "lse", "relevance", "top_k")
 MARGIN = 1.1
-# Shared memory of one program in KiB (CUDA C++ Programming Guide, table of compute capabilities; AMD
-# CDNA3 instruction set reference).
+# Shared memory of one program in KiB (CUDA C++ Programming Guide, table of compute capabilities;
+# AMD CDNA3 instruction set reference).
 CHIPS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, "gfx942": 64}
 
 

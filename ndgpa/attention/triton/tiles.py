@@ -34,9 +34,10 @@ def load_rows(p_rows, m_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl
 @triton.jit
 def load_rest(p_rows, m_row, WIDTH: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
     """As `load_rows`; None where the first tile holds all features, which a BLOCK of 0 says."""
-    if BLOCK == 0:
-        return None
-    return load_rows(p_rows, m_row, WIDTH, BLOCK, FIRST)
+    b_rows = None
+    if BLOCK > 0:
+        b_rows = load_rows(p_rows, m_row, WIDTH, BLOCK, FIRST)
+    return b_rows
 
 
 @triton.jit
@@ -378,9 +379,10 @@ def key_tiles(slots: int, sites: int, keys: int) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 tiles are multiplied: as PyTorch multiplies float32 matrices, so exactly unless
-    `torch.backends.cuda.matmul.fp32_precision` says otherwise."""
+    `torch.backends.cuda.matmul.fp32_precision` says otherwise; always so on AMD chips, few of which
+    have tf32."""
     fast = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if fast else "ieee"
+    return "tf32" if fast and torch.version.hip is None else "ieee"
 
 
 def rows_strides(x: Tensor) -> tuple[int, int, int]:
