@@ -119,12 +119,6 @@ class Problem:
         )
 
     @property
-    def shows_all(self) -> bool:
-        """Whether every cell may read every key block."""
-        grouped = self.structure.group is not None and self.key_structure.group is not None
-        return not self.causal and self.key_mask is None and not grouped
-
-    @property
     def without_tokens(self) -> "Problem":
         """The same of the sites alone; what the special tokens ask and say is left out."""
         own, keys = self.structure, self.key_structure
