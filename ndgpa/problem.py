@@ -32,8 +32,7 @@ class Selection:
             for each head.
         bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
             can flow through it.
-        full: Promise that no slot is empty, so kernels need not look. An empty slot then reads
-            block 0.
+        full: Promise that no slot is empty; an empty one may then be read as block 0.
 
     Raises:
         TypeError, ValueError: A tensor has the wrong dtype or shape.
