@@ -32,8 +32,7 @@ class Selection:
             for each head.
         bias: Floating, of the same shape, or None; added to every logit of that slot. A gradient
             can flow through it.
-        full: Promise that no slot is empty, so kernels need not look. An empty slot then reads
-            block 0.
+        full: Promise that no slot is empty; an empty one may then be read as block 0.
 
     Raises:
         TypeError, ValueError: A tensor has the wrong dtype or shape.
@@ -118,12 +117,6 @@ class Problem:
             key_mask,
             query_mask,
         )
-
-    @property
-    def shows_all(self) -> bool:
-        """Whether every cell may read every key block."""
-        grouped = self.structure.group is not None and self.key_structure.group is not None
-        return not self.causal and self.key_mask is None and not grouped
 
     @property
     def without_tokens(self) -> "Problem":

@@ -45,5 +45,11 @@ class TopK(Rule):
     def select(self, problem: Problem) -> Selection:
         return Selection(
             most_relevant(problem, self.k, self.relevance, self.share, self.force),
-            full=self.force is None and problem.shows_all,
+            full=self.force is None and _shows_all(problem),
         )
+
+
+def _shows_all(problem: Problem) -> bool:
+    """Whether every cell may read every key block."""
+    grouped = problem.structure.group is not None and problem.key_structure.group is not None
+    return not problem.causal and problem.key_mask is None and not grouped
