@@ -59,8 +59,9 @@ def main(quick: bool) -> None:
     for line in found:
         print(line)
     if not quick:
+        note = "the machine was shared by others; seconds are of the processor"
         question = __doc__.splitlines()[0] if __doc__ else ""
-        write("transformers_memory", question, found, rule=repr(RULE), block=4, seed=0)
+        write("transformers_memory", question, found, rule=repr(RULE), block=4, seed=0, note=note)
 
 
 if __name__ == "__main__":
