@@ -29,6 +29,8 @@ def main() -> None:
     fill(ROOT / "docs" / "graphs.md", graphs)
     far = {f"far_{k}": plain(RESULTS / f"far_field_{k}.md") for k in ("errors", "coverage", "time")}
     fill(ROOT / "docs" / "far_field.md", far)
+    models = {name: plain(RESULTS / f"{name}.md") for name in ("transformers_memory", "windows")}
+    fill(ROOT / "docs" / "integrations" / "transformers.md", models)
 
 
 def plain(path: Path) -> str:

@@ -118,8 +118,9 @@ def main(quick: bool) -> None:
     for line in rows:
         print(line)
     if not quick:
+        note = "the machine was shared by others; seconds are of the processor"
         question = __doc__.splitlines()[0] if __doc__ else ""
-        write("windows", question, rows, heads=HEADS, channels=CHANNELS, seed=0)
+        write("windows", question, rows, heads=HEADS, channels=CHANNELS, seed=0, note=note)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ _KEYS, _BLOCK = 2048, 64
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 Fields = tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]  # output and log-sum-exp
+Completed = tuple[Float[Tensor, "b h all dv"], Float[Tensor, "b h all"]]  # of tokens too
 
 
 class TokenBackend(NamedTuple):
@@ -67,7 +68,7 @@ class Tokens:
         tokens = token_key, token_value, token_bias
         return cls(problem, value, key_bias, (alone, site_value, bias), token_query, tokens)
 
-    def complete(self, near: Fields, scale: float, backend: "TokenBackend") -> Fields:
+    def complete(self, near: Fields, scale: float, backend: "TokenBackend") -> Completed:
         """Complete what the sites read of their blocks by all that reads a token, or is one.
 
         Args:

@@ -85,6 +85,8 @@ def enable(
     register()
     if not all(BEFORE in vars(part.owner) for part in parts):
         _own_config(model)
+    for part in parts:  # all before any is switched: two of them may share a config
+        vars(part.owner).setdefault(BEFORE, part.owner.config._attn_implementation)
     for part in parts:
         _switch(part)
         for number, module in enumerate(part.attention):
@@ -180,11 +182,8 @@ def _own_config(model: nn.Module) -> None:
 def _switch(part: Part) -> None:
     """Choose the implementation and have the grid told, once."""
     owner = part.owner
-    if BEFORE in vars(owner):
-        return
-    setattr(owner, BEFORE, owner.config._attn_implementation)
     owner.set_attn_implementation(NAME)
-    if part.input is not None:
+    if part.input is not None and HOOK not in vars(owner):
         setattr(owner, HOOK, owner.register_forward_pre_hook(part.input, with_kwargs=True))
 
 

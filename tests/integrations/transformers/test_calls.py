@@ -259,6 +259,17 @@ def test_another_model_of_the_same_config_stays_as_it_is() -> None:
 
 
 @torch.no_grad()
+def test_two_models_of_one_config_are_changed_and_changed_back_together() -> None:
+    model, inputs = of("ViT")
+    pair = nn.ModuleList([model, transformers.ViTModel(model.config).eval()])
+    wanted = [output(one, inputs) for one in pair]
+    assert len(enable(pair, 1, block=4)) == 4
+    assert all((output(x, inputs) - y).abs().max() > 1e-3 for x, y in zip(pair, wanted))
+    disable(pair)
+    assert all(torch.equal(output(x, inputs), y) for x, y in zip(pair, wanted))
+
+
+@torch.no_grad()
 def test_a_model_within_another_is_found() -> None:
     whole = transformers.ViTForImageClassification(transformers.ViTConfig(**PICTURE)).eval()
     x = pictures()

@@ -59,6 +59,7 @@ def test_another_size_is_one_more_graph() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_compiles_as_one_graph(kind: str) -> None:
     model, inputs = KINDS[kind]()
