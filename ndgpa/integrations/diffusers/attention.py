@@ -178,7 +178,7 @@ class CogVideoX(Processor):
     """Attend in CogVideoX's blocks: the text, then the video."""
 
     text = "before"
-    replaces = ("CogVideoXAttnProcessor2_0",)
+    replaces = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
 
     def __call__(
         self,
@@ -203,7 +203,7 @@ class CogVideoX(Processor):
 class Plain(Processor):
     """Attend in the blocks of DiT and of UNets."""
 
-    replaces = ("AttnProcessor2_0",)
+    replaces = ("AttnProcessor2_0", "FusedAttnProcessor2_0")
 
     def __call__(
         self,

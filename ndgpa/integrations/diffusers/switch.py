@@ -174,7 +174,7 @@ class LatentSpace:
             raise ValueError(
                 f"{self.owner} has {tokens} tokens but a grid of {'x'.join(map(str, grid))}"
             )
-        return self.recent((grid, beside))
+        return self.recent((tuple(map(_constant, grid)), _constant(beside)))
 
     def _make(self, key: tuple[Shape, int]) -> SpatialStructure:
         grid, beside = key
@@ -185,3 +185,11 @@ class LatentSpace:
         return with_tokens(
             structure, prefix=beside if before else 0, suffix=0 if before else beside
         )
+
+
+def _constant(size: int) -> int:
+    """Make a size a constant of the graph that is compiled; tables of symbolic sizes take minutes.
+
+    torch can iterate over a range of known length only.
+    """
+    return len(range(size))

@@ -38,7 +38,7 @@ def timestep() -> Tensor:
     return torch.tensor([7, 300])
 
 
-def wan() -> nn.Module:
+def wan(num_layers: int = 2) -> nn.Module:
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
@@ -47,7 +47,7 @@ def wan() -> nn.Module:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=2,
+        num_layers=num_layers,
         rope_max_seq_len=32,
     )
 
@@ -150,8 +150,7 @@ def cogvideox(**options: Any) -> nn.Module:
         sample_height=16,
         sample_frames=13,
         max_text_seq_length=7,
-        use_rotary_positional_embeddings=True,
-        **options,
+        **{"use_rotary_positional_embeddings": True, **options},
     )
 
 
