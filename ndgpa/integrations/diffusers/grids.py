@@ -98,8 +98,8 @@ def of_ltx(rope: Any, args: Args, kwargs: Kwargs) -> Shape:
     given = {**dict(zip(names, args)), **kwargs}
     if given.get("video_coords") is not None or None in [given.get(name) for name in names[1:4]]:
         raise NotImplementedError(
-            "GPA needs num_frames, height and width of LTX; with video_coords, as in a pipeline that "
-            "is conditioned on frames, its tokens lie on no grid"
+            "GPA needs num_frames, height and width of LTX; with video_coords, as in a pipeline "
+            "that is conditioned on frames, its tokens lie on no grid"
         )
     return given["num_frames"], given["height"], given["width"]
 

@@ -166,8 +166,8 @@ class LatentSpace:
     def of(self, tokens: int, grid: Shape | None) -> SpatialStructure:
         if grid is None:
             raise ValueError(
-                f"the grid of these {tokens} tokens is not known: call {self.owner} itself, which is "
-                "given the latent"
+                f"the grid of these {tokens} tokens is not known: call {self.owner} itself, which "
+                "is given the latent"
             )
         beside = tokens - math.prod(grid)
         if beside < 0 or (beside > 0 and self.text == "none"):
