@@ -217,14 +217,17 @@ class Mass:
         return cls(few, sites, of_blocks, of_tokens, lse, counts)
 
     def kept(self, selection: Selection) -> float:
-        """The share of full attention on the blocks that are read, the mean over the queries."""
+        """The share of full attention on what is read, the mean over the queries."""
+        return self._mean(self._read(selection))
+
+    def _read(self, selection: Selection) -> Float[Tensor, "b h s"]:
         ids = selection.blocks[:, :, self.few.structure.cell_of_site[self.sites]].long()
         ids = ids.repeat_interleave(self.few.query.shape[1] // ids.shape[1], dim=1)
-        read = self.of_blocks.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0).sum(dim=-1)
-        return self._mean(read + self.of_tokens)
+        read = self.of_blocks.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0)
+        return read.sum(dim=-1) + self.of_tokens
 
     def with_far(self, selection: Selection) -> float:
-        """The same where the other blocks count as their means do."""
+        """The same where the other blocks count as far as their means get their share right."""
         few = self.few
         _, lse = attend(
             few.query,
@@ -243,7 +246,10 @@ class Mass:
         )
         if few.affinity == "euclidean":  # what logit_rows leaves out
             lse = lse + few.scale * few.query.to(lse.dtype).square().sum(dim=-1)
-        return self._mean((lse[:, :, self.sites] - self.lse).exp() + self.of_tokens)
+        read = self._read(selection)
+        left = 1 - read
+        by_means = (lse[:, :, self.sites] - self.lse).exp() + self.of_tokens - read
+        return self._mean(read + (left - (by_means - left).abs()).clamp(min=0))
 
     def _mean(self, share: Float[Tensor, "b h s"]) -> float:
         return float(share[self.counts].mean()) if self.counts.any() else 1.0

@@ -28,7 +28,7 @@ class Suggestion:
         k: Blocks that each cell reads.
         far: For `ndgpa.gpa`: whether means are worth adding for the blocks that are not read.
         coverage: The share of full attention on what is read, the mean over the sampled queries.
-        with_far: The same where blocks that are not read count as their means do.
+        with_far: The same where the other blocks count as far as their means get their share right.
         entries: Entries of the affinity matrices of GPA as a share of those of full attention.
         curve: (k, coverage) for this block and cell, for rising k.
     """
