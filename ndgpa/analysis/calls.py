@@ -49,12 +49,15 @@ class Watched:
 
 
 @torch.no_grad()
-def watch(model: nn.Module, inputs: Any, see: See, dense: bool) -> None:
-    """Call a model and show each call of its attention, once for each module.
+def watch(model: nn.Module, inputs: Any, see: See, dense: bool) -> list[str]:
+    """Call a model and show the first call of each module that attends.
 
     Args:
         inputs: What to call it with: a mapping is passed by name, a sequence in order, anything
             else as the only argument.
+
+    Returns:
+        The names of these modules, in their order in the model.
 
     Raises:
         ValueError: No module of the model attends through an operator.
@@ -79,6 +82,7 @@ def watch(model: nn.Module, inputs: Any, see: See, dense: bool) -> None:
             model(*inputs)
         else:
             model(inputs)
+    return [name for name, _ in owners]
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[str, Attends]]:
@@ -111,10 +115,11 @@ def of_cells(problem: Problem, cells: list[int]) -> Problem:
         torch.arange(len(x)).repeat_interleave(x).to(site.device) for x in counts
     )
     time = None if structure.time is None else structure.time[site]
+    group = None if structure.group is None else structure.group[torch.cat(blocks)]
     mask = problem.query_mask
     return replace(
         problem,
         query=problem.query[:, :, site],
-        structure=Clusters(block_of_site, cell_of_block, time),
+        structure=Clusters(block_of_site, cell_of_block, time, group),
         query_mask=None if mask is None else mask[:, site],
     )

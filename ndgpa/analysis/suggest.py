@@ -70,7 +70,7 @@ def suggest(
         verbose: Whether to print the table.
 
     Returns:
-        A suggestion for each layer, in the order of their calls; `plot` draws them.
+        A suggestion for each layer, in the order of its modules; `plot` draws them.
 
     Raises:
         ValueError, TypeError: An argument is out of range, or nothing attends through ndgpa.
@@ -90,7 +90,8 @@ def suggest(
         query, key, structure = model
         see("", Problem.of(query, key, structure))
     elif isinstance(model, nn.Module):
-        watch(model, inputs, see, dense)
+        order = watch(model, inputs, see, dense)
+        found.sort(key=lambda layer: order.index(layer.name))
     else:
         raise TypeError(
             "suggest takes a model, or a query, a key and their structure; got "

@@ -55,7 +55,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """Settings for the layers of a model, in the order of their calls; printed, a table."""
+    """Settings for the layers of a model, in the order of its modules; printed, a table."""
 
     layers: tuple[Suggestion, ...]
 
