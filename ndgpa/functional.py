@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far, pick_merge, skips_hidden_keys
+from ndgpa.attention import BackendName, pick, pick_far, pick_token_merge, skips_hidden_keys
 from ndgpa.attention.far_field import Far, FarField
-from ndgpa.attention.tokens import merge_tokens
+from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
     Affinity,
     Problem,
@@ -17,7 +17,6 @@ from ndgpa.problem import (
     check_selection,
     dot_form,
     hide_keys,
-    without_tokens,
 )
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
@@ -242,8 +241,8 @@ def _attend(
         problem = replace(problem, query=query, key=key)
         bias, scale = dot_form(key, problem.affinity, problem.scale)
         bias = hide_keys(bias, key, mask)
-        sites, keys = problem.without_tokens, problem.key_structure
-        site_value = without_tokens(keys, value)
+        tokens = Tokens.of(problem, value, bias)
+        sites, site_value, site_bias = tokens.sites
         key_sites = None if read is None else read.sites(sites.key_structure)
         field = None if far is None else FarField.of(far, sites, site_value, key_sites)
         out, lse = run(
@@ -254,21 +253,13 @@ def _attend(
             sites.structure,
             sites.key_structure,
             scale=scale,
-            key_bias=None if bias is None else without_tokens(keys, bias),
+            key_bias=site_bias,
             key_sites=key_sites,
             causal=problem.causal,
         )
         if field is not None:
             out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
-        out, lse = merge_tokens(
-            (out, lse),
-            problem,
-            value,
-            scale=scale,
-            key_bias=bias,
-            run=run,
-            merge=pick_merge(backend),
-        )
+        out, lse = tokens.complete((out, lse), scale, run, pick_token_merge(backend))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse

@@ -16,6 +16,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, check_structure
 from ndgpa.structures.sampling import Sampling
+from ndgpa.structures.tokens import without_tokens
 
 Affinity = Literal["dot", "euclidean"]
 AFFINITIES = get_args(Affinity)
@@ -120,19 +121,15 @@ class Problem:
         own, keys = self.structure, self.key_structure
         if own.inner is own and keys.inner is keys:
             return self
-        masks = self.key_mask, self.query_mask
-        key_mask, query_mask = (
-            None if mask is None else without_tokens(space, mask, dim=1)
-            for space, mask in zip((keys, own), masks)
-        )
+        mask, voters = self.key_mask, self.query_mask
         return replace(
             self,
             query=without_tokens(own, self.query),
             key=without_tokens(keys, self.key),
             structure=own.inner,
             key_structure=keys.inner,
-            key_mask=key_mask,
-            query_mask=query_mask,
+            key_mask=None if mask is None else without_tokens(keys, mask, dim=1),
+            query_mask=None if voters is None else without_tokens(own, voters, dim=1),
         )
 
     def of_heads(self, heads: list[int]) -> "Problem":
@@ -146,13 +143,6 @@ class Problem:
         keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
         counts = Counter(keys)
         return list(counts) if len(set(counts.values())) == 1 else keys
-
-
-def without_tokens(structure: SpatialStructure, x: Tensor, dim: int = 2) -> Tensor:
-    """Cut out the sites of `structure.inner`, a view; all of x where there are no tokens."""
-    if structure.inner is structure:
-        return x
-    return x.narrow(dim, structure.prefix, structure.inner.num_sites)
 
 
 def dot_form(

@@ -6,7 +6,7 @@ backend serves.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -14,97 +14,108 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa._ops import wide
-from ndgpa.problem import Problem, Selection, without_tokens
+from ndgpa.problem import Problem, Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.line import Line
+from ndgpa.structures.tokens import split_tokens
 
-# Sites that read the tokens together; keys that the tokens read together, in blocks of so many.
-_QUERIES, _KEYS, _BLOCK = 256, 2048, 64
+# Keys that the tokens read together, in blocks of so many.
+_KEYS, _BLOCK = 2048, 64
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
+Fields = tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]  # output and log-sum-exp
 
 
-def merge_tokens(
-    near: tuple[Float[Tensor, "b h s dv"], Float[Tensor, "b h s"]],
-    problem: Problem,
-    value: Float[Tensor, "b hk n_k dv"],
-    *,
-    scale: float,
-    key_bias: Float[Tensor, "b hk n_k"] | None,
-    run: Attend,
-    merge: Attend,
-) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
-    """Complete what the sites read of their blocks by all that reads a token, or is one.
+@dataclass(frozen=True)
+class Tokens:
+    """A call taken apart: `sites` is all of it, in views, where there are no tokens.
 
     Args:
-        near: Output and log-sum-exp of the sites alone.
-        problem: The call, tokens included.
-        scale, key_bias: As a backend of `attend` takes them.
-        run, merge: A backend of `attend`, and a function like `far_merge.merged`.
+        problem: The call as it came.
+        value, key_bias: Of all keys; the bias as a backend of `attend` takes it.
+        sites: The call of the sites alone, their values and biases.
+        query: (b, h, tokens, d).
+        keys: Key, value and bias of the tokens of the keys.
     """
-    own, keys = problem.structure, problem.key_structure
-    options: dict[str, Any] = {"scale": scale, "causal": problem.causal}
-    if keys.inner is not keys:
-        query, tokens = without_tokens(own, problem.query), _tokens(keys)
-        given = (x.index_select(2, tokens) for x in (problem.key, value))
-        bias = None if key_bias is None else key_bias.index_select(2, tokens)
-        out, lse = _read_tokens(query, *given, own, keys, run, key_bias=bias, **options)
-        out = out.to(wide(out))
-        joined, lse = merge(*near, query, None, out, lse, None, scale, problem.causal)
-        near = joined.to(value.dtype), lse
-    if own.inner is own:
-        return near
-    query = problem.query.index_select(2, _tokens(own))
-    given = query, problem.key, value, own, keys, run
-    return _surround(near, _read_everything(*given, key_bias=key_bias, **options), own.prefix)
+
+    problem: Problem
+    value: Float[Tensor, "b hk n_k dv"]
+    key_bias: Float[Tensor, "b hk n_k"] | None
+    sites: tuple[Problem, Tensor, Tensor | None]
+    query: Float[Tensor, "b h t d"]
+    keys: tuple[Tensor, Tensor, Tensor | None]
+
+    @classmethod
+    def of(cls, problem: Problem, value: Tensor, key_bias: Tensor | None) -> "Tokens":
+        own, keys = problem.structure, problem.key_structure
+        query, token_query = split_tokens(own, problem.query)
+        key, token_key = split_tokens(keys, problem.key)
+        site_value, token_value = split_tokens(keys, value)
+        bias = token_bias = None
+        if key_bias is not None:
+            bias, token_bias = split_tokens(keys, key_bias)
+        alone = replace(problem.without_tokens, query=query, key=key)
+        tokens = token_key, token_value, token_bias
+        return cls(problem, value, key_bias, (alone, site_value, bias), token_query, tokens)
+
+    def complete(self, near: Fields, scale: float, run: Attend, merge: Attend) -> Fields:
+        """Complete what the sites read of their blocks by all that reads a token, or is one.
+
+        Args:
+            near: Output and log-sum-exp of the sites alone.
+            scale: As a backend of `attend` takes it.
+            run: A backend of `attend`.
+            merge: How sites read tokens: `token_merge.merge_tokens`, or its plain formula.
+        """
+        if self.keys[0].shape[2]:
+            near = merge(*near, self.sites[0].query, *self._tokens_to_read(), scale)
+        if self.query.shape[2] == 0:
+            return near
+        prefix = self.problem.structure.prefix
+        out, lse = (
+            torch.cat([x[:, :, :prefix], y, x[:, :, prefix:]], dim=2)
+            for x, y in zip(self._read_everything(scale, run), near)
+        )
+        return out, lse
+
+    def _tokens_to_read(self) -> tuple[Tensor | None, ...]:
+        """Keys, values and biases of the tokens, and the times of sites and tokens."""
+        key, value, bias = self.keys
+        if bias is None:
+            bias = key.new_zeros(key.shape[:3], dtype=wide(key))
+        if not self.problem.causal:
+            return key, value, bias, None, None
+        key_structure = self.problem.key_structure
+        times = self.sites[0].structure.time, _time_of_tokens(key_structure)
+        return *_contained(key, value, bias), *times
+
+    def _read_everything(self, scale: float, run: Attend) -> Fields:
+        """Attend from the tokens to every key: to each run of keys apart, then join the runs."""
+        tokens, (count, device) = self.query.shape[2], (self.value.shape[2], self.value.device)
+        keys = Line(count, min(_BLOCK, count), self.problem.key_structure.time, device)
+        runs = -(-count // _KEYS)
+        blocks = torch.arange(runs * -(-keys.num_blocks // runs), dtype=torch.int32, device=device)
+        blocks = blocks.masked_fill(blocks >= keys.num_blocks, -1).view(runs, -1)
+        time = _time_of_tokens(self.problem.structure)
+        own = Line(runs * tokens, tokens, None if time is None else time.repeat(runs), device)
+        out, lse = run(
+            self.query.repeat(1, 1, runs, 1),
+            self.problem.key,
+            self.value,
+            Selection(blocks.expand(len(self.query), 1, -1, -1)),
+            own,
+            keys,
+            scale=scale,
+            key_bias=self.key_bias,
+            causal=self.problem.causal,
+        )
+        return _join(
+            rearrange(out, "b h (r t) d -> b h r t d", r=runs),
+            rearrange(lse, "b h (r t) -> b h r t", r=runs),
+        )
 
 
-def _read_tokens(
-    query: Float[Tensor, "b h s d"],
-    key: Float[Tensor, "b hk t d"],
-    value: Float[Tensor, "b hk t dv"],
-    structure: SpatialStructure,
-    key_structure: SpatialStructure,
-    run: Attend,
-    **options: Any,
-) -> tuple[Float[Tensor, "b h s dv"], Float[Tensor, "b h s"]]:
-    """Attend from the sites to all tokens."""
-    sites, tokens, device = query.shape[2], key.shape[2], query.device
-    own = Line(sites, min(_QUERIES, sites), structure.inner.time, device)
-    keys = Line(tokens, tokens, _time_of_tokens(key_structure), device)
-    blocks = torch.zeros(own.num_cells, 1, dtype=torch.int32, device=device)
-    return run(query, key, value, _for_all(blocks, query), own, keys, **options)
-
-
-def _read_everything(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b hk n_k d"],
-    value: Float[Tensor, "b hk n_k dv"],
-    structure: SpatialStructure,
-    key_structure: SpatialStructure,
-    run: Attend,
-    **options: Any,
-) -> tuple[Float[Tensor, "b h t dv"], Float[Tensor, "b h t"]]:
-    """Attend from the tokens to every key: to each run of keys apart, then join the runs."""
-    tokens, count, device = query.shape[2], key.shape[2], query.device
-    keys = Line(count, min(_BLOCK, count), key_structure.time, device)
-    runs = -(-count // _KEYS)
-    width = -(-keys.num_blocks // runs)
-    blocks = torch.arange(runs * width, dtype=torch.int32, device=device)
-    blocks = blocks.masked_fill(blocks >= keys.num_blocks, -1).view(runs, width)
-    time = _time_of_tokens(structure)
-    own = Line(runs * tokens, tokens, None if time is None else time.repeat(runs), device)
-    query = query.repeat(1, 1, runs, 1)
-    out, lse = run(query, key, value, _for_all(blocks, query), own, keys, **options)
-    return _join(
-        rearrange(out, "b h (r t) d -> b h r t d", r=runs),
-        rearrange(lse, "b h (r t) -> b h r t", r=runs),
-    )
-
-
-def _join(
-    out: Float[Tensor, "b h r t dv"], lse: Float[Tensor, "b h r t"]
-) -> tuple[Float[Tensor, "b h t dv"], Float[Tensor, "b h t"]]:
+def _join(out: Float[Tensor, "b h r t dv"], lse: Float[Tensor, "b h r t"]) -> Fields:
     """Join runs of keys that were attended to apart; 0 and -inf where nothing is seen."""
     masked = (lse == -torch.inf).all(dim=2)
     lse = lse.masked_fill(masked[:, :, None], 0)
@@ -113,27 +124,18 @@ def _join(
     return joined.to(out.dtype), lse.logsumexp(dim=2).masked_fill(masked, -torch.inf)
 
 
-def _surround(
-    near: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor], prefix: int
-) -> tuple[Tensor, Tensor]:
-    """Put the sites between the prefix and the suffix."""
-    out, lse = (
-        torch.cat([x[:, :, :prefix], y, x[:, :, prefix:]], dim=2) for x, y in zip(tokens, near)
-    )
-    return out, lse
+def _contained(key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros for a token that is not finite, and NaN as its bias: a weight of 0 hides no NaN.
 
-
-def _for_all(blocks: Int[Tensor, "C K"], like: Tensor) -> Selection:
-    """One selection for all batches and heads."""
-    return Selection(blocks.expand(len(like), 1, -1, -1))
-
-
-def _tokens(structure: SpatialStructure) -> Int[Tensor, " tokens"]:
-    """The numbers of the tokens."""
-    sites = torch.arange(structure.num_sites, device=structure.device)
-    end = structure.prefix + structure.inner.num_sites
-    return torch.cat([sites[: structure.prefix], sites[end:]])
+    A token that is hidden stays hidden.
+    """
+    bad = ~(key.isfinite().all(dim=-1) & value.isfinite().all(dim=-1))
+    key, value = (x.masked_fill(bad[..., None], 0) for x in (key, value))
+    return key, value, bias.masked_fill(bad & (bias != -torch.inf), torch.nan)
 
 
 def _time_of_tokens(structure: SpatialStructure) -> Int[Tensor, " tokens"] | None:
-    return None if structure.time is None else structure.time[_tokens(structure)]
+    if structure.time is None:
+        return None
+    end = structure.prefix + structure.inner.num_sites
+    return torch.cat([structure.time[: structure.prefix], structure.time[end:]])

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
@@ -130,6 +130,39 @@ class WithTokens(SpatialStructure):
         tokens = self.num_blocks - self._inner.num_blocks
         time = None if self.time is None else self.block_span[1][self._inner.num_blocks :]
         return WithTokens(inner, 0, tokens, time)
+
+
+def without_tokens(structure: SpatialStructure, x: Tensor, dim: int = 2) -> Tensor:
+    """Cut out the sites of `structure.inner`, a view; all of x where there are no tokens."""
+    if structure.inner is structure:
+        return x
+    return x.narrow(dim, structure.prefix, structure.inner.num_sites)
+
+
+def split_tokens(
+    structure: SpatialStructure, x: Float[Tensor, "b h n *d"]
+) -> tuple[Float[Tensor, "b h s *d"], Float[Tensor, "b h t *d"]]:
+    """Split features into those of the sites, a view, and those of the tokens, a copy.
+
+    One operation, whose gradient is one copy too.
+    """
+    if structure.inner is structure:
+        return x, x[:, :, :0]
+    sizes = [structure.prefix, structure.inner.num_sites, structure.suffix]
+    before, sites, after = x.split(sizes, dim=2)
+    return sites, torch.cat([before, after], dim=2)
+
+
+def between_tokens(
+    structure: SpatialStructure,
+    x: Float[Tensor, "b h n d"],
+    sites: Float[Tensor, "b h s d"],
+) -> Float[Tensor, "b h n d"]:
+    """Put features of the sites of `structure.inner` in the place of theirs in x."""
+    if structure.inner is structure:
+        return sites
+    end = x.shape[2] - structure.suffix
+    return torch.cat([x[:, :, : structure.prefix], sites, x[:, :, end:]], dim=2)
 
 
 def _check_count(name: str, value: Any) -> None:
