@@ -29,6 +29,8 @@ def main() -> None:
     fill(ROOT / "docs" / "graphs.md", graphs)
     far = {f"far_{k}": plain(RESULTS / f"far_field_{k}.md") for k in ("errors", "coverage", "time")}
     fill(ROOT / "docs" / "far_field.md", far)
+    memory = {"diffusers_memory": plain(RESULTS / "diffusers_memory.md")}
+    fill(ROOT / "docs" / "integrations" / "diffusers.md", memory)
 
 
 def plain(path: Path) -> str:
