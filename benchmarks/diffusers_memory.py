@@ -212,7 +212,7 @@ def unet_inputs(size: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-VIDEO, IMAGE = ((6, 32, 32), (2, 16, 16)), ((80, 80), (16, 16))
+VIDEO, IMAGE = ((4, 32, 32), (2, 16, 16)), ((64, 64), (16, 16))
 CASES = {
     "Wan": Case(wan, wan_inputs, *VIDEO),
     "LTX-Video": Case(ltx, ltx_inputs, *VIDEO),

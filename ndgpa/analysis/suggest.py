@@ -15,9 +15,10 @@ from ndgpa.analysis.cost import full_entries, gpa_entries
 from ndgpa.analysis.suggestion import Suggestion, Suggestions
 from ndgpa.attention.far_field import Far
 from ndgpa.functional import attend
-from ndgpa.problem import Problem, Selection, without_tokens
+from ndgpa.problem import Problem, Selection
 from ndgpa.selection import TopK
 from ndgpa.structures import Grid, SpatialStructure
+from ndgpa.structures.tokens import without_tokens
 
 PerAxis = int | tuple[int, ...]
 
