@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ PerAxis = int | tuple[int, ...]
 KEPT = 8  # structures of different shape
 
 
+@runtime_checkable
 class Space(Protocol):
     """Give the structure of a call."""
 

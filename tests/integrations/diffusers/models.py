@@ -234,7 +234,8 @@ def unet_inputs(size: tuple[int, ...]) -> Kwargs:
     }
 
 
-VIDEO, IMAGE = ((4, 4, 8), (2, 8, 8)), ((12, 12), (8, 18))
+# The blocks of one size are others than those of the other, so that a stale grid shows.
+VIDEO, IMAGE = ((4, 4, 8), (4, 8, 4)), ((12, 12), (8, 18))
 KINDS = {
     "wan": Kind(wan, wan_inputs, VIDEO, (1, 4, 4), 2),
     "vace": Kind(vace, vace_inputs, VIDEO, (1, 4, 4), 3),
