@@ -23,7 +23,7 @@ from ndgpa.structures.tokens import split_tokens
 _KEYS, _BLOCK = 2048, 64
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
-Fields = tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]  # output and log-sum-exp
+Fields = tuple[Float[Tensor, "b h _ dv"], Float[Tensor, "b h _"]]  # output and log-sum-exp
 
 
 @dataclass(frozen=True)

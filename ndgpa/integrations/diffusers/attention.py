@@ -23,6 +23,7 @@ from ndgpa.operators.base import Attends
 
 Features = Float[Tensor, "b n h d"]
 Tokens = Float[Tensor, "b n width"]
+Text = Float[Tensor, "b t text_width"]
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -52,7 +53,7 @@ class Processor(Attends, abc.ABC):
         value: Features,
         grid: Shape | None,
         mask: Tensor | None = None,
-    ) -> Tokens:
+    ) -> Float[Tensor, "b n inner"]:
         structure = self.space.of(query.shape[1], grid)
         by_head = (x.transpose(1, 2) for x in (query, key, value))
         out = self.operator(*by_head, structure, key_mask=_key_mask(mask, query))
@@ -115,10 +116,10 @@ class Hunyuan(Processor):
         self,
         attn: Any,
         hidden_states: Tokens,
-        encoder_hidden_states: Tokens,
+        encoder_hidden_states: Text,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
-    ) -> tuple[Tokens, Tokens]:
+    ) -> tuple[Tokens, Text]:
         video = hidden_states.shape[1]
         query, key, value = self._projected(attn, hidden_states, encoder_hidden_states)
         query, key = (
@@ -131,7 +132,7 @@ class Hunyuan(Processor):
             return out, text
         return _to_out(attn, out), attn.to_add_out(text)
 
-    def _projected(self, attn: Any, video: Tokens, text: Tokens) -> list[Features]:
+    def _projected(self, attn: Any, video: Tokens, text: Text) -> list[Float[Tensor, "b both h d"]]:
         """Project both with the same weights, or each with its own."""
         if attn.add_q_proj is None:
             both = _projected(attn, torch.cat([video, text], dim=1))
@@ -153,11 +154,11 @@ class Flux(Processor):
         self,
         attn: Any,
         hidden_states: Tokens,
-        encoder_hidden_states: Tokens | None = None,
+        encoder_hidden_states: Text | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
         ndgpa_grid: Shape | None = None,
-    ) -> Tokens | tuple[Tokens, Tokens]:
+    ) -> Tokens | tuple[Tokens, Text]:
         parts = _normed(attn.norm_q, attn.norm_k, *_by_head(attn, *_projected(attn, hidden_states)))
         if encoder_hidden_states is not None:
             of_text = _normed(
@@ -184,11 +185,11 @@ class CogVideoX(Processor):
         self,
         attn: Any,
         hidden_states: Tokens,
-        encoder_hidden_states: Tokens,
+        encoder_hidden_states: Text,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
         ndgpa_grid: Shape | None = None,
-    ) -> tuple[Tokens, Tokens]:
+    ) -> tuple[Tokens, Text]:
         text = encoder_hidden_states.shape[1]
         both = _projected(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1))
         query, key, value = _normed(attn.norm_q, attn.norm_k, *_by_head(attn, *both))
@@ -225,13 +226,13 @@ assert KEYWORD in Plain.__call__.__annotations__  # the library passes on the na
 # The arithmetic of the library
 
 
-def _projected(attn: Any, x: Tokens) -> tuple[Tokens, ...]:
+def _projected(attn: Any, x: Tokens) -> tuple[Float[Tensor, "b n inner"], ...]:
     if getattr(attn, "fused_projections", False):
         return attn.to_qkv(x).chunk(3, dim=-1)
     return attn.to_q(x), attn.to_k(x), attn.to_v(x)
 
 
-def _added(attn: Any, text: Tokens) -> tuple[Tokens, ...]:
+def _added(attn: Any, text: Text) -> tuple[Float[Tensor, "b t inner"], ...]:
     """Project the text with its own weights."""
     if getattr(attn, "fused_projections", False):
         return attn.to_added_qkv(text).chunk(3, dim=-1)
@@ -267,7 +268,7 @@ def _rotate_wan(x: Features, rotary: Rotary) -> Features:
     return turned.flatten(-2).type_as(x)
 
 
-def _to_out(attn: Any, x: Tokens) -> Tokens:
+def _to_out(attn: Any, x: Float[Tensor, "b n inner"]) -> Tokens:
     """Project and drop out."""
     return attn.to_out[1](attn.to_out[0](x))
 
