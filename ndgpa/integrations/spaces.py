@@ -3,17 +3,20 @@
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.structures import Grid, SpatialStructure, with_tokens
 from ndgpa.structures.base import check_structure
 
 PerAxis = int | tuple[int, ...]
+Shape = tuple[int, ...]
+GivenGrid = Shape | Callable[[Shape | None], Shape] | None
 KEPT = 8  # structures of different shape
 
 
@@ -21,12 +24,13 @@ KEPT = 8  # structures of different shape
 class Space(Protocol):
     """Give the structure of a call."""
 
-    def of(self, tokens: int, grid: tuple[int, ...] | None) -> SpatialStructure:
+    def of(self, tokens: int, seen: Any, /) -> SpatialStructure:
         """Make the structure.
 
         Args:
             tokens: How many queries the call has.
-            grid: The shape that they lie on, where the caller was told; None where not.
+            seen: What the call was told of its grid, if anything: its shape, or the input of the
+                model, as the space has it.
 
         Raises:
             ValueError: The tokens do not fill the grid.
@@ -68,34 +72,40 @@ class GridSpace:
     Args:
         owner: The name of the model, for errors.
         blocks: How a grid is cut.
-        shape: The grid where it is always the same; None where each call has its own.
-        rank: The axes of a grid. The tokens of a call that was told no grid are one axis if it
-            is 1; otherwise such a call is an error.
+        rank: The axes of a grid.
+        grid: The grid where it is always the same, or a function that gives it from the shape of
+            the input, None where that is not known. None means that all tokens are one axis.
     """
 
     def __init__(
-        self, owner: str, blocks: Blocks, rank: int, shape: tuple[int, ...] | None = None
+        self,
+        owner: str,
+        blocks: Blocks,
+        rank: int,
+        grid: GivenGrid = None,
     ) -> None:
-        self.owner, self.blocks, self.rank, self.shape = owner, blocks, rank, shape
+        for name, value in (("block", blocks.block), ("cell", blocks.cell)):
+            if not isinstance(value, int) and len(value) != rank:
+                raise ValueError(
+                    f"{name} has {len(value)} entries but the grid of {owner} has {rank} axes"
+                )
+        self.owner, self.blocks, self.grid = owner, blocks, grid
         self.recent = Recent(blocks)
-        if shape is not None:
-            self.recent(shape)
 
-    def of(self, tokens: int, grid: tuple[int, ...] | None) -> SpatialStructure:
-        shape = self.shape if grid is None else grid
-        if shape is None and self.rank == 1:
-            shape = (tokens - self.blocks.prefix,)
-        if shape is None:
-            raise ValueError(
-                f"the grid of these {tokens} tokens is not known: call {self.owner}, which is given "
-                "the picture, and not a part of it"
-            )
+    def of(self, tokens: int, x: Tensor | None) -> SpatialStructure:
+        shape = self._shape(tokens, x)
         if tokens != self.blocks.prefix + math.prod(shape):
             raise ValueError(
                 f"{self.owner} has {tokens} tokens but a grid of {'x'.join(map(str, shape))} and "
                 f"{self.blocks.prefix} more: GPA needs every token of the grid"
             )
         return self.recent(shape)
+
+    def _shape(self, tokens: int, x: Tensor | None) -> Shape:
+        """The grid, in plain numbers: a graph is compiled for one size of its input."""
+        if callable(self.grid):
+            return self.grid(None if x is None else tuple(map(_plain, x.shape)))
+        return (_plain(tokens) - self.blocks.prefix,) if self.grid is None else self.grid
 
 
 class GivenSpace:
@@ -106,7 +116,7 @@ class GivenSpace:
             check_structure("structure", given)
         self.given = Recent(given) if callable(given) else given
 
-    def of(self, tokens: int, grid: tuple[int, ...] | None) -> SpatialStructure:
+    def of(self, tokens: int, x: Tensor | None) -> SpatialStructure:
         return self.given(tokens) if isinstance(self.given, Recent) else self.given
 
 
@@ -143,9 +153,21 @@ class Recent:
         self._begin()
 
 
+def wanted_layers(layers: Iterable[int] | None, count: int) -> list[int]:
+    """List the numbers of the layers that a user names, ascending; None names all."""
+    wanted = range(count) if layers is None else sorted(set(layers))
+    unknown = [number for number in wanted if number not in range(count)]
+    if unknown:
+        raise ValueError(f"layers names layer {unknown[0]} but the model has {count}")
+    return list(wanted)
+
+
+def _plain(size: int) -> int:
+    """Turn the symbol that a compiler may have for a size into the number."""
+    return len(range(size))
+
+
 def _cut(factor: PerAxis, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Give one factor for each axis, none longer than its axis."""
-    factors = (factor,) * len(shape) if isinstance(factor, int) else tuple(factor)
-    if len(factors) != len(shape):
-        raise ValueError(f"{factor} has {len(factors)} entries but the grid has {len(shape)} axes")
+    factors = (factor,) * len(shape) if isinstance(factor, int) else factor
     return tuple(min(one, size) for one, size in zip(factors, shape))

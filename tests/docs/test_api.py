@@ -15,7 +15,7 @@ import ndgpa.integrations
 from tests.docs.pages import ROOT, code, sections
 
 API = {page.stem: sections(page) for page in (ROOT / "docs" / "api").glob("*.md")}
-SHARED = ("spaces",)  # between integrations, not for users
+SHARED = ("spaces", "timm")  # not for users; its library is not installed beside the others
 PACKAGES = ("structures", "selection", "operators", "nn", "presets", "analysis", "testing")
 
 
