@@ -31,6 +31,8 @@ def main() -> None:
     fill(ROOT / "docs" / "far_field.md", far)
     models = {name: plain(RESULTS / f"{name}.md") for name in ("transformers_memory", "windows")}
     fill(ROOT / "docs" / "integrations" / "transformers.md", models)
+    memory = {"diffusers_memory": plain(RESULTS / "diffusers_memory.md")}
+    fill(ROOT / "docs" / "integrations" / "diffusers.md", memory)
 
 
 def plain(path: Path) -> str:

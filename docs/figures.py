@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/idea.md.
+"""Draw the pictures of docs/idea.md and docs/planning.md.
 
     python docs/figures.py [FOLDER]
 
@@ -6,6 +6,7 @@ Each function draws one picture of a photograph (scikit-image's astronaut) and w
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad, unfold
 
 import ndgpa
+from ndgpa.analysis import Suggestions
 from ndgpa.selection.coarse import coarse_level
 
 FOLDER = Path(__file__).parent / "images" / "idea"
@@ -189,6 +191,17 @@ def walk(folder: Path) -> None:
     plt.close(figure)
 
 
+def coverage_over_k(folder: Path) -> None:
+    """Draw what suggest measures of attention between patches, for three sharpnesses."""
+    image, x = ndgpa.Image((SIDE, SIDE), BLOCK), features(photograph(SIDE))
+    layers = []
+    for sharper in (1 / 3, 1, 3):
+        query = x * (sharper * SHARPNESS * x.shape[-1] ** 0.5) / SHARPNESS**2
+        found = ndgpa.suggest((query, x, image), blocks=[BLOCK], cells=[1])[0]
+        layers.append(replace(found, name=f"sharpness {sharper:.2g}, blocks of"))
+    Suggestions(tuple(layers)).plot(folder / "coverage_over_k.png")
+
+
 def grid_of_colours(axes: Axes, grid: ndgpa.Grid, title: str) -> None:
     bare(axes, ndgpa_colours(grid).reshape(*grid.shape, 4), title)
 
@@ -244,5 +257,5 @@ def save(figure: plt.Figure, file: Path) -> None:
 if __name__ == "__main__":
     to = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     to.mkdir(parents=True, exist_ok=True)
-    for draw_one in (sites_blocks_cells, two_phases, near_and_far, spaces, walk):
+    for draw_one in (sites_blocks_cells, two_phases, near_and_far, spaces, walk, coverage_over_k):
         draw_one(to)

@@ -14,6 +14,7 @@ from ndgpa import (
     nn as nn,
     presets as presets,
 )
+from ndgpa.analysis.suggest import suggest as suggest
 from ndgpa.attention.far_field import Tangents as Tangents
 from ndgpa.cache import Cache as Cache
 from ndgpa.functional import (

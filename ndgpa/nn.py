@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ndgpa import arguments
 from ndgpa.cache import Cache
 from ndgpa.operators import GPA, Operator
-from ndgpa.operators.base import masks_to_pass_on
+from ndgpa.operators.base import Attends, masks_to_pass_on
 from ndgpa.structures import SpatialStructure
 from ndgpa.structures.grid import grid_shape
 
 Hook = Callable[[Tensor, int], Tensor]
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(nn.Module, Attends):
     """Apply multi-head attention over a space: self-attention, or cross-attention to a context.
 
     Args:

@@ -14,9 +14,13 @@ from ndgpa.analysis.key_lines import draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
 from ndgpa.analysis.maps import attention_map, saliency, to_grid
 from ndgpa.analysis.memory import peak_bytes
+from ndgpa.analysis.suggest import suggest
+from ndgpa.analysis.suggestion import Suggestion, Suggestions
 
 __all__ = [
     "AffinityEntries",
+    "Suggestion",
+    "Suggestions",
     "attention_map",
     "coverage",
     "draw_key_lines",
@@ -32,5 +36,6 @@ __all__ = [
     "picture_of_masks",
     "plot_flow",
     "saliency",
+    "suggest",
     "to_grid",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.problem import Problem, dot_form, hide_keys
-from ndgpa.structures import visible
+from ndgpa.structures.visible import visible
 
 
 def logit_rows(problem: Problem, sites: Int[Tensor, " s"]) -> Float[Tensor, "b h s n_k"]:

@@ -41,6 +41,16 @@ class Operator(Protocol):
         ...
 
 
+class Attends:
+    """Own an operator and attend through it, so that `ndgpa.suggest` can watch the calls.
+
+    A module that attends is one, or has one among its attributes. `operator` is called as
+    `operator(query, key, value, structure, ...)` and can be replaced.
+    """
+
+    operator: Any
+
+
 class SaysMask(Operator, Protocol):
     """Tell which keys each query reads, besides attending."""
 
