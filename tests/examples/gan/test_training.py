@@ -79,7 +79,7 @@ def test_bad_data_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="empty holds no picture"):
         open_data(str(tmp_path), 16)
     (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(BadInput, match="a.png cannot be read as a picture"):
+    with pytest.raises(BadInput, match=r"a\.png cannot be read as a picture"):
         open_data(str(tmp_path), 16)
 
 
