@@ -1,0 +1,140 @@
+"""Pictures to imitate, all in memory: drawn heads, patches of photographs, or a folder of your own.
+
+A folder holds pictures, or folders of pictures, which are its classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from skimage import data
+from torch import Tensor
+
+from examples.common.untrusted import BadInput
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
+
+NOSE, NECK, EARS = 0, 1, (16, 17)  # numbers of key points
+HEAD = 2.2  # side of the square around a head, over the distance from nose to neck
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
+PATCHES = 2000  # of each photograph
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """All pictures of one size, and the class of each."""
+
+    images: UInt8[Tensor, "n 3 size size"]
+    labels: Int[Tensor, " n"]
+    classes: int
+
+    def draw(self, count: int, mirror: bool = True) -> tuple[Tensor, Tensor]:
+        """Draw pictures, in -1 to 1, by torch's generator; half of them mirrored."""
+        chosen = torch.randint(len(self.images), (count,))
+        pictures = self.images[chosen].float() / 127.5 - 1
+        if mirror:
+            flipped = torch.rand(count, 1, 1, 1) < 0.5
+            pictures = torch.where(flipped, pictures.flip(3), pictures)
+        return pictures, self.labels[chosen]
+
+
+def open_data(name: str, size: int) -> Pictured:
+    """Open `photographs`, a folder of drawn figures or other people, or a folder of pictures.
+
+    Raises:
+        BadInput: It is none of these, holds no picture, or a picture cannot be read.
+    """
+    if name == "photographs":
+        return photographs(size)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise BadInput(f"{name} is neither a folder nor the word photographs")
+    if (folder / "figures.json").is_file():
+        return heads(open_pictures(folder, "train"), size)
+    return files(folder, size)
+
+
+def heads(people: Pictures, size: int) -> Pictured:
+    """Cut out the heads; the class says where a head looks: left, ahead, right, or away."""
+    found = [
+        (head, side)
+        for i in range(len(people))
+        if (head := _head(people, i, size)) is not None
+        for side in [_facing(people.points[i])]
+    ]
+    if not found:
+        raise BadInput("these people have no head that is large enough in the picture")
+    images = torch.stack([torch.from_numpy(head) for head, _ in found]).permute(0, 3, 1, 2)
+    return Pictured(images.contiguous(), torch.tensor([side for _, side in found]), 4)
+
+
+def _head(people: Pictures, i: int, size: int) -> np.ndarray | None:
+    points, picture = people.points[i], people.image(i)
+    if points[NECK, 2] == 0:
+        return None
+    ears = [points[e] for e in (NOSE, *EARS) if points[e, 2] > 0]
+    if not ears:
+        return None
+    centre = np.mean([p[:2] for p in ears], axis=0)
+    reach = max(4.0, HEAD / 2 * float(np.linalg.norm(centre - points[NECK, :2])))
+    top, left = (round(float(c - reach)) for c in centre)
+    side = round(2 * reach)
+    height, width = picture.shape[:2]
+    if top < 0 or left < 0 or top + side > height or left + side > width or 2 * side < size:
+        return None
+    square = Image.fromarray(picture[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _facing(points: np.ndarray) -> int:
+    """0: to the left of the picture, 1: ahead, 2: to the right, 3: away."""
+    if points[NOSE, 2] == 0:
+        return 3
+    seen = [points[e, 2] > 0 for e in EARS]
+    if all(seen) or not any(seen):
+        return 1
+    ear = points[EARS[seen.index(True)], 1]
+    return 0 if points[NOSE, 1] < ear else 2
+
+
+def photographs(size: int) -> Pictured:
+    """Random squares of four photographs, each of which is a class."""
+    generator = np.random.default_rng(0)
+    images, labels = [], []
+    for label, name in enumerate(PHOTOGRAPHS):
+        picture = getattr(data, name)()
+        for _ in range(PATCHES):
+            side = int(generator.integers(size, 3 * size))
+            top, left = (int(generator.integers(0, n - side)) for n in picture.shape[:2])
+            square = Image.fromarray(picture[top : top + side, left : left + side])
+            images.append(np.asarray(square.resize((size, size), Image.Resampling.BOX)))
+            labels.append(label)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Pictured(stacked, torch.tensor(labels), len(PHOTOGRAPHS))
+
+
+def files(folder: Path, size: int) -> Pictured:
+    """All pictures of a folder, or of its folders, cut to a square and brought to one size."""
+    classes = sorted(f for f in folder.iterdir() if f.is_dir()) or [folder]
+    images, labels = [], []
+    for label, inner in enumerate(classes):
+        names = sorted(f for f in inner.iterdir() if f.suffix.lower() in SUFFIXES)
+        if not names:
+            raise BadInput(f"{inner} holds no picture ({', '.join(SUFFIXES)})")
+        images += [_read(name, size) for name in names]
+        labels += [label] * len(names)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Pictured(stacked, torch.tensor(labels), len(classes))
+
+
+def _read(file: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(file) as picture:
+            square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
+        raise BadInput(f"{file} cannot be read as a picture: {problem}") from None
+    return np.asarray(square)
