@@ -144,6 +144,8 @@ def keys_and_weights(
 ) -> tuple[Int[Tensor, "s y"], Float[Tensor, "s y"]]:
     """Return the key sites that queries read, -1 for none, and their weights, which sum to 1.
 
+    Those of all heads, one after the other; a far field is left out.
+
     Source: Figure 9 of Jetchev et al. 2021. For an operator other than GPA it is what full
     attention to these features would read.
 
@@ -158,7 +160,9 @@ def keys_and_weights(
     rule = level.operator.rule if gpa else structure.num_blocks
     selection = ndgpa.select(query, key, structure, rule, **form)
     keys, weights = key_weights(query, key, selection, structure, sites, **form)
-    return keys[0, 0], weights[0, 0]
+    heads = keys.shape[1]
+    keys, weights = (rearrange(x[0], "k s y -> s (k y)") for x in (keys, weights))
+    return keys, weights / heads
 
 
 def form_of(level: Level) -> dict[str, Any]:
