@@ -95,8 +95,9 @@ class CopyAttention(nn.Module):
     def heat(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale queries or keys by their half of the temperature.
 
-        A learnt temperature t is over sqrt(d) of all heads, and begins at the square of the downsampling factor:
-        enlarged from the coarser level, neighbours are as many times closer in square distance.
+        A learnt temperature t is over sqrt(d), d that of all heads. It begins at the square of the
+        downsampling factor: enlarged from the coarser level, neighbours are as many times closer in
+        square distance.
         """
         if not self.config.temperature:
             return x

@@ -29,8 +29,8 @@ class AttentionName:
     * `NYF<r>_<s>`, `PER<r>_<s>`: Nystromformer with r landmarks, Performer with r features;
     * `NO_<s>`: nothing; `FULL`: full attention at every size.
 
-    After a GPA may follow `+site` or `+block`, the far field of that name, and one of the rules that
-    `RULES` names: `GPA128_4_8+site+soft`.
+    After a GPA may follow `+site` or `+block`, the far field of that name, and one of the rules
+    that `RULES` names: `GPA128_4_8+site+soft`.
 
     Full attention is used while the short side of a level is at most s, the named one above it.
     Source: Jetchev et al. 2021, section 3.1, with s counted along the short side.
@@ -117,7 +117,7 @@ def parse(name: str) -> AttentionName:
             cells=int(cells),
             kappa=int(kappa),
             full_until=int(s),
-            far=cast(Far, far[0]) if far else None,
+            far=cast("Far", far[0]) if far else None,
             rule_name=rules[0] if rules else "",
         )
     if low_rank:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from examples.common import checkpoints
-from examples.images.pose_morphing.config import PRESETS, ModelConfig
 from examples.images.pose_morphing import train as program
+from examples.images.pose_morphing.config import PRESETS, ModelConfig
 from examples.images.pose_morphing.train import Made, Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig, Weights, facts, paper
 from examples.people.figures.cache import Figures, Options, build

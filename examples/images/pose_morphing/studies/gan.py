@@ -1,10 +1,10 @@
 """The paper's own training: which part does its adversary play, and does GPA help it?
 
-    python -m examples.images.pose_morphing.studies.gan --data FOLDER --strangers FOLDER --out FOLDER
+    python -m examples.images.pose_morphing.studies.gan --data FOLDER --strangers FOLDER
 
 Trains {GPA, no attention} x {with, without discriminator} x {pairs, single pictures} by equation 2
-of the paper; GPA with a far field in the same wiring; and the learnable preset with a
-discriminator. One run after the other, the first seed of all before the second. The command can be
+of the paper; the learnable preset with a discriminator; and GPA with a far field in the paper's
+wiring. One run after the other, the first seed of all before the second. The command can be
 stopped and given again at any time. `gan_report.py` judges what is complete.
 
 STRANGERS are people that no run saw; keys within 3 pixels are measured on them along the way.
