@@ -162,11 +162,13 @@ def test_equation_2_by_hand(figures: Path, tmp_path: Path, monkeypatch: pytest.M
     pairs, same = trainer.draw(0.0)
     assert torch.equal(pairs.batch.source, same.batch.source)
     assert torch.equal(pairs.batch.source_maps, same.batch.source_maps)
-    assert bool(same.batch.known.any()) and not bool(pairs.batch.known.any())
+    assert bool(same.batch.known.any())
+    assert not bool(pairs.batch.known.any())
     made: list[Made] = []
     terms = trainer.terms([pairs, same], 0.0, made)
     distance, judge = trainer.perceptual, trainer.discriminator
-    assert distance is not None and judge is not None
+    assert distance is not None
+    assert judge is not None
     images = [trainer.render(task.batch, 0.0).image for task in (pairs, same)]
     wanted = distance(images[0], pairs.batch.truth) + distance(images[1], same.batch.truth)
     torch.testing.assert_close(terms["perceptual"], wanted)
