@@ -112,11 +112,14 @@ def knowledge(network: Recogniser, pictures: Pictures) -> dict[str, float]:
     rows = torch.randperm(len(pictures.pairs), generator=torch.Generator().manual_seed(0))[:100]
     pair = pictures.pairs_at(rows.numpy())
     first, second = (network.person(network(to_images(people))) for people in pair)
+    own = torch.from_numpy(pictures.pairs[rows.numpy()])
+    itself = own[:, :1] == own[:, 1]  # a picture of one pair can be in another
+    others = (first @ second.T).masked_fill(itself, -1)
     alike = (first * second).sum(dim=1, keepdim=True)
     return {
         "points_found": (far <= NEAR * pictures.size[0]).float().mean().item(),
         "point_px": far.median().item(),
-        "nearer_than_others": (alike > first @ second.T).float().mean().item(),
+        "nearer_than_others": (alike > others).float().mean().item(),
     }
 
 
