@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from examples.images.pose_morphing.euclidean import EuclideanByDot
 from ndgpa import GPA, Full, Image, PerturbedTopK, Refine, Rule, SoftTopK, StraightThrough, TopK
 from ndgpa.attention.far_field import FAR, Far
 from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 
 COUNT = r"([1-9]\d*)"
-PATTERN = re.compile(rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL)|(NO)_(\d+)")
+GPA_NAME, LOW_RANK_NAME = rf"(GPA){COUNT}_{COUNT}_{COUNT}", rf"(NYF|PER){COUNT}_{COUNT}"
+PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO)_(\d+)|(FULL)")
+    rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL|NO)_(\d+)|(FULL)"
+)
 CANDIDATES = 4  # times kappa, for a second look
 SLOTS = 2  # times kappa, for what may have a weight below 1
 RULES: dict[str, Callable[[int], Rule]] = {
@@ -27,7 +31,8 @@ class AttentionName:
 
     * `GPA<m>_<kappa>_<s>`: m cells, kappa key blocks each, Phase 1 where the short side is s;
     * `NYF<r>_<s>`, `PER<r>_<s>`: Nystromformer with r landmarks, Performer with r features;
-    * `NO_<s>`: nothing; `FULL`: full attention at every size.
+    * `NO_<s>`: nothing; `FULL_<s>`: full attention, there in the wiring of the others;
+    * `FULL`: full attention at every size.
 
     After a GPA may follow `+site` or `+block`, the far field of that name, and one of the rules
     that `RULES` names: `GPA128_4_8+site+soft`.
@@ -45,7 +50,7 @@ class AttentionName:
     rule_name: str = ""  # of RULES; "" for the paper's hard choice
 
     def is_full(self, size: tuple[int, int]) -> bool:
-        return self.kind == "FULL" or min(size) <= self.full_until
+        return (self.kind == "FULL" and not self.full_until) or min(size) <= self.full_until
 
     def factor(self, size: tuple[int, int]) -> int:
         """Pixels along each side of a block, the paper's d; 1 where nothing is downsampled."""
@@ -75,20 +80,21 @@ class AttentionName:
         return Image(size, block=factor, cell=side)
 
     def operator(self, size: tuple[int, int], affinity: str, width: int) -> Operator:
-        """Build the attention of a level, for queries of `width` features, temperature included.
-
-        The low-rank ones know dot products only, whatever the affinity of the others.
-        """
+        """Build the attention of a level, for queries of `width` features, temperature included."""
         if self.is_full(size):
             return Full(scale=1.0, affinity=affinity)
-        match self.kind:
-            case "GPA":
-                return GPA(self.rule, scale=1.0, affinity=affinity, far=self.far)
-            case "NYF":
-                return Nystrom(self.rank, scale=1.0)
-            case "PER":
-                return Performer(width, self.rank, scale=1.0)
-        return NoAttention()
+        if self.kind == "GPA":
+            return GPA(self.rule, scale=1.0, affinity=affinity, far=self.far)
+        if self.kind == "NO":
+            return NoAttention()
+        euclidean = affinity == "euclidean"
+        operators: dict[str, Callable[[], Operator]] = {
+            "NYF": lambda: Nystrom(self.rank, scale=1.0),
+            "PER": lambda: Performer(width + euclidean, self.rank, scale=1.0),
+            "FULL": lambda: Full(scale=1.0),
+        }
+        operator = operators[self.kind]()
+        return EuclideanByDot(operator) if euclidean else operator
 
 
 def parse(name: str) -> AttentionName:
@@ -102,9 +108,9 @@ def parse(name: str) -> AttentionName:
     if found is None:
         raise ValueError(
             f"unknown attention {name!r}; expected GPA<m>_<kappa>_<s>, NYF<r>_<s>, PER<r>_<s>, "
-            "NO_<s> or FULL, for example GPA1024_12_64"
+            "NO_<s>, FULL_<s> or FULL, for example GPA1024_12_64"
         )
-    gpa, cells, kappa, s, low_rank, rank, low_rank_s, full, _, no_s = found.groups()
+    gpa, cells, kappa, s, low_rank, rank, low_rank_s, plain, plain_s, _ = found.groups()
     far, rules = [x for x in extras if x in FAR], [x for x in extras if x in RULES]
     if extras != far + rules or len(far) > 1 or len(rules) > 1 or (extras and not gpa):
         raise ValueError(
@@ -122,7 +128,7 @@ def parse(name: str) -> AttentionName:
         )
     if low_rank:
         return AttentionName(low_rank, rank=int(rank), full_until=int(low_rank_s))
-    return AttentionName("FULL") if full else AttentionName("NO", full_until=int(no_s))
+    return AttentionName(plain, full_until=int(plain_s)) if plain else AttentionName("FULL")
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class ModelConfig:
                 f"{self.query_width}"
             )
         name = parse(self.attention)
-        if name.kind != "FULL" and name.is_full(self.size):
+        if self.attention != "FULL" and name.is_full(self.size):
             raise ValueError(
                 f"{self.attention} is full attention at every level of {self.size[0]}x"
                 f"{self.size[1]} pixels: {name.full_until}, where its name ends, must be below "

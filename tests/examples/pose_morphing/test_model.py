@@ -94,7 +94,21 @@ def test_the_small_presets_morph(name: str) -> None:
     assert bool(morph.image.isfinite().all())
 
 
-@pytest.mark.parametrize("name", ["GPA16_3_4", "NYF8_4", "PER8_4", "FULL", "NO_4"])
+@pytest.mark.parametrize("affinity", ["dot", "euclidean"])
+def test_low_rank_attentions_have_the_affinity_of_the_others(affinity: str) -> None:
+    """With as many landmarks as sites Nystromformer is full attention; Performer comes near it."""
+    query, key = (0.3 * torch.randn(1, 1, 64, 4, generator=DATA) for _ in range(2))
+    value, space = torch.randn(1, 1, 64, 3, generator=DATA), ndgpa.Image((8, 8), block=1)
+    full = ndgpa.Full(scale=1.0, affinity=affinity)(query, key, value, space)
+    for name in ("NYF64_4", "FULL_4"):
+        operator = parse(name).operator((8, 8), affinity, width=4)
+        torch.testing.assert_close(operator(query, key, value, space), full)
+    torch.manual_seed(0)
+    performer = parse("PER4096_4").operator((8, 8), affinity, width=4)
+    assert (performer(query, key, value, space) - full).norm() < 0.1 * full.norm()
+
+
+@pytest.mark.parametrize("name", ["GPA16_3_4", "NYF8_4", "PER8_4", "FULL_4", "FULL", "NO_4"])
 @pytest.mark.parametrize("base", [SMALL, LEARNABLE])
 def test_any_attention_by_its_name_trains(name: str, base: ModelConfig) -> None:
     generator = built(dataclasses.replace(base, attention=name))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ndgpa
 from examples.common.measures import ssim_map
+from examples.images.pose_morphing.euclidean import EuclideanByDot
 from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import key_weights
 
@@ -166,10 +167,12 @@ def keys_and_weights(
 
 
 def form_of(level: Level) -> dict[str, Any]:
-    """Say how queries and keys make logits; low-rank attentions know dot products only."""
+    """Say how queries and keys make logits."""
     operator = level.operator
-    knows_both = isinstance(operator, (ndgpa.GPA, ndgpa.Full))
-    return {"scale": 1.0, "affinity": operator.affinity if knows_both else "dot"}
+    if isinstance(operator, (ndgpa.GPA, ndgpa.Full)):
+        return {"scale": 1.0, "affinity": operator.affinity}
+    by_dot = isinstance(operator, EuclideanByDot)
+    return {"scale": 1.0, "affinity": "euclidean" if by_dot else "dot"}
 
 
 def sites_of(
