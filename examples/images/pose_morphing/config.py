@@ -13,8 +13,6 @@ from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 COUNT = r"([1-9]\d*)"
 GPA_NAME, LOW_RANK_NAME = rf"(GPA){COUNT}_{COUNT}_{COUNT}", rf"(NYF|PER){COUNT}_{COUNT}"
 PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO)_(\d+)|(FULL)")
-    rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL|NO)_(\d+)|(FULL)"
-)
 CANDIDATES = 4  # times kappa, for a second look
 SLOTS = 2  # times kappa, for what may have a weight below 1
 RULES: dict[str, Callable[[int], Rule]] = {

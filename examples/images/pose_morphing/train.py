@@ -217,9 +217,11 @@ class Trainer:
             mean.lerp_(now, 1 - self.config.ema)
 
     def rate(self, step: int) -> float:
-        """Warm-up, then constant for half of the steps, then a cosine down to a twentieth."""
+        """Warm-up, then constant for a share of the steps, then a cosine down to a twentieth."""
         config = self.config
-        factor = warm_up_cosine(step, config.steps, config.warm_up_steps, hold=0.5, least=0.05)
+        factor = warm_up_cosine(
+            step, config.steps, config.warm_up_steps, hold=config.hold, least=0.05
+        )
         return config.learning_rate * factor
 
     def autocast(self) -> torch.autocast:

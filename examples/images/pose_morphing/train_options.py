@@ -48,6 +48,7 @@ class TrainConfig:
     accumulate: int = 1  # parts that a batch is computed in
     learning_rate: float = 2e-3
     warm_up_steps: int = 50
+    hold: float = 0.5  # share of the steps before the rate falls; 1: it stays
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
@@ -116,7 +117,7 @@ def check_options(config: TrainConfig) -> None:
     check_number("--r1-gamma", config.r1_gamma, 0.0)
     for name in ("learning_rate", "clip"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, above=True)
-    for name in ("coarse_first", "distortion_first", "gan_from", "ema"):
+    for name in ("coarse_first", "distortion_first", "gan_from", "ema", "hold"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, 1.0)
     for beta in config.betas:
         check_number("--betas", beta, 0.0, 0.999999)

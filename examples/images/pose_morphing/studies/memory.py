@@ -2,9 +2,12 @@
 
 import torch
 
+from examples.images.pose_morphing.euclidean import EuclideanByDot
 from examples.images.pose_morphing.measures.tasks import Task, part_of
 from examples.images.pose_morphing.model import Generator, Level
-from ndgpa.analysis import peak_bytes
+from ndgpa import GPA, Full
+from ndgpa.analysis import full_entries, gpa_entries, low_rank_entries, peak_bytes
+from ndgpa.operators import Nystrom, Performer
 
 
 def attention_bytes(level: Level, value_channels: int) -> int:
@@ -27,6 +30,25 @@ def attention_bytes(level: Level, value_channels: int) -> int:
     for x in (query, key, value):
         x.grad = None
     return peak_bytes(forward_and_backward, key.device)
+
+
+def level_entries(level: Level) -> int:
+    """Count the entries of the affinity matrices of this level, one picture and head.
+
+    Source: section 2.2 of Jetchev et al. 2021; of the low-rank ones both factors.
+    """
+    operator, sites = level.operator, level.structure.num_sites
+    operator = operator.operator if isinstance(operator, EuclideanByDot) else operator
+    match operator:
+        case GPA(rule=int(kappa)):
+            return gpa_entries(level.structure, kappa).total
+        case Full():
+            return full_entries(sites)
+        case Nystrom(landmarks=int(rank)):
+            return low_rank_entries(rank, sites) + rank**2
+        case Performer():
+            return low_rank_entries(operator.features, sites)
+    raise ValueError(f"the entries of {operator} are not known")
 
 
 @torch.no_grad()
