@@ -212,9 +212,11 @@ class Trainer:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the averaged weights towards the new ones."""
+        """Move the averaged weights towards the new ones; random projections are the newest."""
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - self.config.ema)
+        for mean, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mean.copy_(now)
 
     def rate(self, step: int) -> float:
         """Warm-up, then constant for a share of the steps, then a cosine down to a twentieth."""

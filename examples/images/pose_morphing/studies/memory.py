@@ -47,8 +47,22 @@ def level_entries(level: Level) -> int:
         case Nystrom(landmarks=int(rank)):
             return low_rank_entries(rank, sites) + rank**2
         case Performer():
-            return low_rank_entries(operator.features, sites)
+            return low_rank_entries(len(operator.projection), sites)
     raise ValueError(f"the entries of {operator} are not known")
+
+
+@torch.no_grad()
+def levels_of(generator: Generator, task: Task, device: torch.device) -> list[Level]:
+    """Return the levels of the first picture of a task."""
+    batch = part_of(task, torch.arange(1)).batch
+    inputs = (batch.source, batch.source_maps, batch.target_maps)
+    return generator(*(x.to(device) for x in inputs)).levels
+
+
+def entries_of(generator: Generator, task: Task) -> dict[str, int]:
+    """Count the entries of each level's attention, by its size, the finest first."""
+    levels = levels_of(generator, task, torch.device("cpu"))
+    return {f"{level.size[0]}x{level.size[1]}": level_entries(level) for level in levels}
 
 
 @torch.no_grad()
@@ -56,9 +70,7 @@ def level_bytes(generator: Generator, task: Task, device: torch.device) -> dict[
     """Measure the memory of each level's attention, by its size, the finest first."""
     config = generator.config
     widths = dict(zip(config.sizes, config.channels))
-    batch = part_of(task, torch.arange(1)).batch
-    inputs = (batch.source, batch.source_maps, batch.target_maps)
-    levels = generator(*(x.to(device) for x in inputs)).levels
+    levels = levels_of(generator, task, device)
     values = {level.size: widths[level.size] + 3 * config.copy_rgb for level in levels}
     with torch.enable_grad():
         return {
