@@ -431,3 +431,17 @@ def test_the_discriminator_has_a_penalty_that_trains_it() -> None:
     assert judge(source, maps).shape == (3,)
     gradient_penalty(judge, source, maps).backward()
     assert all(p.grad is not None for n, p in judge.named_parameters() if "weight" in n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["df256", "chal512"])
+def test_the_presets_of_the_paper_run_forward_and_backward(preset: str) -> None:
+    """Several GB and minutes of a CPU; every parameter gets a gradient that is finite."""
+    config = PRESETS[preset]
+    generator = built(config)
+    morph = generator(*question(1, *config.size))
+    assert morph.image.shape == (1, 3, *config.size)
+    assert [level.size for level in morph.levels] == config.sizes
+    morph.image.square().mean().backward()
+    gradients = {name: p.grad for name, p in generator.named_parameters()}
+    assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []

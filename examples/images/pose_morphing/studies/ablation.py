@@ -98,7 +98,10 @@ def report(options: Options, task: Task) -> None:
         f"after {options.seconds:g} processor seconds, and after {options.steps} steps, of training"
     )
     write_report(options.out, machine("cpu"), about, PIVOT)
-    write_errors(options.out, shown(task))
+    pictures = options.out / "pictures"
+    write_tensors(pictures / "truth.safetensors", as_bytes(shown(task).batch.truth))
+    if len(list(pictures.iterdir())) > 1:
+        write_errors(pictures, options.out / "errors.png")
 
 
 def shown(task: Task) -> Task:

@@ -8,15 +8,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+from torch import Tensor
 
 from examples.common.files import replacing
 from examples.common.tables import markdown_table
-from examples.common.untrusted import read_tensors
+from examples.common.untrusted import BadInput, read_tensors
 from examples.images.pose_morphing.measures.sheet import as_pictures, draw_sheet, save_picture
-from examples.images.pose_morphing.measures.tasks import Task
 
 MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture distance"}
 FORMS = {"psnr": ".2f"}
@@ -107,17 +108,35 @@ def counted_mb(each: list[dict[str, Any]]) -> float:
     return 4 * sum(each[0]["attention_entries"].values()) / 1e6
 
 
-def write_errors(out: Path, task: Task) -> None:
-    """Draw Figure 5b: what each attention makes of some test pictures, and its errors above."""
-    truth = task.batch.truth
-    columns = {"truth": [*as_pictures(task.batch.source), *as_pictures(truth)]}
-    for path in sorted((out / "pictures").glob("*.safetensors")):
-        images = read_tensors(path)["images"][: len(truth)].float() / 127.5 - 1
+def write_errors(folder: Path, path: Path) -> None:
+    """Draw Figure 5b: what each attention makes of some test pictures, and below its errors.
+
+    Args:
+        folder: Holds a file of pictures for each attention, and "truth.safetensors".
+        path: Of the sheet.
+
+    Raises:
+        BadInput: There are no pictures.
+    """
+    shown = read_shown(folder)
+    truth = shown.pop("truth")
+    columns = {"truth": as_pictures(truth)}
+    for name, images in shown.items():
         error = 2 * (images - truth).abs().mean(dim=1, keepdim=True).clamp(max=1) - 1
-        errors = as_pictures(error.expand_as(truth))
-        columns[path.stem] = [*errors, *as_pictures(images)]
-    sheet = draw_sheet(columns, enlarged=2)
-    save_picture(sheet, out / "errors.png")
+        columns[name] = [*as_pictures(images), *as_pictures(error.expand_as(truth))]
+    save_picture(draw_sheet(columns, enlarged=2), path)
+
+
+def read_shown(folder: Path) -> dict[str, Float[Tensor, "n 3 h w"]]:
+    """Read the test pictures that were kept of each attention, in -1 to 1, the truth first.
+
+    Raises:
+        BadInput: There are none.
+    """
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem != "truth")
+    if not files or files[0].stem != "truth":
+        raise BadInput(f"{folder} holds no pictures; run the study first")
+    return {path.stem: read_tensors(path)["images"].float() / 127.5 - 1 for path in files}
 
 
 def draw_memory(axes: Axes, runs: Runs) -> None:
