@@ -13,6 +13,7 @@ from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 COUNT = r"([1-9]\d*)"
 GPA_NAME, LOW_RANK_NAME = rf"(GPA){COUNT}_{COUNT}_{COUNT}", rf"(NYF|PER){COUNT}_{COUNT}"
 PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO)_(\d+)|(FULL)")
+QUICK = 12.0  # learning-rate multiplier of convolutions: see `layers.Conv`
 CANDIDATES = 4  # times kappa, for a second look
 SLOTS = 2  # times kappa, for what may have a weight below 1
 RULES: dict[str, Callable[[int], Rule]] = {
@@ -199,7 +200,7 @@ def learnable(size: tuple[int, int], channels: tuple[int, ...], attention: str) 
         style=False,
         noise=False,
         stylegan2=False,
-        weight_lr=12.0,
+        weight_lr=QUICK,
         pyramid=True,
         coordinates=True,
         temperature=True,
@@ -223,8 +224,8 @@ PRESETS = {
     "df256": ModelConfig((256, 256), (160, 320, 640, 640, 640, 640)),
     # Table 4
     "chal512": ModelConfig((512, 256), (128, 256, 512, 768, 768, 768), "GPA2048_4_32"),
-    # the same in small, for a CPU
-    "paper64": ModelConfig((64, 32), (16, 32, 64, 64), "GPA128_4_8"),
+    # the same in small, for thousands of steps on a CPU
+    "paper64": ModelConfig((64, 32), (16, 32, 64, 64), "GPA128_4_8", weight_lr=QUICK),
     "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
     "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
     # for a GPU; small enough to ship in half precision

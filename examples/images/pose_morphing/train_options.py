@@ -87,7 +87,6 @@ def paper(data: Path, out: Path, setting: str = "equation2") -> TrainConfig:
         preset="paper64",
         setting=setting,  # type: ignore[arg-type]
         batch=3,
-        betas=(0.0, 0.99),
         coarse_first=0.0,
         gan_from=0.0,
         weights=EQUATION_2,
