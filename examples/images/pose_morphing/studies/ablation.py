@@ -4,9 +4,10 @@
 
 Trains the distortion task with each attention on one thread, several seeds each, at a constant
 rate, and judges it on held-out figures after equal processor time and after equal steps. All
-attentions have the same affinity. Every finished run is a JSON file, and a run that was stopped
-goes on: the command can be given again at any time, also with more seeds. Writes ablation.md,
-memory.png (error against memory), kappa.png (error against kappa) and errors.png (Figure 5b).
+attentions have the same affinity. Far fields and other ways to choose key blocks stand beside the
+paper's choice. Every finished run is a JSON file, and a run that was stopped goes on: the command
+can be given again at any time, also with more seeds. Writes ablation.md, memory.png (error against
+memory), kappa.png (error against kappa) and errors.png (Figure 5b).
 """
 
 import copy
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from examples.common.commands import check_count, check_number, command
 from examples.common.files import check_folder, write_json, write_tensors
 from examples.common.untrusted import read_json
-from examples.images.pose_morphing.config import preset
+from examples.images.pose_morphing.config import RULES, preset
 from examples.images.pose_morphing.evaluate import render, scores
 from examples.images.pose_morphing.measures.report import machine, summary
 from examples.images.pose_morphing.measures.tasks import Task, distortion_task, part_of
@@ -34,6 +35,7 @@ from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
+from ndgpa.attention.far_field import FAR
 
 PIVOT = "GPA128_4_8"  # 64x32 pixels: Phase 1 at 16x8, a cell for each of its sites
 KAPPAS = (1, 2, 4, 8, 16)
@@ -43,6 +45,7 @@ ATTENTIONS = (
     *(f"NYF{rank}_8" for rank in (8, 32, 128)),
     *(f"PER{rank}_8" for rank in (8, 32, 128)),
     *("NO_8", "FULL_8"),
+    *(f"{PIVOT}+{word}" for word in (*FAR, *RULES)),  # against the pivot
 )
 SAME = ("seconds", "steps", "preset", "batch", "tests", "smoke")  # of all runs of a report
 SHOWN = 6  # test pictures
@@ -145,7 +148,7 @@ def trained(
         "step_s": step_s,
         "steps": ends["scores"],
         "attention_bytes": level_bytes(generator, task, DEVICE),
-        "attention_entries": entries_of(generator, task),
+        **({} if "+" in name else {"attention_entries": entries_of(generator, task)}),
         **read_json(kept),
     }
 
