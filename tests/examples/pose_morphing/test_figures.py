@@ -6,7 +6,10 @@ import PIL.Image
 import pytest
 import torch
 
+import ndgpa
 from examples.images.pose_morphing import figures
+from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.studies import low_rank
 from examples.people.keypoints import NAMES, on_picture
 
 
@@ -31,6 +34,18 @@ def test_the_photograph_stands_where_its_key_points_are() -> None:
     assert {NAMES[i] for i in there.nonzero()[:, 0]} == set(figures.PHOTO_POINTS)
     nose = image[0, :, *points[0, 1::-1].round().astype(int)]
     assert nose[0] > nose[2] > -0.5  # skin is red before blue
+
+
+def test_low_rank_errors_vanish_where_nothing_is_left_out() -> None:
+    """Of 64 sites: all blocks and 128 landmarks are full attention, 32 landmarks are not."""
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 64, 4)
+    space, operator = ndgpa.Image((8, 8), 2), ndgpa.GPA(16, scale=1.0, affinity="euclidean")
+    level = Level((8, 8), torch.zeros(1, 3, 8, 8), query, key, space, operator)
+    found = low_rank.errors(level, torch.rand(1, 3, 8, 8))
+    assert found["GPA"] < 1e-5
+    assert found["NYF128"] < 1e-5
+    assert found["NYF32"] > 0.01
 
 
 @pytest.mark.slow

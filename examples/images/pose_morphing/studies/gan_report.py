@@ -269,18 +269,19 @@ def differences(said: dict[Case, dict[str, Any]]) -> list[list[str]]:
 def curves(said: dict[Case, dict[str, Any]]) -> Figure:
     """Draw the keys found along the training, of the finest level and of a coarse one."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
+    names = list(dict.fromkeys(label(case) for case in said))
     for axes, level in zip(figure.subplots(1, 2, sharey=True), ("64x32", "16x8"), strict=True):
-        colours: dict[str, str] = {}
+        shown: set[str] = set()
         for case, found in said.items():
             curve = {int(step): x.get(f"keys/{level}") for step, x in found["curve"].items()}
             steps = sorted(step for step, x in curve.items() if x is not None)
             if not steps or not case.discriminator or not case.paired:
                 continue
             name = label(case)
-            new = name not in colours
-            colour = colours.setdefault(name, f"C{len(colours)}")
             shares = [curve[step] for step in steps]
-            axes.plot(steps, shares, color=colour, label=name if new else None)
+            colour = f"C{names.index(name)}"
+            axes.plot(steps, shares, color=colour, label=None if name in shown else name)
+            shown.add(name)
         axes.set_title(f"attention at {level}")
         axes.set_xlabel("steps")
         axes.legend(fontsize=8)
