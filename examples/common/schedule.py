@@ -11,9 +11,9 @@ def warm_up_cosine(
     Args:
         step: From 0.
         total: Steps of the training.
-        hold: The share of them before the fall.
+        hold: The share of them before the fall; 1: there is none.
         least: What the factor falls to.
     """
-    late = max(0.0, (step / total - hold) / (1 - hold))
+    late = max(0.0, (step / total - hold) / (1 - hold)) if hold < 1 else 0.0
     cosine = least + (1 - least) * (1 + math.cos(math.pi * late)) / 2
     return min(1, (step + 1) / warm_up) * cosine

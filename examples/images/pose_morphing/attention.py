@@ -33,10 +33,10 @@ class CopyAttention(nn.Module):
         self, size: tuple[int, int], width: int, name: AttentionName, config: ModelConfig
     ) -> None:
         super().__init__()
-        self.config, self.size = config, size
+        self.config, self.size, self.name = config, size, name
         self.structure = name.structure(size)
         self.query_width = config.query_width or width
-        self.operator = name.operator(size, config.affinity, self.query_width)
+        self.operator = name.operator(size, config.affinity, self.query_width // config.heads)
         seen = width + 2 * config.coordinates
         lr = config.weight_lr
         self.to_query = Conv(seen, self.query_width, 1, lr=lr)
@@ -78,21 +78,26 @@ class CopyAttention(nn.Module):
 
         In float32, also under autocast: distances cancel badly in sixteen bits.
         """
-        value = self.to_value(source).float()
+        heads = self.config.heads
+        value = to_sites(self.to_value(source).float(), heads)
         if self.config.copy_rgb:
-            value = torch.cat([value, rgb], dim=1)
-        query, key = (to_sites(self.heat(x)) for x in (query, key))
+            value = torch.cat([value, to_sites(rgb).expand(-1, heads, -1, -1)], dim=3)
+        query, key = (to_sites(self.heat(x), heads) for x in (query, key))
         with torch.autocast(query.device.type, enabled=False):
-            out = self.operator(query, key, to_sites(value), self.structure)
-        out = rearrange(out, "b 1 (h w) c -> b c h w", h=self.size[0])
-        copied = out[:, -3:] if self.config.copy_rgb else torch.zeros_like(rgb)
-        return out[:, : source.shape[1]], copied, query, key
+            out = self.operator(query, key, value, self.structure)
+        out, copied = out.split([source.shape[1] // heads, 3 * self.config.copy_rgb], dim=3)
+        out = rearrange(out, "b k (h w) c -> b (k c) h w", h=self.size[0])
+        if not self.config.copy_rgb:
+            return out, torch.zeros_like(rgb), query, key
+        copied = rearrange(copied.mean(dim=1), "b (h w) c -> b c h w", h=self.size[0])
+        return out, copied, query, key
 
     def heat(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale queries or keys by their half of the temperature.
 
-        A learnt temperature t is over sqrt(d), and begins at the square of the downsampling factor:
-        enlarged from the coarser level, neighbours are as many times closer in square distance.
+        A learnt temperature t is over sqrt(d), d that of all heads. It begins at the square of the
+        downsampling factor: enlarged from the coarser level, neighbours are as many times closer in
+        square distance.
         """
         if not self.config.temperature:
             return x
@@ -117,5 +122,5 @@ def enlarge(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d 2*h 2*w"]:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def to_sites(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 1 n d"]:
-    return rearrange(x, "b d h w -> b 1 (h w) d")
+def to_sites(x: Float[Tensor, "b k*d h w"], heads: int = 1) -> Float[Tensor, "b k n d"]:
+    return rearrange(x, "b (k d) h w -> b k (h w) d", k=heads)

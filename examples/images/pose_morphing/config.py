@@ -1,14 +1,27 @@
 """Options of the generator, the presets, and the paper's names of attentions."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
-from ndgpa import GPA, Full, Image
+from examples.images.pose_morphing.euclidean import EuclideanByDot
+from ndgpa import GPA, Full, Image, PerturbedTopK, Refine, Rule, SoftTopK, StraightThrough, TopK
+from ndgpa.attention.far_field import FAR, Far
 from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 
-KINDS = ("GPA", "NYF", "PER", "FULL", "NO")
 COUNT = r"([1-9]\d*)"
-PATTERN = re.compile(rf"(GPA){COUNT}_{COUNT}_{COUNT}|(NYF|PER){COUNT}_{COUNT}|(FULL)|(NO)_(\d+)")
+GPA_NAME, LOW_RANK_NAME = rf"(GPA){COUNT}_{COUNT}_{COUNT}", rf"(NYF|PER){COUNT}_{COUNT}"
+PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO)_(\d+)|(FULL)")
+QUICK = 12.0  # learning-rate multiplier of convolutions: see `layers.Conv`
+CANDIDATES = 4  # times kappa, for a second look
+SLOTS = 2  # times kappa, for what may have a weight below 1
+RULES: dict[str, Callable[[int], Rule]] = {
+    "through": lambda kappa: StraightThrough(TopK(kappa)),
+    "soft": lambda kappa: SoftTopK(kappa, at_most=SLOTS * kappa),
+    "perturbed": lambda kappa: PerturbedTopK(kappa, at_most=SLOTS * kappa),
+    "refine": lambda kappa: Refine(TopK(CANDIDATES * kappa), keep=kappa),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,11 @@ class AttentionName:
 
     * `GPA<m>_<kappa>_<s>`: m cells, kappa key blocks each, Phase 1 where the short side is s;
     * `NYF<r>_<s>`, `PER<r>_<s>`: Nystromformer with r landmarks, Performer with r features;
-    * `NO_<s>`: nothing; `FULL`: full attention at every size.
+    * `NO_<s>`: nothing; `FULL_<s>`: full attention, there in the wiring of the others;
+    * `FULL`: full attention at every size.
+
+    After a GPA may follow `+site` or `+block`, the far field of that name, and one of the rules
+    that `RULES` names: `GPA128_4_8+site+soft`.
 
     Full attention is used while the short side of a level is at most s, the named one above it.
     Source: Jetchev et al. 2021, section 3.1, with s counted along the short side.
@@ -28,13 +45,19 @@ class AttentionName:
     cells: int = 0
     kappa: int = 0
     full_until: int = 0
+    far: Far | None = None
+    rule_name: str = ""  # of RULES; "" for the paper's hard choice
 
     def is_full(self, size: tuple[int, int]) -> bool:
-        return self.kind == "FULL" or min(size) <= self.full_until
+        return (self.kind == "FULL" and not self.full_until) or min(size) <= self.full_until
 
     def factor(self, size: tuple[int, int]) -> int:
         """Pixels along each side of a block, the paper's d; 1 where nothing is downsampled."""
         return min(size) // self.full_until if self.kind == "GPA" and not self.is_full(size) else 1
+
+    @property
+    def rule(self) -> Rule | int:
+        return RULES[self.rule_name](self.kappa) if self.rule_name else self.kappa
 
     def structure(self, size: tuple[int, int]) -> Image:
         """Build the space of a level of `size` pixels.
@@ -56,20 +79,21 @@ class AttentionName:
         return Image(size, block=factor, cell=side)
 
     def operator(self, size: tuple[int, int], affinity: str, width: int) -> Operator:
-        """Build the attention of a level, for queries of `width` features, temperature included.
-
-        The low-rank ones know dot products only, whatever the affinity of the others.
-        """
+        """Build the attention of a level, for queries of `width` features, temperature included."""
         if self.is_full(size):
             return Full(scale=1.0, affinity=affinity)
-        match self.kind:
-            case "GPA":
-                return GPA(self.kappa, scale=1.0, affinity=affinity)
-            case "NYF":
-                return Nystrom(self.rank, scale=1.0)
-            case "PER":
-                return Performer(width, self.rank, scale=1.0)
-        return NoAttention()
+        if self.kind == "GPA":
+            return GPA(self.rule, scale=1.0, affinity=affinity, far=self.far)
+        if self.kind == "NO":
+            return NoAttention()
+        euclidean = affinity == "euclidean"
+        operators: dict[str, Callable[[], Operator]] = {
+            "NYF": lambda: Nystrom(self.rank, scale=1.0),
+            "PER": lambda: Performer(width + euclidean, self.rank, scale=1.0),
+            "FULL": lambda: Full(scale=1.0),
+        }
+        operator = operators[self.kind]()
+        return EuclideanByDot(operator) if euclidean else operator
 
 
 def parse(name: str) -> AttentionName:
@@ -78,18 +102,32 @@ def parse(name: str) -> AttentionName:
     Raises:
         ValueError: It is none of those that `AttentionName` lists.
     """
-    found = PATTERN.fullmatch(name)
+    head, *extras = name.split("+")
+    found = PATTERN.fullmatch(head)
     if found is None:
         raise ValueError(
             f"unknown attention {name!r}; expected GPA<m>_<kappa>_<s>, NYF<r>_<s>, PER<r>_<s>, "
-            "NO_<s> or FULL, for example GPA1024_12_64"
+            "NO_<s>, FULL_<s> or FULL, for example GPA1024_12_64"
         )
-    gpa, cells, kappa, s, low_rank, rank, low_rank_s, full, _, no_s = found.groups()
+    gpa, cells, kappa, s, low_rank, rank, low_rank_s, plain, plain_s, _ = found.groups()
+    far, rules = [x for x in extras if x in FAR], [x for x in extras if x in RULES]
+    if extras != far + rules or len(far) > 1 or len(rules) > 1 or (extras and not gpa):
+        raise ValueError(
+            f"unknown attention {name!r}; after a GPA may follow one of "
+            f"{', '.join(f'+{x}' for x in FAR)}, then one of {', '.join(f'+{x}' for x in RULES)}"
+        )
     if gpa:
-        return AttentionName("GPA", cells=int(cells), kappa=int(kappa), full_until=int(s))
+        return AttentionName(
+            "GPA",
+            cells=int(cells),
+            kappa=int(kappa),
+            full_until=int(s),
+            far=cast("Far", far[0]) if far else None,
+            rule_name=rules[0] if rules else "",
+        )
     if low_rank:
         return AttentionName(low_rank, rank=int(rank), full_until=int(low_rank_s))
-    return AttentionName("FULL") if full else AttentionName("NO", full_until=int(no_s))
+    return AttentionName(plain, full_until=int(plain_s)) if plain else AttentionName("FULL")
 
 
 @dataclass(frozen=True)
@@ -97,8 +135,9 @@ class ModelConfig:
     """Options of the generator; tuples go from the finest level to the coarsest.
 
     The defaults are the paper's. Where it is silent: noise is on, with strengths that begin at 0;
-    the decoder concatenates the encoder's features; the attention follows the convolution of its
-    block and comes before its RGB; the style is the mean of the UNet's own last encoder layer.
+    the decoder concatenates the encoder's features between its two convolutions; the attention
+    follows the block's convolutions and comes before its RGB; the style is the mean of the UNet's
+    own last encoder layer.
     """
 
     size: tuple[int, int]  # pixels, height and width
@@ -106,11 +145,12 @@ class ModelConfig:
     attention: str = "GPA1024_12_64"  # as `parse` reads it
     affinity: str = "dot"
     query_width: int | None = None  # features of queries and keys; None: as many as the level has
+    heads: int = 1
     fusion: str = "concat"  # or "residual"
     fusion_kernel: int = 1  # side of the convolution that fuses by "concat"
     style: bool = True  # modulate the decoders by the mean of the last encoder layer
     noise: bool = True
-    smooth: bool = True  # resample with the filter of StyleGAN2, else bilinearly
+    stylegan2: bool = True  # its blocks and resampling; else lighter blocks, bilinear
     weight_lr: float = 1.0  # learning-rate multiplier of convolutions, see `layers.Conv`
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
@@ -127,8 +167,13 @@ class ModelConfig:
             raise ValueError(f"fusion must be 'concat' or 'residual', got {self.fusion!r}")
         if self.pyramid and self.query_width is None:
             raise ValueError("a pyramid of queries needs one query_width for all levels")
+        if any(x % self.heads for x in (*self.channels, self.query_width or 0)):
+            raise ValueError(
+                f"{self.heads} heads must divide the channels {self.channels} and the query_width "
+                f"{self.query_width}"
+            )
         name = parse(self.attention)
-        if name.kind != "FULL" and name.is_full(self.size):
+        if self.attention != "FULL" and name.is_full(self.size):
             raise ValueError(
                 f"{self.attention} is full attention at every level of {self.size[0]}x"
                 f"{self.size[1]} pixels: {name.full_until}, where its name ends, must be below "
@@ -154,8 +199,8 @@ def learnable(size: tuple[int, int], channels: tuple[int, ...], attention: str) 
         fusion_kernel=3,
         style=False,
         noise=False,
-        smooth=False,
-        weight_lr=12.0,
+        stylegan2=False,
+        weight_lr=QUICK,
         pyramid=True,
         coordinates=True,
         temperature=True,
@@ -179,6 +224,8 @@ PRESETS = {
     "df256": ModelConfig((256, 256), (160, 320, 640, 640, 640, 640)),
     # Table 4
     "chal512": ModelConfig((512, 256), (128, 256, 512, 768, 768, 768), "GPA2048_4_32"),
+    # the same in small, for thousands of steps on a CPU
+    "paper64": ModelConfig((64, 32), (16, 32, 64, 64), "GPA128_4_8", weight_lr=QUICK),
     "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
     "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
     # for a GPU; small enough to ship in half precision

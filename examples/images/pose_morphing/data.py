@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from examples.people.keypoints import heat_maps
@@ -35,6 +35,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def part(self, ids: slice | Int[Tensor, " k"]) -> "Batch":
+        """Return some of the samples."""
+        return Batch(*(getattr(self, name)[ids] for name in self.__dataclass_fields__))
 
 
 def to_tensors(
@@ -86,11 +90,14 @@ def paired(sources: People, targets: People, device: torch.device) -> Batch:
     return Batch(source, source_maps, truth, target_maps, nowhere, nowhere[..., 0] > 0)
 
 
-def draw_poses(pictures: Pictures, batch: int, device: torch.device) -> Float[Tensor, "b 18 h w"]:
-    """Draw heat maps of random poses, for targets that have no truth."""
+def draw_posed(pictures: Pictures, batch: Batch, device: torch.device) -> Batch:
+    """Give the people of a batch random poses, the paper's B_R; that has no truth: it is NaN."""
     poses = pictures.poses
-    chosen = torch.randint(len(poses), (batch,)).numpy()
-    return to_maps(poses[chosen], pictures.size, device)
+    chosen = torch.randint(len(poses), (len(batch),)).numpy()
+    maps = to_maps(poses[chosen], pictures.size, device)
+    unknown = torch.full_like(batch.truth, torch.nan)
+    nowhere = torch.zeros_like(batch.known)
+    return Batch(batch.source, batch.source_maps, unknown, maps, batch.origin, nowhere)
 
 
 def join(batches: list[Batch]) -> Batch:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from examples.common.commands import check_count, check_device, check_seed, command
 from examples.common.files import check_folder, write_text
-from examples.images.pose_morphing.losses import Perceptual, TextureEnergy
+from examples.images.pose_morphing.losses import TextureEnergy
 from examples.images.pose_morphing.measures.report import (
     Scores,
     as_markdown,
@@ -46,6 +46,7 @@ from examples.images.pose_morphing.measures.tasks import (
     part_of,
 )
 from examples.images.pose_morphing.model import Generator, Morph
+from examples.images.pose_morphing.perceptual import VGG, Perceptual
 from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
 from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.trained import Trained, load_trained
@@ -96,7 +97,7 @@ def main(options: Options) -> dict[str, Any]:
     pictures = open_pictures(options.data, options.split, size)
     for name, model in models.items():
         check_fit(name, model, pictures)
-    perceptual = Perceptual(options.vgg) if options.perceptual else None
+    perceptual = Perceptual(VGG(options.vgg)) if options.perceptual else None
     frechet = frechet_of(options.inception)
     report: dict[str, Any] = {
         "machine": machine(options.device),

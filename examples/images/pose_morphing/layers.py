@@ -111,9 +111,9 @@ def blur(x: Float[Tensor, "b c h w"], gain: float = 1.0) -> Float[Tensor, "b c h
     return F.conv2d(F.pad(x, (2, 2, 2, 2)), kernel, groups=x.shape[1])
 
 
-def halve(x: Float[Tensor, "b c h w"], smooth: bool) -> Float[Tensor, "b c h/2 w/2"]:
-    """Halve the size: by the smoothing of StyleGAN2, or by means of 2x2 pixels."""
-    return blur(x)[:, :, 1:-1:2, 1:-1:2] if smooth else F.avg_pool2d(x, 2)
+def halve(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h/2 w/2"]:
+    """Halve the size by the smoothing of StyleGAN2."""
+    return blur(x)[:, :, 1:-1:2, 1:-1:2]
 
 
 def double(x: Float[Tensor, "b c h w"], smooth: bool) -> Float[Tensor, "b c 2*h 2*w"]:

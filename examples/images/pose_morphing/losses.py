@@ -1,6 +1,4 @@
-"""The losses: pixels, edges, copies, texture, correspondence, perceptual, adversarial."""
-
-from pathlib import Path
+"""The losses: pixels, edges, copies, texture, correspondence, adversarial."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +6,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from examples.common.pickles import read_weights
-from examples.common.untrusted import BadInput
 from examples.images.pose_morphing.model import Discriminator, Level
 from ndgpa import Full
 
@@ -23,10 +19,6 @@ SCALES = 2
 SMALLEST_PX = (WINDOW_PX + FILTER_PX - 1) * 2 ** (SCALES - 1)  # shorter side of a picture
 
 LEAST_SITES = 64  # smaller attentions are too coarse to be told where to look
-
-# VGG-16
-VGG_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0: halve
-VGG_MEAN, VGG_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 R1_GAMMA = 10.0  # of the gradient penalty
 R1_EVERY = 16  # steps between penalties, which then count as many times more
@@ -144,15 +136,15 @@ def level_loss(
     y = (place[:, 1].flatten(1) + 1) * height / 2 - 0.5
     logits = affinities(level)
     wanted = tent(y, height)[..., :, None] * tent(x, width)[..., None, :]  # (b, n, height, width)
-    terms = -(wanted.flatten(2) * logits.log_softmax(dim=2)).sum(dim=2)
+    terms = -(wanted.flatten(2)[:, None] * logits.log_softmax(dim=3)).sum(dim=3).mean(dim=1)
     weight = weight * (weight > 0.5)
     return (terms * weight).sum() / weight.sum().clamp(min=1)
 
 
-def affinities(level: Level) -> Float[Tensor, "b n n_k"]:
+def affinities(level: Level) -> Float[Tensor, "b heads n n_k"]:
     """Compute the logits of a level of full attention, in float32."""
     assert isinstance(level.operator, Full)
-    query, key = level.query[:, 0].float(), level.key[:, 0].float()
+    query, key = level.query.float(), level.key.float()
     if level.operator.affinity == "euclidean":
         return -torch.cdist(query, key).square()
     return query @ key.mT
@@ -162,86 +154,6 @@ def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:
     """Spread x linearly over the two whole numbers beside it."""
     numbers = torch.arange(length, device=x.device)
     return (1 - (x[..., None] - numbers).abs()).clamp(min=0)
-
-
-class Perceptual(nn.Module):
-    """Mean absolute difference of unit-length features at the end of each of the five stages.
-
-    Source: Zhang et al. 2018 without their learnt weights, which the paper does not mention; each
-    stage counts the same. With random weights (a fixed seed) it still compares local structure at
-    five scales, but it has learnt nothing about pictures.
-
-    Args:
-        weights: A state dict of torchvision's `vgg16`, as saved by `torch.save`; None draws random
-            weights.
-        stages: How many of the five stages are used; fewer are faster.
-
-    Raises:
-        ValueError: The file cannot be read or holds another network.
-    """
-
-    def __init__(self, weights: Path | None = None, stages: int = 5) -> None:
-        super().__init__()
-        self.features = nn.Sequential(*vgg_layers())
-        self.stages = stages
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for layer in self.features:
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight)
-                    nn.init.zeros_(layer.bias)
-        if weights is not None:
-            self.load(weights)
-        self.requires_grad_(False)
-        for name, numbers in (("mean", VGG_MEAN), ("deviation", VGG_DEVIATION)):
-            x = torch.tensor(numbers)[:, None, None]
-            self.register_buffer(name, x, persistent=False)
-
-    def load(self, path: Path) -> None:
-        saved = read_weights(path, "torchvision's vgg16 weights")
-        saved = {name: x for name, x in saved.items() if name.startswith("features.")}
-        shapes = {name: x.shape for name, x in self.state_dict().items()}
-        if {name: x.shape for name, x in saved.items()} != shapes:
-            raise BadInput(f"{path} does not hold torchvision's vgg16 weights")
-        self.load_state_dict(saved)
-
-    def forward(
-        self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, ""]:
-        """Measure the distance of pictures in -1 to 1."""
-        return self.each(image, truth).mean()
-
-    def each(
-        self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, " b"]:
-        """Measure the distance of each picture from its truth."""
-        pairs = zip(self.stage_features(image), self.stage_features(truth), strict=True)
-        terms = [(F.normalize(a) - F.normalize(b)).abs().sum(1).mean((1, 2)) for a, b in pairs]
-        return torch.stack(terms).mean(0)
-
-    def stage_features(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c k l"]]:
-        x = ((image + 1) / 2 - self.mean) / self.deviation
-        stages = []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                stages.append(x)
-                if len(stages) == self.stages:
-                    return stages
-            x = layer(x)
-        return [*stages, x]
-
-
-def vgg_layers() -> list[nn.Module]:
-    """List them in the order that torchvision numbers them."""
-    made: list[nn.Module] = []
-    before = 3
-    for width in VGG_WIDTHS:
-        if width == 0:
-            made.append(nn.MaxPool2d(2))
-            continue
-        made += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
-        before = width
-    return made
 
 
 def generator_loss(fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -255,10 +167,13 @@ def discriminator_loss(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> 
 
 
 def gradient_penalty(
-    discriminator: Discriminator, image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"]
+    discriminator: Discriminator,
+    image: Float[Tensor, "b 3 h w"],
+    maps: Float[Tensor, "b 18 h w"],
+    gamma: float = R1_GAMMA,
 ) -> Float[Tensor, ""]:
     """R1 of Mescheder et al. 2018: gamma / 2 times the mean squared gradient at real pictures."""
     image = image.detach().requires_grad_()
     logits = discriminator(image, maps)
     (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
-    return R1_GAMMA / 2 * gradient.square().sum((1, 2, 3)).mean()
+    return gamma / 2 * gradient.square().sum((1, 2, 3)).mean()

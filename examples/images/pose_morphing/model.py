@@ -30,13 +30,14 @@ MASK_START = -1.0  # of the mask's logit: at first the network's own colours cou
 
 
 class Encoder(nn.Module):
-    """Features of every level, the finest first: a stem, then one residual block a level."""
+    """Features of every level, the finest first: a stem, then one block a level."""
 
     def __init__(self, channels_in: int, config: ModelConfig) -> None:
         super().__init__()
-        widths = config.channels
-        self.stem = Conv(channels_in, widths[0], lr=config.weight_lr)
-        self.down = nn.ModuleList(DownBlock(i, o, config) for i, o in pairwise(widths))
+        widths, lr = config.channels, config.weight_lr
+        self.stem = Conv(channels_in, widths[0], 1 if config.stylegan2 else 3, lr=lr)
+        block = ResidualDown if config.stylegan2 else LightDown
+        self.down = nn.ModuleList(block(i, o, lr) for i, o in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
         levels = [activate(self.stem(x))]
@@ -45,41 +46,69 @@ class Encoder(nn.Module):
         return levels
 
 
-class DownBlock(nn.Module):
-    """Half the size, then a residual convolution."""
+class ResidualDown(nn.Module):
+    """Half the size: the residual block of StyleGAN2's discriminator."""
 
-    def __init__(self, channels_in: int, channels_out: int, config: ModelConfig) -> None:
+    def __init__(self, channels_in: int, channels_out: int, lr: float = 1.0) -> None:
         super().__init__()
-        self.smooth = config.smooth
-        stride = 1 if config.smooth else 2
-        self.reduce = Conv(channels_in, channels_out, stride=stride, lr=config.weight_lr)
-        self.refine = Conv(channels_out, channels_out, lr=config.weight_lr)
+        self.first = Conv(channels_in, channels_in, lr=lr)
+        self.second = Conv(channels_in, channels_out, lr=lr)
+        self.skip = Conv(channels_in, channels_out, 1, lr=lr)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h/2 w/2"]:
-        x = activate(self.reduce(halve(x, smooth=True) if self.smooth else x))
+        y = activate(self.second(halve(activate(self.first(x)))))
+        return merge(y, self.skip(halve(x)))
+
+
+class LightDown(nn.Module):
+    """Half the size by a stride, then a residual convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int, lr: float = 1.0) -> None:
+        super().__init__()
+        self.reduce = Conv(channels_in, channels_out, stride=2, lr=lr)
+        self.refine = Conv(channels_out, channels_out, lr=lr)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h/2 w/2"]:
+        x = activate(self.reduce(x))
         return merge(x, activate(self.refine(x)))
 
 
+class Convolution(nn.Module):
+    """A 3x3 convolution of the decoder: modulated by the style, with noise, as configured."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: ModelConfig) -> None:
+        super().__init__()
+        lr = config.weight_lr
+        self.conv: Conv | ModulatedConv
+        if config.style:
+            self.conv = ModulatedConv(channels_in, channels_out, config.channels[-1], lr=lr)
+        else:
+            self.conv = Conv(channels_in, channels_out, lr=lr)
+        self.noise = Noise() if config.noise else None
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], style: Float[Tensor, "b s"]
+    ) -> Float[Tensor, "b o h w"]:
+        x = self.conv(x, style) if isinstance(self.conv, ModulatedConv) else self.conv(x)
+        return activate(x if self.noise is None else self.noise(x))
+
+
 class UpBlock(nn.Module):
-    """One decoder level: twice the size, the encoder's features beside, a convolution.
+    """One decoder level of StyleGAN2: twice the size, and two convolutions.
+
+    The encoder's features join between the two. The coarsest level has those alone, and one
+    convolution.
 
     Args:
         coarser: Channels of the level below; 0 for the coarsest level, which has none.
         width: Channels of this level, in and out.
-        style: Features of the style.
         config: For the kind of convolution.
     """
 
-    def __init__(self, coarser: int, width: int, style: int, config: ModelConfig) -> None:
+    def __init__(self, coarser: int, width: int, config: ModelConfig) -> None:
         super().__init__()
-        channels_in = coarser + width
-        lr = config.weight_lr
-        self.conv: Conv | ModulatedConv
-        if config.style:
-            self.conv = ModulatedConv(channels_in, width, style, lr=lr)
-        else:
-            self.conv = Conv(channels_in, width, lr=lr)
-        self.noise = Noise() if config.noise else None
+        self.first = Convolution(coarser, width, config) if coarser else None
+        self.second = Convolution(2 * width if coarser else width, width, config)
 
     def forward(
         self,
@@ -87,21 +116,38 @@ class UpBlock(nn.Module):
         skip: Float[Tensor, "b o h w"],
         style: Float[Tensor, "b s"],
     ) -> Float[Tensor, "b o h w"]:
-        x = skip
+        if coarser is None or self.first is None:
+            return self.second(skip, style)
+        x = self.first(double(coarser, smooth=True), style)
+        return self.second(torch.cat([x, skip], dim=1), style)
+
+
+class LightUp(nn.Module):
+    """One decoder level: the nearest pixels, the encoder's features beside, one convolution.
+
+    Arguments as of `UpBlock`.
+    """
+
+    def __init__(self, coarser: int, width: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.merge = Convolution(coarser + width, width, config)
+
+    def forward(
+        self,
+        coarser: Float[Tensor, "b i h/2 w/2"] | None,
+        skip: Float[Tensor, "b o h w"],
+        style: Float[Tensor, "b s"],
+    ) -> Float[Tensor, "b o h w"]:
         if coarser is not None:
-            x = torch.cat([F.interpolate(coarser, scale_factor=2.0), skip], dim=1)
-        x = self.conv(x, style) if isinstance(self.conv, ModulatedConv) else self.conv(x)
-        if self.noise is not None:
-            x = self.noise(x)
-        return activate(x)
+            skip = torch.cat([F.interpolate(coarser, scale_factor=2.0), skip], dim=1)
+        return self.merge(skip, style)
 
 
 def up_blocks(config: ModelConfig) -> nn.ModuleList:
     """Build the decoder's blocks, the finest first."""
     widths = config.channels
-    coarser = (*widths[1:], 0)
-    style = widths[-1]
-    return nn.ModuleList(UpBlock(c, w, style, config) for c, w in zip(coarser, widths, strict=True))
+    block = UpBlock if config.stylegan2 else LightUp
+    return nn.ModuleList(block(c, w, config) for c, w in zip((*widths[1:], 0), widths, strict=True))
 
 
 def style_of(levels: list[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c"]:
@@ -115,10 +161,15 @@ class Level:
 
     size: tuple[int, int]  # pixels
     copied: Float[Tensor, "b 3 h w"]  # source pixels, averaged as the attention weighs them
-    query: Float[Tensor, "b 1 n d"]
-    key: Float[Tensor, "b 1 n d"]
+    query: Float[Tensor, "b k n d"]  # k heads
+    key: Float[Tensor, "b k n d"]
     structure: Image
     operator: Operator
+
+    def split(self, counts: list[int]) -> "list[Level]":
+        """Split the samples into groups of these sizes."""
+        parts = zip(*(x.split(counts) for x in (self.copied, self.query, self.key)), strict=True)
+        return [replace(self, copied=copied, query=query, key=key) for copied, query, key in parts]
 
 
 @dataclass(frozen=True)
@@ -127,6 +178,12 @@ class Morph:
 
     image: Float[Tensor, "b 3 h w"]  # about -1 to 1
     levels: list[Level]  # the finest first; levels without attention are left out
+
+    def split(self, counts: list[int]) -> "list[Morph]":
+        """Split the samples into groups of these sizes."""
+        levels = [level.split(counts) for level in self.levels]
+        images = self.image.split(counts)
+        return [Morph(image, [each[i] for each in levels]) for i, image in enumerate(images)]
 
 
 class Generator(nn.Module):
@@ -200,7 +257,7 @@ class Generator(nn.Module):
         self, coarser: Tensor | None, rgb: Tensor, copied: Tensor | None, mask: Tensor | None
     ) -> Float[Tensor, "b 3 h w"]:
         """Enlarge the coarser picture, blend copied pixels in, add the level's own colours."""
-        image = torch.zeros_like(rgb) if coarser is None else double(coarser, self.config.smooth)
+        image = torch.zeros_like(rgb) if coarser is None else double(coarser, self.config.stylegan2)
         if copied is not None and mask is not None:
             image = image + mask * (copied - image)
         return image + rgb
@@ -210,7 +267,8 @@ def set_kappa(generator: Generator, kappa: int) -> None:
     """Read another number of key blocks from now on; a trained generator takes any."""
     for attention in generator.attentions:
         if isinstance(attention.operator, GPA):
-            attention.operator = replace(attention.operator, rule=kappa)
+            rule = replace(attention.name, kappa=kappa).rule
+            attention.operator = replace(attention.operator, rule=rule)
 
 
 def attends(operator: Operator, coarse_only: bool) -> bool:
@@ -232,7 +290,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = config.channels
         self.stem = Conv(channels_in, widths[0], 1)
-        self.blocks = nn.ModuleList(DiscriminatorBlock(i, o) for i, o in pairwise(widths))
+        self.blocks = nn.ModuleList(ResidualDown(i, o) for i, o in pairwise(widths))
         self.last = Conv(widths[-1] + 1, widths[-1])
         area = math.prod(config.sizes[-1])
         self.dense = Linear(widths[-1] * area, widths[-1])
@@ -247,18 +305,6 @@ class Discriminator(nn.Module):
             x = block(x)
         x = activate(self.last(with_deviation(x)))
         return self.out(activate(self.dense(rearrange(x, "b c h w -> b (c h w)")))).squeeze(1)
-
-
-class DiscriminatorBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.first = Conv(channels_in, channels_in)
-        self.second = Conv(channels_in, channels_out)
-        self.skip = Conv(channels_in, channels_out, 1)
-
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h/2 w/2"]:
-        y = activate(self.second(halve(activate(self.first(x)), smooth=True)))
-        return merge(y, self.skip(halve(x, smooth=True)))
 
 
 def with_deviation(x: Float[Tensor, "b c h w"], group: int = 4) -> Float[Tensor, "b c+1 h w"]:

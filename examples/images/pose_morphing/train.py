@@ -1,33 +1,34 @@
 """Train pose morphing: `python -m examples.images.pose_morphing.train --data FOLDER --out FOLDER`.
 
-A run that was killed goes on where it stopped; on a CPU with the same bits. Several GPUs:
+With `paper` before the options, their defaults are those of the paper. A run that was killed goes
+on where it stopped; on a CPU with the same bits. Several GPUs:
 `torchrun --nproc-per-node N -m examples.images.pose_morphing.train ...`.
 """
 
 import copy
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.common.commands import (
-    command,
-    set_threads,
-)
+from examples.common.commands import command, set_threads
 from examples.common.loop import run
 from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import (
     Batch,
+    distorted,
     draw_distorted,
     draw_pairs,
-    draw_poses,
+    draw_posed,
     join,
+    random_affine,
 )
 from examples.images.pose_morphing.losses import (
     R1_EVERY,
-    Perceptual,
     TextureEnergy,
     copy_loss,
     correspondence_loss,
@@ -38,13 +39,19 @@ from examples.images.pose_morphing.losses import (
     multi_scale_l1,
 )
 from examples.images.pose_morphing.model import Discriminator, Generator, Morph
-from examples.images.pose_morphing.train_options import (
-    TrainConfig,
-    check_options,
-    facts,
-)
+from examples.images.pose_morphing.perceptual import perceptual_of
+from examples.images.pose_morphing.train_options import TrainConfig, check_options, facts, paper
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch, and what is asked of the pictures that are made of it."""
+
+    batch: Batch
+    compared: bool = True  # with the truth
+    judged: bool = True  # by the discriminator, where it is used
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ class Trainer:
             "optimizer": self.optimizer,
         }
         self.texture = TextureEnergy().to(self.device)
-        self.perceptual = Perceptual(config.vgg).to(self.device) if self.uses_perceptual else None
+        self.perceptual = None
+        if config.weights.perceptual:
+            self.perceptual = perceptual_of(config.vgg, config.lpips).to(self.device)
         self.discriminator: Discriminator | None = None
         if config.weights.gan:
             self.discriminator = Discriminator(config.model).to(self.device)
@@ -91,10 +100,6 @@ class Trainer:
                 "discriminator_optimizer": self.discriminator_optimizer,
             }
 
-    @property
-    def uses_perceptual(self) -> bool:
-        return self.config.weights.perceptual > 0
-
     def advance(self, step: int) -> dict[str, float]:
         """Take one step: batches, losses, gradients, new weights, their average."""
         done = step / self.config.steps
@@ -103,14 +108,9 @@ class Trainer:
         figures: dict[str, float] = {}
         made: list[Made] = []
         for _ in range(self.config.accumulate):
-            batch = self.draw(done)
+            tasks = self.draw(done)
             with self.autocast():
-                morph = self.render(batch, done)
-                terms = self.losses(morph, batch)
-                if self.uses_discriminator(done):
-                    image, maps = self.made_for_discriminator(batch, morph, done)
-                    terms["gan"] = self.config.weights.gan * self.adversarial_loss(image, maps)
-                    made.append(Made(batch.source, batch.source_maps, image.detach(), maps))
+                terms = self.terms(tasks, done, made)
             loss = torch.stack(list(terms.values())).sum() / self.config.accumulate
             loss.backward()
             for name, x in {**terms, "loss": loss.detach() * self.config.accumulate}.items():
@@ -123,15 +123,42 @@ class Trainer:
             figures |= self.advance_discriminator(made, step)
         return figures
 
-    def draw(self, done: float) -> Batch:
+    def draw(self, done: float) -> list[Task]:
         """Draw a part of a batch; in the mixed setting half of it are pairs."""
         config, size = self.config, self.config.batch // self.config.accumulate
-        if config.setting == "paired":
-            return draw_pairs(self.pictures, size, self.device)
-        if config.setting == "mixed" and done >= config.distortion_first:
-            pairs = draw_pairs(self.pictures, size // 2, self.device)
-            return join([draw_distorted(self.pictures, size - size // 2, self.device), pairs])
-        return draw_distorted(self.pictures, size, self.device)
+        setting, pictures, device = config.setting, self.pictures, self.device
+        if setting == "paired":
+            return [Task(draw_pairs(pictures, size, device))]
+        if setting == "equation2":
+            pairs = draw_pairs(pictures, size, device)
+            same = distorted(pairs.source, pairs.source_maps, random_affine(size))
+            return [Task(pairs), Task(same, judged=False)]
+        if setting == "mixed" and done >= config.distortion_first:
+            pairs = draw_pairs(pictures, size // 2, device)
+            return [Task(join([draw_distorted(pictures, size - size // 2, device), pairs]))]
+        distortions = draw_distorted(pictures, size, device)
+        if setting == "unpaired" and self.uses_discriminator(done):
+            posed = draw_posed(pictures, distortions, device)
+            return [Task(distortions, judged=False), Task(posed, compared=False)]
+        return [Task(distortions)]
+
+    def terms(self, tasks: list[Task], done: float, made: list[Made]) -> dict[str, Tensor]:
+        """Compute the weighted losses; add to `made` what the discriminator is to see.
+
+        The generator runs once, for all tasks together.
+        """
+        morph = self.render(join([task.batch for task in tasks]), done)
+        terms: dict[str, Tensor] = {}
+        for task, part in zip(tasks, morph.split([len(task.batch) for task in tasks]), strict=True):
+            batch, image = task.batch, part.image.float()
+            found = self.losses(part, batch) if task.compared else {}
+            if task.judged and self.uses_discriminator(done):
+                gan = self.adversarial_loss(image, batch.target_maps)
+                found["gan"] = self.config.weights.gan * gan
+                sources = batch.source, batch.source_maps
+                made.append(Made(*sources, image.detach(), batch.target_maps))
+            terms |= {name: terms.get(name, 0.0) + x for name, x in found.items()}
+        return terms
 
     def render(self, batch: Batch, done: float) -> Morph:
         coarse_only = done < self.config.coarse_first
@@ -139,31 +166,20 @@ class Trainer:
 
     def losses(self, morph: Morph, batch: Batch) -> dict[str, Tensor]:
         """Compute the weighted terms of the generator's loss, without the adversarial one."""
-        weights, image = self.config.weights, morph.image.float()
-        terms = {
-            "pixels": weights.pixels * multi_scale_l1(image, batch.truth),
-            "edges": weights.edges * edge_l1(image, batch.truth),
+        weights, image, truth = self.config.weights, morph.image.float(), batch.truth
+        losses: dict[str, Callable[[], Tensor]] = {
+            "pixels": lambda: multi_scale_l1(image, truth),
+            "edges": lambda: edge_l1(image, truth),
+            "texture": lambda: self.texture(image, truth),
+            "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
         }
         if self.config.model.copy_rgb:
-            terms["copying"] = weights.copying * copy_loss(morph.levels, batch.truth)
-        terms["texture"] = weights.texture * self.texture(image, batch.truth)
-        if weights.correspondence:
-            loss = correspondence_loss(morph.levels, batch.origin, batch.known)
-            terms["correspondence"] = weights.correspondence * loss
+            losses["copying"] = lambda: copy_loss(morph.levels, truth)
         if self.perceptual is not None:
-            terms["perceptual"] = weights.perceptual * self.perceptual(image, batch.truth)
-        return terms
-
-    def made_for_discriminator(
-        self, batch: Batch, morph: Morph, done: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return made pictures and their heat maps; unpaired, the people take random poses."""
-        if self.config.setting != "unpaired":
-            return morph.image.float(), batch.target_maps
-        maps = draw_poses(self.pictures, len(batch), self.device)
-        coarse_only = done < self.config.coarse_first
-        morph = self.generator(batch.source, batch.source_maps, maps, coarse_only)
-        return morph.image.float(), maps
+            perceptual = self.perceptual
+            losses["perceptual"] = lambda: perceptual(image, truth)
+        counted = {name: getattr(weights, name) for name in losses}
+        return {name: w * losses[name]() for name, w in counted.items() if w}
 
     def adversarial_loss(self, image: Tensor, maps: Tensor) -> Tensor:
         """Ask the discriminator about made pictures."""
@@ -184,9 +200,9 @@ class Trainer:
             loss = discriminator_loss(real, fake) / len(made)
             figures["discriminator"] += loss.item()
             if step % R1_EVERY == 0:
-                penalty = gradient_penalty(self.discriminator, part.source, part.source_maps) / len(
-                    made
-                )
+                penalty = gradient_penalty(
+                    self.discriminator, part.source, part.source_maps, self.config.r1_gamma
+                ) / len(made)
                 loss = loss + R1_EVERY * penalty
                 figures["penalty"] = figures.get("penalty", 0.0) + penalty.item()
             loss.backward()
@@ -196,14 +212,18 @@ class Trainer:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the averaged weights towards the new ones."""
+        """Move the averaged weights towards the new ones; random projections are the newest."""
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - self.config.ema)
+        for mean, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mean.copy_(now)
 
     def rate(self, step: int) -> float:
-        """Warm-up, then constant for half of the steps, then a cosine down to a twentieth."""
+        """Warm-up, then constant for a share of the steps, then a cosine down to a twentieth."""
         config = self.config
-        factor = warm_up_cosine(step, config.steps, config.warm_up_steps, hold=0.5, least=0.05)
+        factor = warm_up_cosine(
+            step, config.steps, config.warm_up_steps, hold=config.hold, least=0.05
+        )
         return config.learning_rate * factor
 
     def autocast(self) -> torch.autocast:
@@ -212,7 +232,7 @@ class Trainer:
     @torch.no_grad()
     def pictures_of(self, step: int) -> dict[str, Tensor]:
         """Source, truth and result of a few, side by side."""
-        batch = self.draw(step / self.config.steps)
+        batch = self.draw(step / self.config.steps)[0].batch
         with self.autocast():
             image = self.average(batch.source, batch.source_maps, batch.target_maps).image.float()
         rows = torch.cat([batch.source, batch.truth, image], dim=3)[:4]
@@ -247,12 +267,17 @@ def average_gradients(module: nn.Module) -> None:
             p.grad /= count
 
 
-def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
+def train(
+    config: TrainConfig,
+    pictures: Pictures | None = None,
+    watch: Callable[[Trainer, int], dict[str, float]] | None = None,
+) -> Trainer:
     """Train, or go on training, and return the networks.
 
     Args:
         config: The options.
         pictures: Instead of the training split of `config.data`.
+        watch: Called after every step with how many have been taken; what it returns is logged.
     """
     check_options(config)
     rank, count = start_processes(config.device)
@@ -263,12 +288,16 @@ def train(config: TrainConfig, pictures: Pictures | None = None) -> Trainer:
     check_fit(config, pictures)
     device = f"cuda:{os.environ['LOCAL_RANK']}" if count > 1 and "cuda" in config.device else None
     trainer = Trainer(replace(config, device=device or config.device), pictures)
-    if trainer.uses_perceptual and config.vgg is None:
-        print("no --vgg given: the perceptual loss has random weights, seeded")
+    if trainer.perceptual is not None and config.vgg is None:
+        print("no --vgg given: the perceptual loss compares features of the recogniser of figures")
+
+    def advance(step: int) -> dict[str, float]:
+        return trainer.advance(step) | (watch(trainer, step + 1) if watch else {})
+
     run(
         config.out,
         trainer.parts,
-        trainer.advance,
+        advance,
         config.steps,
         seed=config.seed * count + rank,
         facts=facts(config, count),
@@ -295,7 +324,7 @@ def start_processes(device: str) -> tuple[int, int]:
 def check_fit(config: TrainConfig, pictures: Pictures) -> None:
     if pictures.size != config.model.size:
         raise ValueError(f"pictures have {pictures.size} pixels, the model {config.model.size}")
-    if config.setting in ("paired", "mixed") and not len(pictures.pairs):
+    if config.setting in ("paired", "mixed", "equation2") and not len(pictures.pairs):
         raise ValueError(f"setting {config.setting!r} needs pairs, and {config.data} has none")
     if config.setting == "unpaired" and not config.weights.gan:
         raise ValueError("setting 'unpaired' needs a discriminator: give --weights.gan 1")
@@ -307,5 +336,13 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         )
 
 
+def main(arguments: list[str]) -> Trainer:
+    """Train as the command line says."""
+    if arguments[:1] == ["paper"]:
+        default = paper(tyro.MISSING, tyro.MISSING)
+        return train(tyro.cli(TrainConfig, args=arguments[1:], default=default))
+    return train(tyro.cli(TrainConfig, args=arguments))
+
+
 if __name__ == "__main__":
-    command(lambda: train(tyro.cli(TrainConfig)))
+    command(lambda: main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from examples.common.checkpoints import digest
 from examples.common.commands import check_count, check_device, check_number, check_seed
 from examples.common.files import check_folder
 from examples.images.pose_morphing.config import ModelConfig, preset
+from examples.images.pose_morphing.losses import R1_GAMMA
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and of ARM
 
@@ -28,6 +29,11 @@ class Weights:
     correspondence: float = 0.1  # where the source of a pixel is known: after tau
 
 
+EQUATION_2 = Weights(
+    pixels=0, edges=0, copying=0, texture=0, perceptual=1, gan=1, correspondence=0
+)  # of the paper
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of a training run."""
@@ -36,20 +42,23 @@ class TrainConfig:
     out: Path  # checkpoints and curves; a run that is there goes on
     preset: str = "small128"  # of the model
     attention: str | None = None  # instead of the preset's, e.g. NO_16
-    setting: Literal["distortion", "paired", "mixed", "unpaired"] = "mixed"
+    setting: Literal["distortion", "paired", "mixed", "unpaired", "equation2"] = "mixed"
     steps: int = 13000
     batch: int = 4  # samples a step, in each process
     accumulate: int = 1  # parts that a batch is computed in
     learning_rate: float = 2e-3
     warm_up_steps: int = 50
+    hold: float = 0.5  # share of the steps before the rate falls; 1: it stays
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
     distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
     gan_from: float = 0.67  # share of the steps before the discriminator is used
+    r1_gamma: float = R1_GAMMA  # weight of the discriminator's gradient penalty
     ema: float = 0.995  # of the weights that are kept for use
     weights: Weights = field(default_factory=Weights)
     vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss
+    lpips: Path | None = None  # its learnt heads
     bfloat16: bool | None = None  # autocast; None: where the processor computes in it
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 0  # of torch on the CPU; 0: as it chooses
@@ -64,6 +73,24 @@ class TrainConfig:
     def model(self) -> ModelConfig:
         config = preset(self.preset)
         return replace(config, attention=self.attention) if self.attention else config
+
+
+def paper(data: Path, out: Path, setting: str = "equation2") -> TrainConfig:
+    """Build the paper's own training: equation 2 from the first step to the last.
+
+    Args:
+        setting: "equation2" with pairs, "unpaired" without.
+    """
+    return TrainConfig(
+        data,
+        out,
+        preset="paper64",
+        setting=setting,  # type: ignore[arg-type]
+        batch=3,
+        coarse_first=0.0,
+        gan_from=0.0,
+        weights=EQUATION_2,
+    )
 
 
 def has_bfloat16(device: str) -> bool:
@@ -86,9 +113,10 @@ def check_options(config: TrainConfig) -> None:
     check_seed(config.seed)
     check_device(config.device)
     check_number("--save-every-s", config.save_every_s, 0.0)
+    check_number("--r1-gamma", config.r1_gamma, 0.0)
     for name in ("learning_rate", "clip"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, above=True)
-    for name in ("coarse_first", "distortion_first", "gan_from", "ema"):
+    for name in ("coarse_first", "distortion_first", "gan_from", "ema", "hold"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, 1.0)
     for beta in config.betas:
         check_number("--betas", beta, 0.0, 0.999999)
@@ -99,11 +127,12 @@ def check_options(config: TrainConfig) -> None:
 
 def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """List what a resumed run must have been made with: all but places and machines."""
-    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg")
+    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg", "lpips")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
     said["bfloat16"] = config.in_bfloat16
     if processes > 1:  # each draws samples of its own
         said["processes"] = processes
-    if config.vgg is not None:
-        said["vgg"] = digest(config.vgg)
+    for name, path in (("vgg", config.vgg), ("lpips", config.lpips)):
+        if path is not None:
+            said[name] = digest(path)
     return json.loads(json.dumps(said | {"model": asdict(config.model)}))

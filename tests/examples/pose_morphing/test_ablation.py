@@ -28,7 +28,7 @@ def test_a_smoke_run_writes_its_report_and_a_second_one_trains_nothing(
 ) -> None:
     names = (ablation.PIVOT, "NO_8")
     options = ablation.Options(
-        figures, tmp_path, seeds=1, attentions=names, batch=2, tests=3, smoke=True
+        figures, tmp_path, steps=3, seeds=1, attentions=names, batch=2, tests=3, smoke=True
     )
     ablation.main(options)
     runs = [json.loads((tmp_path / "runs" / f"{name}-0.json").read_text()) for name in names]
@@ -38,9 +38,14 @@ def test_a_smoke_run_writes_its_report_and_a_second_one_trains_nothing(
     assert sums[0] > 4 * sums[1]
     assert set(json.loads((tmp_path / "step_s.json").read_text())) == set(names)
     assert "| NO_8 | 1 | 2 |" in (tmp_path / "ablation.md").read_text()
+    assert set(runs[0]["attention_entries"]) == {"64x32", "32x16", "16x8", "8x4"}
+    assert runs[0]["attention_entries"]["64x32"] == 128**2 + 2048 * 4 * 16
+    assert runs[0]["scores_at_steps"] != runs[0]["scores"]
     for name in ("memory.png", "kappa.png"):
         with PIL.Image.open(tmp_path / name) as picture:
             assert picture.width > 600
+    with PIL.Image.open(tmp_path / "errors.png") as picture:  # truth and both, two rows for each
+        assert picture.width == 3 * (2 * 32 + 6) - 6
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     capsys.readouterr()
@@ -66,10 +71,18 @@ def test_a_table_of_two_seeds_by_hand() -> None:
     def run(l1: float) -> dict[str, object]:
         found = {name: {"mean": l1} for name in ("psnr", "ssim", "l1", "texture")}
         memory = {"64x32": 1e6, "32x16": 2e6}
-        return {"steps": 9, "step_s": 0.5, "attention_bytes": memory, "scores": found}
+        entries = {"8x4": 4000, "16x8": 1000}
+        return {
+            "steps": 9,
+            "step_s": 0.5,
+            "attention_bytes": memory,
+            "attention_entries": entries,
+            "scores": found,
+        }
 
-    lines = table({"x": [run(3.0)], "y": [run(1.0), run(3.0)]}).splitlines()
+    lines = table({"x": [run(3.0)], "NO_8": [run(1.0), run(3.0)]}).splitlines()
     value = "2.0000 ± 1.4142"
-    assert lines[2] == f"| y | 2 | 9 | 0.500 | 3.00 | 2.00 ± 1.41 | {value} | {value} | {value} |"
-    assert lines[3].endswith("| 3.00 | 3.0000 | 3.0000 | 3.0000 |")
+    head = "| NO_8 | 2 | 9 | 0.500 | 3.00 | 0.02 | 2.00 ± 1.41"
+    assert lines[2] == f"{head} | {value} | {value} | {value} | 1.00 |"
+    assert lines[3].endswith("| 3.00 | 3.0000 | 3.0000 | 3.0000 | 1.50 |")
     assert cell(spread_of([1.0]), ".2f") == "1.00"

@@ -2,13 +2,23 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from examples.images.pose_morphing.studies.crowd import Answer, count, main, read_answers
+from examples.images.pose_morphing.studies.crowd import (
+    Answer,
+    Shown,
+    count,
+    main,
+    page,
+    read_answers,
+)
 
 
 def clicks(person: str, kind: str, right: int, wrong: int) -> list[Answer]:
@@ -71,18 +81,92 @@ def test_the_page_holds_every_picture_and_its_answers_can_be_counted(
             PIL.Image.fromarray(np.zeros((4, 2, 3), np.uint8)).save(tmp_path / kind / name)
     out = tmp_path / "page.html"
     folders = ["--real", str(tmp_path / "real"), "--made", str(tmp_path / "made")]
-    main(["page", *folders, "--out", str(out)])
+    with pytest.raises(ValueError, match="made holds 1 pictures; --count asks for 2"):
+        main(["page", *folders, "--out", str(out), "--count", "2"])
+    golden = ["--golden-real", str(tmp_path / "real")]
+    main(["page", *folders, *golden, "--out", str(out), "--count", "1"])
     text = out.read_text()
     found = re.search(r'<script type="application/json" id="pictures">(.*?)</script>', text)
     assert found
-    shown = {picture["name"]: picture["kind"] for picture in json.loads(found[1])}
-    assert shown == {"a.png": "real", "<script>.jpg": "real", "c.png": "made"}
-    assert text.count("4000)") == 1  # milliseconds of the exposure
+    shown = json.loads(found[1])
+    assert len(shown) == 4
+    tests = {picture["name"]: picture["kind"] for picture in shown if picture["golden"]}
+    assert tests == {"a.png": "real", "<script>.jpg": "real"}
+    assert text.count("4000)") == text.count("2000)") == 1  # milliseconds
 
     answers = tmp_path / "answers.csv"
     answers.write_text('person,picture,kind,answer\n"x","a.png","real","made"\nx,c.png,made,made\n')
     main(["count", str(answers)])
     assert "R2G 1.000 of 1 answers about real pictures" in capsys.readouterr().out
+
+
+BROWSER = """
+let now = 0, timers = []
+const setTimeout = (call, wait) => (timers.push({ call, at: now + wait }), timers.length - 1)
+const clearTimeout = (i) => { if (timers[i]) timers[i].call = () => {} }
+const wait = (ms) => {
+  now += ms
+  timers.forEach((timer) => { if (timer.at <= now) { timer.call(); timer.call = () => {} } })
+}
+function node(words, textContent) {
+  const has = new Set(words)
+  const toggle = (name, on) => on ? has.add(name) : has.delete(name)
+  const classList = { toggle, add: (x) => has.add(x), remove: (x) => has.delete(x) }
+  return { has, classList, textContent, value: "", disabled: false }
+}
+const nodes = { pictures: node([], DATA), picture: node(["hidden"]), end: node(["absent"]) }
+const choices = ["real", "made"].map((kind) => node(["hidden"], kind))
+const document = {
+  getElementById: (name) => nodes[name] ??= node([]),
+  querySelectorAll: () => choices,
+}
+"""
+CLICKS = """
+const log = []
+element("start").onclick()
+log.push(nodes.end.has.has("absent") && place === -1)  // no name, no start
+element("person").value = "me, \\"myself\\""
+element("start").onclick()
+while (nodes.end.has.has("absent")) {
+  const hidden = () => nodes.picture.has.has("hidden")
+  const states = [hidden(), buttons[0].has.has("hidden")]
+  element("reveal").onclick()
+  wait(1999); states.push(hidden())
+  wait(1); states.push(!hidden(), !buttons[0].has.has("hidden"), element("reveal").disabled)
+  wait(3999); states.push(!hidden())
+  wait(1); states.push(hidden(), !buttons[0].has.has("hidden"))
+  log.push(states.every((x) => x))
+  buttons[pictures[place].name === "c.png" ? 1 : 0].onclick()
+}
+console.log(JSON.stringify({ log, text: nodes.answers.textContent, href: nodes.save.href }))
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_the_page_from_start_to_answers(tmp_path: Path) -> None:
+    """Its script in Node.js: reveal, 2 s, the picture for 4 s, an answer; the CSV is counted."""
+    for kind, names in (("real", ["a.png", '<img src=x onerror="1">.png']), ("made", ["c.png"])):
+        (tmp_path / kind).mkdir()
+        for name in names:
+            PIL.Image.fromarray(np.zeros((4, 2, 3), np.uint8)).save(tmp_path / kind / name)
+    shown = [Shown(path, "real") for path in sorted((tmp_path / "real").iterdir())]
+    shown += [Shown(tmp_path / "made/c.png", "made", golden=True), Shown(shown[0].path, "made")]
+    data, script = re.findall(r"<script[^>]*>(.*?)</script>", page(shown, seed=0), re.DOTALL)
+    program = tmp_path / "program.js"
+    program.write_text(f"const DATA = {json.dumps(data)}\n{BROWSER}\n{script}\n{CLICKS}")
+    ran = subprocess.run(["node", str(program)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["log"] == [True] * 5
+    assert found["href"] == "data:text/csv," + quote(found["text"], safe="!'()*~-_.")
+    (tmp_path / "answers.csv").write_text(found["text"])
+    answers = read_answers(tmp_path / "answers.csv")
+    assert {answer.person for answer in answers} == {'me, "myself"'}
+    assert sorted(a.picture for a in answers if not a.golden) == sorted(
+        x.path.name for x in shown if not x.golden
+    )
+    counted = count(answers)
+    assert (counted.r2g, counted.g2r, counted.left_out) == (0.0, 1.0, ())
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ OPTIONS = [
             [*PAGE, "--exposure-s", "nan", "--out", "OUT"],
             [*PAGE, "--exposure-s", "-1", "--out", "OUT"],
             [*PAGE, "--out", "PHOTOS"],
+            [*PAGE, "--out", "OUT", "--count", "0"],
+            [*PAGE, "--out", "OUT", "--count", "2000"],
             ["page", "--real", "DATA", "--made", "PHOTOS", "--out", "OUT"],
             ["count", "PHOTOS/a.png"],
             ["count", "missing.csv"],
@@ -86,6 +88,14 @@ OPTIONS = [
             ["count", "ANSWERS", "--golden", "PHOTOS/a.png"],
         )
     ),
+    *(
+        (f"{MORPHING}.studies.gan", ["--data", "DATA", "--strangers", *more.split()])
+        for more in ("DATA --steps 0 --out OUT", "PHOTOS --out OUT", "DATA --out PHOTOS/a.png")
+    ),
+    (f"{MORPHING}.studies.gan_report", ["--data", "DATA", "--strangers", "DATA", "--runs", "OUT"]),
+    (f"{MORPHING}.figures", ["4", "--out", "OUT"]),
+    ("examples.people.recogniser.train", ["--data", "DATA", "--out", "OUT", "--batch", "1"]),
+    ("examples.people.recogniser.train", ["--data", "PHOTOS", "--out", "OUT"]),
     *(
         ("examples.people.figures", ["--folder", "OUT", *more.split()])
         for more in (

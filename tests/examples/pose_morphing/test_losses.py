@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import ndgpa
 from examples.images.pose_morphing.losses import (
-    Perceptual,
     copy_loss,
     correspondence_loss,
     discriminator_loss,
@@ -17,6 +16,7 @@ from examples.images.pose_morphing.losses import (
     multi_scale_l1,
 )
 from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.perceptual import VGG, Perceptual, perceptual_of, read_heads
 
 DATA = torch.Generator().manual_seed(2)
 
@@ -37,7 +37,7 @@ def test_the_truth_costs_nothing() -> None:
     x = picture(64, 64)
     assert multi_scale_l1(x, x) == 0
     assert edge_l1(x, x) == 0
-    assert Perceptual(stages=2)(x, x) == 0
+    assert Perceptual(VGG(stages=2))(x, x) == 0
 
 
 def test_a_shift_in_brightness_counts_at_every_scale_and_not_along_edges() -> None:
@@ -119,25 +119,57 @@ def test_gan_losses_are_those_of_a_logistic_judge() -> None:
 
 
 def test_perceptual_layers_are_those_that_torchvision_saves() -> None:
-    names = [name for name, _ in Perceptual().features.named_parameters()]
+    names = [name for name, _ in VGG().features.named_parameters()]
     convolutions = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
     assert names == [f"{i}.{kind}" for i in convolutions for kind in ("weight", "bias")]
 
 
 def test_perceptual_weights_come_from_a_file(tmp_path: Path) -> None:
-    saved = Perceptual().state_dict()
+    saved = VGG().state_dict()
     saved = {name: torch.full_like(x, 0.01) for name, x in saved.items()}
     torch.save({**saved, "classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
-    loaded = Perceptual(tmp_path / "vgg16.pth")
+    loaded = VGG(tmp_path / "vgg16.pth")
     assert all(bool((p == 0.01).all()) for p in loaded.parameters())
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "missing.pth"):
         with pytest.raises(ValueError, match=r"is not a file|does not hold"):
-            Perceptual(tmp_path / name)
+            VGG(tmp_path / name)
 
 
 def test_perceptual_random_weights_are_the_same_every_time() -> None:
     torch.manual_seed(5)
     x, y = picture(32, 32), picture(32, 32)
-    assert torch.equal(Perceptual(stages=2)(x, y), Perceptual(stages=2)(x, y))
-    assert Perceptual(stages=2)(x, y) > Perceptual(stages=2)(x, x + 0.01 * (y - x)) > 0
+    assert torch.equal(Perceptual(VGG(stages=2))(x, y), Perceptual(VGG(stages=2))(x, y))
+    assert Perceptual(VGG(stages=2))(x, y) > Perceptual(VGG(stages=2))(x, x + 0.01 * (y - x)) > 0
+
+
+def test_lpips_heads_weigh_squared_differences(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    x, y = picture(32, 32), picture(32, 32)
+    vgg, widths = VGG(), (64, 128, 256, 512, 512)
+    heads = [torch.rand(width, generator=DATA) for width in widths]
+    saved = {f"lin{i}.model.1.weight": w[None, :, None, None] for i, w in enumerate(heads)}
+    torch.save(saved, tmp_path / "lpips.pth")
+    got = Perceptual(vgg, read_heads(tmp_path / "lpips.pth"))(x, y)
+    wanted = 0.0
+    for a, b, w in zip(vgg(x), vgg(y), heads, strict=True):
+        a, b = (z / z.norm(dim=1, keepdim=True) for z in (a, b))
+        wanted = wanted + ((a - b).square() * w[:, None, None]).sum(dim=1).mean()
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.bad_input
+def test_heads_of_lpips_are_checked(tmp_path: Path) -> None:
+    torch.save({"lin0.model.1.weight": torch.zeros(1, 3, 1, 1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not hold the heads of LPIPS"):
+        read_heads(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="belong to VGG-16: give its weights too"):
+        perceptual_of(None, tmp_path / "other.pth")
+
+
+def test_without_vgg_the_loss_compares_features_of_the_recogniser() -> None:
+    x, y = picture(64, 32), picture(64, 32)
+    distance = perceptual_of(None)
+    assert distance(x, x) == 0
+    assert distance(x, y) > distance(x, x + 0.01 * (y - x)) > 0
+    assert not any(p.requires_grad for p in distance.parameters())

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from examples.common import checkpoints
+from examples.images.pose_morphing import train as program
 from examples.images.pose_morphing.config import PRESETS, ModelConfig
-from examples.images.pose_morphing.train import Trainer, train
-from examples.images.pose_morphing.train_options import TrainConfig, Weights, facts
+from examples.images.pose_morphing.train import Made, Trainer, train
+from examples.images.pose_morphing.train_options import TrainConfig, Weights, facts, paper
 from examples.people.figures.cache import Figures, Options, build
 from examples.people.pictures import Arrays
 
@@ -28,7 +29,7 @@ TINY = ModelConfig(
     query_width=4,
     style=False,
     noise=True,
-    smooth=False,
+    stylegan2=False,
     pyramid=True,
     copy_rgb=True,
 )
@@ -149,6 +150,78 @@ def saved_after(folder: Path, steps: int) -> bool:
     return bool(found) and int(found[0].stem[5:]) >= steps
 
 
+def paper_config(figures: Path, out: Path, setting: str = "equation2") -> TrainConfig:
+    config = paper(figures, out, setting)
+    return dataclasses.replace(config, preset="test", steps=4, batch=2, threads=1, device="cpu")
+
+
+def test_equation_2_by_hand(figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The perceptual loss of pairs, that of tau of the same sources, and the judge's, all once."""
+    monkeypatch.setitem(PRESETS, "test", dataclasses.replace(TINY, noise=False))
+    trainer = Trainer(paper_config(figures, tmp_path), arrays(figures))
+    pairs, same = trainer.draw(0.0)
+    assert torch.equal(pairs.batch.source, same.batch.source)
+    assert torch.equal(pairs.batch.source_maps, same.batch.source_maps)
+    assert bool(same.batch.known.any())
+    assert not bool(pairs.batch.known.any())
+    made: list[Made] = []
+    terms = trainer.terms([pairs, same], 0.0, made)
+    distance, judge = trainer.perceptual, trainer.discriminator
+    assert distance is not None
+    assert judge is not None
+    images = [trainer.render(task.batch, 0.0).image for task in (pairs, same)]
+    wanted = distance(images[0], pairs.batch.truth) + distance(images[1], same.batch.truth)
+    torch.testing.assert_close(terms["perceptual"], wanted)
+    logits = judge(images[0], pairs.batch.target_maps)
+    torch.testing.assert_close(terms["gan"], -torch.log(torch.sigmoid(logits)).mean())
+    assert set(terms) == {"perceptual", "gan"}
+    (seen,) = made
+    assert torch.equal(seen.source, pairs.batch.source)
+    torch.testing.assert_close(seen.image, images[0].detach())
+
+
+def test_without_pairs_random_poses_are_judged_and_not_compared(
+    figures: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(paper_config(figures, tmp_path, "unpaired"), arrays(figures))
+    same, posed = trainer.draw(0.0)
+    assert (same.compared, same.judged, posed.compared, posed.judged) == (True, False, False, True)
+    assert torch.equal(same.batch.source, posed.batch.source)
+    assert bool(posed.batch.truth.isnan().all())
+    assert trainer.advance(0)["gan"] > 0
+
+
+@pytest.mark.parametrize("setting", ["equation2", "unpaired"])
+def test_the_papers_training_resumes_with_the_same_bits(
+    figures: Path, tmp_path: Path, setting: str
+) -> None:
+    train(paper_config(figures, tmp_path / "whole", setting))
+    parts = paper_config(figures, tmp_path / "parts", setting)
+
+    def kill(trainer: Trainer, done: int) -> dict[str, float]:
+        if done == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(parts, save_every_s=0.0), watch=kill)
+    assert checkpoints.step_of(checkpoints.records(tmp_path / "parts")[0]) == 2
+    train(parts)
+    assert same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+
+
+def test_paper_as_the_first_word_changes_the_defaults(
+    figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(program, "train", asked.append)
+    words = ["--data", str(figures), "--out", str(tmp_path), "--seed", "3"]
+    program.main(["paper", *words])
+    program.main(words)
+    assert asked[0] == dataclasses.replace(paper(figures, tmp_path), seed=3)
+    assert asked[1] == TrainConfig(figures, tmp_path, seed=3)
+
+
 def test_parts_of_a_batch_add_up(
     figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,11 +235,13 @@ def test_parts_of_a_batch_add_up(
     torch.manual_seed(0)
     trainer.optimizer.step = lambda: None  # type: ignore[method-assign]
     trainer.advance(3)
-    assert [len(batch) for batch in drawn] == [2, 2]
+    batches = [task.batch for tasks in drawn for task in tasks]
+    assert [len(batch) for batch in batches] == [2, 2]
     got = {n: p.grad.clone() for n, p in trainer.generator.named_parameters()}
     trainer.optimizer.zero_grad()
     losses = [
-        torch.stack(list(trainer.losses(trainer.render(b, 0.75), b).values())).sum() for b in drawn
+        torch.stack(list(trainer.losses(trainer.render(b, 0.75), b).values())).sum()
+        for b in batches
     ]
     (sum(losses) / 2).backward()
     torch.nn.utils.clip_grad_norm_(trainer.generator.parameters(), trainer.config.clip)
@@ -275,8 +350,8 @@ def test_a_version_of_torch_that_does_not_say_trains_in_float32(
 
 def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
     trainer = Trainer(config_for(figures, tmp_path, distortion_first=0.5), arrays(figures))
-    assert bool(trainer.draw(0.4).known.any((1, 2)).all())
-    assert trainer.draw(0.6).known.any((1, 2)).tolist() == [True, False]
+    assert bool(trainer.draw(0.4)[0].batch.known.any((1, 2)).all())
+    assert trainer.draw(0.6)[0].batch.known.any((1, 2)).tolist() == [True, False]
 
 
 def test_rates_warm_up_stay_and_fall(figures: Path, tmp_path: Path) -> None:
@@ -315,7 +390,7 @@ def test_gpa_copies_what_no_attention_cannot(figures: Path, tmp_path: Path) -> N
         )
         trainer = train(dataclasses.replace(config, setting="distortion"))
         torch.manual_seed(1)
-        batch = trainer.draw(1.0)
+        batch = trainer.draw(1.0)[0].batch
         with torch.no_grad():
             image = trainer.average(batch.source, batch.source_maps, batch.target_maps).image
         errors[name] = (image - batch.truth).abs().mean().item()
@@ -332,7 +407,7 @@ def test_the_discriminator_learns_which_pose_a_picture_has(figures: Path, tmp_pa
     assert judge is not None
     for step in range(150):
         torch.manual_seed(step)
-        batch = trainer.draw(0.0)
+        batch = trainer.draw(0.0)[0].batch
         trainer.discriminator_optimizer.zero_grad()
         real = judge(batch.source, batch.source_maps)
         wrong = judge(batch.source, batch.target_maps)
@@ -341,7 +416,7 @@ def test_the_discriminator_learns_which_pose_a_picture_has(figures: Path, tmp_pa
         ).mean().backward()
         trainer.discriminator_optimizer.step()
     torch.manual_seed(1000)
-    batches = [trainer.draw(0.0) for _ in range(16)]
+    batches = [trainer.draw(0.0)[0].batch for _ in range(16)]
     with torch.no_grad():
         gaps = [judge(b.source, b.source_maps) - judge(b.source, b.target_maps) for b in batches]
     assert (torch.cat(gaps) > 0).float().mean() > 0.8

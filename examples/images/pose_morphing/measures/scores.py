@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ndgpa
 from examples.common.measures import ssim_map
+from examples.images.pose_morphing.euclidean import EuclideanByDot
 from examples.images.pose_morphing.model import Level
 from ndgpa.analysis import key_weights
 
@@ -144,6 +145,8 @@ def keys_and_weights(
 ) -> tuple[Int[Tensor, "s y"], Float[Tensor, "s y"]]:
     """Return the key sites that queries read, -1 for none, and their weights, which sum to 1.
 
+    Those of all heads, one after the other; a far field is left out.
+
     Source: Figure 9 of Jetchev et al. 2021. For an operator other than GPA it is what full
     attention to these features would read.
 
@@ -158,14 +161,18 @@ def keys_and_weights(
     rule = level.operator.rule if gpa else structure.num_blocks
     selection = ndgpa.select(query, key, structure, rule, **form)
     keys, weights = key_weights(query, key, selection, structure, sites, **form)
-    return keys[0, 0], weights[0, 0]
+    heads = keys.shape[1]
+    keys, weights = (rearrange(x[0], "k s y -> s (k y)") for x in (keys, weights))
+    return keys, weights / heads
 
 
 def form_of(level: Level) -> dict[str, Any]:
-    """Say how queries and keys make logits; low-rank attentions know dot products only."""
+    """Say how queries and keys make logits."""
     operator = level.operator
-    knows_both = isinstance(operator, (ndgpa.GPA, ndgpa.Full))
-    return {"scale": 1.0, "affinity": operator.affinity if knows_both else "dot"}
+    if isinstance(operator, (ndgpa.GPA, ndgpa.Full)):
+        return {"scale": 1.0, "affinity": operator.affinity}
+    by_dot = isinstance(operator, EuclideanByDot)
+    return {"scale": 1.0, "affinity": "euclidean" if by_dot else "dot"}
 
 
 def sites_of(

@@ -83,10 +83,8 @@ def places_of_origin(origin: Float[Tensor, "b h w 2"]) -> Float[Tensor, "b h w 2
 
 def part_of(task: Task, ids: Int[Tensor, " k"]) -> Task:
     """Some of the questions."""
-    names = Batch.__dataclass_fields__
-    batch = Batch(**{name: getattr(task.batch, name)[ids] for name in names})
     points = task.target_points[ids.numpy()]
-    return Task(batch, points, task.places[ids], task.copyable[ids])
+    return Task(task.batch.part(ids), points, task.places[ids], task.copyable[ids])
 
 
 def in_unit_range(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,4 +1,4 @@
-"""What the runs of the ablation say: a table and two plots, with the spread over seeds."""
+"""What the runs of the ablation say: tables, two plots and a sheet, with the spread over seeds."""
 
 import json
 import math
@@ -8,11 +8,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+from torch import Tensor
 
 from examples.common.files import replacing
+from examples.common.tables import markdown_table
+from examples.common.untrusted import BadInput, read_tensors
+from examples.images.pose_morphing.measures.sheet import as_pictures, draw_sheet, save_picture
 
 MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture distance"}
 FORMS = {"psnr": ".2f"}
@@ -23,24 +28,30 @@ PLAIN = FormatStrFormatter("%g")
 Runs = dict[str, list[dict[str, Any]]]  # by attention, one for each seed
 
 
-def write_report(out: Path, machine: str, seconds: float, pivot: str) -> None:
-    """ablation.md, memory.png and kappa.png from the runs that are finished.
+def write_report(out: Path, machine: str, after: str, pivot: str) -> None:
+    """Write ablation.md, memory.png and kappa.png from the runs that are finished.
 
     Args:
         out: Holds `runs`.
         machine: What they ran on.
-        seconds: Processor time of each run.
+        after: When they were judged, in words.
         pivot: The attention whose kappa is varied.
     """
     runs = read_runs(out / "runs")
     about = (
-        f"The distortion task after {seconds:g} processor seconds of training on one thread, on "
-        f"held-out figures; means over seeds ± standard deviation. Machine: {machine}. Memory is "
-        "that of forward and backward of all attentions together, one picture, float32. "
-        "GPA<cells>_<kappa>_<short side of Phase 1>; NYF and PER have that rank; all but FULL are "
-        "full up to the short side that ends the name, and NO has nothing above it."
+        f"The distortion task {after} on one thread, on held-out figures; means over seeds ± "
+        f"standard deviation. Machine: {machine}. Memory is that of forward and backward of all "
+        "attentions together, one picture, float32; counted is that of the entries of their "
+        "affinity matrices alone. GPA<cells>_<kappa>_<short side of Phase 1>; NYF and PER have "
+        "that rank; all are full up to the short side that ends the name, and NO has nothing "
+        "above it. All have the same affinity."
     )
-    write_text(out / "ablation.md", f"{about}\n\n{table(runs)}\n")
+    parts = [
+        f"## Equal {kind}\n\n{table(runs, key)}"
+        for kind, key in (("time", "scores"), ("steps", "scores_at_steps"))
+        if all(key in run for each in runs.values() for run in each)
+    ]
+    write_text(out / "ablation.md", "\n\n".join([about, *parts]) + "\n")
     save(out / "memory.png", lambda axes: draw_memory(axes, runs))
     if pivot in runs:
         save(out / "kappa.png", lambda axes: draw_kappas(axes, runs, pivot))
@@ -54,25 +65,30 @@ def read_runs(folder: Path) -> Runs:
     return runs
 
 
-def table(runs: Runs) -> str:
-    """A row for each attention, the least error first."""
-    lines = [
-        "| attention | seeds | steps | step s | memory MB | "
-        + " | ".join(MEASURES.values())
-        + " |",
-        "|---" * (5 + len(MEASURES)) + "|",
-    ]
-    for name, each in sorted(runs.items(), key=lambda item: spread(item[1], "l1")[0]):
-        cells = [cell(spread(each, measure), FORMS.get(measure, ".4f")) for measure in MEASURES]
+def table(runs: Runs, key: str = "scores") -> str:
+    """Write a row for each attention, the least error first, from the scores under `key`."""
+    heads = ["attention", "seeds", "steps in equal time", "step s", "memory MB", "counted MB"]
+    none = next((each for name, each in runs.items() if name.startswith("NO")), None)
+    rows = []
+    for name, each in sorted(runs.items(), key=lambda item: spread(item[1], "l1", key)[0]):
+        cells = [
+            cell(spread(each, measure, key), FORMS.get(measure, ".4f")) for measure in MEASURES
+        ]
+        gap = "-" if none is None else f"{spread(each, 'l1', key)[0] / l1_of(none, key):.2f}"
         steps, step_s = each[0]["steps"], each[0]["step_s"]
-        head = f"| {name} | {len(each)} | {steps} | {step_s:.3f} | {memory_mb(each):.2f} | "
-        lines.append(head + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        counted = f"{counted_mb(each):.2f}" if "attention_entries" in each[0] else "-"
+        head = [name, str(len(each)), str(steps), f"{step_s:.3f}", f"{memory_mb(each):.2f}"]
+        rows.append([*head, counted, *cells, gap])
+    return markdown_table([*heads, *MEASURES.values(), "L1 / that of NO"], rows)
 
 
-def spread(each: list[dict[str, Any]], measure: str) -> tuple[float, float]:
-    """Mean over seeds and standard deviation, NaN for one seed."""
-    return spread_of([run["scores"][measure]["mean"] for run in each])
+def l1_of(each: list[dict[str, Any]], key: str) -> float:
+    return spread(each, "l1", key)[0]
+
+
+def spread(each: list[dict[str, Any]], measure: str, key: str = "scores") -> tuple[float, float]:
+    """Compute the mean over seeds and the standard deviation, NaN for one seed."""
+    return spread_of([run[key][measure]["mean"] for run in each])
 
 
 def spread_of(values: list[float]) -> tuple[float, float]:
@@ -88,8 +104,43 @@ def memory_mb(each: list[dict[str, Any]]) -> float:
     return sum(each[0]["attention_bytes"].values()) / 1e6
 
 
+def counted_mb(each: list[dict[str, Any]]) -> float:
+    return 4 * sum(each[0]["attention_entries"].values()) / 1e6
+
+
+def write_errors(folder: Path, path: Path) -> None:
+    """Draw Figure 5b: what each attention makes of some test pictures, and below its errors.
+
+    Args:
+        folder: Holds a file of pictures for each attention, and "truth.safetensors".
+        path: Of the sheet.
+
+    Raises:
+        BadInput: There are no pictures.
+    """
+    shown = read_shown(folder)
+    truth = shown.pop("truth")
+    columns = {"truth": as_pictures(truth)}
+    for name, images in shown.items():
+        error = 2 * (images - truth).abs().mean(dim=1, keepdim=True).clamp(max=1) - 1
+        columns[name] = [*as_pictures(images), *as_pictures(error.expand_as(truth))]
+    save_picture(draw_sheet(columns, enlarged=2), path)
+
+
+def read_shown(folder: Path) -> dict[str, Float[Tensor, "n 3 h w"]]:
+    """Read the test pictures that were kept of each attention, in -1 to 1, the truth first.
+
+    Raises:
+        BadInput: There are none.
+    """
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem != "truth")
+    if not files or files[0].stem != "truth":
+        raise BadInput(f"{folder} holds no pictures; run the study first")
+    return {path.stem: read_tensors(path)["images"].float() / 127.5 - 1 for path in files}
+
+
 def draw_memory(axes: Axes, runs: Runs) -> None:
-    """Figure 5: error against memory."""
+    """Draw Figure 5: error against memory."""
     for name, each in runs.items():
         middle, deviation = spread(each, "l1")
         bar = None if math.isnan(deviation) else deviation
@@ -110,7 +161,7 @@ def colour(name: str) -> str:
 
 
 def draw_kappas(axes: Axes, runs: Runs, pivot: str) -> None:
-    """Figure 7: error against kappa, trained with it, and of the pivot reading other kappas."""
+    """Draw Figure 7: error against kappa, trained with it, and of the pivot reading others."""
     cells, _, short_side = pivot.removeprefix("GPA").split("_")
     by_kappa = {
         int(name.split("_")[1]): spread(each, "l1")

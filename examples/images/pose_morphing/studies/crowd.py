@@ -4,8 +4,10 @@
     python -m examples.images.pose_morphing.studies.crowd count answers.csv
 
 R2G is the share of real pictures that were judged made, G2R that of made ones judged real; 0.5 of
-both is a method that cannot be told from a camera. Source: Jetchev et al. 2021, Appendix C: 55
-pictures of each kind, 4 seconds each, 3 answers a picture.
+both is a method that cannot be told from a camera. Golden pictures, whose kind is plain to see,
+test whether a person looks. Source: Jetchev et al. 2021, Appendix C: 55 pictures of each kind,
+shown for 4 seconds, 2 seconds after "Reveal"; 3 answers a picture; 45 golden ones, of which 60 %
+must be right.
 """
 
 import base64
@@ -13,17 +15,19 @@ import csv
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from examples.common.commands import check_number, command
+from examples.common.commands import check_count, check_number, command
 from examples.common.files import check_output, replacing
 from examples.common.untrusted import check_file, read_picture
 
-EXPOSURE_S = 4.0
+EXPOSURE_S, DELAY_S = 4.0, 2.0
+COUNT = 55  # pictures of each kind
+PAGE = Path(__file__).with_name("crowd.html")
 ANSWER_BYTES = 2**26
 COLUMNS = ("person", "picture", "kind", "answer")
 KINDS = ("real", "made")
@@ -38,6 +42,7 @@ class Answer:
     picture: str
     kind: str  # what the picture is
     answer: str  # what the person took it for
+    golden: bool = False  # it tests the person and counts no further
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,19 @@ def count(answers: list[Answer], golden: frozenset[str] = frozenset(), least: fl
 
     Args:
         answers: In any order.
-        golden: Pictures whose kind is plain to see; they test the person and count no further.
+        golden: More pictures that test the person, by name.
         least: Share of the golden pictures that a person must have right.
 
     Raises:
         ValueError: No answer about one of the kinds is left.
     """
+    answers = [replace(a, golden=a.golden or a.picture in golden) for a in answers]
     right = defaultdict(list)
     for a in answers:
-        if a.picture in golden:
+        if a.golden:
             right[a.person].append(a.answer == a.kind)
     careless = {person for person, seen in right.items() if sum(seen) < least * len(seen)}
-    kept = [a for a in answers if a.person not in careless and a.picture not in golden]
+    kept = [a for a in answers if a.person not in careless and not a.golden]
     wrong = {kind: [a.answer != kind for a in kept if a.kind == kind] for kind in KINDS}
     for kind, seen in wrong.items():
         if not seen:
@@ -88,11 +94,10 @@ def read_answers(path: Path) -> list[Answer]:
             rows = list(csv.DictReader(file))
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from error
-    head = {column: column for column in COLUMNS}  # again, where files were joined
     return [
         answer_of(row, f"{path} line {number}")
         for number, row in enumerate(rows, start=2)
-        if row != head
+        if row.get("kind") != "kind"  # the head again, where files were joined
     ]
 
 
@@ -109,74 +114,56 @@ def answer_of(row: dict[str, str | None], place: str) -> Answer:
     missing = [column for column, value in zip(COLUMNS, values) if not value]
     if missing:
         raise ValueError(f"{place} has no {missing[0]}; expected columns {', '.join(COLUMNS)}")
-    answer = Answer(*(value for value in values if value))
+    answer = Answer(*(value for value in values if value), golden=row.get("golden") == "yes")
     for value in (answer.kind, answer.answer):
         if value not in KINDS:
             raise ValueError(f"{place} says {value!r}; expected {' or '.join(KINDS)}")
     return answer
 
 
-def page(real: list[Path], made: list[Path], seed: int, exposure_s: float = EXPOSURE_S) -> str:
-    """An HTML page that holds the pictures, shows each for a while, and saves answers as CSV."""
-    shown = [(path, kind) for kind, paths in zip(KINDS, (real, made)) for path in paths]
-    random.Random(seed).shuffle(shown)
-    pictures = [{"name": p.name, "kind": kind, "url": as_url(p)} for p, kind in shown]
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the page."""
+
+    path: Path
+    kind: str  # what it is
+    golden: bool = False  # plain to see: it tests the person
+
+
+def page(shown: list[Shown], seed: int, exposure_s: float = EXPOSURE_S) -> str:
+    """Write an HTML page that holds the pictures in a random order and saves answers as CSV.
+
+    A picture is shown for a while, some time after the person has asked for it.
+    """
+    shown = random.Random(seed).sample(shown, len(shown))
+    pictures = [
+        {"name": x.path.name, "kind": x.kind, "golden": x.golden, "url": as_url(x.path)}
+        for x in shown
+    ]
     data = json.dumps(pictures).replace("<", "\\u003c")  # no name can end the script
-    return PAGE.replace("EXPOSURE_MS", str(round(1000 * exposure_s))).replace("PICTURES", data)
+    text = PAGE.read_text()
+    for name, seconds in (("EXPOSURE", exposure_s), ("DELAY", DELAY_S)):
+        text = text.replace(f"{name}_MS", str(round(1000 * seconds)))
+        text = text.replace(f"{name}_S", f"{seconds:g}")
+    return text.replace("PICTURES", data)
+
+
+def drawn(folder: Path, count: int, seed: int) -> list[Path]:
+    """Draw so many pictures of a folder.
+
+    Raises:
+        ValueError: It holds fewer.
+    """
+    found = pictures_in(folder)
+    if len(found) < count:
+        raise ValueError(f"{folder} holds {len(found)} pictures; --count asks for {count}")
+    return random.Random(seed).sample(found, count)
 
 
 def as_url(path: Path) -> str:
     read_picture(path)  # raises where a browser would show nothing
     kind = TYPES[path.suffix.lower()]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Real or made?</title>
-<style>
-body { font: 18px sans-serif; text-align: center }
-img { height: 512px; image-rendering: auto } .hidden { visibility: hidden }
-button { font-size: 20px; margin: 12px; padding: 8px 24px }
-</style>
-<p>Each picture is shown once, for a few seconds. Is it a real one, or made by a computer?</p>
-<p>Your name or number: <input id="person"> <button id="start">Start</button></p>
-<p id="where"></p><p><img id="picture" class="hidden" alt="the picture to judge"></p>
-<p><button class="answer hidden">real</button><button class="answer hidden">made</button></p>
-<p><a id="save" class="hidden" download="answers.csv">Save the answers</a></p>
-<script type="application/json" id="pictures">PICTURES</script>
-<script>
-const element = (name) => document.getElementById(name)
-const pictures = JSON.parse(element("pictures").textContent)
-const answers = ["person,picture,kind,answer"]
-const buttons = document.querySelectorAll(".answer")
-const quoted = (text) => '"' + text.replaceAll('"', '""') + '"'
-let place = -1, timer
-function next() {
-  place += 1
-  clearTimeout(timer)
-  const over = place === pictures.length
-  element("where").textContent = over ? "Thank you." : `${place + 1} of ${pictures.length}`
-  element("picture").classList.toggle("hidden", over)
-  buttons.forEach((button) => button.classList.toggle("hidden", over))
-  if (over) {
-    element("save").href = "data:text/csv," + encodeURIComponent(answers.join("\\n") + "\\n")
-    return element("save").classList.remove("hidden")
-  }
-  element("picture").src = pictures[place].url
-  timer = setTimeout(() => element("picture").classList.add("hidden"), EXPOSURE_MS)
-}
-buttons.forEach((button) => button.onclick = () => {
-  const { name, kind } = pictures[place]
-  answers.push([element("person").value, name, kind, button.textContent].map(quoted).join(","))
-  next()
-})
-element("start").onclick = () => {
-  if (!element("person").value) return
-  element("start").disabled = true
-  next()
-}
-</script></html>
-"""
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -198,16 +185,26 @@ class Page:
     real: Path  # folder
     made: Path  # folder
     out: Path = Path("page.html")
+    count: int = COUNT  # pictures of each kind
+    golden_real: Path | None = None  # folder of pictures that are plainly real
+    golden_made: Path | None = None  # and of those that are plainly made
     exposure_s: float = EXPOSURE_S
     seed: int = 0
 
     def __call__(self) -> None:
         check_output(self.out)
         check_number("--exposure-s", self.exposure_s, 0.0, 3600.0, above=True)
-        real, made = pictures_in(self.real), pictures_in(self.made)
+        check_count("--count", self.count)
+        kinds = zip(KINDS, (self.real, self.made), (self.golden_real, self.golden_made))
+        shown = []
+        for kind, folder, golden in kinds:
+            shown += [Shown(path, kind) for path in drawn(folder, self.count, self.seed)]
+            if golden is not None:
+                shown += [Shown(path, kind, golden=True) for path in pictures_in(golden)]
         with replacing(self.out) as part:
-            part.write_text(page(real, made, self.seed, self.exposure_s))
-        print(f"{self.out} asks about {len(real)} real and {len(made)} made pictures")
+            part.write_text(page(shown, self.seed, self.exposure_s))
+        tests = sum(x.golden for x in shown)
+        print(f"{self.out} asks about {self.count} pictures of each kind, and {tests} golden ones")
 
 
 @dataclass(frozen=True)
@@ -215,7 +212,7 @@ class CountAnswers:
     """Count the answers."""
 
     answers: tyro.conf.Positional[Path]  # CSV that the page has saved; several can be joined
-    golden: Path | None = None  # file with a picture's name a line
+    golden: Path | None = None  # file with the names of more golden pictures, one a line
     least: float = 0.6  # share of the golden pictures that a person must have right
 
     def __call__(self) -> None:

@@ -2,9 +2,12 @@
 
 import torch
 
+from examples.images.pose_morphing.euclidean import EuclideanByDot
 from examples.images.pose_morphing.measures.tasks import Task, part_of
 from examples.images.pose_morphing.model import Generator, Level
-from ndgpa.analysis import peak_bytes
+from ndgpa import GPA, Full
+from ndgpa.analysis import full_entries, gpa_entries, low_rank_entries, peak_bytes
+from ndgpa.operators import Nystrom, Performer
 
 
 def attention_bytes(level: Level, value_channels: int) -> int:
@@ -29,14 +32,45 @@ def attention_bytes(level: Level, value_channels: int) -> int:
     return peak_bytes(forward_and_backward, key.device)
 
 
+def level_entries(level: Level) -> int:
+    """Count the entries of the affinity matrices of this level, one picture and head.
+
+    Source: section 2.2 of Jetchev et al. 2021; of the low-rank ones both factors.
+    """
+    operator, sites = level.operator, level.structure.num_sites
+    operator = operator.operator if isinstance(operator, EuclideanByDot) else operator
+    match operator:
+        case GPA(rule=int(kappa)):
+            return gpa_entries(level.structure, kappa).total
+        case Full():
+            return full_entries(sites)
+        case Nystrom(landmarks=int(rank)):
+            return low_rank_entries(rank, sites) + rank**2
+        case Performer():
+            return low_rank_entries(len(operator.projection), sites)
+    raise ValueError(f"the entries of {operator} are not known")
+
+
+@torch.no_grad()
+def levels_of(generator: Generator, task: Task, device: torch.device) -> list[Level]:
+    """Return the levels of the first picture of a task."""
+    batch = part_of(task, torch.arange(1)).batch
+    inputs = (batch.source, batch.source_maps, batch.target_maps)
+    return generator(*(x.to(device) for x in inputs)).levels
+
+
+def entries_of(generator: Generator, task: Task) -> dict[str, int]:
+    """Count the entries of each level's attention, by its size, the finest first."""
+    levels = levels_of(generator, task, torch.device("cpu"))
+    return {f"{level.size[0]}x{level.size[1]}": level_entries(level) for level in levels}
+
+
 @torch.no_grad()
 def level_bytes(generator: Generator, task: Task, device: torch.device) -> dict[str, int]:
     """Measure the memory of each level's attention, by its size, the finest first."""
     config = generator.config
     widths = dict(zip(config.sizes, config.channels))
-    batch = part_of(task, torch.arange(1)).batch
-    inputs = (batch.source, batch.source_maps, batch.target_maps)
-    levels = generator(*(x.to(device) for x in inputs)).levels
+    levels = levels_of(generator, task, device)
     values = {level.size: widths[level.size] + 3 * config.copy_rgb for level in levels}
     with torch.enable_grad():
         return {

@@ -1,0 +1,162 @@
+"""The paper's own training: which part does its adversary play, and does GPA help it?
+
+    python -m examples.images.pose_morphing.studies.gan --data FOLDER --strangers FOLDER
+
+Trains {GPA, no attention} x {with, without discriminator} x {pairs, single pictures} by equation 2
+of the paper; the learnable preset with a discriminator; and GPA with a far field in the paper's
+wiring. One run after the other, the first seed of all before the second. The command can be
+stopped and given again at any time. `gan_report.py` judges what is complete.
+
+STRANGERS are people that no run saw; keys within 3 pixels are measured on them along the way.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from examples.common import checkpoints
+from examples.common.commands import check_count, command
+from examples.common.files import check_folder, write_json
+from examples.common.untrusted import read_json
+from examples.images.pose_morphing.evaluate import BATCH
+from examples.images.pose_morphing.measures.scores import NEAR_PX, ROWS, key_distances
+from examples.images.pose_morphing.measures.tasks import Task, pair_task, part_of
+from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.train_options import EQUATION_2, TrainConfig, Weights, paper
+from examples.people.figures.truth import open_truth
+from examples.people.pictures import Pictures
+from examples.people.sources import open_pictures
+
+WATCHED = 32  # pairs of strangers
+ATTENTIONS = {
+    "gpa": "GPA128_4_8",
+    "none": "NO_8",
+    "far_site": "GPA128_4_8+site",
+    "far_block": "GPA128_4_8+block",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run."""
+
+    attention: str  # of ATTENTIONS
+    wiring: str = "paper"  # or "learnable": the preset that learns within minutes
+    discriminator: bool = True
+    paired: bool = True
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        words = "gan" if self.discriminator else "plain", "paired" if self.paired else "unpaired"
+        return "-".join([self.wiring, self.attention, *words, str(self.seed)])
+
+    def config(self, data: Path, out: Path, steps: int) -> TrainConfig:
+        """Build its options."""
+        setting = "equation2" if self.paired else "unpaired" if self.discriminator else "distortion"
+        config = paper(data, out / self.name, setting)
+        weights = replace(EQUATION_2, gan=float(self.discriminator))
+        if self.wiring == "learnable":
+            config = TrainConfig(data, out / self.name, preset="tiny64")
+            weights = Weights(gan=float(self.discriminator))
+        return replace(
+            config,
+            attention=ATTENTIONS[self.attention],
+            weights=weights,
+            steps=steps,
+            threads=1,
+            device="cpu",
+            seed=self.seed,
+            save_every_s=120.0,
+        )
+
+
+def cases(seeds: int) -> list[Case]:
+    """List all, in the order of training."""
+    found = []
+    for seed in range(seeds):
+        for paired in (True, False):
+            for discriminator in (True, False):
+                for attention in ("gpa", "none"):
+                    found.append(Case(attention, "paper", discriminator, paired, seed))
+        found += [Case(attention, "learnable", seed=seed) for attention in ("gpa", "none")]
+        found += [Case(attention, seed=seed) for attention in ("far_site", "far_block")]
+    return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train everything that is missing."""
+
+    data: Path  # figures of 64x32
+    strangers: Path  # figures of another seed, with the truth
+    out: Path = Path("runs/gan")
+    seeds: int = 3
+    steps: int = 3000
+    watch_every: int = 250
+
+
+def main(options: Options) -> None:
+    """Train the runs one after the other."""
+    for name in ("seeds", "steps", "watch_every"):
+        check_count(f"--{name.replace('_', '-')}", getattr(options, name))
+    check_folder(options.out)
+    pictures = open_pictures(options.data, "train")
+    task = watched(options.strangers)
+    for case in cases(options.seeds):
+        run(case, options, pictures, task)
+
+
+def run(case: Case, options: Options, pictures: Pictures, task: Task) -> None:
+    """Train one case, or what is missing of it, and keep the curve of its keys beside it."""
+    config = case.config(options.data, options.out, options.steps)
+    found = checkpoints.records(config.out)
+    if found and checkpoints.step_of(found[0]) == options.steps:
+        return
+    path = config.out / "keys.json"
+
+    def watch(trainer: Trainer, done: int) -> dict[str, float]:
+        if done % options.watch_every and done != options.steps:
+            return {}
+        now = keys_within(trainer.average, task)
+        curve = read_json(path) if path.is_file() else {}
+        write_json(path, {**curve, str(done): now})
+        return now
+
+    print(case.name, flush=True)
+    train(config, pictures, watch)
+
+
+def watched(strangers: Path) -> Task:
+    """Draw the pairs on which keys are followed."""
+    pictures = open_pictures(strangers, "train")
+    return pair_task(pictures, WATCHED, seed=5, truth=open_truth(strangers, "train"))
+
+
+@torch.no_grad()
+def keys_within(generator: Generator, task: Task) -> dict[str, float]:
+    """Measure for each level the share of copyable pixels whose strongest key is near the truth.
+
+    Near is within 3 pixels of a picture of 128 rows, which a random key is in 0.3 % of the cases,
+    or within three quarters of the side of a coarser level's site.
+    """
+    near: dict[str, list[torch.Tensor]] = {}
+    for ids in torch.arange(len(task)).split(BATCH):
+        part = part_of(task, ids)
+        batch = part.batch
+        morph = generator(batch.source, batch.source_maps, batch.target_maps)
+        for level in morph.levels:
+            found = [
+                key_distances(level, i, part.places[i], part.copyable[i]) for i in range(len(part))
+            ]
+            name = f"keys/{level.size[0]}x{level.size[1]}"
+            least = max(NEAR_PX[0], 0.75 * ROWS / level.size[0])
+            near.setdefault(name, []).append(torch.cat(found) <= least)
+    return {name: torch.cat(x).float().mean().item() for name, x in near.items()}
+
+
+if __name__ == "__main__":
+    command(lambda: main(tyro.cli(Options)))
