@@ -7,9 +7,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far, skips_hidden_keys
+from ndgpa.attention import BackendName, pick, pick_far, pick_token_merge, skips_hidden_keys
 from ndgpa.attention.far_field import Far, FarField, Tangents
-from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
+from ndgpa.attention.tokens import Tokens
+from ndgpa.problem import (
+    Affinity,
+    Problem,
+    Selection,
+    check_selection,
+    dot_form,
+    hide_keys,
+)
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
 
@@ -214,7 +222,7 @@ def as_rule(rule: Rule | int) -> Rule:
 
 def _select(problem: Problem, rule: Rule) -> Selection:
     with without_autocast(problem.query):
-        return rule.select(problem)
+        return rule.select(problem.without_tokens)
 
 
 def _attend(
@@ -231,25 +239,28 @@ def _attend(
         if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
             unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        key_sites = None if read is None else read.sites(problem.key_structure)
-        field = None
-        if far is not None:
-            field = FarField.of(far, replace(problem, query=query, key=key), value, key_sites)
+        problem = replace(problem, query=query, key=key)
         bias, scale = dot_form(key, problem.affinity, problem.scale)
+        bias = hide_keys(bias, key, mask)
+        tokens = Tokens.of(problem, value, bias)
+        sites, site_value, site_bias = tokens.sites
+        key_sites = None if read is None else read.sites(sites.key_structure)
+        field = None if far is None else FarField.of(far, sites, site_value, key_sites)
         out, lse = run(
-            query,
-            key,
-            value,
+            sites.query,
+            sites.key,
+            site_value,
             selection,
-            problem.structure,
-            problem.key_structure,
+            sites.structure,
+            sites.key_structure,
             scale=scale,
-            key_bias=hide_keys(bias, key, mask),
+            key_bias=site_bias,
             key_sites=key_sites,
             causal=problem.causal,
         )
         if field is not None and far is not None:
             out, lse = field.merge((out, lse), selection, pick_far(far, backend))
+        out, lse = tokens.complete((out, lse), scale, run, pick_token_merge(backend))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
