@@ -54,7 +54,7 @@ from examples.audio.spectrum import RATE
 
 SEED, SITES, SIDE, KEPT = 0, 4096, 64, 12
 BUNDLES = Tangents().bundles
-ROUNDS = 7
+ROUNDS = 3
 
 
 def main(quick: bool, only: str | None, operators: str) -> None:

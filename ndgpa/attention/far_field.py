@@ -163,14 +163,12 @@ class FarField:
             near: What a backend of `attend` returned, the log-sum-exp without the term of a
                 euclidean affinity that depends on the query alone.
         """
-        query, keys, key = self.queries.query, self.keys, None
-        if self.tangents is not None:
+        keys, mean = self.keys, None
+        if self.tangents is not None:  # which are made of the mean query and the mean keys
+            mean = self.queries.query
             keys = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
         value, bias = backend.attend(self.queries, keys, selection.blocks)
-        if self.tangents is not None:  # L(q') = bias + scale q'.key
-            value, key = value.split([value.shape[-1] - query.shape[-1], query.shape[-1]], dim=-1)
-            bias = bias - keys.scale * (key @ query[..., None])[..., 0]
-        given = *near, self.problem.query, key, value, bias, self.queries.sites
+        given = *near, self.problem.query, mean, value, bias, self.queries.sites
         out, lse = backend.merge(*given, keys.scale, self.problem.causal)
         return out.to(near[0].dtype), lse
 

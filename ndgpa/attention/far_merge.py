@@ -31,8 +31,8 @@ class Inputs(NamedTuple):
     near: Tensor  # (b, h, n, dv)
     near_lse: Tensor  # (b, h, n)
     query: Tensor  # (b, h, n, d)
-    key: Tensor | None  # (b, h, F, G, d); None where the bias is the whole logit
-    value: Tensor  # (b, h, F, G, dv)
+    mean: Tensor | None  # (b, h, F, d): the query of each row; None where the bias is the logit
+    value: Tensor  # (b, h, F, G, dv), and with a mean the keys besides, (b, h, F, G, dv + d)
     bias: Tensor  # (b, h, F, G)
     sites: Tensor  # (F, X): the sites of each row, -1 for an empty place; each site is in one
     scale: float
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
             near=self.lay_out(self.near, rows),
             near_lse=self.lay_out(self.near_lse, rows),
             query=self.lay_out(self.query, rows),
-            key=None if self.key is None else self.key[:, :, rows],
+            mean=None if self.mean is None else self.mean[:, :, rows],
             value=self.value[:, :, rows],
             bias=self.bias[:, :, rows],
         )
@@ -54,6 +54,20 @@ class Inputs(NamedTuple):
         own = self.sites[rows]
         taken = x.index_select(2, own.flatten().clamp(min=0)).unflatten(2, own.shape)
         return taken.to(self.value.dtype)
+
+    @property
+    def far_value(self) -> Tensor:  # (b, h, f, G, dv)
+        return self.value[..., : self.near.shape[-1]]
+
+    @property
+    def key(self) -> Tensor:  # (b, h, f, G, d)
+        return self.value[..., self.near.shape[-1] :]
+
+    @property
+    def moved(self) -> Tensor:  # (b, h, f, X, d)
+        """How far each site is from the query of its row."""
+        assert self.mean is not None
+        return self.query - self.mean[..., None, :]
 
     def room(self, like: Tensor) -> Tensor:
         """Make room for what `put` writes: one site more if there are empty places."""
@@ -81,8 +95,8 @@ class _Far(NamedTuple):
 
 def _softmax(own: Inputs) -> _Far:
     logits = own.bias[..., None, :]
-    if own.key is not None:
-        logits = logits + own.scale * (_matmul(own.query, own.key.mT))
+    if own.mean is not None:
+        logits = logits + own.scale * _matmul(own.moved, own.key.mT)
     logits = logits.expand(*own.near_lse.shape, logits.shape[-1])
     top = torch.maximum(own.near_lse, logits.amax(dim=-1)).detach()
     top = top.masked_fill(top == -torch.inf, 0)
@@ -97,7 +111,7 @@ def _softmax(own: Inputs) -> _Far:
 def merge_rows(own: Inputs) -> tuple[Tensor, Tensor]:  # (b, h, f, X, dv), (b, h, f, X)
     """The plain formula, by row; 0 and -inf where nothing is seen. Differentiable."""
     weights = _softmax(own)
-    near, far, bad = own.near, own.value, None
+    near, far, bad = own.near, own.far_value, None
     if own.contain:
         bad = ~near.isfinite() | ~far.isfinite().all(dim=3, keepdim=True)
         near, far = near.masked_fill(bad, 0), far.masked_fill(~far.isfinite(), 0)
@@ -111,7 +125,7 @@ def merged(
     near: Tensor,
     near_lse: Tensor,
     query: Tensor,
-    key: Tensor | None,
+    mean: Tensor | None,
     value: Tensor,
     bias: Tensor,
     sites: Tensor,
@@ -119,7 +133,7 @@ def merged(
     contain: bool,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     """The plain formula, all rows at once. Arguments as in `Inputs`."""
-    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
+    given = Inputs(near, near_lse, query, mean, value, bias, sites, scale, contain)
     out, lse = merge_rows(given.part(slice(None)))
     place = place_of_member(sites, near.shape[2])
     return out.flatten(2, 3).index_select(2, place), lse.flatten(2, 3).index_select(2, place)
@@ -130,7 +144,7 @@ def merge_far(
     near: Tensor,
     near_lse: Tensor,
     query: Tensor,
-    key: Tensor | None,
+    mean: Tensor | None,
     value: Tensor,
     bias: Tensor,
     sites: Tensor,
@@ -138,7 +152,7 @@ def merge_far(
     contain: bool,
 ) -> tuple[Tensor, Tensor]:
     """As `merged`, the output in the dtype of `near`."""
-    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
+    given = Inputs(near, near_lse, query, mean, value, bias, sites, scale, contain)
     out, lse = given.room(near), given.room(near_lse)
     with without_autocast(near):
         for rows in _chunks(given):
@@ -168,21 +182,21 @@ def merge_far_backward(
     near: Tensor,
     near_lse: Tensor,
     query: Tensor,
-    key: Tensor | None,
+    mean: Tensor | None,
     value: Tensor,
     bias: Tensor,
     sites: Tensor,
     scale: float,
     contain: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of near, near_lse, query, key, value and bias.
+    """Gradients of near, near_lse, query, mean, value and bias.
 
-    Those of query and key are empty where there is no key.
+    Those of query and mean are empty where there is no mean.
     """
-    given = Inputs(near, near_lse, query, key, value, bias, sites, scale, contain)
-    grads = _empty_grads(near, near_lse, query, key, value, bias)
-    grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias = grads
-    by_site = [given.room(x) for x in (near, near_lse, query if key is not None else near_lse)]
+    given = Inputs(near, near_lse, query, mean, value, bias, sites, scale, contain)
+    grads = _empty_grads(near, near_lse, query, mean, value, bias)
+    grad_near, grad_near_lse, grad_query, grad_mean, grad_value, grad_bias = grads
+    by_site = [given.room(x) for x in (near, near_lse, query if mean is not None else near_lse)]
     with without_autocast(near):
         for rows in _chunks(given):
             own = given.part(rows)
@@ -191,23 +205,26 @@ def merge_far_backward(
             g = given.lay_out(grad_out, rows).masked_fill_(empty[..., None], 0)
             g_lse = given.lay_out(grad_lse, rows).masked_fill_(empty, 0)
             by_near = _dot(g, own.near, contain)
-            far = own.value.nan_to_num(0.0, 0.0, 0.0) if contain else own.value
+            far = own.far_value
+            far = far.nan_to_num(0.0, 0.0, 0.0) if contain else far
             by_far = _matmul(g, far.mT)  # (b, h, f, X, G)
-            mean = weights.near * by_near + (weights.far * by_far).sum(dim=-1)
-            mean.sub_(g_lse)
-            slope = by_far.sub_(mean[..., None]).mul_(weights.far)
+            out = weights.near * by_near + (weights.far * by_far).sum(dim=-1)
+            out.sub_(g_lse)
+            slope = by_far.sub_(out[..., None]).mul_(weights.far)
             given.put(by_site[0], rows, g * weights.near[..., None])
-            given.put(by_site[1], rows, weights.near * (by_near - mean))
-            grad_value[:, :, rows] = _matmul(weights.far.mT, g)
+            given.put(by_site[1], rows, weights.near * (by_near - out))
+            grad_value[:, :, rows, :, : near.shape[3]] = _matmul(weights.far.mT, g)
             grad_bias[:, :, rows] = slope.sum(dim=3)
-            if own.key is not None:
+            if own.mean is not None:
                 slope = given.scale * slope
-                given.put(by_site[2], rows, _matmul(slope, own.key))
-                grad_key[:, :, rows] = _matmul(slope.mT, own.query)
+                by_query = _matmul(slope, own.key)
+                given.put(by_site[2], rows, by_query)
+                grad_mean[:, :, rows] = -by_query.sum(dim=3)
+                grad_value[:, :, rows, :, near.shape[3] :] = _matmul(slope.mT, own.moved)
     grad_near, grad_near_lse, of_query = (given.written(x) for x in by_site)
-    if key is not None:
+    if mean is not None:
         grad_query = of_query
-    return grad_near, grad_near_lse, grad_query, grad_key, grad_value, grad_bias
+    return grad_near, grad_near_lse, grad_query, grad_mean, grad_value, grad_bias
 
 
 @merge_far_backward.register_fake
@@ -218,14 +235,14 @@ def _(
 
 
 def _empty_grads(
-    near: Tensor, near_lse: Tensor, query: Tensor, key: Tensor | None, value: Tensor, bias: Tensor
+    near: Tensor, near_lse: Tensor, query: Tensor, mean: Tensor | None, value: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the gradients go."""
     return (
         near.new_empty(near.shape),
         near_lse.new_empty(near_lse.shape),
-        query.new_empty(query.shape if key is not None else (0,)),
-        bias.new_empty(key.shape if key is not None else (0,)),
+        query.new_empty(query.shape if mean is not None else (0,)),
+        bias.new_empty(mean.shape if mean is not None else (0,)),
         value.new_empty(value.shape),
         bias.new_empty(bias.shape),
     )
@@ -277,9 +294,11 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _by(given: Inputs) -> tuple[str, ...]:
-    """What there are gradients of; without a key, the queries have no influence."""
+    """What there are gradients of; without a mean, the queries have no influence."""
     names = Inputs._fields[:6]
-    return names if given.key is not None else tuple(n for n in names if n not in ("query", "key"))
+    return (
+        names if given.mean is not None else tuple(n for n in names if n not in ("query", "mean"))
+    )
 
 
 merge_far.register_autograd(_backward, setup_context=_save)

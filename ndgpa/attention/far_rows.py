@@ -103,8 +103,9 @@ class FarRows:
         return column.gather(1, taken).view(selected.shape)
 
     def tiles_by_pairs(self) -> Iterator[tuple[slice, Iterator[Tile]]]:
-        """Cut pairs and rows so that the logits of each tile fit the budget."""
-        rows, columns = self.query.shape[1], self.key.shape[1]
+        """Cut pairs and rows so that the logits of each tile, and its sums, fit the budget."""
+        rows = self.query.shape[1]
+        columns = max(self.key.shape[1], self.layout.tiles * self.value.shape[2])
         budget = _CHUNK["cuda" if self.query.is_cuda else "cpu"]
         step = min(rows, max(1, budget // columns))
         pairs = max(1, budget // max(1, rows * columns))

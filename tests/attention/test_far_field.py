@@ -466,7 +466,7 @@ def test_the_operators_pass_opcheck() -> None:
     torch.library.opcheck(bundle_blocks, (torch.randn(1, 1, 4, 3), keys[2] > 0, times, None, 2))
     near = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 3)
     sites = torch.tensor([[0, 3, -1], [1, 2, 4]])
-    far = normal(1, 2, 2, 4, 3), normal(1, 2, 2, 4, 2), normal(1, 2, 2, 4)
+    far = normal(1, 2, 2, 3), normal(1, 2, 2, 4, 5), normal(1, 2, 2, 4)
     torch.library.opcheck(merge_far, (*near, *far, sites, 0.5, True))
     by_site = None, normal(1, 2, 5, 1, 2), normal(1, 2, 5, 1), torch.arange(5)[:, None]
     torch.library.opcheck(merge_far, (*near, *by_site, 0.5, False))
