@@ -1,5 +1,6 @@
 """The public call: checks, then the three questions one after another."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -7,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far, skips_hidden_keys
-from ndgpa.attention.far_field import Far, FarField
+from ndgpa.attention import Backend, BackendName, pick, pick_far, skips_hidden_keys
+from ndgpa.attention.far_field import Far, FarField, FarKeys, far_keys
 from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
@@ -77,8 +78,8 @@ def gpa(
         query_mask=query_mask,
         value=value,
     )
-    _check_read(read)
-    _check_backend(backend, far, query, value)
+    check_read(read)
+    check_backend(backend, far, query, value)
     return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
 
 
@@ -198,8 +199,8 @@ def attend(
         value=value,
     )
     check_selection(selection, query, key, structure)
-    _check_read(read)
-    _check_backend(backend, far, query, value)
+    check_read(read)
+    check_backend(backend, far, query, value)
     out, lse = _attend(problem, value, selection, read, far, backend)
     return (out, lse) if return_lse else out
 
@@ -225,15 +226,37 @@ def _attend(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
-    run, mask = pick(backend, query, value), problem.key_mask
+    key_sites = None if read is None else read.sites(problem.key_structure)
+    run = pick(backend, query, value)
+    problem = replace(problem, query=query, key=key)
+    return attend_near_and_far(run, problem, value, selection, key_sites, far, backend)
+
+
+def attend_near_and_far(
+    run: Backend,
+    problem: Problem,
+    value: Tensor,  # (b, hk, n_k, dv)
+    selection: Selection,
+    key_sites: Tensor | None,  # (B, S), the sites that are read of each block
+    far: str | None,
+    backend: str | None,
+    means_of: Callable[..., FarKeys] = far_keys,
+) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+    """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
+
+    Args:
+        backend: The name of the backend, by which that of the far field is picked.
+        means_of: Makes the keys of the far field, as `far_keys` does.
+    """
+    query, key, mask = problem.query, problem.key, problem.key_mask
     with without_autocast(query):
         if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
             unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        key_sites = None if read is None else read.sites(problem.key_structure)
         field = None
         if far is not None:
-            field = FarField.of(far, replace(problem, query=query, key=key), value, key_sites)
+            problem = replace(problem, key=key)
+            field = FarField.of(far, problem, means_of(problem, value, key_sites))
         bias, scale = dot_form(key, problem.affinity, problem.scale)
         out, lse = run(
             query,
@@ -254,13 +277,13 @@ def _attend(
     return out, lse
 
 
-def _check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
+def check_backend(backend: str | None, far: str | None, query: Tensor, value: Tensor) -> None:
     if far is not None:
         pick_far(far, backend)
     pick(backend, query, value)
 
 
-def _check_read(read: Any) -> None:
+def check_read(read: Any) -> None:
     if read is not None and not isinstance(read, Sampling):
         raise TypeError(
             f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"

@@ -50,7 +50,8 @@ class Problem:
     query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
     where a key is seen; query_mask is (batch, n), True where a query takes part in the selection.
     None means all, but in self-attention (one structure) a key that is hidden is no query either.
-    key_means are the means over the key blocks where they are known already, as in a cache.
+    key_means are the means over the key blocks where they are known already, as in a cache, and
+    key_seen the numbers of their seen sites, where not all are seen. `key` may then be empty.
     """
 
     query: Float[Tensor, "b h n d"]
@@ -63,6 +64,7 @@ class Problem:
     key_mask: Bool[Tensor, "b n_k"] | None = None
     query_mask: Bool[Tensor, "b n"] | None = None
     key_means: Float[Tensor, "b hk B_k d"] | None = None
+    key_seen: Float[Tensor, "b B_k"] | None = None
 
     def __post_init__(self) -> None:
         if self.query_mask is None and self.structure is self.key_structure:
@@ -125,6 +127,15 @@ class Problem:
         keys = [h * self.key.shape[1] // self.query.shape[1] for h in heads]
         counts = Counter(keys)
         return list(counts) if len(set(counts.values())) == 1 else keys
+
+
+def check_has_keys(who: str, problem: Problem) -> None:
+    """Refuse a problem of which the means of the keys are known, but not the keys."""
+    if problem.key.shape[2] != problem.key_structure.num_sites:
+        raise NotImplementedError(
+            f"{who} looks at every key, but only the means of the blocks are at hand: keys are on "
+            "other ranks"
+        )
 
 
 def dot_form(

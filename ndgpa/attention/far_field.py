@@ -85,23 +85,14 @@ class FarField:
     keys: FarKeys
 
     @classmethod
-    def of(
-        cls,
-        kind: str,
-        problem: Problem,
-        value: Float[Tensor, "b hk n_k dv"],
-        key_sites: Int[Tensor, "B S"] | None = None,
-    ) -> "FarField":
-        """Take the means.
+    def of(cls, kind: str, problem: Problem, keys: FarKeys) -> "FarField":
+        """Take the mean queries.
 
         Call it before the near field: then its gradients are computed first, and are not in memory
         together with those of the near field.
-
-        Args:
-            key_sites: The sites that are read where a block is selected; None means the blocks.
         """
         queries = _site_queries(problem) if kind == "site" else _block_queries(problem)
-        return cls(kind, problem, queries, far_keys(problem, value, key_sites))
+        return cls(kind, problem, queries, keys)
 
     def merge(
         self,
@@ -161,7 +152,11 @@ def far_keys(
     value: Float[Tensor, "b hk n_k dv"],
     key_sites: Int[Tensor, "B S"] | None = None,
 ) -> FarKeys:
-    """Average keys and values over the seen sites that are read of each block."""
+    """Average keys and values over the seen sites that are read of each block.
+
+    Args:
+        key_sites: The sites that are read where a block is selected; None means the blocks.
+    """
     structure, mask, latest = problem.key_structure, problem.key_mask, None
     means = partial(seen_means, structure, seen=mask)
     if key_sites is not None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa.problem import Problem, Selection
+from ndgpa.problem import Problem, Selection, check_has_keys
 from ndgpa.selection.base import Rule
 from ndgpa.selection.ranking import ranked
 from ndgpa.selection.slots import ascending
@@ -76,6 +76,7 @@ def _check_problem(problem: Problem, stride: int) -> None:
         raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
     if problem.query_mask is not None:
         raise ValueError("Antidiagonal takes no query_mask")
+    check_has_keys("Antidiagonal", problem)
     for name in ("structure", "key_structure"):
         space = getattr(problem, name)
         if not space.is_even or space.sites_per_block % stride or space.group is not None:

@@ -48,6 +48,8 @@ def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Ten
     """The means of the key blocks and their seen sites; known means are taken as they are."""
     if problem.key_means is None:
         return seen_means(problem.key_structure, problem.key, problem.key_mask)
+    if problem.key_seen is not None:
+        return problem.key_means, problem.key_seen
     return problem.key_means, problem.key_structure.block_sizes.to(problem.key_means.dtype)[None]
 
 

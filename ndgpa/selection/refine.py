@@ -12,7 +12,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa._flops import attention, count_products
 from ndgpa._ops import fold_into_batch
-from ndgpa.problem import Problem, Selection, dot_form, hide_keys
+from ndgpa.problem import Problem, Selection, check_has_keys, dot_form, hide_keys
 from ndgpa.selection.base import Rule, check_rules, once
 from ndgpa.selection.coarse import by_cell, coarse_level
 from ndgpa.selection.slots import visible
@@ -64,6 +64,8 @@ class Refine(Rule):
             besides = _in_part_past(candidates, problem)
             ranked = candidates.masked_fill(besides, -1)
             room = problem.structure.overlapping(problem.key_structure).shape[1]
+        if self.by == "keys":
+            check_has_keys('Refine(by="keys")', problem)
         sides = _by_keys if self.by == "keys" else _by_queries
         query, weight, key, bias = (x.detach() for x in sides(problem))
         weight = weight.expand(len(query), -1, -1)
