@@ -7,6 +7,12 @@ Import it by name: `import ndgpa.distributed`. See docs/distributed.md.
 """
 
 from ndgpa.distributed.functional import gpa as gpa
+from ndgpa.distributed.heads import (
+    heads_to_sites as heads_to_sites,
+    sites_to_heads as sites_to_heads,
+)
+from ndgpa.distributed.layout import Layout as Layout, lay_out as lay_out
+from ndgpa.distributed.operator import ContextParallel as ContextParallel
 from ndgpa.distributed.part import Part as Part, shard as shard
 from ndgpa.distributed.placement import (
     ByTraffic as ByTraffic,
@@ -15,4 +21,9 @@ from ndgpa.distributed.placement import (
     Morton as Morton,
     Placement as Placement,
     traffic_of as traffic_of,
+)
+from ndgpa.distributed.traffic import (
+    CountBytes as CountBytes,
+    Foretold as Foretold,
+    foretell as foretell,
 )

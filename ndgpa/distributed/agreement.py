@@ -1,21 +1,20 @@
 """Before anything is sent: do all ranks make the same call?"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 
-from ndgpa.distributed.collectives import all_gather
+from ndgpa.distributed.collectives import all_gather, process_group
 
 # A call is told by what it says of each of these, in a text of one line each.
 SUBJECTS = (
     "space",
     "space of keys",
     "rule",
-    "shape",
     "dtype",
     "scale",
     "affinity",
@@ -25,15 +24,18 @@ SUBJECTS = (
     "far field",
     "need of gradients",
 )
+# And by these.
+SIZES = ("batch", "heads", "features of a head", "key heads", "features of a value")
 _FAILED = "\n".join("failed" for _ in SUBJECTS)
 
 
 @torch.library.custom_op("ndgpa::agree", mutates_args=())
-def agree(call: str, like: Tensor, group: str) -> Tensor:
+def agree(call: str, sizes: Sequence[int], like: Tensor, group: str) -> Tensor:
     """Compare a call with those of the other ranks.
 
     Args:
         call: One line for each of `SUBJECTS`.
+        sizes: One for each of `SIZES`.
         like: On the device over which the ranks talk.
 
     Returns:
@@ -43,18 +45,17 @@ def agree(call: str, like: Tensor, group: str) -> Tensor:
         ValueError: The ranks make different calls, on all ranks alike.
         RuntimeError: Another rank has refused its arguments, or does not answer.
     """
-    lines = torch.tensor([_number(line) for line in call.split("\n")], device=like.device)
-    size = _resolve_process_group(group).size()
-    table = all_gather(lines[None], size, group).tolist()
-    failed = [_number(line) for line in _FAILED.split("\n")]
+    told = [*map(_number, call.split("\n")), *sizes]
+    size = process_group(group).size()
+    table = all_gather(torch.tensor([told], device=like.device), size, group).tolist()
     if call != _FAILED:
-        _check_failed([rank for rank, said in enumerate(table) if said == failed])
+        _check_failed([rank for rank, said in enumerate(table) if said[0] == _number("failed")])
         _check_same(table)
     return like.new_empty(0)
 
 
 @agree.register_fake
-def _(call: str, like: Tensor, group: str) -> Tensor:
+def _(call: str, sizes: Sequence[int], like: Tensor, group: str) -> Tensor:
     return like.new_empty(0)
 
 
@@ -65,8 +66,23 @@ def telling_of_failure(like: Tensor, group: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, NotImplementedError):
         if not torch.compiler.is_compiling():
-            agree(_FAILED, like, group)
+            agree(_FAILED, [0] * len(SIZES), like, group)
         raise
+
+
+def told(x: Any) -> str:
+    """Tell an option apart from others; a tensor by its shape.
+
+    It says what `repr` says of a dataclass, which the compiler cannot follow.
+    """
+    if isinstance(x, Tensor):
+        return f"tensor of {tuple(x.shape)}"
+    if isinstance(x, tuple):
+        return "(" + ", ".join([told(item) for item in x]) + ")"
+    if hasattr(x, "__dataclass_fields__"):
+        fields = [told(getattr(x, name)) for name in x.__dataclass_fields__]
+        return type(x).__name__ + "(" + ", ".join(fields) + ")"
+    return str(x)
 
 
 def _number(line: str) -> int:
@@ -83,7 +99,7 @@ def _check_failed(ranks: list[int]) -> None:
 
 def _check_same(table: list[list[int]]) -> None:
     for rank, said in enumerate(table):
-        other = [name for name, a, b in zip(SUBJECTS, said, table[0]) if a != b]
+        other = [name for name, a, b in zip(SUBJECTS + SIZES, said, table[0]) if a != b]
         if other:
             raise ValueError(
                 f"the ranks make different calls: the {other[0]} of rank {rank} is not that of "

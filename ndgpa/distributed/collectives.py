@@ -1,10 +1,10 @@
 """What ranks send each other, as operators: linear maps, each with its adjoint as its gradient.
 
-`gather_blocks` and `scatter_blocks` are adjoint: all ranks get what each has of its blocks, and each
-rank gets the sum over all ranks of what they have for its blocks. `launch` and `land` move rows from
-rank to rank: `launch` returns before the rows are there, `land` waits for them. The adjoint of a
-`land` is the `launch` the other way, so the gradients, too, travel while other work is done. `pick`
-and `put` are adjoint: rows to send, and the ordered sum of rows that came back.
+`gather_blocks` and `scatter_blocks` are adjoint: all ranks get what each has of its blocks, and
+each rank gets the sum over all ranks of what they have for its blocks. `launch` and `land` move
+rows from rank to rank: `launch` returns before the rows are there, `land` waits for them. The
+adjoint of a `land` is the `launch` the other way, so the gradients, too, travel while other work is
+done. `pick` and `put` are adjoint: rows to send, and the ordered sum of rows that came back.
 
 All sums run over the ranks in their order, so the same input gives the same bits. Each operator is
 opaque to the compiler; underneath are torch's functional collectives.
@@ -19,12 +19,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed._functional_collectives import allow_inflight_collective_as_graph_input_ctx
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName
 
 from ndgpa._ops import wide
 
 # The functional collectives: their results must be waited for.
 _c10d = torch.ops._c10d_functional
+
+
+def process_group(name: str) -> dist.ProcessGroup:
+    """Find a process group by its name."""
+    return torch._C._distributed_c10d._resolve_process_group(GroupName(name))
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def named_failure(group: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        ranks = _resolve_process_group(group)
+        ranks = process_group(group)
         raise RuntimeError(
             f"rank {ranks.rank()} of {ranks.size()} waited in vain for another rank: one has died, "
             "or has not made this call within the timeout of the process group"
@@ -106,9 +111,7 @@ def scatter_blocks(
 
 
 @scatter_blocks.register_fake
-def _(
-    x: Tensor, index: Tensor, counts: Sequence[int], rank: int, group: str, rows: int
-) -> Tensor:
+def _(x: Tensor, index: Tensor, counts: Sequence[int], rank: int, group: str, rows: int) -> Tensor:
     return x.new_empty(*x.shape[:2], rows, x.shape[3])
 
 
@@ -159,7 +162,7 @@ def launch(
     out[coming:] = 0
     given = out[:coming], x[:rows].contiguous(), received.tolist(), sent.tolist()
     with named_failure(group), allow_inflight_collective_as_graph_input_ctx():
-        dist.all_to_all_single(*given, group=_resolve_process_group(group), async_op=True)
+        dist.all_to_all_single(*given, group=process_group(group), async_op=True)
     return arrived(out, group) if wait else out
 
 

@@ -24,8 +24,8 @@ class Wants:
         rank: (F,) which rank holds each unit, ascending.
         unit: (F,) its number there: (batch * key heads + head) * blocks there + block.
         block: (F,) the number of its block in the whole.
-        slot: (b, t, C, K) int32: for each slot of a selection, which of the F units it names; -1 for
-            an empty slot and for a block of this rank.
+        slot: (b, t, C, K) int32: for each slot of a selection, which of the F units it names; -1
+            for an empty slot and for a block of this rank.
     """
 
     rank: Int[Tensor, " F"]
@@ -115,9 +115,7 @@ def plan_exchange(
         each, on the CPU.
     """
     ranks = len(counts)
-    want = wants(
-        blocks, key_heads, rank, rank_of_block, place_of_block, blocks_in_order, counts
-    )
+    want = wants(blocks, key_heads, rank, rank_of_block, place_of_block, blocks_in_order, counts)
     received = want.rank.bincount(minlength=ranks)
     sent = arrived(all_to_all(received, [1] * ranks, [1] * ranks, group), group).cpu()
     received = received.cpu()

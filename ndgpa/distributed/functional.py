@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import BackendName, pick, pick_far
 from ndgpa.attention.far_field import Far, FarKeys, far_keys, latest_of_blocks
-from ndgpa.distributed.agreement import agree, telling_of_failure
+from ndgpa.distributed.agreement import agree, telling_of_failure, told
 from ndgpa.distributed.apart import Apart
 from ndgpa.distributed.collectives import gather_blocks
 from ndgpa.distributed.part import Part, check_part, shard
@@ -100,8 +100,8 @@ def gpa(
         check_read(read)
         check_backend(backend, far, query, value)
         sites = None if read is None else _own_sites(read, problem.key_structure)
-    call = _said(problem, value, rule, read, far)
-    after = agree(call, _on_device(query), part.group_name)
+    call, sizes = _said(problem, value, rule, read, far), _sizes(problem, value)
+    after = agree(call, sizes, _on_device(query), part.group_name)
     problem, value = _stood_in(problem, value)
     with without_autocast(query):
         selection = rule.select(_coarse(problem, rule, after))
@@ -235,22 +235,26 @@ def _said(
     """Tell of a call what must be the same on all ranks, one line for each of `SUBJECTS`."""
     part: Any = problem.structure
     keys: Any = problem.key_structure
-    query, key = problem.query, problem.key
     lines = (
         part.fingerprint,
         keys.fingerprint,
-        repr(rule),
-        (*query.shape[:2], *query.shape[3:], key.shape[1], value.shape[3]),
-        query.dtype,
+        told(rule),
+        problem.query.dtype,
         problem.scale,
         problem.affinity,
         problem.causal,
         (problem.key_mask is None, problem.query_mask is None),
-        repr(read),
+        told(read),
         far,
-        torch.is_grad_enabled() and (key.requires_grad, value.requires_grad),
+        torch.is_grad_enabled() and (problem.key.requires_grad, value.requires_grad),
     )
-    return "\n".join(str(line).replace("\n", " ") for line in lines)
+    return "\n".join([str(line) for line in lines])
+
+
+def _sizes(problem: Problem, value: Tensor) -> list[int]:
+    """The sizes that must be the same on all ranks, as in `SIZES`."""
+    (batch, heads, _, features), key_heads = problem.query.shape, problem.key.shape[1]
+    return [batch, heads, features, key_heads, value.shape[3]]
 
 
 def _on_device(x: Any) -> Tensor:

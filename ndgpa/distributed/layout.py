@@ -74,9 +74,7 @@ class Layout:
         return found
 
 
-def lay_out(
-    structure: SpatialStructure, ranks: int, placement: Placement | None = None
-) -> Layout:
+def lay_out(structure: SpatialStructure, ranks: int, placement: Placement | None = None) -> Layout:
     """Give each rank a run of cells, all of about as many sites.
 
     Args:

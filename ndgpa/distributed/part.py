@@ -47,7 +47,11 @@ class Part(SpatialStructure):
 
     def __init__(self, layout: Layout, rank: int, mesh: DeviceMesh) -> None:
         self.layout, self.rank, self.mesh = layout, rank, mesh
+        # The name of the process group, by which operators find it.
+        self.group_name: str = mesh.get_group().group_name
         self._lay_out(layout.cells_of(rank))
+        # What is cached is worked out now: a compiled graph would not keep it.
+        self._known = (self.stand_in, self.index, self.fingerprint, layout.sites_per_rank)
 
     def _lay_out(self, cell_ids: Tensor) -> None:
         """Take the rows of these cells from the tables of the whole."""
@@ -67,11 +71,6 @@ class Part(SpatialStructure):
         """The space of which this is a part."""
         return self.layout.structure
 
-    @property
-    def group_name(self) -> str:
-        """The name of the process group, by which operators find it."""
-        return self.mesh.get_group().group_name
-
     @cached
     def stand_in(self) -> "Part":
         """The part itself, or, on a rank without cells, one with the first cell of the whole.
@@ -82,6 +81,7 @@ class Part(SpatialStructure):
             return self
         other = object.__new__(Part)
         other.layout, other.rank, other.mesh = self.layout, self.rank, self.mesh
+        other.group_name, other.index = self.group_name, self.index
         other._lay_out(self.layout.order[:1])
         return other
 
@@ -92,14 +92,14 @@ class Part(SpatialStructure):
         return self.layout.rank_of_block * longest + self.layout.place_of_block
 
     @cached
-    def fingerprint(self) -> int:
-        """A number that tells this sharding of this space from others, the same on all ranks."""
+    def fingerprint(self) -> str:
+        """Digits that tell this sharding of this space from others, the same on all ranks."""
         layout, whole = self.layout, self.whole
         tables = (layout.order, whole.cells, whole.blocks, torch.tensor(layout.starts))
-        said = hashlib.blake2b(digest_size=7)
+        said = hashlib.blake2b(digest_size=8)
         for table in (*tables, *(x for x in (whole.time, whole.group) if x is not None)):
             said.update(table.cpu().contiguous().numpy().tobytes())
-        return int.from_bytes(said.digest(), "little")
+        return said.hexdigest()
 
     # The structure of the part
 
@@ -177,9 +177,9 @@ def check_mesh(mesh: Any) -> None:
             f"{type(mesh).__name__}"
         )
     if mesh.ndim != 1:
-        names = mesh.mesh_dim_names or ("its name",)
+        name = (mesh.mesh_dim_names or ("its name",))[0]
         raise ValueError(
-            f"mesh must have one dimension; got {mesh.ndim}: pass one of them, as mesh[{names[0]!r}]"
+            f"mesh must have one dimension; got {mesh.ndim}: pass one of them, as mesh[{name!r}]"
         )
 
 

@@ -63,7 +63,7 @@ class Hilbert(Placement):
 
 @dataclass(frozen=True, eq=False)
 class ByTraffic(Placement):
-    """Put cells together that read each other, as seen in a selection or along the edges of a graph.
+    """Put cells together that read each other, as a selection or the edges of a graph tell.
 
     The cells are halved again and again along the second eigenvector of the Laplacian of what they
     read of each other, and taken in the order of the halves.

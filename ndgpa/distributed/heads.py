@@ -1,0 +1,52 @@
+"""Head sharding (Ulysses): all sites and some heads, in place of some sites and all heads."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from ndgpa.distributed.part import check_mesh
+
+
+def sites_to_heads(x: Float[Tensor, "b h m d"], mesh: DeviceMesh) -> Float[Tensor, "b g n d"]:
+    """Exchange features so that each rank has all sites and h / ranks of the heads.
+
+    Attention is per head, so whatever attends next needs nothing of the other ranks: `ndgpa.gpa` of
+    a whole space, or, on a mesh of two dimensions, `ndgpa.distributed.gpa` of a part.
+
+    Source: DeepSpeed Ulysses (Jacobs et al. 2023).
+
+    Args:
+        x: A run of the sites and all heads; as many sites on every rank.
+        mesh: One dimension of a mesh, such as `mesh["heads"]`.
+
+    Raises:
+        ValueError: The heads do not divide among the ranks.
+    """
+    _check_heads(x, mesh)
+    return _moved(x, mesh, 2, 1)
+
+
+def heads_to_sites(x: Float[Tensor, "b g n d"], mesh: DeviceMesh) -> Float[Tensor, "b h m d"]:
+    """Undo `sites_to_heads`: each rank gets its run of the sites and all heads.
+
+    Raises:
+        ValueError: The sites do not divide among the ranks.
+    """
+    check_mesh(mesh)
+    if x.shape[2] % mesh.size():
+        raise ValueError(f"{x.shape[2]} sites do not divide among {mesh.size()} ranks")
+    return _moved(x, mesh, 1, 2)
+
+
+def _moved(x: Tensor, mesh: DeviceMesh, before: int, after: int) -> Tensor:
+    placed = DTensor.from_local(x, mesh, [Shard(before)], run_check=False)
+    moved = placed.redistribute(placements=[Shard(after)])
+    assert isinstance(moved, DTensor)
+    return moved.to_local()
+
+
+def _check_heads(x: Tensor, mesh: DeviceMesh) -> None:
+    check_mesh(mesh)
+    if x.shape[1] % mesh.size():
+        raise ValueError(f"{x.shape[1]} heads do not divide among {mesh.size()} ranks")
