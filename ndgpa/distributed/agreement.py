@@ -24,8 +24,8 @@ SUBJECTS = (
     "far field",
     "need of gradients",
 )
-# And by these.
-SIZES = ("batch", "heads", "features of a head", "key heads", "features of a value")
+# And by these, which are compared first.
+SIZES = ("batch", "number of heads", "width of a key", "number of key heads", "width of a value")
 _FAILED = "\n".join("failed" for _ in SUBJECTS)
 
 
@@ -45,11 +45,11 @@ def agree(call: str, sizes: Sequence[int], like: Tensor, group: str) -> Tensor:
         ValueError: The ranks make different calls, on all ranks alike.
         RuntimeError: Another rank has refused its arguments, or does not answer.
     """
-    told = [*map(_number, call.split("\n")), *sizes]
+    told = [*sizes, *map(_number, call.split("\n"))]
     size = process_group(group).size()
     table = all_gather(torch.tensor([told], device=like.device), size, group).tolist()
     if call != _FAILED:
-        _check_failed([rank for rank, said in enumerate(table) if said[0] == _number("failed")])
+        _check_failed([rank for rank, said in enumerate(table) if said[-1] == _number("failed")])
         _check_same(table)
     return like.new_empty(0)
 
@@ -99,7 +99,7 @@ def _check_failed(ranks: list[int]) -> None:
 
 def _check_same(table: list[list[int]]) -> None:
     for rank, said in enumerate(table):
-        other = [name for name, a, b in zip(SUBJECTS + SIZES, said, table[0]) if a != b]
+        other = [name for name, a, b in zip(SIZES + SUBJECTS, said, table[0]) if a != b]
         if other:
             raise ValueError(
                 f"the ranks make different calls: the {other[0]} of rank {rank} is not that of "

@@ -1,5 +1,8 @@
 """What the processes of a world do: the same call on one process and on many."""
 
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import ndgpa
 import ndgpa.distributed
@@ -56,10 +63,20 @@ def context() -> DeviceMesh:
     return init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("context",))
 
 
-def largest_errors(calls: list[Call]) -> list[float]:
-    """For each call, how far output and gradients of this rank are from those of one process."""
-    mesh = context()
-    return [_largest_error(call, mesh) for call in calls]
+def everything(jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[str, Any]:
+    """Do several jobs one after another; what one raises is its answer."""
+    found = {}
+    for name, (job, args) in jobs.items():
+        try:
+            found[name] = job(*args)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def largest_error(call: Call) -> float:
+    """How far output and gradients of this rank are from those of one process."""
+    return _largest_error(call, context())
 
 
 def _largest_error(call: Call, mesh: DeviceMesh) -> float:
@@ -98,8 +115,6 @@ def compiled(call: Call) -> float:
 
 def checkpointed(call: Call) -> float:
     """The same, with the forward taken again in the backward."""
-    from torch.utils.checkpoint import checkpoint
-
     return _largest_error_of(call, lambda f: lambda *xs: checkpoint(f, *xs, use_reentrant=False))
 
 
@@ -140,8 +155,6 @@ def second_derivative(call: Call) -> float:
 
 def dtensors(call: Call) -> float:
     """DTensors in and out."""
-    from torch.distributed.tensor import DTensor, Shard
-
     mesh = context()
     xs, _ = call.inputs()
     wanted = ndgpa.gpa(*xs, call.space, call.rule, **call.options)
@@ -157,3 +170,153 @@ def dtensors(call: Call) -> float:
     pairs = [(out.to_local(), part.take(wanted))]
     pairs += [(x.grad.to_local(), part.take(y)) for x, y in zip(given, gradients)]
     return max(float((x - y).detach().abs().max()) for x, y in pairs)
+
+
+def same_bits_twice(call: Call) -> bool:
+    """Whether a second run gives the same bits, forward and backward."""
+    mesh = context()
+    torch.manual_seed(1)
+    slope = torch.randn(2, call.heads, call.space.num_sites, 5, dtype=call.dtype)
+    runs = [apart(call, mesh, slope) for _ in range(2)]
+    flat = [(out, *gradients) for out, gradients in runs]
+    return all(torch.equal(x, y) for x, y in zip(*flat))
+
+
+def foretold_and_sent(call: Call) -> tuple[int, int]:
+    """Bytes of blocks and means: as the selection of one process foretells, and as sent."""
+    mesh = context()
+    xs, _ = call.inputs()
+    found = ndgpa.select(*xs[:2], call.space, call.rule, key_structure=call.keys)
+    part, keys = call.parts(mesh)
+    own = [p.take(x.detach()) for p, x in zip((part, keys, keys), xs)]
+    with ndgpa.distributed.CountBytes() as sent:
+        ndgpa.distributed.gpa(*own, part, call.rule, key_structure=keys)
+    told = ndgpa.distributed.foretell(
+        found.blocks,
+        part.layout,
+        keys.layout,
+        heads=call.heads,
+        key_heads=call.key_heads,
+        features=(8, 5),
+        itemsize=call.dtype.itemsize,
+    )
+    return int(told.sent[mesh.get_local_rank()]), sent.blocks + sent.means
+
+
+# Wrong calls
+
+
+def call_with(call: Call, **of_rank_1: Any) -> str:
+    """Make a call that differs on rank 1; what it raised."""
+    mesh = context()
+    xs, _ = call.inputs()
+    part, _ = call.parts(mesh)
+    given: dict[str, Any] = {"rule": call.rule, "width": 8, "sites": part.num_sites}
+    if dist.get_rank() == 1:
+        given |= of_rank_1
+    rule, width, sites = (given.pop(name) for name in ("rule", "width", "sites"))
+    own = [part.take(x.detach())[:, :, :sites, :width] for x in xs]
+    try:
+        ndgpa.distributed.gpa(*own, part, rule, **given)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def one_dies(call: Call) -> str:
+    """Rank 1 ends before the call."""
+    if dist.get_rank() == 1:
+        os._exit(1)
+    return call_with(call)
+
+
+def one_sleeps(call: Call, seconds: float) -> str:
+    """Rank 1 does not make the call."""
+    if dist.get_rank() == 1:
+        time.sleep(seconds)
+        return "slept"
+    return call_with(call)
+
+
+# Together with other ways to share work
+
+
+class Model(torch.nn.Module):
+    """A residual layer of attention between two linear ones."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
+        self.attention = ndgpa.nn.SpatialAttention(8, heads=2, operator=operator)
+
+    def forward(self, x: Tensor, space: ndgpa.SpatialStructure) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.attention(x, space))
+
+
+def _two_by_half(*names: str) -> DeviceMesh:
+    return init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=names)
+
+
+def _data_and_context() -> tuple[DeviceMesh, Tensor, Part, Tensor]:
+    """A mesh of data by context, the whole batch, this rank's part and its sites of its sample."""
+    mesh = init_device_mesh(
+        "cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "context")
+    )
+    torch.manual_seed(4)
+    space = ndgpa.Image((16, 16), 4, 2)
+    x = torch.randn(2, space.num_sites, 6)
+    part = ndgpa.distributed.shard(space, mesh["context"])
+    return mesh, x, part, part.take(x[mesh["data"].get_local_rank()][None])
+
+
+def _gradients_of_one(x: Tensor, space: ndgpa.SpatialStructure) -> list[Tensor]:
+    model = Model(ndgpa.GPA(3))
+    model(x, space).square().mean().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def data_parallel() -> float:
+    """DDP over data and context: how far the gradients are from those of one process."""
+    _, x, part, own = _data_and_context()
+    model = DistributedDataParallel(Model(ndgpa.distributed.ContextParallel(ndgpa.GPA(3))))
+    model(own, part).square().mean().backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    wanted = _gradients_of_one(x, part.whole)
+    return max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+def fully_sharded() -> float:
+    """FSDP2 over data and context, the same."""
+    mesh, x, part, own = _data_and_context()
+    model = Model(ndgpa.distributed.ContextParallel(ndgpa.GPA(3)))
+    for module in (model.attention, model):
+        fully_shard(module, mesh=mesh._flatten("all"))
+    model(own, part).square().mean().backward()
+    found = [p.grad.full_tensor() for p in model.parameters() if p.grad is not None]
+    wanted = _gradients_of_one(x, part.whole)
+    return max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+def heads_and_context() -> float:
+    """Ulysses by context on a mesh of two dimensions."""
+    mesh = init_device_mesh(
+        "cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("context", "heads")
+    )
+    space, heads = ndgpa.Image((16, 16), 4, 2), mesh["heads"]
+    call = Call(space, 3, heads=4, key_heads=4)
+    xs, _ = call.inputs()
+    wanted = ndgpa.gpa(*xs, space, 3)
+    gradients = torch.autograd.grad(wanted.square().sum(), xs)
+    part = ndgpa.distributed.shard(space, mesh["context"])
+
+    def own(x: Tensor) -> Tensor:
+        return part.take(x.detach()).chunk(heads.size(), dim=2)[heads.get_local_rank()]
+
+    given = [own(x).requires_grad_() for x in xs]
+    by_heads = [ndgpa.distributed.sites_to_heads(x, heads) for x in given]
+    out = ndgpa.distributed.heads_to_sites(ndgpa.distributed.gpa(*by_heads, part, 3), heads)
+    found = torch.autograd.grad(out.square().sum(), given)
+    pairs = zip((out, *found), (wanted, *gradients))
+    return max(float((x - own(y)).detach().abs().max()) for x, y in pairs)
