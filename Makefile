@@ -8,7 +8,7 @@ CHECKED := --jaxtyping-packages=ndgpa,beartype.beartype
 WORKERS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow mutants lint bench gpu gpu-train clean
+.PHONY: demo test test-slow mutants lint docs bench gpu gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
@@ -40,6 +40,11 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site in build/site and the notebooks of the tutorials in build/notebooks, without a network.
+docs: $(VENV)/.installed
+	$(RUN) -m sphinx -q -W --keep-going -c docs . build/site
+	$(RUN) docs/notebooks.py build/notebooks
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/cpu_speed.py

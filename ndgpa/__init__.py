@@ -54,6 +54,7 @@ from ndgpa.structures import (
     SpatialStructure as SpatialStructure,
     Video as Video,
     disjoint as disjoint,
+    with_tokens as with_tokens,
 )
 
 __version__ = "0.1.0"

@@ -8,9 +8,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import Backend, BackendName, pick, pick_far, skips_hidden_keys
+from ndgpa.attention import (
+    Backend,
+    BackendName,
+    pick,
+    pick_far,
+    pick_token_merge,
+    skips_hidden_keys,
+)
 from ndgpa.attention.far_field import Far, FarField, FarKeys, far_keys
-from ndgpa.problem import Affinity, Problem, Selection, check_selection, dot_form, hide_keys
+from ndgpa.attention.tokens import Tokens
+from ndgpa.problem import (
+    Affinity,
+    Problem,
+    Selection,
+    check_selection,
+    dot_form,
+    hide_keys,
+)
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
 
@@ -214,7 +229,7 @@ def as_rule(rule: Rule | int) -> Rule:
 
 def _select(problem: Problem, rule: Rule) -> Selection:
     with without_autocast(problem.query):
-        return rule.select(problem)
+        return rule.select(problem.without_tokens)
 
 
 def _attend(
@@ -226,10 +241,14 @@ def _attend(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
-    key_sites = None if read is None else read.sites(problem.key_structure)
     run = pick(backend, query, value)
     problem = replace(problem, query=query, key=key)
-    return attend_near_and_far(run, problem, value, selection, key_sites, far, backend)
+    return attend_near_and_far(run, problem, value, selection, sites_read_by(read), far, backend)
+
+
+def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor | None]:
+    """Return what lists the sites that are read of each block; None where they are its own."""
+    return lambda keys: None if read is None else read.sites(keys)
 
 
 def attend_near_and_far(
@@ -237,7 +256,7 @@ def attend_near_and_far(
     problem: Problem,
     value: Tensor,  # (b, hk, n_k, dv)
     selection: Selection,
-    key_sites: Tensor | None,  # (B, S), the sites that are read of each block
+    sites_of: Callable[[SpatialStructure], Tensor | None],
     far: str | None,
     backend: str | None,
     means_of: Callable[..., FarKeys] = far_keys,
@@ -245,6 +264,7 @@ def attend_near_and_far(
     """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
 
     Args:
+        sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
         backend: The name of the backend, by which that of the far field is picked.
         means_of: Makes the keys of the far field, as `far_keys` does.
     """
@@ -253,25 +273,30 @@ def attend_near_and_far(
         if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
             unseen = ~mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        problem = replace(problem, query=query, key=key)
+        bias, scale = dot_form(key, problem.affinity, problem.scale)
+        bias = hide_keys(bias, key, mask)
+        tokens = Tokens.of(problem, value, bias)
+        sites, site_value, site_bias = tokens.sites
+        key_sites = sites_of(sites.key_structure)
         field = None
         if far is not None:
-            problem = replace(problem, key=key)
-            field = FarField.of(far, problem, means_of(problem, value, key_sites))
-        bias, scale = dot_form(key, problem.affinity, problem.scale)
+            field = FarField.of(far, sites, means_of(sites, site_value, key_sites))
         out, lse = run(
-            query,
-            key,
-            value,
+            sites.query,
+            sites.key,
+            site_value,
             selection,
-            problem.structure,
-            problem.key_structure,
+            sites.structure,
+            sites.key_structure,
             scale=scale,
-            key_bias=hide_keys(bias, key, mask),
+            key_bias=site_bias,
             key_sites=key_sites,
             causal=problem.causal,
         )
         if field is not None:
             out, lse = field.merge((out, lse), selection, pick_far(field.kind, backend))
+        out, lse = tokens.complete((out, lse), scale, run, pick_token_merge(backend))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse

@@ -16,6 +16,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.structures.base import SpatialStructure, check_structure
 from ndgpa.structures.sampling import Sampling
+from ndgpa.structures.tokens import without_tokens
 
 Affinity = Literal["dot", "euclidean"]
 AFFINITIES = get_args(Affinity)
@@ -114,6 +115,23 @@ class Problem:
             causal,
             key_mask,
             query_mask,
+        )
+
+    @property
+    def without_tokens(self) -> "Problem":
+        """The same of the sites alone; what the special tokens ask and say is left out."""
+        own, keys = self.structure, self.key_structure
+        if own.inner is own and keys.inner is keys:
+            return self
+        mask, voters = self.key_mask, self.query_mask
+        return replace(
+            self,
+            query=without_tokens(own, self.query),
+            key=without_tokens(keys, self.key),
+            structure=own.inner,
+            key_structure=keys.inner,
+            key_mask=None if mask is None else without_tokens(keys, mask, dim=1),
+            query_mask=None if voters is None else without_tokens(own, voters, dim=1),
         )
 
     def of_heads(self, heads: list[int]) -> "Problem":
@@ -323,8 +341,10 @@ def check_selection(
             f"selection has {heads} heads; expected 1, {key.shape[1]} (key) or "
             f"{query.shape[1]} (query)"
         )
-    if cells != structure.num_cells:
-        raise ValueError(f"selection has {cells} cells but structure has {structure.num_cells}")
+    if cells != structure.inner.num_cells:
+        raise ValueError(
+            f"selection has {cells} cells but structure has {structure.inner.num_cells}"
+        )
     if blocks.device != query.device:
         raise ValueError(f"selection is on {blocks.device} but query is on {query.device}")
 

@@ -14,6 +14,7 @@ from ndgpa.attention.far_chunked import chunked as far_chunked
 from ndgpa.attention.far_field import FAR, FarBackend, literal
 from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
+from ndgpa.attention.token_merge import formula as merged_with_tokens, merge_tokens
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
@@ -46,6 +47,11 @@ def pick_far(far: str, name: str | None) -> FarBackend:
             "field in kernels on a GPU"
         )
     return FAR_BACKENDS["reference" if name == "reference" else "torch"]
+
+
+def pick_token_merge(name: str | None) -> Backend:
+    """How sites read special tokens beside a backend of that name."""
+    return merged_with_tokens if name == "reference" else merge_tokens
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

@@ -113,7 +113,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
-    sites: Tensor | None,
+    sites: Tensor | None,  # that are read of each block, in the numbers of this rank
     far: str | None,
     backend: str | None,
     after: Tensor,
@@ -130,7 +130,7 @@ def _attend(
         replace(problem, query=query, key=key),
         value,
         selection,
-        sites,
+        lambda _: sites,
         far,
         backend,
         partial(_far_keys_of_all, read=table, after=after),

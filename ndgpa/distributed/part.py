@@ -32,8 +32,10 @@ def shard(
 
     Raises:
         TypeError, ValueError: The mesh has several dimensions, or an argument is of a wrong type.
+        NotImplementedError: The space has special tokens.
     """
     check_structure("structure", structure)
+    _check_no_tokens(structure)
     check_mesh(mesh)
     return Part(lay_out(structure, mesh.size(), placement), mesh.get_local_rank(), mesh)
 
@@ -168,6 +170,14 @@ class Part(SpatialStructure):
         own = torch.full((self.whole.num_sites,), -2, device=sites.device)
         own[self.sites] = torch.arange(self.num_sites, device=sites.device)
         return lookup(own[:, None], sites)[..., 0]
+
+
+def _check_no_tokens(structure: SpatialStructure) -> None:
+    if structure.inner is not structure:
+        raise NotImplementedError(
+            f"{structure!r} has special tokens, which are not shared out; shard the space without "
+            "them"
+        )
 
 
 def check_mesh(mesh: Any) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ndgpa.problem import Affinity, Problem
 from ndgpa.selection import Rule
 from ndgpa.structures import Sampling, SpatialStructure, visible
 from ndgpa.structures.tables import lookup
+from ndgpa.structures.tokens import between_tokens, without_tokens
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,13 @@ class GPA:
             key_mask=key_mask,
             query_mask=query_mask,
         )
+        own, sites = problem.structure, problem.without_tokens
+        value = without_tokens(problem.key_structure, value)
         with without_autocast(query):
-            branch = coarse_attention(problem, value, self.coarse_sizes).to(out.dtype)
-        gate = None if gate is None else gate.to(out.dtype)
-        return add_by_block(out, branch, problem.structure, gate)
+            branch = coarse_attention(sites, value, self.coarse_sizes).to(out.dtype)
+        gate = None if gate is None else without_tokens(own, gate.to(out.dtype))
+        added = add_by_block(without_tokens(own, out), branch, sites.structure, gate)
+        return between_tokens(own, out, added)
 
     def mask(
         self,
@@ -125,19 +130,23 @@ class GPA:
             affinity=self.affinity,
             causal=self.causal,
         )
-        keys = key_structure.to(query.device)
+        own, keys = structure.inner, key_structure.inner.to(query.device)
         read = keys.blocks if self.read is None else self.read.sites(keys)
         sites = lookup(read, selection.blocks).flatten(0, 1).flatten(-2)  # (groups, C, y)
         reads = torch.zeros(
-            *sites.shape[:2], key_structure.num_sites + 1, dtype=torch.bool, device=sites.device
+            *sites.shape[:2], keys.num_sites + 1, dtype=torch.bool, device=sites.device
         )
         reads = reads.scatter_(2, sites % reads.shape[2], value=True)[:, :, :-1]  # -1 is the last
-        mask = reads[:, structure.cell_of_site] | (self.coarse is not None)
+        mask = reads[:, own.cell_of_site] | (self.coarse is not None)
+        if self.far is not None:
+            mask = mask | far_mask(self.far, own, keys, read, self.causal)
+        mask = F.pad(
+            mask,
+            (key_structure.prefix, key_structure.suffix, structure.prefix, structure.suffix),
+            value=True,
+        )
         seen = visible(structure, key_structure, self.causal)
-        mask = mask if seen is None else mask & seen
-        if self.far is None:
-            return mask
-        return mask | far_mask(self.far, structure, keys, read, self.causal)
+        return mask if seen is None else mask & seen
 
 
 def _check_features_given(who: str, query: Any, key: Any) -> tuple[Tensor, Tensor]:

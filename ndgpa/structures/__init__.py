@@ -8,6 +8,7 @@ from ndgpa.structures.grid import Grid, Image, Sequence, Video
 from ndgpa.structures.points import PointCloud
 from ndgpa.structures.sampling import Halo, Jittered, Sampling, Strided
 from ndgpa.structures.tables import cached
+from ndgpa.structures.tokens import with_tokens
 from ndgpa.structures.visible import visible
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "cached",
     "disjoint",
     "visible",
+    "with_tokens",
 ]

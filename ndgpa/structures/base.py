@@ -98,6 +98,23 @@ class SpatialStructure(KeepsCopies):
         """
         return None
 
+    # Special tokens
+
+    @property
+    def inner(self) -> "SpatialStructure":
+        """The space without its special tokens; this one where there are none."""
+        return self
+
+    @property
+    def prefix(self) -> int:
+        """How many special tokens come before the sites of `inner`."""
+        return 0
+
+    @property
+    def suffix(self) -> int:
+        """How many special tokens come after the sites of `inner`."""
+        return 0
+
     # Sizes
 
     @cached

@@ -24,6 +24,7 @@ def disjoint(structures: Sequence[SpatialStructure]) -> Clusters:
     Raises:
         ValueError: There is none, they are on different devices, or only some have a time.
         TypeError: An entry is no structure.
+        NotImplementedError: A structure has special tokens.
     """
     structures = list(structures)
     _check_structures(structures)
@@ -57,6 +58,10 @@ def _check_structures(structures: Sequence[Any]) -> None:
         raise ValueError("disjoint got no structures; it needs at least one")
     for place, structure in enumerate(structures):
         check_structure(f"structure {place}", structure)
+        if structure.inner is not structure:
+            raise NotImplementedError(
+                f"structure {place} has special tokens; spaces with tokens cannot be batched as one"
+            )
     if len({structure.device for structure in structures}) > 1:
         devices = arguments.listed(structure.device for structure in structures)
         raise ValueError(f"the structures are on different devices: {devices}")

@@ -16,6 +16,7 @@ be tested, and run pytest:
 | `RuleContract`      | a `Rule`              | `rules(problem)`: a strategy that draws some      |
 | `CausalContract`    | a rule, causal        | the same `rules(problem)`                         |
 | `BackendContract`   | a backend of `attend` | `backend`: its name in `ndgpa.attention.BACKENDS` |
+| `TokensContract`    | a backend, tokens     | the same `backend`                                |
 | `OperatorContract`  | an operator           | `operator(heads, width)`: makes one               |
 
 `draw` has the strategies that the contracts draw from (structures, problems, selections), `oracle`
@@ -29,7 +30,10 @@ package is imported, for example in `conftest.py`.
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{file}" for file in ("structure", "rule", "causal", "backend", "operator"))
+    *(
+        f"{__name__}.{file}"
+        for file in ("structure", "rule", "causal", "backend", "operator", "tokens")
+    )
 )
 
 from ndgpa.testing import draw, oracle  # noqa: E402
@@ -38,6 +42,7 @@ from ndgpa.testing.causal import CausalContract  # noqa: E402
 from ndgpa.testing.operator import OperatorContract  # noqa: E402
 from ndgpa.testing.rule import RuleContract  # noqa: E402
 from ndgpa.testing.structure import StructureContract  # noqa: E402
+from ndgpa.testing.tokens import TokensContract  # noqa: E402
 
 __all__ = [
     "BackendContract",
@@ -45,6 +50,7 @@ __all__ = [
     "OperatorContract",
     "RuleContract",
     "StructureContract",
+    "TokensContract",
     "draw",
     "oracle",
 ]

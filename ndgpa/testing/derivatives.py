@@ -49,8 +49,8 @@ def derivatives(
 
 
 def everything(problem: draw.Problem) -> ndgpa.Selection:
-    blocks = torch.arange(problem.key_structure.num_blocks, dtype=torch.int32)
-    shape = (problem.query.shape[0], 1, problem.structure.num_cells, len(blocks))
+    blocks = torch.arange(problem.key_structure.inner.num_blocks, dtype=torch.int32)
+    shape = (problem.query.shape[0], 1, problem.structure.inner.num_cells, len(blocks))
     return ndgpa.Selection(blocks.expand(shape))
 
 

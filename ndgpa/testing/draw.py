@@ -1,9 +1,8 @@
 """Strategies for structures, calls and selections: hypothesis draws sizes and a seed, torch values.
 
-A test of your own that is to hold for any call:
-
+Example:
     @draw.data
-    def test_something(self, data):
+    def test_it_holds_for_any_call(self, data):
         problem = data.draw(draw.problems(masked=True))
         out = ndgpa.gpa(*problem.inputs, problem.structure, 2, **problem.options)
 """
@@ -84,6 +83,18 @@ def anything(draw: Any, x: Tensor) -> Tensor:
 
 def structures(time: bool | None = None) -> st.SearchStrategy[ndgpa.SpatialStructure]:
     return st.one_of(grids(time=time), clusters(time=time))
+
+
+@st.composite
+def with_tokens(draw: Any, time: bool | None = None) -> ndgpa.SpatialStructure:
+    """Spaces with special tokens on either side or on none; some with times of their own."""
+    inner = draw(structures(time=time))
+    prefix, suffix = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    times = None
+    if inner.time is not None and draw(st.booleans()):
+        generator = seeded(draw(st.integers(0, 2**20)))
+        times = torch.randint(-6, 6, (prefix + suffix,), generator=generator)
+    return ndgpa.with_tokens(inner, prefix, suffix, time=times)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -186,8 +197,8 @@ def selections(draw: Any, problem: Problem, bias: bool | None = None) -> ndgpa.S
     heads = draw(st.sampled_from(sorted({1, key_heads, heads})))
     width = draw(st.integers(0, 4))
     generator = seeded(draw(st.integers(0, 2**20)))
-    shape = (batch, heads, problem.structure.num_cells, width)
-    blocks = torch.randint(-1, problem.key_structure.num_blocks, shape, generator=generator)
+    shape = (batch, heads, problem.structure.inner.num_cells, width)
+    blocks = torch.randint(-1, problem.key_structure.inner.num_blocks, shape, generator=generator)
     added = None
     if draw(st.booleans()) if bias is None else bias:
         added = torch.randn(shape, generator=generator, dtype=torch.float64).to(problem.query.dtype)

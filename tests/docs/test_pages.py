@@ -1,0 +1,31 @@
+"""Every example on every page runs as it stands, and every link leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.pages import PAGES, examples
+
+ELSEWHERE = "docs/extending.md"  # its examples are tests themselves
+EXAMPLES = [
+    pytest.param(page, code, id=f"{name}: {title}")
+    for name, page in PAGES.items()
+    if not name.startswith(ELSEWHERE)
+    for title, code in examples(page).items()
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*non-interactive")
+@pytest.mark.parametrize(("page", "code"), EXAMPLES)
+def test_it_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_its_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http|#)([^)#\s]+)[^)]*\)", page.read_text()):
+        assert (page.parent / link).exists(), link
