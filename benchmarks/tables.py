@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs (graphs, far_field, distributed) from the committed result files.
+"""Write the tables of the README and of docs from the committed result files.
 
 python benchmarks/tables.py
 """

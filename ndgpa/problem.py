@@ -147,15 +147,6 @@ class Problem:
         return list(counts) if len(set(counts.values())) == 1 else keys
 
 
-def check_has_keys(who: str, problem: Problem) -> None:
-    """Refuse a problem of which the means of the keys are known, but not the keys."""
-    if problem.key.shape[2] != problem.key_structure.num_sites:
-        raise NotImplementedError(
-            f"{who} looks at every key, but only the means of the blocks are at hand: keys are on "
-            "other ranks"
-        )
-
-
 def dot_form(
     key: Float[Tensor, "*batch n_k d"], affinity: str, scale: float
 ) -> tuple[Float[Tensor, "*batch n_k"] | None, float]:

@@ -1,6 +1,5 @@
 """`gpa` over many ranks: each holds a run of cells, and fetches the foreign blocks they select."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -84,7 +83,7 @@ def gpa(
             for name, x, own in (("query", query, part), ("key", key, keys), ("value", value, keys))
         )
         rule = as_rule(rule)
-        check_same_ranks(part, keys)
+        _check_same_ranks(part, keys)
         problem = Problem.of(
             query,
             key,
@@ -99,7 +98,9 @@ def gpa(
         )
         check_read(read)
         check_backend(backend, far, query, value)
-        sites = None if read is None else _own_sites(read, problem.key_structure)
+        sites = None
+        if read is not None:
+            sites = keys.to(query.device).stand_in.sites_read_by(read)
     call, sizes = _said(problem, value, rule, read, far), _sizes(problem, value)
     after = agree(call, sizes, _on_device(query), part.group_name)
     problem, value = _stood_in(problem, value)
@@ -204,27 +205,19 @@ def _parts(
     structure: Any, key_structure: Any, mesh: DeviceMesh | None, placement: Placement | None
 ) -> tuple[Part, Part]:
     """The parts of queries and keys, sharded here if they are whole."""
-    make: Callable[[Any], Any] = lambda space: space  # noqa: E731
     if mesh is not None:
-        make = partial(shard, mesh=mesh, placement=placement)
+        is_one = key_structure is None or key_structure is structure
+        structure = shard(structure, mesh, placement)
+        key_structure = structure if is_one else shard(key_structure, mesh, placement)
     elif placement is not None:
         raise ValueError("placement needs mesh; a part has its placement from shard")
-    part = make(structure)
-    keys = part if key_structure in (None, structure) else make(key_structure)
-    check_part("structure", part)
+    keys = structure if key_structure is None else key_structure
+    check_part("structure", structure)
     check_part("key_structure", keys)
-    return part, keys
+    return structure, keys
 
 
-def _own_sites(read: Sampling, keys: Any) -> Tensor:
-    """The sites that are read of each block of this rank, in its own numbers."""
-    sites = keys.stand_in.numbers_of(read.sites(keys.whole)[keys.stand_in.block_ids])
-    if bool((sites == -2).any()):
-        raise NotImplementedError(f"{read} reads sites of other blocks, which are on other ranks")
-    return sites
-
-
-def check_same_ranks(part: Part, keys: Part) -> None:
+def _check_same_ranks(part: Part, keys: Part) -> None:
     if part.group_name != keys.group_name:
         raise ValueError(f"structure is sharded over {part.mesh}, key_structure over {keys.mesh}")
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ndgpa.distributed.layout import Layout, lay_out
 from ndgpa.distributed.placement import Placement
-from ndgpa.structures import SpatialStructure
+from ndgpa.structures import Sampling, SpatialStructure
 from ndgpa.structures.base import MakeTable, check_structure
 from ndgpa.structures.tables import cached, lookup
 
@@ -44,7 +44,15 @@ class Part(SpatialStructure):
     """The cells of one rank, their blocks and their sites, numbered from 0 cell after cell.
 
     As a structure it is the space of this rank's queries, or of this rank's keys. What it says of
-    blocks of other ranks (`kept_with`) comes from the whole, row by row.
+    blocks of other ranks (`kept_with`) comes from the whole, row by row. `ndgpa.gpa` takes it for a
+    space of its own, that is, attends within it; `ndgpa.distributed.gpa` attends to the whole.
+
+    Attributes:
+        layout: Which rank holds what.
+        rank: Whose part it is.
+        mesh: The ranks.
+        sites: (n,), the sites of the whole that this rank holds, in the order of the part.
+        cell_ids, block_ids: Its cells and blocks in the whole.
     """
 
     def __init__(self, layout: Layout, rank: int, mesh: DeviceMesh) -> None:
@@ -144,6 +152,8 @@ class Part(SpatialStructure):
 
     def kept_with(self, other: SpatialStructure, name: Hashable, make: MakeTable) -> Tensor:
         """Take this part's rows of a table that the whole makes, one row for each cell."""
+        if other is self:
+            return super().kept_with(other, name, make)
         return self.whole.kept_with(other, name, make)[self.cell_ids]
 
     # Sites in order of cells: what is even lies as it is wanted already
@@ -165,7 +175,24 @@ class Part(SpatialStructure):
         """Take this rank's sites of features of the whole."""
         return x.index_select(-2, self.sites.to(x.device))
 
-    def numbers_of(self, sites: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    def sites_read_by(self, read: Sampling) -> Int[Tensor, "B S"]:
+        """List the sites that are read of each block of this rank, in its own numbers.
+
+        Raises:
+            NotImplementedError: Some of them are of other ranks.
+        """
+
+        def make(own: SpatialStructure, _: SpatialStructure) -> Tensor:
+            return self._numbers_of(read.sites(self.whole)[self.block_ids])
+
+        sites = self.kept_with(self, ("read", repr(read)), make)
+        if not torch.compiler.is_compiling() and bool((sites == -2).any()):
+            raise NotImplementedError(
+                f"{read} reads sites of other blocks, which may be on other ranks"
+            )
+        return sites
+
+    def _numbers_of(self, sites: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Number sites of the whole as those of the part; -2 for one of another rank."""
         own = torch.full((self.whole.num_sites,), -2, device=sites.device)
         own[self.sites] = torch.arange(self.num_sites, device=sites.device)

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa.problem import Problem, Selection, check_has_keys
+from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
+from ndgpa.selection.coarse import check_has_keys
 from ndgpa.selection.ranking import ranked
 from ndgpa.selection.slots import ascending
 

@@ -69,3 +69,12 @@ def by_cell(
     weight = coarse.weight[:, cells].masked_fill(empty, 0)
     query = coarse.query[:, :, cells].masked_fill(empty[..., None], 0)
     return query, weight.to(query.dtype)
+
+
+def check_has_keys(who: str, problem: Problem) -> None:
+    """Refuse a problem of which the means of the keys are known, but not the keys."""
+    if problem.key.shape[2] != problem.key_structure.num_sites:
+        raise NotImplementedError(
+            f"{who} looks at every key, but only the means of the blocks are at hand: keys are on "
+            "other ranks"
+        )

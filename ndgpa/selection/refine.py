@@ -12,9 +12,9 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa._flops import attention, count_products
 from ndgpa._ops import fold_into_batch
-from ndgpa.problem import Problem, Selection, check_has_keys, dot_form, hide_keys
+from ndgpa.problem import Problem, Selection, dot_form, hide_keys
 from ndgpa.selection.base import Rule, check_rules, once
-from ndgpa.selection.coarse import by_cell, coarse_level
+from ndgpa.selection.coarse import by_cell, check_has_keys, coarse_level
 from ndgpa.selection.slots import visible
 
 By = Literal["keys", "queries"]

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -206,9 +207,9 @@ def foretold_and_sent(call: Call) -> tuple[int, int]:
 # Wrong calls
 
 
-def call_with(call: Call, **of_rank_1: Any) -> str:
+def call_with(call: Call, mesh: DeviceMesh | None = None, **of_rank_1: Any) -> str:
     """Make a call that differs on rank 1; what it raised."""
-    mesh = context()
+    mesh = context() if mesh is None else mesh
     xs, _ = call.inputs()
     part, _ = call.parts(mesh)
     given: dict[str, Any] = {"rule": call.rule, "width": 8, "sites": part.num_sites}
@@ -216,11 +217,7 @@ def call_with(call: Call, **of_rank_1: Any) -> str:
         given |= of_rank_1
     rule, width, sites = (given.pop(name) for name in ("rule", "width", "sites"))
     own = [part.take(x.detach())[:, :, :sites, :width] for x in xs]
-    try:
-        ndgpa.distributed.gpa(*own, part, rule, **given)
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    return _error_of(lambda: ndgpa.distributed.gpa(*own, part, rule, **given))
 
 
 def one_dies(call: Call) -> str:
@@ -230,12 +227,32 @@ def one_dies(call: Call) -> str:
     return call_with(call)
 
 
-def one_sleeps(call: Call, seconds: float) -> str:
-    """Rank 1 does not make the call."""
+def one_sleeps(call: Call, timeout_s: float) -> tuple[str, float]:
+    """Rank 1 does not make the call in time; what it raised on the other, and after how long."""
+    group = dist.new_group(timeout=timedelta(seconds=timeout_s))
+    mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("context",))
+    dist.barrier()
+    start = time.monotonic()
     if dist.get_rank() == 1:
-        time.sleep(seconds)
-        return "slept"
-    return call_with(call)
+        time.sleep(timeout_s + 1)
+        return "slept", time.monotonic() - start
+    return call_with(call, mesh), time.monotonic() - start
+
+
+def parts_of_two_meshes(call: Call) -> str:
+    """Queries are sharded over one dimension of a mesh, keys over another."""
+    mesh = _two_by_half("data", "context")
+    part, keys = (ndgpa.distributed.shard(call.space, mesh[name]) for name in ("context", "data"))
+    x = torch.zeros(1, 1, part.num_sites, 4)
+    return _error_of(lambda: ndgpa.distributed.gpa(x, x, x, part, 3, key_structure=keys))
+
+
+def _error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 # Together with other ways to share work

@@ -102,6 +102,7 @@ def _four() -> Jobs:
         "FSDP2": (jobs.fully_sharded, ()),
         "heads and context": (jobs.heads_and_context, ()),
     }
+    found["two meshes"] = (jobs.parts_of_two_meshes, (SIMPLE,))
     for name, options in WRONG.items():
         found[name] = (_wrong, (SIMPLE, options))
     return found
@@ -186,6 +187,10 @@ def test_a_refused_argument_is_told_to_the_others(of_four: list[dict[str, Any]])
     assert all("RuntimeError: rank 1 has refused the arguments" in text for text in others)
 
 
+def test_parts_of_different_meshes_are_refused(of_four: list[dict[str, Any]]) -> None:
+    assert all("ValueError: structure is sharded over" in x["two meshes"] for x in of_four)
+
+
 def test_a_rank_that_died_ends_in_an_error() -> None:
     alive, dead = world(2, jobs.one_dies, SIMPLE, timeout_s=20)
     assert dead == "Died"
@@ -193,8 +198,9 @@ def test_a_rank_that_died_ends_in_an_error() -> None:
 
 
 def test_a_rank_that_does_not_call_ends_in_an_error_within_the_timeout() -> None:
-    waiting, _ = world(2, jobs.one_sleeps, SIMPLE, 4.0, timeout_s=2)
+    (waiting, seconds), _ = world(2, jobs.one_sleeps, SIMPLE, 2.0)
     assert "RuntimeError: rank 0 of 2 waited in vain for another rank" in waiting
+    assert seconds < 20
 
 
 @pytest.mark.slow
