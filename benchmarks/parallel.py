@@ -20,7 +20,8 @@ bytes of query, key, value and output of the whole.
 `parallel_simulated`: seconds of one forward at 512x512, 16 heads of 64 channels in bfloat16, on the
 cluster that the file names. Ring attention attends to everything; `gather` is GPA after gathering K
 and V; Ulysses is GPA with the heads shared out, so it ends at as many ranks as heads. Where a rank
-computes and sends at once the larger counts, and of the ranks the slowest.
+computes and sends at once the larger counts, and of the ranks the slowest; every head selects as
+the one that was measured. `*_bytes`: sent by all ranks.
 """
 
 import argparse
@@ -227,7 +228,7 @@ def times(blocks: Tensor, layout: Layout, cluster: Cluster, heads: int) -> dict[
     fine = 4 * heads * sites * read * CHANNELS / cluster.flops
     moved = heads * torch.maximum(told.units.sum(dim=0), told.units.sum(dim=1)) * told.unit_bytes
     means = heads * told.means_bytes / cluster.bytes_per_s
-    foreign = min(1.0, float(told.units.sum()) / max(1, blocks.numel()))
+    foreign = share_foreign(blocks, layout)
     wire = float(moved.max()) / cluster.bytes_per_s + 2 * cluster.latency_s
     gpa = cluster.latency_s + means + coarse + max(wire, (1 - foreign) * fine) + foreign * fine
     rows = heads * sites * CHANNELS * number / cluster.bytes_per_s  # one tensor of a rank
@@ -249,6 +250,16 @@ def times(blocks: Tensor, layout: Layout, cluster: Cluster, heads: int) -> dict[
         else 4.0 * heads * image.num_sites * CHANNELS * number * (ranks - 1) / ranks,
         "ring_bytes": 2.0 * heads * (ranks - 1) * image.num_sites * CHANNELS * number,
     }
+
+
+def share_foreign(blocks: Tensor, layout: Layout) -> float:
+    """The share of slots that name a block of another rank, on the rank with the most."""
+    shares = []
+    for rank in range(layout.ranks):
+        own = blocks[:, :, layout.cells_of(rank)]
+        own = own[own >= 0].long()
+        shares.append(float((layout.rank_of_block[own] != rank).double().mean()))
+    return max(shares)
 
 
 def plot(rows: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:

@@ -126,6 +126,9 @@ def foretell(
 ) -> Foretold:
     """Foretell what the forward of `gpa` sends, from what the cells of the whole select.
 
+    Without a key mask, a bias or a far field, which send some numbers for each site or block more,
+    and without requests.
+
     Args:
         blocks: The selection of the whole, ids of key blocks, -1 for an empty slot.
         layout, key_layout: From `lay_out`; None as `key_layout` means the same.

@@ -28,7 +28,8 @@ def _graph() -> ndgpa.SpatialStructure:
 
 
 GRAPH = _graph()
-WIDE, EXACT = 1e-6, 1e-10
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 0.1}
+WIDE, EXACT = LIMITS[torch.float32], LIMITS[torch.float64]
 
 CALLS = {
     "a sequence, causal": Call(SEQUENCE, 3, options={"causal": True}),
@@ -71,6 +72,7 @@ CALLS = {
     "float32, an image": Call(IMAGE, 3, dtype=torch.float32),
     "float32, a video": Call(VIDEO, 3, dtype=torch.float32),
     "float32, a graph": Call(GRAPH, 3, dtype=torch.float32),
+    "bfloat16, an image": Call(IMAGE, 3, dtype=torch.bfloat16),
 }
 SIMPLE = CALLS["an image"]
 WRONG: dict[str, dict[str, Any]] = {
@@ -131,7 +133,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_it_computes_what_one_process_does(found: list[dict[str, Any]], name: str) -> None:
-    limit = WIDE if CALLS[name].dtype == torch.float32 else EXACT
+    limit = LIMITS[CALLS[name].dtype]
     errors = [answer[name] for answer in found]
     assert all(isinstance(error, float) and error < limit for error in errors), errors
 
