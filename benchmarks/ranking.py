@@ -13,8 +13,8 @@ entries: budget 304 entries of the affinity matrix a query, what GPA(12) compute
 time: budget the processor time of GPA(12) forward and backward, in the same run.
 Columns: `setting`; `entries/query`; `error_K` relative error of the outputs (root mean square)
 where K keys share the attention; `time/GPA` forward and backward over that of GPA(12);
-`memory/tensors` the most that torch's allocator held in forward and backward over the bytes of query, key, value and
-output.
+`memory/tensors` the most that torch's allocator held in forward and backward over the bytes of query,
+key, value and output.
 
 learning: a layer learns to copy from afar. 16x16 sites hold a random texture, which the context
 holds moved by an unknown, fixed number of rows and columns; the layer sees, of every site, its own
