@@ -162,7 +162,8 @@ class Exchange:
         """Begin to send what the other ranks asked for, of all units of this rank."""
         rows = pick(units, self.asked, self.sent)
         move = (self.asked, self.block, self.sent, self.received, self.group, False)
-        wait = torch.compiler.is_compiling()
+        # Neither a compiled graph nor a search for NaN leaves alone what has not arrived.
+        wait = torch.compiler.is_compiling() or torch.is_anomaly_enabled()
         return Sent(launch(rows, *move, wait), (*move, wait))
 
 

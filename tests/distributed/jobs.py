@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ndgpa
 import ndgpa.distributed
-from ndgpa.distributed import Part, Placement
+from ndgpa.distributed import Part, Placement, collectives
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,29 @@ class Model(torch.nn.Module):
     def forward(self, x: Tensor, space: ndgpa.SpatialStructure) -> Tensor:
         x = self.first(x)
         return self.last(x + self.attention(x, space))
+
+
+def late_rows(seconds: float) -> tuple[float, float, bool]:
+    """Rank 1 sends late: when `launch` and `land` returned here, and whether rows are right.
+
+    Gradients, too, are looked at.
+    """
+    group, rank = context().get_group().group_name, dist.get_rank()
+    rows = torch.arange(6.0).view(3, 2).add(10 * rank).requires_grad_()
+    counts = torch.tensor([0, 3] if rank == 0 else [3, 0])
+    move = (torch.empty(3), torch.empty(3), counts, counts, group, False, False)
+    collectives.land(collectives.launch(rows, *move), *move)  # what only the first time takes
+    dist.barrier()
+    start = time.monotonic()
+    if rank == 1:
+        time.sleep(seconds)
+    pending = collectives.launch(rows, *move)
+    launched = time.monotonic() - start
+    out = collectives.land(pending, *move)
+    landed = time.monotonic() - start
+    (gradient,) = torch.autograd.grad(out, rows, torch.full_like(out, rank + 1.0))
+    right = torch.equal(out, rows.detach() + (10 if rank == 0 else -10))
+    return launched, landed, right and bool((gradient == 2.0 - rank).all())
 
 
 def _two_by_half(*names: str) -> DeviceMesh:

@@ -193,6 +193,13 @@ def test_parts_of_different_meshes_are_refused(of_four: list[dict[str, Any]]) ->
     assert all("ValueError: structure is sharded over" in x["two meshes"] for x in of_four)
 
 
+def test_rows_travel_while_other_work_is_done() -> None:
+    (launched, landed, right), (*_, also) = world(2, jobs.late_rows, 2.0)
+    assert launched < 1.5 < landed
+    assert right
+    assert also
+
+
 def test_a_rank_that_died_ends_in_an_error() -> None:
     alive, dead = world(2, jobs.one_dies, SIMPLE, timeout_s=20)
     assert dead == "Died"
