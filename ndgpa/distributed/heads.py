@@ -1,9 +1,10 @@
 """Head sharding (Ulysses): all sites and some heads, in place of some sites and all heads."""
 
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from ndgpa.distributed.part import check_mesh
 
@@ -24,7 +25,8 @@ def sites_to_heads(x: Float[Tensor, "b h m d"], mesh: DeviceMesh) -> Float[Tenso
         ValueError: The heads do not divide among the ranks.
     """
     _check_heads(x, mesh)
-    return _moved(x, mesh, 2, 1)
+    pieces = rearrange(x, "b (u g) m d -> u b g m d", u=mesh.size())
+    return rearrange(_exchanged(pieces, mesh), "u b g m d -> b g (u m) d")
 
 
 def heads_to_sites(x: Float[Tensor, "b g n d"], mesh: DeviceMesh) -> Float[Tensor, "b h m d"]:
@@ -36,14 +38,14 @@ def heads_to_sites(x: Float[Tensor, "b g n d"], mesh: DeviceMesh) -> Float[Tenso
     check_mesh(mesh)
     if x.shape[2] % mesh.size():
         raise ValueError(f"{x.shape[2]} sites do not divide among {mesh.size()} ranks")
-    return _moved(x, mesh, 1, 2)
+    pieces = rearrange(x, "b g (u m) d -> u b g m d", u=mesh.size())
+    return rearrange(_exchanged(pieces, mesh), "u b g m d -> b (u g) m d")
 
 
-def _moved(x: Tensor, mesh: DeviceMesh, before: int, after: int) -> Tensor:
-    placed = DTensor.from_local(x, mesh, [Shard(before)], run_check=False)
-    moved = placed.redistribute(placements=[Shard(after)])
-    assert isinstance(moved, DTensor)
-    return moved.to_local()
+def _exchanged(pieces: Float[Tensor, "ranks *shape"], mesh: DeviceMesh) -> Tensor:
+    """Send the i-th piece to rank i, and return those that came, by rank."""
+    group = mesh.get_group()
+    return all_to_all_single_autograd(pieces.contiguous(), None, None, group)
 
 
 def _check_heads(x: Tensor, mesh: DeviceMesh) -> None:
