@@ -11,7 +11,7 @@ from ndgpa import distributed
 from ndgpa.structures import Strided
 from tests.distributed import jobs
 from tests.distributed.jobs import Call
-from tests.distributed.world import world
+from tests.distributed.world import world, world_once
 
 SEQUENCE = ndgpa.Sequence(250, 8, 3)
 RAGGED = ndgpa.Image((15, 22), 4, 2)
@@ -115,13 +115,13 @@ def _wrong(call: Call, options: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def of_two() -> list[dict[str, Any]]:
-    return world(2, jobs.everything, _both())
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return world_once(tmp_path_factory, "of_two", 2, jobs.everything, _both())
 
 
 @pytest.fixture(scope="module")
-def of_four() -> list[dict[str, Any]]:
-    return world(4, jobs.everything, _both() | _four())
+def of_four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return world_once(tmp_path_factory, "of_four", 4, jobs.everything, _both() | _four())
 
 
 @pytest.fixture(scope="module", params=["of_two", "of_four"])

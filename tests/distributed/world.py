@@ -4,6 +4,8 @@ One server imports torch once and forks the processes of every world from there.
 """
 
 import multiprocessing
+import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 TIMEOUT_S = 60.0
 
@@ -43,6 +47,20 @@ def world(
             process.join(1)  # it has answered
             if process.is_alive():
                 process.kill()
+    return found
+
+
+def world_once(
+    factory: pytest.TempPathFactory, name: str, ranks: int, job: Callable[..., Any], *args: Any
+) -> list[Any]:
+    """As `world`, once for all workers of pytest-xdist, which share a folder."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return world(ranks, job, *args)
+    path = factory.getbasetemp().parent / f"{name}.pickle"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            path.write_bytes(pickle.dumps(world(ranks, job, *args)))
+        found: list[Any] = pickle.loads(path.read_bytes())
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from examples.video.parallel.data import Film
 from examples.video.parallel.train import Options, train
 from tests.distributed.jobs import everything
-from tests.distributed.world import world
+from tests.distributed.world import world_once
 
 SMALL = Options(frames=4, side=16, steps=6, save_every=3)
 
@@ -19,7 +19,9 @@ SMALL = Options(frames=4, side=16, steps=6, save_every=3)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("runs")
     whole, halves = (replace(SMALL, out=folder / name) for name in ("whole", "halves"))
-    return world(
+    return world_once(
+        tmp_path_factory,
+        "runs",
         2,
         everything,
         {
