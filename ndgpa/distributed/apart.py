@@ -67,7 +67,7 @@ class Apart:
         options = {"scale": scale, "causal": causal}
         exchange = _plan(blocks, key_heads, key_structure, self.after)
         units = partial(_units, keys=key_structure, key_sites=key_sites)
-        rows = exchange.send(torch.cat([units(key), units(value)], dim=1))
+        rows = exchange.send(units(key), units(value))
         bias = None if key_bias is None else exchange.send(units(key_bias[..., None]))
         own = _only(own_blocks(blocks, key_structure), selection.bias)
         near, near_lse = self.run(

@@ -158,9 +158,13 @@ class Exchange:
     received: Int[Tensor, " ranks"]
     group: str
 
-    def send(self, units: Float[Tensor, "u w"]) -> "Sent":
-        """Begin to send what the other ranks asked for, of all units of this rank."""
-        rows = pick(units, self.asked, self.sent)
+    def send(self, *units: Float[Tensor, "u _"]) -> "Sent":
+        """Begin to send what the other ranks asked for, of all units of this rank.
+
+        Args:
+            units: What is sent of each unit; one row is made of it.
+        """
+        rows = torch.cat([pick(x, self.asked, self.sent) for x in units], dim=1)
         move = (self.asked, self.block, self.sent, self.received, self.group, False)
         # Neither a compiled graph nor a search for NaN leaves alone what has not arrived.
         wait = torch.compiler.is_compiling() or torch.is_anomaly_enabled()
