@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs (graphs, far_field) from the committed result files.
+"""Write the tables of the README and of docs from the committed result files.
 
 python benchmarks/tables.py
 """
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MORPHING = ROOT / "examples/images/pose_morphing/results/shipped/evaluation.json"
 GRAPHS = ROOT / "examples/graphs/results"
+PARALLEL = ("bytes", "real", "simulated")
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def main() -> None:
     fill(ROOT / "docs" / "integrations" / "transformers.md", models)
     memory = {"diffusers_memory": plain(RESULTS / "diffusers_memory.md")}
     fill(ROOT / "docs" / "integrations" / "diffusers.md", memory)
+    parallel = {f"parallel_{k}": plain(RESULTS / f"parallel_{k}.md") for k in PARALLEL}
+    fill(ROOT / "docs" / "distributed.md", parallel)
 
 
 def plain(path: Path) -> str:

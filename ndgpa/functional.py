@@ -1,5 +1,6 @@
 """The public call: checks, then the three questions one after another."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -7,8 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far, pick_tokens, skips_hidden_keys
-from ndgpa.attention.far_field import Far, FarField, Tangents
+from ndgpa.attention import (
+    Backend,
+    BackendName,
+    pick,
+    pick_far,
+    pick_tokens,
+    skips_hidden_keys,
+)
+from ndgpa.attention.far_field import Far, FarField, FarKeys, Tangents, bundles_of, far_keys
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
     Affinity,
@@ -86,8 +94,8 @@ def gpa(
         query_mask=query_mask,
         value=value,
     )
-    _check_read(read)
-    _check_backend(backend, far, query, value)
+    check_read(read)
+    check_backend(backend, far, query, value)
     return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
 
 
@@ -207,8 +215,8 @@ def attend(
         value=value,
     )
     check_selection(selection, query, key, structure)
-    _check_read(read)
-    _check_backend(backend, far, query, value)
+    check_read(read)
+    check_backend(backend, far, query, value)
     out, lse = _attend(problem, value, selection, read, far, backend)
     return (out, lse) if return_lse else out
 
@@ -234,7 +242,34 @@ def _attend(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
-    run, mask = pick(backend, query, value), problem.key_mask
+    run = pick(backend, query, value)
+    problem = replace(problem, query=query, key=key)
+    return attend_near_and_far(run, problem, value, selection, sites_read_by(read), far, backend)
+
+
+def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor | None]:
+    """Return what lists the sites that are read of each block; None where they are its own."""
+    return lambda keys: None if read is None else read.sites(keys)
+
+
+def attend_near_and_far(
+    run: Backend,
+    problem: Problem,
+    value: Tensor,  # (b, hk, n_k, dv)
+    selection: Selection,
+    sites_of: Callable[[SpatialStructure], Tensor | None],
+    far: Far | Tangents | None,
+    backend: str | None,
+    means_of: Callable[..., FarKeys] = far_keys,
+) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+    """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
+
+    Args:
+        sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
+        backend: The name of the backend, by which that of the far field is picked.
+        means_of: Makes the keys of the far field, as `far_keys` does.
+    """
+    query, key, mask = problem.query, problem.key, problem.key_mask
     with without_autocast(query):
         if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
             unseen = ~mask[:, None, :, None]
@@ -244,8 +279,11 @@ def _attend(
         bias = hide_keys(bias, key, mask)
         tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
-        key_sites = None if read is None else read.sites(sites.key_structure)
-        field = None if far is None else FarField.of(far, sites, site_value, key_sites)
+        key_sites = sites_of(sites.key_structure)
+        field = None
+        if far is not None:
+            keys = means_of(sites, site_value, key_sites, bundles_of(far))
+            field = FarField.of(far, sites, keys)
         out, lse = run(
             sites.query,
             sites.key,
@@ -266,7 +304,7 @@ def _attend(
     return out, lse
 
 
-def _check_backend(
+def check_backend(
     backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
 ) -> None:
     if far is not None:
@@ -274,7 +312,7 @@ def _check_backend(
     pick(backend, query, value)
 
 
-def _check_read(read: Any) -> None:
+def check_read(read: Any) -> None:
     if read is not None and not isinstance(read, Sampling):
         raise TypeError(
             f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"

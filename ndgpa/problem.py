@@ -53,7 +53,7 @@ class Problem:
     query is (batch, heads, n, d), key (batch, key heads, n_k, d); key_mask is (batch, n_k), True
     where a key is seen; query_mask is (batch, n), True where a query takes part in the selection.
     None means all, but in self-attention (one structure) a key that is hidden is no query either.
-    key_means are known means of the key blocks and how many of their sites are seen, as in a cache.
+    key_means are known means of the key blocks and their seen sites; `key` may then be empty.
     """
 
     query: Float[Tensor, "b h n d"]

@@ -11,7 +11,7 @@ FLOORS = (
     ("problem",),
     ("selection", "attention"),
     ("functional",),
-    ("operators", "cache"),
+    ("operators", "cache", "distributed"),
     ("nn", "analysis", "presets"),
     ("__init__",),
     ("integrations", "testing"),

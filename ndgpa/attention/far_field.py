@@ -74,6 +74,12 @@ def as_tangents(far: "Far | Tangents") -> Tangents | None:
     return None if far == "site" else Tangents(far)
 
 
+def bundles_of(far: "Far | Tangents") -> int:
+    """Into how many bundles the blocks are put."""
+    tangents = as_tangents(far)
+    return 1 if tangents is None else tangents.bundles
+
+
 @dataclass(frozen=True)
 class FarKeys:
     """Each key block as one key.
@@ -131,25 +137,15 @@ class FarField:
     keys: FarKeys
 
     @classmethod
-    def of(
-        cls,
-        far: Far | Tangents,
-        problem: Problem,
-        value: Float[Tensor, "b hk n_k dv"],
-        key_sites: Int[Tensor, "B S"] | None = None,
-    ) -> "FarField":
-        """Take the means.
+    def of(cls, far: Far | Tangents, problem: Problem, keys: FarKeys) -> "FarField":
+        """Take the mean queries.
 
         Call it before the near field: then its gradients are computed first, and are not in memory
         together with those of the near field.
-
-        Args:
-            key_sites: The sites that are read where a block is selected; None means the blocks.
         """
         tangents = as_tangents(far)
         queries = _site_queries(problem) if tangents is None else _MEAN[tangents.at](problem)
-        bundles = 1 if tangents is None else tangents.bundles
-        return cls(tangents, problem, queries, far_keys(problem, value, key_sites, bundles))
+        return cls(tangents, problem, queries, keys)
 
     def merge(
         self,
@@ -210,7 +206,11 @@ def far_keys(
     key_sites: Int[Tensor, "B S"] | None = None,
     bundles: int = 1,
 ) -> FarKeys:
-    """Average keys and values over the seen sites that are read of each block, and bundle them."""
+    """Average keys and values over the seen sites that are read of each block, and bundle them.
+
+    Args:
+        key_sites: The sites that are read where a block is selected; None means the blocks.
+    """
     structure, mask, latest = problem.key_structure, problem.key_mask, None
     means = partial(seen_means, structure, seen=mask)
     if key_sites is not None:

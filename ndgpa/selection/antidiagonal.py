@@ -10,6 +10,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule
+from ndgpa.selection.coarse import check_has_keys
 from ndgpa.selection.ranking import ranked
 from ndgpa.selection.slots import ascending
 
@@ -76,6 +77,7 @@ def _check_problem(problem: Problem, stride: int) -> None:
         raise ValueError("Antidiagonal needs affinity='dot' and no key_mask")
     if problem.query_mask is not None:
         raise ValueError("Antidiagonal takes no query_mask")
+    check_has_keys("Antidiagonal", problem)
     for name in ("structure", "key_structure"):
         space = getattr(problem, name)
         if not space.is_even or space.sites_per_block % stride or space.group is not None:

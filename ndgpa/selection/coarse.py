@@ -101,3 +101,12 @@ def weight_by_cell(coarse: Coarse, structure: SpatialStructure) -> Float[Tensor,
     """What the coarse queries of each cell weigh; 0 in the empty places."""
     weight = coarse.weight[:, structure.cells.clamp(min=0)]
     return weight.masked_fill(structure.cells < 0, 0)
+
+
+def check_has_keys(who: str, problem: Problem) -> None:
+    """Refuse a problem of which the means of the keys are known, but not the keys."""
+    if problem.key.shape[2] != problem.key_structure.num_sites:
+        raise NotImplementedError(
+            f"{who} looks at every key, but only the means of the blocks are at hand: keys are on "
+            "other ranks"
+        )

@@ -14,6 +14,7 @@ from ndgpa._flops import attention, count_products
 from ndgpa._ops import fold_into_batch, wide
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.selection.base import Rule, check_rules, once
+from ndgpa.selection.coarse import check_has_keys
 from ndgpa.selection.slots import visible
 from ndgpa.structures.base import SpatialStructure
 
@@ -64,6 +65,7 @@ class Refine(Rule):
             besides = _in_part_past(candidates, problem)
             ranked = candidates.masked_fill(besides, -1)
             room = problem.structure.overlapping(problem.key_structure).shape[1]
+        check_has_keys("Refine", problem)
         query, weight = _parts_of_cells(problem, self.parts)
         key, bias, scale = _parts_of_keys(problem, self.parts)
         scores = second_look(query, key, bias, ranked, weight, scale)

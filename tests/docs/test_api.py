@@ -16,7 +16,16 @@ from tests.docs.pages import ROOT, code, sections
 
 API = {page.stem: sections(page) for page in (ROOT / "docs" / "api").glob("*.md")}
 SHARED = ("spaces", "timm")  # not for users; its library is not installed beside the others
-PACKAGES = ("structures", "selection", "operators", "nn", "presets", "analysis", "testing")
+PACKAGES = (
+    "structures",
+    "selection",
+    "operators",
+    "nn",
+    "presets",
+    "analysis",
+    "distributed",
+    "testing",
+)
 
 
 def public_names() -> dict[str, object]:
@@ -73,6 +82,10 @@ def test_it_has_a_place_in_the_reference(paths: list[str]) -> None:
     (text,) = places
     assert re.search(rf"\b{name}\b", code(text)), "its example does not use it"
     assert (NAMES[paths[0]].__doc__ or "").strip()
+
+
+def _documents(text: str, path: str) -> bool:
+    return re.search(rf"auto(function|class):: {re.escape(path)}\n", text) is not None
 
 
 def test_the_reference_names_nothing_else() -> None:

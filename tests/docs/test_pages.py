@@ -24,7 +24,11 @@ def test_it_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.Monk
         pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+    try:
+        exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)

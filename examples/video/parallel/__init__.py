@@ -1,0 +1,1 @@
+"""Train on a video that no process holds as a whole."""
