@@ -309,10 +309,10 @@ def backward_keys(
     readers = inverse(given.blocks, given.slot_bias, num_blocks, key_heads, longest)
     per_block, part_width = tiles_per_slot(sites, tile.keys), ceil_div(d + dv + 1, 4) * 4
     parts = mean.new_empty(batch, key_heads, readers.parts, sites, part_width)
-    table_heads = readers.cells.shape[0] // batch
     grid = per_block * readers.segments.shape[1] * batch, key_heads
     if grid[0] == 0:
         return
+    table_heads = readers.cells.shape[0] // batch
     shape = {
         "R": sites,
         "D": d,
