@@ -100,12 +100,22 @@ def gpa_of_16(place: Place) -> Iterator[Setting]:
         yield of_operator(ndgpa.GPA(k), space, entries, f"GPA({k}), blocks of 16")
 
 
-@entrant("GPA, far field of blocks")
+@entrant("GPA, far field in bundles")
 def gpa_far_block(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
-        entries = phase_1(place, space) + 4 * k
+        entries = phase_1(place, space) + 4 * k + ndgpa.Tangents().bundles
         yield of_operator(ndgpa.GPA(k, far="block"), space, entries, f'GPA({k}, far="block")')
+
+
+@entrant("GPA, second look and far field")
+def gpa_refined(place: Place) -> Iterator[Setting]:
+    space = place.space(4, 1)
+    for k in COUNTS:
+        rule = ndgpa.Refine(ndgpa.TopK(2 * k), k, parts=2)  # an entry a query for each candidate
+        entries = phase_1(place, space) + 4 * k + 2 * k + ndgpa.Tangents().bundles
+        operator = ndgpa.GPA(rule, far="block")
+        yield of_operator(operator, space, entries, f"{k} of {2 * k} blocks of 4, far field")
 
 
 @entrant("GPA, far field of sites")

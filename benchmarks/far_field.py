@@ -27,20 +27,15 @@ import argparse
 import json
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from materials import SEED, SITES, Material, materials
 from measure import RESULTS, write
 from operators import COMPONENTS, SHARED_BY, shared_by
-from skimage import data
-from skimage.transform import resize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,11 +43,7 @@ import ndgpa
 from ndgpa import Refine, Tangents, TopK
 from ndgpa.analysis import gpa_entries, low_rank_entries
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.audio.files import mono
-from examples.audio.spectrum import RATE
-
-SEED, SITES, SIDE, KEPT = 0, 4096, 64, 12
+KEPT = 12
 BUNDLES = Tangents().bundles
 ROUNDS = 3
 
@@ -71,85 +62,9 @@ def main(quick: bool, only: str | None, operators: str) -> None:
             print(row)
 
 
-# Features
-
-
-@dataclass(frozen=True)
-class Material:
-    """Features (1, 2, sites, COMPONENTS) of length 1, values, and the space they live in."""
-
-    features: Tensor
-    value: Tensor
-    space: Callable[[int, int], ndgpa.SpatialStructure]  # of sites a block and blocks a cell
-
-
-def material(quick: bool) -> dict[str, Callable[[], Material]]:
-    made = {
-        "astronaut": lambda: photograph(data.astronaut()),
-        "coffee": lambda: photograph(data.coffee()),
-        "cat": lambda: photograph(data.chelsea()),
-        "rocket": lambda: photograph(data.rocket()),
-        "sound": sound,
-        "points": points,
-    }
-    return {k: made[k] for k in ("astronaut", "points")} if quick else made
-
-
-def photograph(picture: np.ndarray) -> Material:
-    """5x5 patches of the middle square at 64x64."""
-    size = min(picture.shape[:2])
-    top, left = ((n - size) // 2 for n in picture.shape[:2])
-    picture = picture[top : top + size, left : left + size]
-    small = resize(picture, (SIDE, SIDE), anti_aliasing=True).astype(np.float32)
-
-    def space(block: int, cell: int) -> ndgpa.SpatialStructure:
-        sides = {1: 1, 4: 2, 16: 4}
-        return ndgpa.Image((SIDE, SIDE), sides[block], sides[cell])
-
-    return _material(_patches(small), space)
-
-
-def sound() -> Material:
-    """Logarithms of the spectra of 4096 windows of 32 ms, evenly over a recording."""
-    wave = mono(Path("examples/audio/recordings/training-1.ogg"))
-    hop, window = (len(wave) - 1) // SITES, int(0.032 * RATE)
-    spectra = torch.stft(wave, window, hop, window=torch.hann_window(window), return_complex=True)
-    levels = (spectra.abs() + 1e-4).log().mT[:SITES]
-    return _material(levels, lambda block, cell: ndgpa.Sequence(SITES, block, cell))
-
-
-def points() -> Material:
-    """Colours around 4096 random pixels of a stereo picture, which stand where they were seen."""
-    left, _, disparity = data.stereo_motorcycle()
-    height, width = (n // 4 for n in disparity.shape)
-    small = resize(left, (height, width), anti_aliasing=True).astype(np.float32)
-    depth = torch.from_numpy(np.ascontiguousarray(disparity[::4, ::4][:height, :width]))
-    seen = (depth.isfinite() & (depth > 1)).flatten().nonzero()[:, 0]
-    chosen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(SEED))[:SITES]]
-    distance = 1 / depth.flatten()[chosen].float()
-    row, column = chosen // width, chosen % width
-    across, down = column - width / 2, row - height / 2
-    place = torch.stack([across * distance, down * distance, 100 * distance], dim=1)
-
-    def space(block: int, cell: int) -> ndgpa.SpatialStructure:
-        return ndgpa.PointCloud(place, block, cell)
-
-    return _material(_patches(small)[chosen], space)
-
-
-def _patches(picture: np.ndarray) -> Tensor:
-    """The 5x5 pixels around each pixel."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    padded = torch.nn.functional.pad(pixels, (2, 2, 2, 2), mode="reflect")
-    return torch.nn.functional.unfold(padded, 5)[0].mT
-
-
-def _material(rows: Tensor, space: Callable[[int, int], ndgpa.SpatialStructure]) -> Material:
-    """Principal components of one length as features, the rows themselves as values."""
-    rows = rows - rows.mean(dim=0)
-    directions = torch.linalg.svd(rows, full_matrices=False)[2][:COMPONENTS]
-    features = torch.nn.functional.normalize(rows @ directions.mT, dim=1)
-    return Material(features.expand(1, 2, -1, -1), rows.expand(1, 2, -1, -1), space)
+def held_out(quick: bool) -> dict[str, Callable[[], Material]]:
+    """All materials but the clip, of which only the coverage is asked."""
+    return {name: make for name, make in materials(quick).items() if name != "video"}
 
 
 # Errors
@@ -158,7 +73,7 @@ def _material(rows: Tensor, space: Callable[[int, int], ndgpa.SpatialStructure])
 def errors(quick: bool, again: str) -> list[dict[str, Any]]:
     """Operators whose titles do not match `again` keep the rows of the last results."""
     rows, before = [], last_errors()
-    for name, make in material(quick).items():
+    for name, make in held_out(quick).items():
         found = make()
         space = found.space(4, 1)
         problems = {k: shared_by(k, found.features) for k in SHARED_BY}
@@ -231,7 +146,7 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     for parts in (2, 4):
         rules[f"Refine(TopK(48), 12, {parts})"] = Refine(TopK(48), KEPT, parts)
     rows = []
-    for name, make in material(quick).items():
+    for name, make in materials(quick).items():
         if name in ("cat", "rocket"):  # enough photographs
             continue
         found = make()

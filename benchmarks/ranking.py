@@ -24,15 +24,13 @@ three seeds; `error` relative error on textures that were not seen, mean, lowest
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from entrants import CAUSAL, ENTRANTS, Call, Place, Setting
-from far_field import Material, _material, _patches, photograph, points, sound
+from materials import SEED, Material, clip, photograph, points, sound
 from measure import write
 from operators import SHARED_BY, shared_by
 from skimage import data
@@ -42,10 +40,7 @@ from tqdm import tqdm
 import ndgpa
 from ndgpa.analysis import peak_bytes
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.video.clips import read_clip, shipped
-
-SEED, BUDGET, ROUNDS = 0, 304, 3
+BUDGET, ROUNDS = 304, 3
 SIDE, STEPS, SEEDS, KEPT = 16, 300, (0, 1, 2), 4
 
 
@@ -81,14 +76,6 @@ def places(quick: bool) -> Iterator[tuple[str, Material, Place]]:
             found = make()
             features = tempered(SHARED_BY[1], found)
             yield name, found, Place(kind, shape, features, found.space)
-
-
-def clip() -> Material:
-    """5x5 patches of sixteen frames of 16x16, every fourth of a clip."""
-    frames = read_clip(shipped("bikes"), 16, most=64).pixels()[::4]
-    rows = torch.cat([_patches(frame.permute(1, 2, 0).numpy()) for frame in frames])
-    boxes = {1: 1, 4: (1, 2, 2), 16: (1, 4, 4), 64: (4, 4, 4)}
-    return _material(rows, lambda block, cell: ndgpa.Video((16, 16, 16), boxes[block], boxes[cell]))
 
 
 # Errors
