@@ -330,7 +330,7 @@ MUTANTS = (
     ),
     Mutant(
         "small cells that share a program see each other's keys", TILES,
-        "m_seen = m_seen & ((o_slot // K)[None, :] == o_member[:, None])", "pass",
+        "m_seen = m_seen & m_of", "pass",
         (T_SMALL_CELLS, T_KERNELS),
     ),
     Mutant(

@@ -301,7 +301,7 @@ def forward_tile(problem: Problem) -> Tile:
     wide, keys = problem.wide, problem.sites * problem.slots
     if problem.size == 4:  # no matrix units: everything is in registers
         row, key, warps, stages = {
-            64: (32, 32, 4, 1 if problem.chip.hopper else 2),
+            64: (32, 32, 4, 2),
             128: (16, 16, 4, 2),
             256: (16, 32, 8, 1),
         }[max(wide, 64)]
