@@ -31,7 +31,7 @@ OPTIONS = [
             *(
                 "--attention GPA128_4_64",
                 "--attention NO_32",
-                "--attention FULL_8",
+                "--attention FULL_32",
             ),
             *("--save-every-s nan", "--setting nothing", "--weights.perceptual 1 --vgg PHOTOS"),
         )
