@@ -36,13 +36,8 @@ def test_the_reference_shows_shapes_and_errors(site: Path) -> None:
     assert "Raises: ValueError, TypeError" in text
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, id=page.stem, marks=[] if page.stem == "sound" else [pytest.mark.slow])
-        for page in TUTORIALS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_as_a_notebook(page: Path) -> None:
     pytest.importorskip("nbclient")
     spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")

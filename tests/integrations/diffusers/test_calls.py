@@ -136,6 +136,7 @@ def test_lora_layers_are_part_of_it(name: str) -> None:
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_a_model_compiles_to_one_graph_for_a_size() -> None:
     kind = replace(KINDS["wan"], make=functools.partial(wan, num_layers=1))
     compiles_to_one_graph(kind, torch.compile)
