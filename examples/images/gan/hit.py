@@ -20,7 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
-from examples.images.gan.attention import Attend, operator_of
+from examples.images.gan.attention import operator_of
+from examples.images.pose_morphing.layers import halve, merge
+from ndgpa.nn import SpatialAttention
 
 FIRST, TOKENS, TOKEN_WIDTH = 8, 16, 512  # side of the first stage; tokens of the latent
 
@@ -108,7 +110,7 @@ class Stage(nn.Module):
         self.image = ndgpa.Image((self.side, self.side), block or 1)
         self.place = _place(self.side**2, channels)
         self.from_tokens = AttentionLayer(
-            channels, Attend(channels, heads, ndgpa.Full(), key_heads=1, context=TOKEN_WIDTH)
+            channels, _attention(channels, heads, ndgpa.Full(), TOKEN_WIDTH)
         )
         self.layers = nn.ModuleList(
             _layer(channels, heads, block, config.attention) for _ in range(config.layers[i])
@@ -143,7 +145,14 @@ def _layer(channels: int, heads: int, block: int | None, attention: str | None) 
     if block is None:
         return PixelLayer(channels)
     operator = ndgpa.operators.MultiAxis() if attention is None else operator_of(attention)
-    return AttentionLayer(channels, Attend(channels, heads, operator, key_heads=1))
+    return AttentionLayer(channels, _attention(channels, heads, operator, channels))
+
+
+def _attention(channels: int, heads: int, operator: Any, context: int) -> SpatialAttention:
+    """Attention with biases and one head of keys and values ("multi-query")."""
+    return SpatialAttention(
+        channels, heads, key_dim=context, operator=operator, key_heads=1, bias=True
+    )
 
 
 class PixelLayer(nn.Module):
@@ -162,7 +171,7 @@ class PixelLayer(nn.Module):
 class AttentionLayer(nn.Module):
     """Attention, then the network for each pixel; each added to its input."""
 
-    def __init__(self, channels: int, attention: Attend) -> None:
+    def __init__(self, channels: int, attention: SpatialAttention) -> None:
         super().__init__()
         self.norm = Norm(channels)
         self.attention = attention
@@ -231,13 +240,6 @@ class Down(nn.Module):
         self.second = nn.Conv2d(following, following, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h/2 w/2"]:
-        y = _blurred(F.leaky_relu(self.first(x), 0.2))
+        y = halve(F.leaky_relu(self.first(x), 0.2))
         y = F.leaky_relu(self.second(y), 0.2)
-        return (y + self.skip(_blurred(x))) / math.sqrt(2)
-
-
-def _blurred(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h/2 w/2"]:
-    """Halve the size by the filter (1, 3, 3, 1)."""
-    line = x.new_tensor([1, 3, 3, 1]) / 8
-    kernel = line.outer(line).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1)), kernel, stride=2, groups=x.shape[1])
+        return merge(y, self.skip(halve(x)))

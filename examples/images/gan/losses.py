@@ -7,16 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from examples.images.pose_morphing.losses import discriminator_loss, generator_loss
+
 Scores = Float[Tensor, " b"]
-
-
-def non_saturating(real: Scores, fake: Scores) -> Float[Tensor, ""]:
-    """The discriminator's loss of Goodfellow et al. 2014, from logits."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def non_saturating_generator(fake: Scores) -> Float[Tensor, ""]:
-    return F.softplus(-fake).mean()
 
 
 def hinge(real: Scores, fake: Scores) -> Float[Tensor, ""]:
@@ -29,7 +22,7 @@ def hinge_generator(fake: Scores) -> Float[Tensor, ""]:
 
 
 LOSSES = {
-    "non_saturating": (non_saturating, non_saturating_generator),
+    "non_saturating": (discriminator_loss, generator_loss),
     "hinge": (hinge, hinge_generator),
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ndgpa
 from examples.images.gan.attention import operator_of
-from examples.images.pose_morphing.layers import SLOPE, blur
+from examples.images.pose_morphing.layers import SLOPE, double
 
 STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
 
@@ -118,7 +118,7 @@ class Level(nn.Module):
             grid = self.up(grid)
         rgb = self.to_rgb(grid) + self.rgb_bias
         if picture is not None:
-            rgb = rgb + (picture if self.up is None else _doubled(picture))
+            rgb = rgb + (picture if self.up is None else double(picture, smooth=True))
         return rearrange(grid, "b c h w -> b (h w) c"), rgb
 
 
@@ -246,10 +246,3 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
         return F.linear(x, self.weight * self.scale, self.bias * self.lr)
-
-
-def _doubled(picture: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-    """Double the size by StyleGAN2's filter."""
-    spread = picture.new_zeros(*picture.shape[:2], 2 * picture.shape[2], 2 * picture.shape[3])
-    spread[:, :, ::2, ::2] = picture
-    return blur(spread, gain=4.0)[:, :, :-1, :-1]
