@@ -1,5 +1,6 @@
 """Bidirectional feature transformation: each side scales and shifts the other."""
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -40,5 +41,5 @@ def transformed(
 ) -> Float[Tensor, "b c h w"]:
     """Normalise over the channels of a site, scale by 1 + the first half, add the second."""
     scale, shift = said.chunk(2, dim=1)
-    x = (x - x.mean(dim=1, keepdim=True)) * (x.var(dim=1, keepdim=True) + 1e-6).rsqrt()
-    return x * (1 + scale) + shift
+    normal = F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+    return normal * (1 + scale) + shift

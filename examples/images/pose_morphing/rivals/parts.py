@@ -16,6 +16,7 @@ LIMBS = (
 )
 TORSO = ("rsho", "lsho", "rhip", "lhip")
 THICKNESS = 1 / 6  # half a limb's width over the torso's diagonal
+OVERHANG = 1.2  # a box is as many times longer than its limb: joints lie inside of it
 HEAD = 1.6  # times the way from the neck to the nose reaches its top
 NOWHERE = 4.0  # beyond every picture, which spans -1 to 1
 
@@ -90,7 +91,7 @@ def limb(
     a: Float[Tensor, "b 2"], b: Float[Tensor, "b 2"], half_width: Float[Tensor, " b"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Box in a segment: its centre, and its two half axes in pixels."""
-    along = (b - a) / 2
+    along = OVERHANG * (b - a) / 2
     across = F.normalize(torch.stack([-along[:, 1], along[:, 0]], dim=1), dim=1)
     return (a + b) / 2, along, across * half_width[:, None]
 
