@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from examples.common.adversarial import LOSSES, r1
 from examples.common.commands import (
     check_count,
     check_device,
@@ -22,8 +23,8 @@ from examples.common.commands import (
 )
 from examples.common.files import check_folder
 from examples.common.loop import run
+from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, open_data
-from examples.images.gan.losses import LOSSES, augment, r1
 from examples.images.gan.systems import SYSTEMS, config_of, latent_width
 
 SHOWN = 32  # pictures of a sheet

@@ -25,6 +25,8 @@ from examples.common import checkpoints
 from examples.common.commands import check_count, command
 from examples.common.figures import save_figure
 from examples.common.files import check_folder, write_json, write_text
+from examples.common.frechet import frechet_distance
+from examples.common.stylegan2 import Discriminator
 from examples.common.tables import machine, markdown_table
 from examples.common.untrusted import read_json
 from examples.images.pose_morphing.data import to_tensors
@@ -34,8 +36,7 @@ from examples.images.pose_morphing.measures.report import contact_sheet
 from examples.images.pose_morphing.measures.scores import l1, ssim
 from examples.images.pose_morphing.measures.sheet import save_picture
 from examples.images.pose_morphing.measures.tasks import Task, in_unit_range, pair_task, part_of
-from examples.images.pose_morphing.model import Discriminator, Generator
-from examples.images.pose_morphing.studies.frechet import frechet_distance
+from examples.images.pose_morphing.model import Generator, discriminator_of
 from examples.images.pose_morphing.studies.gan import Case, cases, keys_within
 from examples.images.pose_morphing.trained import load_trained
 from examples.people import recogniser
@@ -141,7 +142,7 @@ class Judge:
         saved = checkpoints.latest(folder)
         assert saved is not None
         if any(name.startswith("discriminator/") for name in saved.tensors):
-            discriminator = Discriminator(trained.generator.config)
+            discriminator = discriminator_of(trained.generator.config)
             checkpoints.restore({"discriminator": discriminator}, saved.tensors)
             found["right_over_wrong"] = self.right_over_wrong(discriminator)
         return {**found, "curve": read_json(folder / "keys.json")}
