@@ -15,7 +15,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.common.adversarial import non_saturating, non_saturating_generator, r1
+from examples.common.adversarial import lazy_adam, non_saturating, non_saturating_generator, r1
 from examples.common.commands import command, set_threads
 from examples.common.loop import run
 from examples.common.processes import average_gradients, start_processes
@@ -91,9 +91,8 @@ class Trainer:
         self.discriminator: Discriminator | None = None
         if config.weights.gan:
             self.discriminator = discriminator_of(config.model).to(self.device)
-            kept = R1_EVERY / (R1_EVERY + 1)
-            self.discriminator_optimizer = torch.optim.Adam(
-                self.discriminator.parameters(), lr=kept * 2e-3, betas=(0.0, 0.99**kept)
+            self.discriminator_optimizer = lazy_adam(
+                self.discriminator.parameters(), 2e-3, R1_EVERY
             )
             self.parts |= {
                 "discriminator": self.discriminator,
