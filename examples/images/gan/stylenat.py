@@ -59,7 +59,7 @@ class StyleNATConfig:
 
 _DILATIONS = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128))
 PRESETS = {
-    "tiny32": StyleNATConfig((64, 64, 48, 32), ((1,), (1,), (1, 3), (1, 6)), 5, 64),
+    "tiny32": StyleNATConfig((64, 64, 32, 16), ((1,), (1,), (1, 3), (1, 6)), 5, 64),
     "tiny64": StyleNATConfig((128, 128, 128, 64, 64), _DILATIONS[:5], 7, 128),
     "ffhq256": StyleNATConfig((512, 512, 512, 512, 512, 256, 128), _DILATIONS[:7]),
     "ffhq1024": StyleNATConfig((512, 512, 512, 512, 512, 256, 128, 64, 32), _DILATIONS),
