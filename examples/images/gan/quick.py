@@ -33,6 +33,7 @@ def quick(
         data,
         attention,
         steps,
+        batch=8,
         faster=FASTER[system],
         added=Regularizers() if hinge else LAZY_R1,
         ema=0.995,

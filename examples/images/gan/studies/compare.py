@@ -15,6 +15,7 @@ DATA are drawn figures of 256x128, whose heads are cut out:
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -35,20 +36,25 @@ class Case:
     """One training run."""
 
     system: str
-    gpa: bool = False  # in place of the system's own attention
+    attention: str = "own"  # or "gpa" in its place
     seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.system}-{'gpa' if self.gpa else 'own'}-{self.seed}"
+        return f"{self.system}-{self.attention}-{self.seed}"
 
 
-def cases(seeds: int, systems: tuple[str, ...] = tuple(SYSTEMS)) -> list[list[Case]]:
-    """List the runs of each seed."""
-    return [
-        [Case(system, gpa, seed) for gpa in (False, True) for system in systems]
-        for seed in range(seeds)
-    ]
+Attention = Literal["own", "gpa"]
+ATTENTIONS: tuple[Attention, ...] = ("own", "gpa")
+
+
+def cases(
+    seed: int,
+    systems: tuple[str, ...] = tuple(SYSTEMS),
+    attentions: tuple[Attention, ...] = ATTENTIONS,
+) -> list[Case]:
+    """List the runs of a seed."""
+    return [Case(system, attention, seed) for attention in attentions for system in systems]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Options:
     minutes: float = 12.0  # of one core, for each run
     seeds: int = 2
     systems: tuple[str, ...] = tuple(SYSTEMS)
-    every: int = 250  # steps between measures
+    attentions: tuple[Attention, ...] = ATTENTIONS
+    every: int = 200  # steps between measures
     pictures: int = 1024  # that are measured
     inception: Path | None = None  # weights of Inception-v3; else the recogniser of figures
 
@@ -76,15 +83,18 @@ def main(options: Options) -> None:
         config_of(system, "tiny32", None, 1)
     pictured = open_data(options.data, 32)
     measures = Measures.of(pictured, options.pictures, options.inception)
-    for some in cases(options.seeds, options.systems):
-        while (case := least_trained(some, options.out)) is not None:
-            if seconds(curve_of(options.out / case.name)) >= 60 * options.minutes:
-                break
+    for seed in range(options.seeds):
+        some = cases(seed, options.systems, options.attentions)
+        while time_of(case := least_trained(some, options.out), options.out) < 60 * options.minutes:
             go_on(case, options, pictured, measures)
 
 
-def least_trained(some: list[Case], out: Path) -> Case | None:
-    return min(some, key=lambda case: seconds(curve_of(out / case.name)), default=None)
+def least_trained(some: list[Case], out: Path) -> Case:
+    return min(some, key=lambda case: time_of(case, out))
+
+
+def time_of(case: Case, out: Path) -> float:
+    return seconds(curve_of(out / case.name))
 
 
 def curve_of(folder: Path) -> dict[str, dict[str, float]]:
@@ -103,7 +113,7 @@ def go_on(case: Case, options: Options, pictured: Pictured, measures: Measures) 
     out = options.out / case.name
     curve = curve_of(out)
     done = max(map(int, curve), default=0)
-    attention = GPA if case.gpa else None
+    attention = GPA if case.attention == "gpa" else None
     steps = done + options.every
     config = quick(out, case.system, options.data, steps, attention=attention, seed=case.seed)
     found = checkpoints.records(out)
