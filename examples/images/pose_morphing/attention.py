@@ -8,8 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv, activate, merge
 from examples.images.pose_morphing.config import AttentionName, ModelConfig
-from examples.images.pose_morphing.layers import Conv, activate, merge
 from examples.images.pose_morphing.levels import Carried, Given, Level
 from ndgpa import GPA, Full
 from ndgpa.operators import NoAttention

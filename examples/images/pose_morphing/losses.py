@@ -1,4 +1,4 @@
-"""The losses: pixels, edges, copies, texture, correspondence, adversarial."""
+"""The losses: pixels, edges, copies, texture, correspondence."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from examples.images.pose_morphing.levels import Level
-from examples.images.pose_morphing.model import Discriminator
 from ndgpa import Full
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
@@ -155,26 +154,3 @@ def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:
     """Spread x linearly over the two whole numbers beside it."""
     numbers = torch.arange(length, device=x.device)
     return (1 - (x[..., None] - numbers).abs()).clamp(min=0)
-
-
-def generator_loss(fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """softplus(-D(G)), from the logits of made pictures."""
-    return F.softplus(-fake).mean()
-
-
-def discriminator_loss(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """softplus(-D(real)) + softplus(D(G)), from logits."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def gradient_penalty(
-    discriminator: Discriminator,
-    image: Float[Tensor, "b 3 h w"],
-    maps: Float[Tensor, "b 18 h w"],
-    gamma: float = R1_GAMMA,
-) -> Float[Tensor, ""]:
-    """R1 of Mescheder et al. 2018: gamma / 2 times the mean squared gradient at real pictures."""
-    image = image.detach().requires_grad_()
-    logits = discriminator(image, maps)
-    (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
-    return gamma / 2 * gradient.square().sum((1, 2, 3)).mean()

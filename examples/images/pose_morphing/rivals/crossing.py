@@ -5,9 +5,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv
 from examples.images.pose_morphing.attention import to_sites
 from examples.images.pose_morphing.config import ModelConfig, parse
-from examples.images.pose_morphing.layers import Conv
 from examples.images.pose_morphing.levels import Carried, Given
 from ndgpa import Full, Image
 

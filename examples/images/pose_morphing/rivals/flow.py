@@ -6,9 +6,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv, activate
 from examples.images.pose_morphing.attention import enlarge
 from examples.images.pose_morphing.config import ModelConfig
-from examples.images.pose_morphing.layers import Conv, activate
 from examples.images.pose_morphing.levels import Carried, Given
 from examples.images.pose_morphing.rivals.fusion import Fusion
 

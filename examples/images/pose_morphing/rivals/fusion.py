@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv, activate, merge
 from examples.images.pose_morphing.config import ModelConfig
-from examples.images.pose_morphing.layers import Conv, activate, merge
 
 
 class Fusion(nn.Module):

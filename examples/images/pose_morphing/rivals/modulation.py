@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv
 from examples.images.pose_morphing.config import ModelConfig
-from examples.images.pose_morphing.layers import Conv
 from examples.images.pose_morphing.levels import Carried, Given
 
 

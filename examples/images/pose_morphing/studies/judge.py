@@ -11,14 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.common import checkpoints
+from examples.common.frechet import frechet_distance
+from examples.common.stylegan2 import Discriminator
 from examples.common.untrusted import read_json
 from examples.images.pose_morphing.data import to_tensors
 from examples.images.pose_morphing.evaluate import BATCH
 from examples.images.pose_morphing.losses import TextureEnergy
 from examples.images.pose_morphing.measures.scores import NEAR_PX, ROWS, key_distances, l1, ssim
 from examples.images.pose_morphing.measures.tasks import Task, in_unit_range, pair_task, part_of
-from examples.images.pose_morphing.model import Discriminator, Generator
-from examples.images.pose_morphing.studies.frechet import frechet_distance
+from examples.images.pose_morphing.model import Generator, discriminator_of
 from examples.images.pose_morphing.trained import load_trained
 from examples.people import recogniser
 from examples.people.figures.truth import open_truth
@@ -68,7 +69,7 @@ class Judge:
         saved = checkpoints.latest(folder)
         assert saved is not None
         if any(name.startswith("discriminator/") for name in saved.tensors):
-            discriminator = Discriminator(trained.generator.config)
+            discriminator = discriminator_of(trained.generator.config)
             checkpoints.restore({"discriminator": discriminator}, saved.tensors)
             found["right_over_wrong"] = self.right_over_wrong(discriminator)
         return found
