@@ -65,7 +65,9 @@ class Shape:
     sites_per_block: int
     kept: int
     dtype: torch.dtype = torch.bfloat16
-    far: int | None = None  # bundles of its far field, from blocks; 0 from sites; None: no far field
+    far: int | None = (
+        None  # bundles of its far field, from blocks; 0 from sites; None: no far field
+    )
 
 
 FAR = (

@@ -20,6 +20,7 @@ from ndgpa.attention.triton.far_tiles import (
     Columns,
     bits_of,
     far_constants,
+    far_key_tile,
     far_problem,
     far_seen,
     keys_of_tile,
@@ -29,7 +30,6 @@ from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
     ceil_div,
-    key_major_tile,
     load_rows,
     logits,
     products,
@@ -48,7 +48,7 @@ def far_query_kernel(
     p_query,  # (b, h, Q, d)
     p_key,  # (b, hk, B, d), contiguous as all that follow but the gradient of the query
     p_value,  # (b, hk, B, w)
-    p_key_bias,  # (b, hk, B) float32
+    p_key_bias,  # (b, hk, B) float32, in base 2
     p_grad_out,  # (b, h, Q, G, w), in the dtype of the query
     p_grad_lse,  # (b, h, Q, G) float32
     p_out,  # (b, h, Q, G, w) float32
@@ -142,7 +142,7 @@ def far_key_kernel(
     p_query,  # (b, h, Q, d)
     p_key,  # (b, hk, B, d), contiguous as all that follow
     p_value,  # (b, hk, B, w)
-    p_key_bias,  # (b, hk, B) float32
+    p_key_bias,  # (b, hk, B) float32, in base 2
     p_grad_out,  # (b, h, Q, G, w), in the dtype of the query
     p_norm,  # (b, h, Q, G, 2) float32
     p_mean,  # (b, h, Q, G) float32: w
@@ -305,7 +305,7 @@ def far_backward_keys(
         mean: w, as that has written it.
     """
     (batch, heads, queries, _), (key_heads, blocks) = given.query.shape, given.key.shape[1:3]
-    tile = tile or key_major_tile(far_problem(given))
+    tile = tile or far_key_tile(far_problem(given))
     columns = Columns.of(given, tile.keys)
     bits = bits_of(given, columns, tile.keys)
     programs = columns.tiles * key_heads * batch

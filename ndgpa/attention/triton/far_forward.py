@@ -14,6 +14,7 @@ from ndgpa.attention.triton.far_tiles import (
     Columns,
     bits_of,
     far_constants,
+    far_forward_tile,
     far_problem,
     far_seen,
     keys_of_tile,
@@ -23,7 +24,6 @@ from ndgpa.attention.triton.tiles import (
     LOG2_E,
     Tile,
     ceil_div,
-    forward_tile,
     load_rows,
     logits,
     products,
@@ -40,7 +40,7 @@ def far_forward_kernel(
     p_query,  # (b, h, Q, d)
     p_key,  # (b, hk, B, d), contiguous as all that follow
     p_value,  # (b, hk, B, w)
-    p_key_bias,  # (b, hk, B) float32
+    p_key_bias,  # (b, hk, B) float32, in base 2
     p_bits,  # (b, bit heads, C, W) int32
     p_block,  # (l, N KEYS) int32, or None
     p_first,  # (l, G + 1) int32, or None
@@ -134,13 +134,14 @@ def far_forward(
     """Write output, log-sum-exp, and what the backward normalises by.
 
     Args:
-        given: Key and value in the dtype of the query, all but the query contiguous.
+        given: Key and value in the dtype of the query, the bias in base 2; all but the query
+            contiguous.
         out, lse, norm: (b, h, Q, G, w), (b, h, Q, G) and (b, h, Q, G, 2) float32, contiguous.
     """
     (batch, heads, queries, _), blocks = given.query.shape, given.key.shape[2]
     if lse.numel() == 0:
         return
-    tile = tile or forward_tile(far_problem(given))
+    tile = tile or far_forward_tile(far_problem(given))
     columns = Columns.of(given, tile.keys)
     bits = bits_of(given, columns, tile.keys)
     grid = ceil_div(queries, tile.rows) * heads * batch, given.bundles

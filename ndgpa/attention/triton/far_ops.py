@@ -13,7 +13,7 @@ from ndgpa._ops import fold_into_batch, gradients, keep_inputs, kept_inputs, no_
 from ndgpa.attention.far_chunked import backward_twice, far_pairs
 from ndgpa.attention.far_field import FarKeys, FarQueries
 from ndgpa.attention.far_rows import Inputs
-from ndgpa.attention.triton.inputs import side_by_side
+from ndgpa.attention.triton.inputs import LOG2_E, side_by_side
 from ndgpa.attention.triton.ops import WIDEST, with_non_finite
 
 
@@ -83,14 +83,12 @@ def _empty_out(query: Tensor, value: Tensor, bundles: int) -> tuple[Tensor, Tens
 
 
 def _laid_out(given: Inputs) -> Inputs:
-    """The same as the kernels read it."""
+    """The same as the kernels read it: products in the dtype of the query, the bias in base 2."""
     dtype = given.query.dtype
-    return Inputs(
-        side_by_side(given.query),
-        given.key.to(dtype).contiguous(),
-        given.value.to(dtype).contiguous(),
-        *(x.contiguous() if isinstance(x, Tensor) else x for x in given[3:]),  # type: ignore[arg-type]
-    )
+    features = given.key.to(dtype).contiguous(), given.value.to(dtype).contiguous()
+    tables = [x.contiguous() if isinstance(x, Tensor) else x for x in given[4:]]
+    bias = (given.bias * LOG2_E).contiguous()
+    return Inputs(side_by_side(given.query), *features, bias, *tables)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("ndgpa::far_triton_backward", mutates_args=())

@@ -19,24 +19,24 @@ from torch import Tensor
 from ndgpa.attention.far_bundles import Layout
 from ndgpa.attention.far_rows import Inputs
 from ndgpa.attention.triton.tiles import (
-    LOG2_E,
     Chip,
     Problem,
     Tile,
     ceil_div,
+    forward_tile,
+    key_major_tile,
     padded,
     padded_width,
     precision,
 )
 
-_LOG2_E = tl.constexpr(LOG2_E)
 # Sizes of which no kernel is compiled anew.
 SIZES = ("Q", "B", "C", "H", "tiles", "words", "bit_heads")
 
 
 @triton.jit
 def keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS: tl.constexpr):
-    """The blocks of a tile of columns, which to load, and their biases in base 2: (KEYS,) each.
+    """The blocks of a tile of columns, which to load, and their biases: (KEYS,) each.
 
     A block of which nothing is seen has a bias of -inf; one whose bias is NaN spoils who sees it
     and is not loaded, nor are columns without a block.
@@ -46,7 +46,7 @@ def keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS: tl.constexpr):
     if p_block is not None:
         o_block = tl.load(p_block + pair * tiles * KEYS + o_column)
     m_key = o_block < B
-    b_bias = tl.load(p_key_bias + pair * B + o_block, mask=m_key, other=float("-inf")) * _LOG2_E
+    b_bias = tl.load(p_key_bias + pair * B + o_block, mask=m_key, other=float("-inf"))
     m_load = (b_bias == b_bias) & (b_bias != float("-inf"))
     return tl.where(m_key, o_block, 0).to(tl.int64), m_load, b_bias
 
@@ -197,6 +197,20 @@ def far_problem(given: Inputs) -> Problem:
     wide = max(padded_width(given.key.shape[3]), padded_width(given.value.shape[3]))
     chip, size = Chip.of(given.query.device), given.query.element_size()
     return Problem(given.query.shape[2], 1, given.key.shape[2], 1, wide, size, chip)
+
+
+def far_forward_tile(problem: Problem) -> Tile:
+    """As the near field's, but where bits and biases would cost spills."""
+    if problem.size == 2 and problem.wide == 128 and not problem.chip.hopper:
+        return Tile(64, 32, 4, 3)
+    return forward_tile(problem)
+
+
+def far_key_tile(problem: Problem) -> Tile:
+    """As the near field's, but that keys are the rows of its products: there are always many."""
+    if problem.size == 2 and problem.wide == 128 and problem.chip.hopper:
+        return Tile(64, 64, 4, 2)
+    return key_major_tile(problem)
 
 
 def far_constants(given: Inputs, tile: Tile) -> dict[str, Any]:
