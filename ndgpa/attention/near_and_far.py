@@ -70,7 +70,7 @@ def attend_near_and_far(
             **_of_pairs(scores, sites),
         )
         if field is not None and far is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(far, backend))
+            out, lse = field.merge((out, lse), selection, pick_far(far, backend, query, value))
         out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
@@ -92,7 +92,7 @@ def check_backend(
     backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
 ) -> None:
     if far is not None:
-        pick_far(far, backend)
+        pick_far(far, backend, query, value)
     pick(backend, query, value)
 
 
