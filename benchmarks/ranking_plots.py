@@ -1,0 +1,2 @@
+def draw(q, rows):
+    pass
