@@ -32,7 +32,9 @@ A run that was cut off goes on in its folder. Errors depend on seeds alone: `--c
 """
 
 import argparse
+import json
 import statistics
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -44,7 +46,7 @@ from typing import Any
 import torch
 from entrants import ADAPTIVE, CAUSAL, ENTRANTS, LEARNT, Call, Family, Place, Setting, Settings
 from materials import SEED, Material, clip, photograph, points, sound
-from measure import write
+from measure import RESULTS, write
 from operators import SHARED_BY, shared_by
 from ranking_plots import draw
 from row_file import RowFile
@@ -60,6 +62,7 @@ Key = tuple[str, ...]
 BUDGET, ROUNDS, SLOW = 304, 2, 12
 SIDE, MESSAGE, SMALL_BUDGET = 16, 4, 64
 STEPS, BATCH, RATE, SEEDS = 400, 4, 5e-3, (0, 1, 2)
+NAMES = {"entries": ("features", "attention"), "learning": ("attention",)}
 QUESTIONS = ("entries", "learning", "time")
 FEATURES: dict[str, tuple[str, tuple[int, ...], Callable[[], Material]]] = {
     "coffee": ("image", (64, 64), lambda: photograph(data.coffee())),
@@ -85,6 +88,26 @@ def main(questions: tuple[str, ...], folder: Path) -> None:
         ordered = [found[key] for key in KEYS[question]() if key in found]
         write(f"ranking_{question}", f"{asked} ({question})", ordered, seed=SEED)
         draw(question, ordered)
+
+
+def check(part: str) -> bool:
+    """Measure errors again and compare them with the committed file to three digits."""
+    question, keys = "learning", list(learners())
+    if part != "learning":
+        question = "entries"
+        keys = [key for key in KEYS[question]() if key[0] == part]
+    committed = json.loads((RESULTS / f"ranking_{question}.json").read_text())["rows"]
+    wanted = {tuple(row[name] for name in NAMES[question]): row for row in committed}
+    agree = True
+    for key in keys:
+        torch.manual_seed(SEED)
+        row = MEASURES[question](*key)
+        for name in (name for name in row if name.startswith(("error", "lowest", "highest"))):
+            same = f"{row[name]:.3g}" == f"{wanted[key][name]:.3g}"
+            agree = agree and same
+            said = "agrees" if same else f"DIFFERS from {wanted[key][name]:.3g}"
+            print(*key, name, f"{row[name]:.3g}", said)
+    return agree
 
 
 # What competes where
@@ -335,5 +358,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--question", choices=QUESTIONS)
     parser.add_argument("--keep", type=Path, default=Path("runs/ranking"))
+    parser.add_argument("--check", choices=(*FEATURES, "learning"))
     arguments = parser.parse_args()
+    if arguments.check is not None:
+        torch.set_num_threads(1)
+        sys.exit(not check(arguments.check))
     main(QUESTIONS if arguments.question is None else (arguments.question,), arguments.keep)
