@@ -93,12 +93,12 @@ gpu-train:
 		--out runs/figures256_small
 
 # What the demo needs, and what the tests, the linter and the type checker need besides.
-$(VENV)/.demo: EXTRA := examples
-$(VENV)/.installed: EXTRA := dev
-$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: NEEDS := -e . -r requirements/examples.txt
+$(VENV)/.installed: NEEDS := -e ".[diffusers,graph,pyg,testing,transformers,viz]" -r requirements/dev.txt
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[$(EXTRA)]"
-	$(if $(filter dev,$(EXTRA)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \
+	$(INSTALL) $(NEEDS)
+	$(if $(findstring dev.txt,$(NEEDS)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \
 		|| echo "timm is not to be had here: its tests are skipped")
 	touch $@
 
