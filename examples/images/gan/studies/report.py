@@ -55,6 +55,7 @@ class Options:
     seeds: int = 2
     pictures: int = 1024  # as of `compare`
     shown: int = 16  # of each run
+    inception: Path | None = None  # as of `compare`
 
 
 def main(options: Options) -> None:
@@ -69,9 +70,8 @@ def main(options: Options) -> None:
         raise BadInput(f"{options.runs} holds no measured run")
     pictured = open_data(options.data, 32)
     feature = next(k for k in next(iter(next(iter(curves.values())).values())) if "frechet" in k)
-    real = Measures.of(pictured, options.pictures)(
-        some_real(pictured, options.pictures, skip=options.pictures)
-    )
+    half = min(options.pictures, len(pictured.images) // 2)
+    real = Measures.of(pictured, half, options.inception)(some_real(pictured, half, skip=half))
     at = min(times(curve)[-1] for curve in curves.values())
     found = {case: at_time(curve, at) for case, curve in curves.items()}
     write_json(
