@@ -13,10 +13,20 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # find them here, in a process of their own.
 TIMM := $(VENV)/timm
 
-.PHONY: demo test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
+.PHONY: demo gan test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
+
+# Five generators at 32x32, MINUTES of one core each, on the heads of drawn figures; the table and the
+# sheet of pictures are in runs/gans. Again with more minutes, it goes on.
+MINUTES ?= 3
+HEADS := runs/heads
+gan: $(VENV)/.demo
+	$(RUN) -m examples.people.figures --folder $(HEADS) --size 256 128 --identities 600 --poses 4 --no-truth
+	$(RUN) -m examples.images.gan.studies.compare --data $(HEADS) --minutes $(MINUTES) --seeds 1 --attentions own
+	$(RUN) -m examples.images.gan.studies.report --runs runs/gans --data $(HEADS) --out runs/gans
+	@echo "pictures: runs/gans/gans_sheet.png"
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.

@@ -112,14 +112,22 @@ class Trainer:
         with self.autocast():
             fake = self.generator(latent, label).float()
         figures = self.advance_discriminator(real, fake.detach(), label, step)
+        self.discriminator.requires_grad_(False)
+        figures |= self.advance_generator(fake, label, latent, step)
+        self.discriminator.requires_grad_(True)
+        self.update_ema(step)
+        return figures
+
+    def advance_generator(
+        self, fake: Tensor, label: Tensor, latent: Tensor, step: int
+    ) -> dict[str, float]:
         loss = self.of_generator(self.score(fake, label))
-        figures["generator"] = loss.item()
+        figures = {"generator": loss.item()}
         if self.added.path_length and step % self.added.path_length_every == 0:
             penalty = self.path_penalty(latent[: max(1, len(latent) // 2)])
             loss = loss + self.added.path_length * self.added.path_length_every * penalty
             figures["path_length"] = penalty.item()
         self.update(0, loss)
-        self.update_ema(step)
         return figures
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
