@@ -46,7 +46,6 @@ def errors(rows: list[Row]) -> Figure:
 
 def memory(rows: list[Row]) -> Figure:
     figure, ax = plt.subplots(figsize=(7, 6.4))
-    rows = [row for row in rows if "memory/tensors" in row]
     names = ordered(rows)
     for features, marker in zip(dict.fromkeys(row["features"] for row in rows), "os^vD"):
         here = {r["attention"]: r["memory/tensors"] for r in rows if r["features"] == features}
@@ -95,13 +94,13 @@ EXACT = ("full", "full, causal")
 PICTURES: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
     "entries": ("entries", errors),
     "time": ("time", errors),
-    "memory": ("entries", memory),
+    "memory": ("cost", memory),
     "learning": ("learning", learning),
 }
 
 
 if __name__ == "__main__":
-    for question in ("entries", "time", "learning"):
+    for question in ("entries", "time", "learning", "cost"):
         path = RESULTS / f"ranking_{question}.json"
         if path.exists():
             draw(question, json.loads(path.read_text())["rows"])
