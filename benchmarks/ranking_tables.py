@@ -32,18 +32,16 @@ def rows_of(path: Path) -> list[Row]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
-def column(row: Row) -> str:
-    return row["features"] + (f", {row['times']:g} x" if "times" in row else "")
-
-
 def nearest(rows: list[Row]) -> str:
     """The best of GPA beside the best of the others, and by how much one leads."""
     lines = [
         "| features | keys | best of GPA | error | best other | error | other / GPA |",
         "|---" * 7 + "|",
     ]
-    for where in dict.fromkeys((column(row), "causal" in kind(row)) for row in rows):
-        here = [r for r in rows if (column(r), "causal" in kind(r)) == where and "error_16" in r]
+    for where in dict.fromkeys((row["features"], "causal" in kind(row)) for row in rows):
+        here = [
+            r for r in rows if (r["features"], "causal" in kind(r)) == where and "error_16" in r
+        ]
         for keys in KEYS:
             name = f"error_{keys}"
             ours, others = (
@@ -77,12 +75,12 @@ def is_other(row: Row) -> bool:
 
 def wide(rows: list[Row], cell: Callable[[Row], str]) -> str:
     """A line for each method, a column for each features."""
-    columns = list(dict.fromkeys(map(column, rows)))
+    columns = list(dict.fromkeys(row["features"] for row in rows))
     lines = ["| attention | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in dict.fromkeys(row["attention"] for row in rows):
         if name in EXACT and cell is errors:
             continue
-        here = {column(row): row for row in rows if row["attention"] == name}
+        here = {row["features"]: row for row in rows if row["attention"] == name}
         cells = [cell(here[place]) if place in here else "-" for place in columns]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
