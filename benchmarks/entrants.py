@@ -375,6 +375,15 @@ def _causal_gpa(place: Place, block: int) -> Iterator[Setting]:
         yield of_operator(operator, space, entries, f"k = {k} and its own")
 
 
+@entrant("GPA, blocks of 4, far field, causal", CAUSAL)
+def causal_gpa_far(place: Place) -> Iterator[Setting]:
+    space = place.space(4, 1)
+    for k in COUNTS:
+        operator = ndgpa.GPA(ndgpa.TopK(k, force=ndgpa.Own()), causal=True, far="block")
+        entries = phase_1(place, space) / 2 + 4 * (k + 1) + ndgpa.Tangents().bundles
+        yield of_operator(operator, space, entries, f"k = {k} and its own")
+
+
 @entrant("MoBA", CAUSAL)
 def moba(place: Place) -> Iterator[Setting]:
     return _of_queries(place, presets.moba)

@@ -26,27 +26,28 @@ def draw(question: str, rows: list[Row]) -> None:
 
 
 def errors(rows: list[Row]) -> Figure:
-    """A panel for each budget and features: the error of each method at three temperatures."""
+    """A panel for each features: the error of each method at three temperatures."""
     rows = [row for row in rows if "error_16" in row and row["attention"] not in EXACT]
-    panels = list(dict.fromkeys((row["features"], row.get("times")) for row in rows))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 1.6, 6.4), sharey=True)
+    panels = list(dict.fromkeys(row["features"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.2 * len(panels) + 1.6, 6.4), sharey=True, squeeze=False
+    )
     names = ordered(rows)
-    for ax, (features, times) in zip(axes, panels):
-        here = [row for row in rows if (row["features"], row.get("times")) == (features, times)]
+    for ax, features in zip(axes[0], panels):
+        here = [row for row in rows if row["features"] == features]
         for keys, marker in KEYS.items():
             values = {row["attention"]: row[f"error_{keys}"] for row in here}
             dots(ax, names, values, marker, f"{keys} keys")
         ax.set_xscale("log")
-        ax.set_title(features if times is None else f"{features}, {times:g} x GPA(12)")
+        ax.set_title(features)
         ax.set_xlabel("relative error")
-    axes[0].legend(title="attention shared by", loc="lower left", fontsize=8, title_fontsize=8)
+    axes[0, 0].legend(title="attention shared by", loc="lower left", fontsize=8, title_fontsize=8)
     figure.tight_layout()
     return figure
 
 
 def memory(rows: list[Row]) -> Figure:
     figure, ax = plt.subplots(figsize=(7, 6.4))
-    rows = [row for row in rows if "memory/tensors" in row]
     names = ordered(rows)
     for features, marker in zip(dict.fromkeys(row["features"] for row in rows), "os^vD"):
         here = {r["attention"]: r["memory/tensors"] for r in rows if r["features"] == features}
@@ -95,13 +96,13 @@ EXACT = ("full", "full, causal")
 PICTURES: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
     "entries": ("entries", errors),
     "time": ("time", errors),
-    "memory": ("entries", memory),
+    "memory": ("cost", memory),
     "learning": ("learning", learning),
 }
 
 
 if __name__ == "__main__":
-    for question in ("entries", "time", "learning"):
+    for question in ("entries", "time", "learning", "cost"):
         path = RESULTS / f"ranking_{question}.json"
         if path.exists():
             draw(question, json.loads(path.read_text())["rows"])

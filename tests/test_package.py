@@ -144,16 +144,19 @@ def test_the_code_of_a_user_passes_mypy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_and_its_contracts_work_in_an_empty_environment(
-    wheel: Path, tmp_path: Path
+def test_what_is_built_works_in_an_empty_environment(
+    wheel: Path, built: Path, tmp_path: Path
 ) -> None:
+    """The wheel with its contracts, then the source distribution in its place."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    install = ["-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([python, *install, f"{wheel}[testing]"], check=True, cwd=tmp_path)
-    run = subprocess.run(
-        [python, "-c", CALLS], check=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert str(tmp_path) in run.stdout
-    write_example(tmp_path / "test_theirs.py")
-    subprocess.run([python, "-m", "pytest", "-q", "test_theirs.py"], check=True, cwd=tmp_path)
+    install = [python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
+    source = str(next(built.glob("*.tar.gz")))
+    for what in ([f"{wheel}[testing]"], ["--force-reinstall", "--no-deps", source]):
+        subprocess.run([*install, *what], check=True, cwd=tmp_path)
+        run = subprocess.run(
+            [python, "-c", CALLS], check=True, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert str(tmp_path) in run.stdout
+        write_example(tmp_path / "test_theirs.py")
+        subprocess.run([python, "-m", "pytest", "-q", "test_theirs.py"], check=True, cwd=tmp_path)
