@@ -49,6 +49,7 @@ H200 = Chip("H200", 132, 1.755e9, 4.3e12, 5.5e12)
 PREDICTED = (
     "pivot 64",
     "video 49,152",
+    "video 49,152, cells of 2",
     "video 16x96x96",
     "ChaL 512x256",
     *(shape.name for shape in FAR),
@@ -123,7 +124,8 @@ def _far_tiles(shape: Shape, values: dict[str, Any]) -> float:
 
 def search_rounds(name: str, of_groups: bool) -> list[float]:
     """Rounds of the searches among the largest of groups, and among the scores that are read."""
-    name = {"ChaL 512x256": "ChaL 4"}.get(name, name)
+    names = {"ChaL 512x256": "ChaL 4", "video 49,152, cells of 2": "video 49,152"}
+    name = names.get(name, name)
     found = json.loads((measure.RESULTS / "search_rounds.json").read_text())["rows"]
     row = next(r for r in found if (r["case"], r["lists"]) == (name, "photographs"))
     return [row["groups"], row["scores"]] if of_groups else [row["scores"]]
@@ -138,13 +140,18 @@ def traffic(name: str, shape: Shape, programs: int, values: dict[str, Any]) -> t
     means = HEADS * shape.blocks * shape.width * 4
     scores = HEADS * shape.cells * shape.blocks * 4
     gathered = HEADS * shape.cells * shape.kept * 2 * shape.width * size
+
+    def tiles() -> int:
+        """Programs of a cell."""
+        return -(-shape.places // values["ROWS"])
+
     found: dict[str, Callable[[], tuple[float, float]]] = {
         "sum_blocks": lambda: (2 * (unit + means), 0),
         "lse": lambda: (2 * means, programs * shape.blocks * shape.width * 4),
         "relevance": lambda: (2 * means + scores, _relevance_reads(shape, programs, values)),
         "top_k": lambda: (0, HEADS * shape.cells * _read(shape, values) * 4),
-        "forward": lambda: (4 * unit, gathered * shape.sites_per_block),
-        "query_major": lambda: (6 * unit, gathered * shape.sites_per_block),
+        "forward": lambda: (4 * unit, gathered * shape.sites_per_block * tiles()),
+        "query_major": lambda: (6 * unit, gathered * shape.sites_per_block * tiles()),
         "key_major": lambda: (6 * unit, gathered * shape.places),
         "add_parts": lambda: (0, 0),
     }
