@@ -4,7 +4,6 @@ Compiled, so in a process without the interpreter.
 """
 
 import re
-from unittest import mock
 
 import pytest
 import torch
@@ -13,9 +12,7 @@ from ndgpa import Clusters, Grid
 
 pytestmark = pytest.mark.compiled
 
-# Shared memory of one program in KiB (CUDA C++ Programming Guide, table of compute capabilities;
-# AMD CDNA3 instruction set reference).
-CHIPS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, "gfx942": 64}
+CHIPS = (80, 86, 89, 90, 100, 120, "gfx942")
 # Instructions that a warp runs in the inner loop on sm_90, in all and of each unit.
 LOOPS = {
     ("pivot 64", "key_major"): {
@@ -112,7 +109,7 @@ def compiled(resources):
         (shape.name, _name(kernel)): compile_for(kernel, args, options, 90)
         for shape in resources.SHAPES
         if shape.name in PINNED
-        for kernel, args, options in _launches(resources, lambda s=shape: resources.attend(s), 90)
+        for kernel, args, options in _launches(lambda s=shape: resources.attend(s), 90)
         if _name(kernel) not in ("add_parts", "mark_selected")
     }
 
@@ -121,19 +118,10 @@ def _name(kernel) -> str:
     return kernel.__name__.removesuffix("_kernel")
 
 
-def _launches(resources, run, chip):
-    """The launches on a chip, `chip` being a compute capability or the name of AMD's."""
-    amd = isinstance(chip, str)
+def _launches(run, chip):
+    from kernel_sweep import launches
 
-    def on_chip():
-        capability = (9, 4) if amd else divmod(chip, 10)
-        with (
-            mock.patch("torch.cuda.get_device_capability", return_value=capability),
-            mock.patch("torch.version.hip", "6.2" if amd else None),
-        ):
-            run()
-
-    return resources.record(on_chip, 90)
+    return launches(run, chip)
 
 
 def _attention(
@@ -166,14 +154,32 @@ slow = pytest.mark.slow
 )
 @pytest.mark.parametrize("chip", [c if c == 86 else pytest.param(c, marks=slow) for c in CHIPS])
 def test_every_chip_has_the_shared_memory_that_is_asked_for(resources, chip, width):
+    import kernel_sweep
     from ahead_of_time import compile_for
 
     space = Grid((32, 32), 4, 2)
     for kernel, args, options in _launches(
-        resources, lambda: _attention(resources, space, width, even=True), chip
+        lambda: _attention(resources, space, width, even=True), chip
     ):
         used = compile_for(kernel, args, options, chip)
-        assert used.metadata.shared <= CHIPS[chip] * 1024, (kernel, used.metadata.shared)
+        shared_kib = used.metadata.shared / 1024
+        assert shared_kib <= kernel_sweep.CHIPS[chip], (kernel, shared_kib)
+
+
+@slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel_fits_every_chip(resources, chip):
+    """Selection, attention and far field; no forward spills where it matters most."""
+    import kernel_sweep
+
+    found = list(kernel_sweep.kernels(chip))
+    names = {row["kernel"] for row in found}
+    assert {"sum_blocks", "lse", "relevance", "top_k", "forward", "key_major"} <= names
+    assert {"far_forward", "far_query", "far_key", "mark_selected"} <= names
+    for row in found:
+        assert row["shared_kib"] <= kernel_sweep.CHIPS[chip], row
+        if chip in (80, 90) and row["kernel"] in kernel_sweep.FORWARD:
+            assert row["spilled_bytes"] == 0, row
 
 
 def test_ragged_batches_of_other_sizes_compile_nothing_new(resources):
@@ -185,7 +191,7 @@ def test_ragged_batches_of_other_sizes_compile_nothing_new(resources):
         sizes = torch.tensor([largest] + [15] * (blocks - 1))
         numbers = torch.arange(blocks)
         space = Clusters(numbers.repeat_interleave(sizes), numbers // 3)
-        found = _launches(resources, lambda: _attention(resources, space, 64, biased=True), 90)
+        found = _launches(lambda: _attention(resources, space, 64, biased=True), 90)
         return {_name(kernel): specialize(kernel, args, options) for kernel, args, options in found}
 
     wanted, found = keys(17, 48), keys(18, 57)
