@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ndgpa
 from ndgpa.attention import token_reads
 from ndgpa.attention.token_merge import formula, merge_tokens
 from ndgpa.attention.token_reads import read_in_runs
