@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     differentiate_gradient,
     fold_into_batch,
     gradients,
@@ -106,7 +107,8 @@ def attend_from_cells(
         slot_bias = slot_bias.expand(-1, tiles, -1, -1)
     if query_time is not None:
         query_time = query_time.repeat(1, heads // tiles)
-    out, lse = attend_chunked(
+    out, lse = call(
+        attend_chunked,
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
         key,
         value,

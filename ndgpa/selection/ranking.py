@@ -10,8 +10,10 @@ def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, 
     num_blocks = scores.shape[-1]
     if k == num_blocks:
         return torch.arange(k, device=scores.device).expand(*scores.shape[:-1], k)
+    if torch.onnx.is_in_onnx_export():  # whose TopK prefers the lowest of equals
+        return scores.topk(k, dim=-1).indices
     if scores.is_cuda:  # a host that looks for ties would wait
-        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+        return _descending(scores)[1][..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
     tied = ~(values[..., k - 1] > values[..., k])
     ids = ids[..., :k]
@@ -34,7 +36,7 @@ def ranked(
     at_least: int = 1,
 ) -> Int[Tensor, "*batch c k"]:
     """Ids of the k largest scores or fewer, largest first; -1 where a cell wants no more."""
-    values, ids = scores.sort(dim=-1, descending=True, stable=True)
+    values, ids = _descending(scores)
     place = torch.arange(k, device=scores.device)
     drop = values[..., :k] == -torch.inf
     if counts is not None:
@@ -45,3 +47,10 @@ def ranked(
         reached = before[..., :k] >= p * mass.sum(dim=-1, keepdim=True)
         drop = drop | (reached & (place >= at_least))
     return ids[..., :k].masked_fill(drop, -1)
+
+
+def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort, equals by ascending id; ONNX has no stable sort, but its TopK is one."""
+    if torch.onnx.is_in_onnx_export():
+        return scores.topk(scores.shape[-1], dim=-1)
+    return scores.sort(dim=-1, descending=True, stable=True)
