@@ -13,7 +13,7 @@ def top_k_lowest_id(scores: Float[Tensor, "*batch B_k"], k: int) -> Int[Tensor, 
     if torch.onnx.is_in_onnx_export():  # whose TopK prefers the lowest of equals
         return scores.topk(k, dim=-1).indices
     if scores.is_cuda:  # a host that looks for ties would wait
-        return _descending(scores)[1][..., :k]
+        return in_order(scores, descending=True)[1][..., :k]
     values, ids = scores.topk(k + 1, dim=-1)
     tied = ~(values[..., k - 1] > values[..., k])
     ids = ids[..., :k]
@@ -36,7 +36,7 @@ def ranked(
     at_least: int = 1,
 ) -> Int[Tensor, "*batch c k"]:
     """Ids of the k largest scores or fewer, largest first; -1 where a cell wants no more."""
-    values, ids = _descending(scores)
+    values, ids = in_order(scores, descending=True)
     place = torch.arange(k, device=scores.device)
     drop = values[..., :k] == -torch.inf
     if counts is not None:
@@ -49,8 +49,8 @@ def ranked(
     return ids[..., :k].masked_fill(drop, -1)
 
 
-def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort, equals by ascending id; ONNX has no stable sort, but its TopK is one."""
+def in_order(x: Tensor, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """Sort stably and say where each was. ONNX has no stable sort by name, but its TopK is one."""
     if torch.onnx.is_in_onnx_export():
-        return scores.topk(scores.shape[-1], dim=-1)
-    return scores.sort(dim=-1, descending=True, stable=True)
+        return x.topk(x.shape[-1], dim=-1, largest=descending)
+    return x.sort(dim=-1, descending=descending, stable=True)

@@ -1,6 +1,7 @@
 """The generator: two UNets with a copy attention at every level; and the discriminator."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -225,23 +226,48 @@ class Generator(nn.Module):
             source_maps, target_maps: Heat maps of the 18 key points.
             coarse_only: Leave out the attentions that select, as in a warm-up.
         """
+        features = self.read(source, source_maps, coarse_only)
+        return self.render(features, source, target_maps, coarse_only)
+
+    def read(
+        self,
+        source: Float[Tensor, "b 3 h w"],
+        source_maps: Float[Tensor, "b 18 h w"],
+        coarse_only: bool = False,
+    ) -> Iterator[Tensor]:
+        """Make what does not depend on the pose: features of the source, the coarsest level first.
+
+        It ends before the first level that nobody reads.
+        """
         from_source = self.source_encoder(torch.cat([source, source_maps], dim=1))
+        style, s = style_of(from_source), None
+        read = [i for i, x in enumerate(self.attentions) if attends(x.operator, coarse_only)]
+        for i in reversed(range(min(read, default=len(from_source)), len(from_source))):
+            s = self.source_decoder[i](s, from_source[i], style)
+            yield s
+
+    def render(
+        self,
+        features: Iterable[Tensor],
+        source: Float[Tensor, "b 3 h w"],
+        target_maps: Float[Tensor, "b 18 h w"],
+        coarse_only: bool = False,
+    ) -> Morph:
+        """Render the person whose features `read` gave; arguments as of `forward`."""
         from_target = self.target_encoder(target_maps)
-        styles = style_of(from_source), style_of(from_target)
-        pixels = pyramid(source, len(from_source))
-        s = t = projected = image = None
+        style, pixels = style_of(from_target), pyramid(source, len(from_target))
+        t = projected = image = None
         levels = []
-        active = [attends(attention.operator, coarse_only) for attention in self.attentions]
+        features = iter(features)
         for i in reversed(range(len(self.attentions))):
             attention = self.attentions[i]
             copied = mask = None
-            t = self.target_decoder[i](t, from_target[i], styles[1])
-            if any(active[: i + 1]):  # nobody reads the source at finer levels
-                s = self.source_decoder[i](s, from_source[i], styles[0])
-            if active[i]:
+            t = self.target_decoder[i](t, from_target[i], style)
+            s = next(features, None)
+            if attends(attention.operator, coarse_only):
                 projected = attention.project(t, s, projected)
-                features, copied, query, key = attention.attend(*projected, s, pixels[i])
-                t = attention.fused(t, features)
+                found, copied, query, key = attention.attend(*projected, s, pixels[i])
+                t = attention.fused(t, found)
                 level = Level(
                     attention.size, copied, query, key, attention.structure, attention.operator
                 )
