@@ -104,7 +104,7 @@ def weighted(
     sees in part are read besides, at weight 1.
     """
     width = min(weight.shape[-1], weight.shape[-1] if at_most is None else at_most)
-    ids = in_order(weight.detach(), descending=True)[1][..., :width]
+    ids = in_order(weight.detach(), descending=True, first=width)[1]
     ids = ids.sort(dim=-1).values
     chosen = weight.gather(-1, ids)
     empty = chosen <= 0

@@ -26,7 +26,11 @@ class UpTo(Rule):
 
     def select(self, problem: Problem) -> Selection:
         counts = self.k.expand(problem.structure.num_cells)
-        return Selection(most_relevant(problem, self.most, counts=counts))
+        blocks = most_relevant(problem, self.most, counts=counts)
+        k = self.k.item()
+        torch._check(k >= 1)
+        torch._check(k <= self.most)
+        return Selection(blocks[..., :k])  # whose empty slots are last
 
 
 class Read(nn.Module):
