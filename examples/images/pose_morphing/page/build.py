@@ -61,7 +61,9 @@ def main(options: Options) -> None:
     said = describe(generator, kappa) | {"standing": standing}
     write_text(options.out / "model" / "model.json", json.dumps(said) + "\n")
     size = sum(x.stat().st_size for x in options.out.rglob("*") if x.is_file())
-    print(f"{options.out} has the page, {size / 1e6:.1f} MB: python -m http.server -d {options.out}")
+    print(
+        f"{options.out} has the page, {size / 1e6:.1f} MB: python -m http.server -d {options.out}"
+    )
 
 
 def check_runtime(folder: Path) -> None:
