@@ -13,10 +13,18 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # find them here, in a process of their own.
 TIMM := $(VENV)/timm
 
-.PHONY: demo test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
+.PHONY: demo page test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
+
+# The page on which one drags the pose, in build/page; needs npm.
+ORT_WEB := build/npm/node_modules/onnxruntime-web
+page: $(VENV)/.page $(ORT_WEB)/package.json
+	$(RUN) -m examples.images.pose_morphing.page.build --runtime $(ORT_WEB)/dist
+
+$(ORT_WEB)/package.json:
+	npm install --silent --no-audit --no-fund --prefix build/npm onnxruntime-web@1.30.0
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
@@ -94,8 +102,9 @@ gpu-train:
 
 # What the demo needs, and what the tests, the linter and the type checker need besides.
 $(VENV)/.demo: EXTRA := examples
+$(VENV)/.page: EXTRA := examples,onnx
 $(VENV)/.installed: EXTRA := dev
-$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.page $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e ".[$(EXTRA)]"
 	$(if $(filter dev,$(EXTRA)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \

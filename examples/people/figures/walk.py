@@ -1,4 +1,4 @@
-"""A figure that walks on the spot, turning to one side and to the other: frames of a moving picture."""
+"""A figure that walks on the spot and turns to both sides: the frames of a moving picture."""
 
 import numpy as np
 

@@ -1,11 +1,8 @@
 """The page in a headless Chromium without a network: it loads, drags, and draws torch's picture."""
 
-import functools
-import http.server
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +12,15 @@ import pytest
 import torch
 
 from examples.images.pose_morphing.demo import SHIPPED
+from examples.images.pose_morphing.page.chromium import PROGRAMS, Chromium
 from examples.images.pose_morphing.trained import load_trained
-from tests.examples.pose_morphing.chromium import PROGRAMS, Chromium
 
 pytest.importorskip("onnxscript")
-from examples.images.pose_morphing.page import build, graph
+from examples.images.pose_morphing.page import build, graph, measure
 
 RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", "build/npm/node_modules/onnxruntime-web/dist"))
 PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
+ARMS = (3, 4, 6, 7)  # elbows and wrists
 NUMBERS = "Array.from(page.morph.image)"
 
 pytestmark = [
@@ -35,11 +33,6 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page")
@@ -48,28 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    handler = functools.partial(Quiet, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    assert PROGRAM is not None
-    chromium = Chromium(PROGRAM, tmp_path_factory.mktemp("profile"))
-    chromium.call("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
-    wait(chromium, "page.morphs > 0")
-    yield chromium
-    chromium.close()
-    server.shutdown()
-    server.server_close()
-
-
-def wait(browser: Chromium, condition: str, limit_s: float = 60) -> None:
-    """Wait until an expression is true in the page."""
-    end = time.monotonic() + limit_s
-    while not browser.evaluate(f"typeof page !== 'undefined' && Boolean({condition})"):
-        failed = browser.evaluate("typeof page !== 'undefined' && page.failed")
-        assert not failed, failed
-        assert time.monotonic() < end, f"{condition} did not come true"
-        time.sleep(0.05)
+def browser(folder: Path) -> Iterator[Chromium]:
+    with measure.served(folder) as address, measure.browsing(address) as chromium:
+        measure.wait(chromium, "page.morphs > 0")
+        yield chromium
 
 
 def settle(browser: Chromium) -> None:
@@ -78,15 +53,6 @@ def settle(browser: Chromium) -> None:
     while before != (now := browser.evaluate("page.morphs")):
         before = now
         time.sleep(2)
-
-
-def on_screen(browser: Chromium, canvas: str, x: float, y: float) -> tuple[float, float]:
-    """Where a pixel of the picture is on the screen."""
-    box = browser.evaluate(
-        f"(({{left, top, width, height}}) => [left, top, width, height])"
-        f"(document.getElementById('{canvas}').getBoundingClientRect())"
-    )
-    return box[0] + (x + 0.5) / 64 * box[2], box[1] + (y + 0.5) / 128 * box[3]
 
 
 def by_torch(browser: Chromium) -> torch.Tensor:
@@ -114,17 +80,17 @@ def test_the_first_morph_is_that_of_torch(browser: Chromium) -> None:
 def test_a_joint_that_is_dragged_redraws_the_morph(browser: Chromium) -> None:
     settle(browser)
     before, count = np.array(browser.evaluate(NUMBERS)), browser.evaluate("page.morphs")
-    wrist = browser.evaluate("page.target()[4]")
-    assert wrist[2] == 1
-    x, y = on_screen(browser, "pose", *wrist[:2])
+    joints = browser.evaluate("page.target()")
+    joint = next(i for i, (_, _, there) in enumerate(joints) if there and i in ARMS)
+    x, y = measure.on_screen(browser, "pose", *joints[joint][:2])
     browser.mouse("mouseMoved", x, y)
     browser.mouse("mousePressed", x, y, buttons=1)
     for step in range(10):
         browser.mouse("mouseMoved", x + 4 * step, y - 6 * step, buttons=1)
     browser.mouse("mouseReleased", x + 36, y - 54)
     settle(browser)
-    moved = browser.evaluate("page.target()[4]")
-    assert moved[:2] == pytest.approx([wrist[0] + 9, wrist[1] - 13.5], abs=0.6)
+    moved = np.subtract(browser.evaluate(f"page.target()[{joint}]"), joints[joint])
+    assert moved == pytest.approx([9, -13.5, 0], abs=0.6)
     assert browser.evaluate("page.morphs") > count
     assert np.abs(np.array(browser.evaluate(NUMBERS)) - before).max() > 0.1
     assert_torch_agrees(browser)
@@ -142,7 +108,7 @@ def test_the_slider_is_kappa(browser: Chromium) -> None:
 @needs_browser
 def test_the_cursor_shows_the_pixels_that_were_copied(browser: Chromium) -> None:
     settle(browser)
-    browser.mouse("mouseMoved", *on_screen(browser, "morph", 32, 60))
+    browser.mouse("mouseMoved", *measure.on_screen(browser, "morph", 32, 60))
     assert browser.evaluate("document.querySelectorAll('#lines line').length") > 0
 
 

@@ -13,8 +13,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import tyro
+from jaxtyping import Float
 
 from examples.common.commands import check_count, command
 from examples.common.files import check_folder, write_text
@@ -45,7 +47,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    check_count("--people", options.people, most=30)
+    check_count("--people", options.people, most=28)
     check_folder(options.out)
     check_runtime(options.runtime)
     generator = load_trained(options.model).generator
@@ -61,9 +63,7 @@ def main(options: Options) -> None:
     said = describe(generator, kappa) | {"standing": standing}
     write_text(options.out / "model" / "model.json", json.dumps(said) + "\n")
     size = sum(x.stat().st_size for x in options.out.rglob("*") if x.is_file())
-    print(
-        f"{options.out} has the page, {size / 1e6:.1f} MB: python -m http.server -d {options.out}"
-    )
+    print(f"{size / 1e6:.1f} MB; look at it with: python -m http.server -d {options.out}")
 
 
 def check_runtime(folder: Path) -> None:
@@ -116,15 +116,25 @@ def draw_people(folder: Path, size: tuple[int, int], count: int) -> list[list[fl
     with tempfile.TemporaryDirectory() as place:
         draw(Path(place), FigureOptions(size, 30, 2, STRANGERS, truth=False), workers=0)
         figures = open_pictures(Path(place), "train", size)
-        for number in range(count):
-            row = 3 * number + number % 2
+        for number, row in enumerate(frontal(figures.points)[:count]):
             PIL.Image.fromarray(figures.image(row)).save(folder / f"{number}.png")
             joints = figures.points[row].astype(float).round(2).tolist()
             name = f"figure {number + 1}"
             listed.append({"name": name, "picture": f"{number}.png", "joints": joints})
     write_text(folder / "people.json", json.dumps(listed) + "\n")
-    seen = [person["joints"] for person in listed]
-    return max(seen, key=lambda joints: sum(joint[2] for joint in joints))
+    return max((person["joints"] for person in listed), key=joints_seen)
+
+
+def frontal(points: Float[np.ndarray, "n 18 3"]) -> list[int]:
+    """Of each person, two rows of `points`, the one with more joints; the most joints first."""
+    better = [
+        max((row, row + 1), key=lambda i: points[i, :, 2].sum()) for row in range(0, len(points), 2)
+    ]
+    return sorted(better, key=lambda row: -points[row, :, 2].sum())
+
+
+def joints_seen(joints: list[list[float]]) -> float:
+    return sum(joint[2] for joint in joints)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,6 +29,7 @@ from examples.common.commands import check_count, command
 from examples.common.files import check_folder, write_json, write_text
 from examples.common.tables import machine, markdown_table
 from examples.images.pose_morphing import figures
+from examples.images.pose_morphing.attention import CopyAttention
 from examples.images.pose_morphing.demo import SHIPPED
 from examples.images.pose_morphing.evaluate import BATCH, Rendered, key_scores, scores
 from examples.images.pose_morphing.measures.scores import CHUNK, keys_and_weights
@@ -92,11 +94,25 @@ def main(options: Options) -> None:
         generator = mended(load_trained(options.model).generator, mend)
         rendered, traced = follow(generator, task, people)
         shares = shares or summed(traced)
-        means[mend] = {name: x.nanmean().item() for name, x in scores(rendered, task).items()}
+        means[mend] = summary(rendered, task)
+        if len(means) == 1:
+            means["the true pixels"] = summary(copied_truly(rendered, task), task)
         print(mend, {name: round(means[mend][name], 4) for name in SHOWN}, flush=True)
     said = {"machine": machine(), "options": {k: str(v) for k, v in asdict(options).items()}}
     write_json(options.out / "quality.json", said | {"shares": shares, "mends": means})
     write_text(options.out / "quality.md", as_markdown(options, shares, means))
+
+
+def summary(rendered: Rendered, task: Task) -> dict[str, float]:
+    return {name: x.nanmean().item() for name, x in scores(rendered, task).items()}
+
+
+def copied_truly(rendered: Rendered, task: Task) -> Rendered:
+    """What whole pixels of the source can do: each copyable pixel from where it truly is."""
+    row, column = task.places.long().clamp(min=0).unbind(dim=-1)
+    picture = torch.arange(len(task))[:, None, None]
+    true = task.batch.source[picture, :, row, column].permute(0, 3, 1, 2)
+    return Rendered(torch.where(task.copyable[:, None], true, rendered.images), {})
 
 
 def persons(pairs: Int[Tensor, "p 2"], truth: Truth, options: Options) -> Bool[Tensor, "b h w"]:
@@ -117,9 +133,26 @@ def mended(generator: Generator, mend: str) -> Generator:
             read(generator, int(number))
         elif kind == "hot" and number.startswith("x") and number[1:].isdecimal():
             generator.attentions[0].log_temperature.add_(math.log(int(number[1:])))
+        elif kind == "vote" and number.isdecimal() and int(number) % 2:
+            vote(generator.attentions[0], int(number))
         else:
-            raise ValueError(f"unknown mend {part!r}; expected none, kappa K or hot xN")
+            raise ValueError(f"unknown mend {part!r}; expected none, kappa K, hot xN or vote N")
     return generator
+
+
+def vote(attention: CopyAttention, side: int) -> None:
+    """Let the neighbours of a pixel vote on its keys, each for the key as far off as it is itself.
+
+    A logit becomes the mean of those of the pairs (query + d, key + d) over offsets d within a
+    square: queries and keys become those of the whole square.
+    """
+    heat = attention.heat
+
+    def heat_of_square(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b dss h w"]:
+        around = F.pad(heat(x), (side // 2,) * 4, mode="replicate")
+        return F.unfold(around, side).unflatten(2, x.shape[2:]) / side
+
+    attention.heat = heat_of_square
 
 
 @torch.no_grad()
@@ -205,7 +238,10 @@ def as_markdown(
     first = markdown_table(
         ["pixels of people", "share", *(f"error: {x}" for x in STAGES), "error: sum"], rows
     )
-    rows = [[mend, *(f"{of[name]:.4f}" for name in SHOWN)] for mend, of in means.items()]
+    rows = [
+        [mend, *(f"{of[name]:.4f}" if name in of else "1" for name in SHOWN)]
+        for mend, of in means.items()
+    ]
     second = markdown_table(["mend", *SHOWN.values()], rows)
     about = f"{options.pairs} pairs of the {options.split} split. {machine()}."
     return f"{__doc__}\n{about}\n\n{first}\n\n{second}\n"
