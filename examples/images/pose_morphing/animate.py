@@ -32,7 +32,7 @@ from examples.images.pose_morphing.demo import SHIPPED, STRANGERS
 from examples.images.pose_morphing.measures.scores import l1
 from examples.images.pose_morphing.measures.sheet import as_pictures
 from examples.images.pose_morphing.measures.tasks import in_unit_range
-from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.model import Generator, selecting
 from examples.images.pose_morphing.morph import maps_of
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.figures.render import draw_figure
@@ -41,7 +41,7 @@ from examples.people.geometry import cut_points, person_box
 from examples.people.person import LEAST, Person, find_person
 from examples.people.pointfiles import read_points
 from examples.video.clips import Clip, write_clip
-from ndgpa import GPA, Problem, Rule, Selection
+from ndgpa import Problem, Rule, Selection
 from ndgpa.functional import as_rule
 from ndgpa.selection.base import once
 
@@ -140,18 +140,18 @@ def given(options: Options, size: tuple[int, int]) -> Sequence:
 def render(generator: Generator, sequence: Sequence, reuse: bool) -> Float[Tensor, "t 3 h w"]:
     """Render every pose; the source is read once."""
     source, size = sequence.source, generator.config.size
-    features = list(generator.read(source.pixels, maps_of(source.points, size)))
-    operators = [attention.operator for attention in generator.attentions]
-    if reuse:
-        for attention in generator.attentions:
-            if isinstance(attention.operator, GPA):
-                rule = Reuse(as_rule(attention.operator.rule))
-                attention.operator = replace(attention.operator, rule=rule)
+    given = source.pixels, maps_of(source.points, size)
+    features = generator.read(*given)
+    attentions = selecting(generator)
+    operators = [attention.operator for attention in attentions]
+    for attention in attentions if reuse else ():
+        rule = Reuse(as_rule(attention.operator.rule))
+        attention.operator = replace(attention.operator, rule=rule)
     made = [
-        generator.render(features, source.pixels, maps_of(points, size)).image
+        generator(*given, maps_of(points, size), features=features).image
         for points in sequence.points
     ]
-    for attention, operator in zip(generator.attentions, operators, strict=True):
+    for attention, operator in zip(attentions, operators, strict=True):
         attention.operator = operator
     return torch.cat(made)
 

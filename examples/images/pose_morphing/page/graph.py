@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from examples.common.files import replacing
 from examples.images.pose_morphing.data import SIGMA
-from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.model import Generator, selecting
 from examples.people.keypoints import heat_maps
-from ndgpa import GPA, Problem, Rule, Selection, select
+from ndgpa import Problem, Rule, Selection, select
 from ndgpa.selection.select_blocks import most_relevant
 
 MOST = 16  # key blocks that the slider goes to
@@ -34,7 +34,7 @@ class UpTo(Rule):
 
 
 class Read(nn.Module):
-    """What a source is turned into once: its features, the coarsest level first."""
+    """What a source is turned into once: its features, the finest level first."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -57,13 +57,14 @@ class Redraw(nn.Module):
 
     def __init__(self, generator: Generator, most: int = MOST) -> None:
         super().__init__()
-        if not isinstance(generator.attentions[0].operator, GPA):
+        if generator.attentions[0] not in selecting(generator):
             raise ValueError(f"{generator.config.attention} has no key blocks to count")
         self.generator, self.most = generator, most
 
     def forward(
         self,
         source: Float[Tensor, "1 3 h w"],
+        source_points: Float[Tensor, "1 18 3"],
         target_points: Float[Tensor, "1 18 3"],
         kappa: Int[Tensor, " 1"],
         *features: Float[Tensor, "1 c k l"],
@@ -76,7 +77,7 @@ class Redraw(nn.Module):
         """Render the person of `source` in another pose.
 
         Args:
-            source, target_points: As for `Read`.
+            source, source_points, target_points: As for `Read`.
             kappa: Key blocks that each cell reads.
             features: From `Read`.
 
@@ -85,8 +86,10 @@ class Redraw(nn.Module):
             the key blocks that each of its cells reads, -1 for none.
         """
         rule = UpTo(self.most, kappa)
-        with_rule(self.generator, rule)
-        morph = self.generator.render(features, source, maps_of(self.generator, target_points))
+        for attention in selecting(self.generator):
+            attention.operator = replace(attention.operator, rule=rule)
+        maps = (maps_of(self.generator, points) for points in (source_points, target_points))
+        morph = self.generator(source, *maps, features=features)
         finest = morph.levels[0]
         selection = select(
             finest.query, finest.key, finest.structure, rule, scale=1.0, affinity="euclidean"
@@ -97,13 +100,6 @@ class Redraw(nn.Module):
 def maps_of(generator: Generator, points: Float[Tensor, "1 18 3"]) -> Float[Tensor, "1 18 h w"]:
     size = generator.config.size
     return heat_maps(points, size, SIGMA * size[0])
-
-
-def with_rule(generator: Generator, rule: Rule) -> None:
-    """Make every level with GPA read by this rule."""
-    for attention in generator.attentions:
-        if isinstance(attention.operator, GPA):
-            attention.operator = replace(attention.operator, rule=rule)
 
 
 def export(generator: Generator, folder: Path) -> None:
@@ -121,8 +117,8 @@ def export(generator: Generator, folder: Path) -> None:
     )
     write(
         Redraw(generator),
-        (source, points, kappa, *features),
-        ["source", "target_points", "kappa", *names],
+        (source, points, points.clone(), kappa, *features),
+        ["source", "source_points", "target_points", "kappa", *names],
         ["image", "query", "key", "blocks"],
         folder / "redraw.onnx",
     )

@@ -17,8 +17,8 @@ function points(values) {
 
 async function setSource({ pixels, joints }) {
   const picture = new ort.Tensor("float32", pixels, [1, 3, ...size]);
-  const features = await read.run({ source: picture, source_points: points(joints) });
-  source = { source: picture, ...features };
+  const given = { source: picture, source_points: points(joints) };
+  source = { ...given, ...(await read.run(given)) };
 }
 
 async function morph({ joints, kappa }) {
