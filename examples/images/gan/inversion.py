@@ -195,7 +195,8 @@ def main(options: Options) -> dict[str, Any]:
         part.suptitle(name)
         draw(part, trained, asked[0], both)
     save_figure(figure, options.out, 110)
-    write_json(options.out.with_suffix(".json"), {"steps": options.steps, **figures})
+    about = {"trained_steps": trained.steps, "steps": options.steps, "restarts": options.restarts}
+    write_json(options.out.with_suffix(".json"), {**about, **figures})
     return figures
 
 
