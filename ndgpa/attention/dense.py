@@ -39,8 +39,11 @@ def attend_to_all(
         repeat(run, "c -> b h c 1", b=query.shape[0], h=query.shape[1]),
         slot_bias=None,
         key_bias=key_bias,
+        offset_bias=None,
         query_time=None,
         key_time=None,
+        query_offset=None,
+        key_offset=None,
         scale=scale,
     )
     lse = rearrange(lse, "b h (r c) x -> b h r (c x) 1", r=runs)

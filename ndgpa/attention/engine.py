@@ -27,6 +27,7 @@ class Tile:
         queries, keys: The rows of the tables of queries and of keys.
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
+        bend: How steep the logits are in the products; None means 1.
     """
 
     chunk: slice | Tensor
@@ -39,6 +40,7 @@ class Tile:
     keys: Rows
     is_masked: bool
     contains: bool = False
+    bend: Tensor | None = None  # (c, X, Y)
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)
@@ -100,8 +102,9 @@ def differentiate(
     for tile in map(_contained, tiles):
         g = tile.queries.take(grad_out, wide)
         slope = tile.slope(g, None if grad_lse is None else tile.queries.take(grad_lse, wide))
-        tile.queries.put(grads.query, scaled_bmm(slope, tile.key, tile.scale))
-        tile.keys.add(grads.key, scaled_bmm(slope.mT, tile.query, tile.scale))
+        products = slope if tile.bend is None else slope * tile.bend
+        tile.queries.put(grads.query, scaled_bmm(products, tile.key, tile.scale))
+        tile.keys.add(grads.key, scaled_bmm(products.mT, tile.query, tile.scale))
         tile.keys.add(grads.value, torch.bmm(tile.softmax.weights.mT, g))
         yield tile, slope
 

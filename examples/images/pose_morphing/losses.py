@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.levels import Level
 from ndgpa import Full
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
@@ -39,15 +39,15 @@ def edge_l1(image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) ->
     return torch.stack(terms).sum()
 
 
-def copy_loss(levels: list[Level], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+def copy_loss(
+    copied: list[Float[Tensor, "b 3 _ _"]], truth: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, ""]:
     """Compare what each level copied with the target at its size, and add over levels.
 
     Without it attention learns no correspondence within minutes, even where it is full: colours
     that a network paints by itself lower the other losses faster.
     """
-    terms = [
-        (level.copied - F.adaptive_avg_pool2d(truth, level.size)).abs().mean() for level in levels
-    ]
+    terms = [(x - F.adaptive_avg_pool2d(truth, x.shape[2:])).abs().mean() for x in copied]
     return torch.stack(terms).sum() if terms else truth.new_zeros(())
 
 

@@ -173,7 +173,7 @@ class Trainer:
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
         }
         if self.config.model.copy_rgb:
-            losses["copying"] = lambda: copy_loss(morph.levels, truth)
+            losses["copying"] = lambda: copy_loss(morph.copied, truth)
         if self.perceptual is not None:
             perceptual = self.perceptual
             losses["perceptual"] = lambda: perceptual(image, truth)

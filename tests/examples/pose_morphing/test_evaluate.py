@@ -131,7 +131,7 @@ class Oracle(Generator):
 
     def forward(self, source, source_maps, target_maps, coarse_only=False):  # type: ignore[no-untyped-def]
         morph = super().forward(source, source_maps, target_maps)
-        return type(morph)(self.task.batch.truth, [])
+        return type(morph)(self.task.batch.truth, [], [])
 
 
 def test_true_places_of_a_pair_hold_the_same_surface(figures: Path) -> None:
