@@ -78,7 +78,7 @@ class Pictures(abc.ABC):
         return self.points if self.bank is None else self.bank
 
     def at(self, ids: Int[np.ndarray, "b"]) -> People:
-        """Read pictures with their points; an unreadable one is replaced by the next that can be."""
+        """Read pictures with their points; for an unreadable one, the next that is readable."""
         return self._rows(np.arange(len(self))[:, None], ids)[0]
 
     def images_at(self, ids: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
