@@ -88,7 +88,7 @@ def test_the_metadata_of_the_wheel_says_what_it_holds(wheel: Path) -> None:
     found = metadata(wheel)
     assert found["Version"] == ndgpa.__version__
     assert f"version: {ndgpa.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    extras = {"diffusers", "graph", "pyg", "testing", "timm", "transformers", "viz"}
+    extras = {"diffusers", "graph", "onnx", "pyg", "testing", "timm", "transformers", "viz"}
     assert set(found.get_all("Provides-Extra")) == extras
     text = found.get_payload()
     assert re.findall(r"\]\((?!http)", text) == []
