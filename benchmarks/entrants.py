@@ -264,7 +264,7 @@ def hydra(place: Place) -> Iterator[Setting]:
     """A dilation of up to 4, with which a window of half an axis still fits."""
     if place.kind == "points":
         return
-    dilation = min(4, min(place.shape) // 8)
+    dilation = max(2, min(4, min(place.shape) // 8))
     for window in windows(place, dilation):
         operator = ndgpa.operators.Hydra.of([window], [1, dilation])
         text = f"{by(window)}, dilations 1 and {dilation}"

@@ -110,10 +110,11 @@ def test_it_trains_under_autocast() -> None:
 
 
 @pytest.mark.compiled
-def test_it_compiles_to_one_graph_forward_and_backward() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_to_one_graph_forward_and_backward(backend: str) -> None:
     layer = SpatialAttention(8, heads=2, operator=ndgpa.GPA(3))
     x = torch.randn(2, 48, 8, requires_grad=True)
-    compiled = torch.compile(layer, fullgraph=True)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x, IMAGE), layer(x, IMAGE))
     ours = torch.autograd.grad(compiled(x, IMAGE).square().sum(), [x, *layer.parameters()])
     theirs = torch.autograd.grad(layer(x, IMAGE).square().sum(), [x, *layer.parameters()])
