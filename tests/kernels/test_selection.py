@@ -387,6 +387,18 @@ def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, m
     assert asked == [torch.bfloat16]
 
 
+@pytest.mark.parametrize("cell", [1, 2])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_what_is_not_finite_leaves_no_slot_of_a_full_selection_empty(junk, cell, monkeypatch):
+    for module in (select_blocks, means):
+        monkeypatch.setattr(module, "has_triton", lambda _: True)
+    query, key = torch.randn(2, 1, 1, 16, 4, generator=torch.Generator().manual_seed(0))
+    key[:, :, ::5], query[:, :, 3], query[:, :, 8:] = junk, junk, junk
+    found = ndgpa.select(query, key, ndgpa.Grid((16,), 2, cell), 3)
+    assert found.full
+    assert (found.blocks >= 0).all()
+
+
 def test_amd_has_no_tf32x3(monkeypatch):
     from ndgpa.selection import triton_products
 
