@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import ndgpa
 from ndgpa import Clusters, Grid
 from ndgpa.selection import select_blocks
 from ndgpa.selection.relevance import CoarseCells
@@ -205,7 +206,6 @@ def test_logits_that_overflow_name_no_block_twice():
 
 def test_groups_and_grids_through_the_public_rule(monkeypatch):
     """The public call with the kernels put in place of the torch formula."""
-    import ndgpa
 
     structures = [
         Grid((5, 7), 2, (2, 1), time_axis=0),
@@ -368,7 +368,6 @@ def test_blocks_of_two_parts_are_those_of_the_torch_formula(places, relevance):
 
 @pytest.mark.parametrize("structure", [Grid((6, 8), 2, 2), Grid((5, 7), 2, (2, 1), time_axis=0)])
 def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, monkeypatch):
-    import ndgpa
 
     g = torch.Generator().manual_seed(11)
     shape = (1, 2, structure.num_sites, 8)
