@@ -1,33 +1,28 @@
 """The public call: checks, then the three questions one after another."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import (
-    Backend,
-    BackendName,
-    pick,
-    pick_far,
-    pick_tokens,
-    skips_hidden_keys,
+from ndgpa.attention import BackendName
+from ndgpa.attention.far_field import Far, Tangents
+from ndgpa.attention.near_and_far import (
+    attend_near_and_far,
+    check_backend,
+    check_read,
+    pick_for,
+    sites_read_by,
 )
-from ndgpa.attention.far_field import Far, FarField, FarKeys, Tangents, bundles_of, far_keys
-from ndgpa.attention.tokens import Tokens
-from ndgpa.problem import (
-    Affinity,
-    Problem,
-    Selection,
-    check_selection,
-    dot_form,
-    hide_keys,
-)
+from ndgpa.attention.scores import Scores, check_scores, with_key_bias
+from ndgpa.problem import Affinity, Problem, Selection, check_selection
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
+
+Layout = Literal["bhnd", "bnhd"]
 
 
 def gpa(
@@ -45,6 +40,8 @@ def gpa(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Tangents | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -72,6 +69,10 @@ def gpa(
             every site; "block" and "cell" with the mean query of each block or cell, over the sites
             that take part, to first order for each of 16 bundles of similar blocks; `Tangents` says
             how many bundles. None leaves them out.
+        scores: What happens to scores before the softmax, such as a bias for each relative position
+            or a soft cap; None means nothing.
+        layout: "bhnd", or "bnhd" for tensors that come, and an output that goes, as (batch, sites,
+            heads, features); only strides change.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -82,6 +83,7 @@ def gpa(
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
     rule = as_rule(rule)
+    query, key, value = _by_head(layout, query, key, value)
     problem = Problem.of(
         query,
         key,
@@ -95,8 +97,11 @@ def gpa(
         value=value,
     )
     check_read(read)
+    check_scores(scores, problem, far, backend)
     check_backend(backend, far, query, value)
-    return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
+    selection = _select(problem, rule, scores)
+    out, _ = _attend(problem, value, selection, read, far, scores, backend)
+    return _by_head(layout, out)[0]
 
 
 def select(
@@ -111,6 +116,8 @@ def select(
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
 ) -> Selection:
     """Phase 1: find the key blocks that each cell of queries reads.
 
@@ -118,6 +125,7 @@ def select(
     dtype of the inputs.
     """
     rule = as_rule(rule)
+    query, key = _by_head(layout, query, key)
     problem = Problem.of(
         query,
         key,
@@ -129,7 +137,8 @@ def select(
         key_mask=key_mask,
         query_mask=query_mask,
     )
-    return _select(problem, rule)
+    check_scores(scores, problem, None, None)
+    return _select(problem, rule, scores)
 
 
 @overload
@@ -148,6 +157,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Tangents | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -169,6 +180,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Tangents | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -189,6 +202,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Tangents | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -202,6 +217,7 @@ def attend(
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
+    query, key, value = _by_head(layout, query, key, value)
     problem = Problem.of(
         query,
         key,
@@ -216,8 +232,10 @@ def attend(
     )
     check_selection(selection, query, key, structure)
     check_read(read)
+    check_scores(scores, problem, far, backend)
     check_backend(backend, far, query, value)
-    out, lse = _attend(problem, value, selection, read, far, backend)
+    out, lse = _attend(problem, value, selection, read, far, scores, backend)
+    out = _by_head(layout, out)[0]
     return (out, lse) if return_lse else out
 
 
@@ -228,8 +246,17 @@ def as_rule(rule: Rule | int) -> Rule:
     return TopK(rule) if isinstance(rule, int) else rule
 
 
-def _select(problem: Problem, rule: Rule) -> Selection:
+def _by_head(layout: str, *xs: Any) -> tuple[Any, ...]:
+    """Swap heads and sites where they do not come, or shall not go, as (b, h, n, d)."""
+    arguments.one_of("layout", layout, get_args(Layout))
+    if layout == "bhnd":
+        return xs
+    return tuple(x.transpose(1, 2) if isinstance(x, Tensor) and x.ndim == 4 else x for x in xs)
+
+
+def _select(problem: Problem, rule: Rule, scores: Scores | None) -> Selection:
     with without_autocast(problem.query):
+        problem = with_key_bias(problem, None if scores is None else scores.key_bias)
         return rule.select(problem.without_tokens)
 
 
@@ -239,81 +266,12 @@ def _attend(
     selection: Selection,
     read: Sampling | None,
     far: Far | Tangents | None,
+    scores: Scores | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
-    run = pick(backend, query, value)
-    problem = replace(problem, query=query, key=key)
-    return attend_near_and_far(run, problem, value, selection, sites_read_by(read), far, backend)
-
-
-def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor | None]:
-    """Return what lists the sites that are read of each block; None where they are its own."""
-    return lambda keys: None if read is None else read.sites(keys)
-
-
-def attend_near_and_far(
-    run: Backend,
-    problem: Problem,
-    value: Tensor,  # (b, hk, n_k, dv)
-    selection: Selection,
-    sites_of: Callable[[SpatialStructure], Tensor | None],
-    far: Far | Tangents | None,
-    backend: str | None,
-    means_of: Callable[..., FarKeys] = far_keys,
-) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
-    """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
-
-    Args:
-        sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
-        backend: The name of the backend, by which that of the far field is picked.
-        means_of: Makes the keys of the far field, as `far_keys` does.
-    """
-    query, key, mask = problem.query, problem.key, problem.key_mask
-    with without_autocast(query):
-        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
-            unseen = ~mask[:, None, :, None]
-            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        problem = replace(problem, query=query, key=key)
-        bias, scale = dot_form(key, problem.affinity, problem.scale)
-        bias = hide_keys(bias, key, mask)
-        tokens = Tokens.of(problem, value, bias)
-        sites, site_value, site_bias = tokens.sites
-        key_sites = sites_of(sites.key_structure)
-        field = None
-        if far is not None:
-            keys = means_of(sites, site_value, key_sites, bundles_of(far))
-            field = FarField.of(far, sites, keys)
-        out, lse = run(
-            sites.query,
-            sites.key,
-            site_value,
-            selection,
-            sites.structure,
-            sites.key_structure,
-            scale=scale,
-            key_bias=site_bias,
-            key_sites=key_sites,
-            causal=problem.causal,
-        )
-        if field is not None and far is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(far, backend, query, value))
-        out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
-        if problem.affinity == "euclidean":
-            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
-    return out, lse
-
-
-def check_backend(
-    backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
-) -> None:
-    if far is not None:
-        pick_far(far, backend, query, value)
-    pick(backend, query, value)
-
-
-def check_read(read: Any) -> None:
-    if read is not None and not isinstance(read, Sampling):
-        raise TypeError(
-            f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"
-        )
+    run = pick_for(backend, query, value, scores)
+    problem, sites_of = replace(problem, query=query, key=key), sites_read_by(read)
+    return attend_near_and_far(
+        run, problem, value, selection, sites_of, far, backend, scores=scores
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ndgpa._ops import wide
+from ndgpa._ops import has_values, wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
 from ndgpa.attention.rows import Rows, Run
@@ -26,9 +26,13 @@ class Inputs(NamedTuple):
     blocks: Tensor  # (b, t, C, K) int, -1 for an empty slot
     slot_bias: Tensor | None  # (b, t, C, K)
     key_bias: Tensor | None  # (b, hk, B, R)
+    offset_bias: Tensor | None  # (b, t, entries of all heads of a tile)
     query_time: Tensor | None  # (C, X)
     key_time: Tensor | None  # (B, R)
+    query_offset: Tensor | None  # (C, X), added to key_offset: the entry of a pair
+    key_offset: Tensor | None  # (B, R)
     scale: float
+    softcap: float = 0.0  # none
 
 
 class _Chunk(NamedTuple):
@@ -51,13 +55,15 @@ class Cells:
         self.key_bias = None if given.key_bias is None else given.key_bias.flatten(0, 2)
         self.slot_bias = None if given.slot_bias is None else given.slot_bias.flatten(0, 2)
         self.query_time, self.key_time = given.query_time, given.key_time
-        self.scale, self.wide = given.scale, wide(given.query)
+        self.query_offset, self.key_offset = given.query_offset, given.key_offset
+        self.offset_bias = None if given.offset_bias is None else given.offset_bias.flatten(0, 1)
+        self.scale, self.softcap, self.wide = given.scale, given.softcap, wide(given.query)
         device = given.blocks.device
         heads = torch.arange(tiles, device=device) // (tiles // key_heads)
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
         self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
         self.blocks = given.blocks.flatten(0, 2)
-        self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
+        self.has_empty = not has_values(given.blocks) or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
         return map(self.tile, self.chunks())
@@ -75,7 +81,7 @@ class Cells:
         """
         count, width = self.blocks.shape
         causal = self.query_time is not None
-        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        lengths = self._lengths() if has_values(self.blocks) and self.has_empty else None
         few = lengths is not None and 4 * int(lengths.sum()) <= 3 * lengths.numel() * width
         if lengths is None or not (causal or few):
             yield from (_Chunk(cells, width) for cells in chunks(count, self._room(width)))
@@ -95,9 +101,8 @@ class Cells:
     def _room(self, width: int) -> int:
         """How many cells of so many slots fit."""
         keys = width * self.sites
-        return room(
-            2 * self.places * keys + keys * (self.key.shape[2] + self.value.shape[2]), self.query
-        )
+        pairs = self.places * keys * (2 if self.offset_bias is None else 5)
+        return room(pairs + keys * (self.key.shape[2] + self.value.shape[2]), self.query)
 
     def _lengths(self) -> Tensor:  # (tiles,)
         """The slots of each cell up to the last one that is filled."""
@@ -111,19 +116,21 @@ class Cells:
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
         queries, keys = (
             Run(cells),
-            Rows(ids, empty.flatten() if self.has_empty else None, len(empty)),
+            Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0]),
         )
         query, key, value = (
             rows.take(table, self.wide)
             for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
         )
         is_plain = self._is_plain(ids, empty)
-        logits = scaled_bmm(query, key.mT, self.scale)
+        logits, bend = _capped(scaled_bmm(query, key.mT, self.scale), self.softcap)
+        if self.offset_bias is not None:
+            logits = logits + self.offset_bias.to(self.wide)[self.entries(cells, blocks)]
         if not is_plain:
             logits = logits + self._bias(chunk, ids, empty)
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
-            then = self.key_time[blocks.clamp(min=0)].flatten(1)
+            then = self.key_time[blocks.clamp(min=0).long()].flatten(1)
             logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
         weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
@@ -137,14 +144,15 @@ class Cells:
             keys,
             is_masked=not is_plain,
             contains=self.query_time is not None,
+            bend=bend,
         )
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
         only those that read it. A GPU is not asked; it would be waited for."""
-        if self.query_time is not None or self.slot_bias is not None or ids.is_cuda:
+        if self.query_time is not None or self.slot_bias is not None:
             return False
-        if self.has_empty and bool(empty.any()):
+        if not has_values(empty, ids) or (self.has_empty and bool(empty.any())):
             return False
         return self.key_bias is None or not self._is_biased(self.key_bias, ids)
 
@@ -162,10 +170,37 @@ class Cells:
         bias = bias.masked_fill(empty[..., None], -torch.inf)
         return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
 
+    def entries(self, cells: slice | Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Name the entry of the table of offsets for each pair: its row, its place in the row."""
+        assert self.query_offset is not None
+        assert self.key_offset is not None
+        of_query = self.query_offset[self._cell(cells)]
+        of_key = self.key_offset[blocks.clamp(min=0).long()].flatten(1)
+        rows = torch.arange(self.query.shape[0], device=blocks.device)[cells] // self.cells
+        return rows[:, None, None], of_query[:, :, None] + of_key[:, None]
+
+    def add_to_offsets(self, grad: Tensor, tile: Tile, slope: Tensor) -> None:
+        """Add the gradients of the logits to the entries that they came through."""
+        blocks = self.blocks[tile.chunk, : slope.shape[2] // self.sites]
+        rows, places = self.entries(tile.chunk, blocks)
+        ids, slope = (rows * grad.shape[1] + places).flatten(), slope.flatten()
+        if grad.is_cuda:  # index_add_ is atomic there; this sorts
+            grad.view(-1).index_put_((ids,), slope, accumulate=True)
+        else:
+            grad.view(-1).index_add_(0, ids, slope)
+
     def _cell(self, chunk: slice | Tensor) -> Tensor:
         """The cell of each tile of the chunk."""
-        tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
+        tiles = torch.arange(self.query.shape[0], device=self.query.device)[chunk]
         return tiles % self.cells
+
+
+def _capped(scores: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
+    """Bend scores to within a cap; also how steep that is at each. A cap of 0 is none."""
+    if not cap:
+        return scores, None
+    bent = (scores / cap).tanh()
+    return cap * bent, (1 - bent.square()).nan_to_num(0.0)
 
 
 def _power_of_two(lengths: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     differentiate_gradient,
     fold_into_batch,
     gradients,
@@ -29,6 +30,7 @@ from ndgpa._ops import (
 )
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
+from ndgpa.attention.scores import Offsets
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import is_full, take_sites
@@ -46,6 +48,8 @@ def chunked(
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
+    offsets: Offsets | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
@@ -76,8 +80,17 @@ def chunked(
         key_bias=key_bias,
         query_time=query_time,
         key_time=key_time,
+        offsets=None if offsets is None else _by_cell_and_block(offsets, structure, read),
+        softcap=softcap,
     )
     return structure.compose(out), structure.compose(lse[..., None])[..., 0]
+
+
+def _by_cell_and_block(
+    offsets: Offsets, structure: SpatialStructure, read: Int[Tensor, "B S"]
+) -> Offsets:
+    of_query = offsets.of_query[structure.cell_sites.clamp(min=0)]
+    return Offsets(offsets.table, of_query, offsets.of_key[read.clamp(min=0)])
 
 
 def attend_from_cells(
@@ -90,12 +103,15 @@ def attend_from_cells(
     key_bias: Float[Tensor, "b hk B R"] | None = None,
     query_time: Int[Tensor, "C X"] | None = None,
     key_time: Int[Tensor, "B R"] | None = None,
+    offsets: Offsets | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
     """Attend from queries laid out cell by cell to keys laid out block by block.
 
     Args:
         key_bias: Added to every logit of a key, -inf for an empty place of a block.
         query_time, key_time: Keys of a later time than the query do not exist; None for no times.
+        offsets: With `of_query` (C, X) and `of_key` (B, R).
     """
     selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
@@ -106,16 +122,26 @@ def attend_from_cells(
         slot_bias = slot_bias.expand(-1, tiles, -1, -1)
     if query_time is not None:
         query_time = query_time.repeat(1, heads // tiles)
-    out, lse = attend_chunked(
+    table = of_query = None
+    if offsets is not None:  # the heads of a tile have their entries one after another
+        table = offsets.table.unflatten(1, (tiles, -1)).flatten(2)
+        first = torch.arange(heads // tiles, device=query.device) * offsets.table.shape[2]
+        of_query = (offsets.of_query[:, None] + first[:, None]).flatten(1)
+    out, lse = call(
+        attend_chunked,
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
         key,
         value,
         selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias=slot_bias,
         key_bias=key_bias,
+        offset_bias=table,
         query_time=query_time,
         key_time=key_time,
+        query_offset=of_query,
+        key_offset=None if offsets is None else offsets.of_key,
         scale=scale,
+        softcap=softcap,
     )
     return (
         rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
@@ -139,15 +165,18 @@ def attend_chunked(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    query_offset: Tensor | None,
+    key_offset: Tensor | None,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
-    engine = Cells(
-        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
-    )
+    tables = (slot_bias, key_bias, offset_bias, query_time, key_time, query_offset, key_offset)
+    engine = Cells(Inputs(query, key, value, blocks, *tables, scale, softcap))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -174,25 +203,33 @@ def attend_chunked_backward(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    query_offset: Tensor | None,
+    key_offset: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
-    engine = Cells(
-        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
-    )
-    *grads, grad_slot, grad_bias = _empty_grads(query, key, value, slot_bias, key_bias)
-    tables = Tables(*(x.flatten(0, 2) for x in grads))
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and the three biases (empty where a bias is None)."""
+    tables = (slot_bias, key_bias, offset_bias, query_time, key_time, query_offset, key_offset)
+    engine = Cells(Inputs(query, key, value, blocks, *tables, scale, softcap))
+    biases = (slot_bias, key_bias, offset_bias)
+    *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
+    totals = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
     with without_autocast(query):
-        for tile, slope in differentiate(engine.tiles(), tables, of_out, of_lse):
+        for tile, slope in differentiate(engine.tiles(), totals, of_out, of_lse):
             if slot_bias is not None:
                 by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
             if key_bias is not None:
                 tile.keys.add(grad_bias.flatten(0, 2), slope.sum(dim=1))
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grad_slot, grad_bias
+            if offset_bias is not None:
+                engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
+            del tile, slope
+    by_key, by_value = grads[1].to(key.dtype), grads[2].to(value.dtype)
+    return grads[0], by_key, by_value, grad_slot, grad_bias, grad_offset
 
 
 @attend_chunked_backward.register_fake
@@ -205,29 +242,34 @@ def _(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     *_: Any,
     **__: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _empty_grads(query, key, value, slot_bias, key_bias)
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(query, key, value, slot_bias, key_bias, offset_bias)
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), *grads[3:]
 
 
 def _empty_grads(
-    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, *biases: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the gradients go: sums over cells start at zero, in float32 or wider."""
+    slot, of_key, offset = (
+        query.new_zeros((0,) if x is None else x.shape, dtype=wide(query)) for x in biases
+    )
     return (
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide(query)),
         value.new_zeros(value.shape, dtype=wide(query)),
-        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide(query)),
-        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide(query)),
+        slot,
+        of_key,
+        offset,
     )
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     given = Inputs(*kept_inputs(ctx))
-    query, key, value, slot, bias = attend_chunked_backward(grad_out, grad_lse, *given)
+    query, key, value, slot, bias, offset = attend_chunked_backward(grad_out, grad_lse, *given)
     return gradients(
         Inputs,
         query=query,
@@ -235,6 +277,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
         value=value,
         slot_bias=None if given.slot_bias is None else slot,
         key_bias=None if given.key_bias is None else bias,
+        offset_bias=None if given.offset_bias is None else offset,
     )
 
 
@@ -247,7 +290,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         out = tile.out.to(given.value.dtype)
         return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
 
-    names = ("query", "key", "value", "slot_bias", "key_bias")
+    names = ("query", "key", "value", "slot_bias", "key_bias", "offset_bias")
     by_grads, by_inputs = differentiate_gradient(
         formula, Inputs(*given), names, [grad_out, grad_lse], cotangents
     )
@@ -256,8 +299,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
-attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=7))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=9))
 
 
 @count_products("attend_chunked")

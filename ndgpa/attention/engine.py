@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ndgpa._ops import has_values
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import Softmax
 
@@ -27,6 +28,7 @@ class Tile:
         queries, keys: The rows of the tables of queries and of keys.
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
+        bend: How steep the logits are in the products; None means 1.
     """
 
     chunk: slice | Tensor
@@ -39,6 +41,7 @@ class Tile:
     keys: Rows
     is_masked: bool
     contains: bool = False
+    bend: Tensor | None = None  # (c, X, Y)
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)
@@ -86,6 +89,7 @@ def attend(tiles: Iterable[Tile], out: Tensor, lse: Tensor | None = None) -> Non
         tile.queries.put(out, tile.out)
         if lse is not None:
             tile.queries.put(lse, tile.softmax.lse)
+        del tile  # before the next is made
 
 
 def differentiate(
@@ -100,14 +104,18 @@ def differentiate(
     for tile in map(_contained, tiles):
         g = tile.queries.take(grad_out, wide)
         slope = tile.slope(g, None if grad_lse is None else tile.queries.take(grad_lse, wide))
-        tile.queries.put(grads.query, scaled_bmm(slope, tile.key, tile.scale))
-        tile.keys.add(grads.key, scaled_bmm(slope.mT, tile.query, tile.scale))
+        products = slope if tile.bend is None else slope * tile.bend
+        tile.queries.put(grads.query, scaled_bmm(products, tile.key, tile.scale))
+        tile.keys.add(grads.key, scaled_bmm(products.mT, tile.query, tile.scale))
         tile.keys.add(grads.value, torch.bmm(tile.softmax.weights.mT, g))
         yield tile, slope
+        del tile, slope, products, g  # before the next are made; who asked for them does so too
 
 
 def _contained(tile: Tile) -> Tile:
-    return tile.contained
+    """Without what is not finite; and without the logits, which a gradient does not need."""
+    weights = tile.softmax.weights
+    return replace(tile.contained, softmax=replace(tile.softmax, logits=weights))
 
 
 def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -116,4 +124,4 @@ def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def _are_finite(*xs: Tensor) -> bool:
     """Whether all numbers are, by their sums; a GPU is not asked, for it would be waited for."""
-    return not xs[0].is_cuda and all(bool(x.sum().isfinite()) for x in xs)
+    return has_values(*xs) and all(bool(x.sum().isfinite()) for x in xs)

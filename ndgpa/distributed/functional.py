@@ -14,13 +14,14 @@ from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import FAR_BACKENDS, BackendName, pick
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import Far, FarKeys, Tangents, far_keys, latest_of_blocks
+from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
 from ndgpa.distributed.agreement import agree, telling_of_failure, told
 from ndgpa.distributed.apart import Apart
 from ndgpa.distributed.collectives import gather_blocks
 from ndgpa.distributed.part import Part, check_part, shard
 from ndgpa.distributed.placement import Placement
 from ndgpa.distributed.tensors import like, local
-from ndgpa.functional import as_rule, attend_near_and_far, check_backend, check_read
+from ndgpa.functional import as_rule
 from ndgpa.problem import Affinity, Problem, Selection
 from ndgpa.selection import Rule
 from ndgpa.structures import Sampling, SpatialStructure
