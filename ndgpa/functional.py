@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, overload
 
 from jaxtyping import Bool, Float
@@ -14,9 +15,12 @@ from ndgpa.attention import (
     pick,
     pick_far,
     pick_tokens,
+    reading_far_keys,
     skips_hidden_keys,
 )
-from ndgpa.attention.far_field import Far, FarField, FarKeys, Tangents, bundles_of, far_keys
+from ndgpa.attention.far_beside import read_alone
+from ndgpa.attention.far_cells import FarInputs
+from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
     Affinity,
@@ -44,7 +48,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -68,10 +72,9 @@ def gpa(
         read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
             None means the sites of the block.
         far: How the blocks that a cell does not select take part in the softmax, each through the
-            mean of what would be read (docs/far_field.md): "site" compares them with the query of
-            every site; "block" and "cell" with the mean query of each block or cell, over the sites
-            that take part, to first order for each of 16 bundles of similar blocks; `Tangents` says
-            how many bundles. None leaves them out.
+            mean of what would be read (docs/far_field.md): "site" as one key for each block;
+            "block" as 32 keys for each cell, the means of bundles of similar blocks, of which
+            `Bundles` says how many. None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -147,7 +150,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -168,7 +171,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -188,7 +191,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -198,7 +201,7 @@ def attend(
 
     Args:
         selection: From `select`, or ids of one's own.
-        query_mask: As for `gpa`; nothing but a far field by tangents depends on it.
+        query_mask: As for `gpa`; checked, and nothing depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
@@ -238,7 +241,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
-    far: Far | Tangents | None,
+    far: Far | Bundles | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
@@ -258,16 +261,18 @@ def attend_near_and_far(
     value: Tensor,  # (b, hk, n_k, dv)
     selection: Selection,
     sites_of: Callable[[SpatialStructure], Tensor | None],
-    far: Far | Tangents | None,
+    far: Far | Bundles | None,
     backend: str | None,
-    means_of: Callable[..., FarKeys] = far_keys,
+    means_of: Callable[..., BlockMeans] = BlockMeans.of,
+    alone: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
 
     Args:
         sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
         backend: The name of the backend, by which that of the far field is picked.
-        means_of: Makes the keys of the far field, as `far_keys` does.
+        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
+        alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
     """
     query, key, mask = problem.query, problem.key, problem.key_mask
     with without_autocast(query):
@@ -280,11 +285,16 @@ def attend_near_and_far(
         tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
         key_sites = sites_of(sites.key_structure)
-        field = None
-        if far is not None:
-            keys = means_of(sites, site_value, key_sites, bundles_of(far))
-            field = FarField.of(far, sites, keys)
-        out, lse = run(
+        means = None if far is None else means_of(sites, site_value, key_sites)
+        bundles = None if far is None else as_bundles(far)
+        field = cells = None
+        if means is not None and bundles is None:
+            field = FarField.of(sites, means)
+        if means is not None and bundles is not None:
+            cells = FarInputs.of(bundles, sites, means, selection)
+        if cells is not None and alone is None:
+            run = partial(reading_far_keys(run), far=cells)
+        near = run(
             sites.query,
             sites.key,
             site_value,
@@ -296,16 +306,20 @@ def attend_near_and_far(
             key_sites=key_sites,
             causal=problem.causal,
         )
-        if field is not None and far is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(far, backend))
-        out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
+        if field is not None:
+            near = field.merge(near, selection, pick_far("site", backend))
+        if cells is not None and alone is not None:
+            options = sites.structure, cells, scale, problem.causal
+            besides = read_alone(alone, sites.query, sites.key, *options)
+            near = pick_far("site", backend).merge(*near, *besides, problem.causal)
+        out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
 
 
 def check_backend(
-    backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
+    backend: str | None, far: Far | Bundles | None, query: Tensor, value: Tensor
 ) -> None:
     if far is not None:
         pick_far(far, backend)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.attention.chunked import chunked
+from ndgpa.attention.far_beside import read_beside
 from ndgpa.attention.far_chunked import chunked as far_chunked
-from ndgpa.attention.far_field import Far, FarBackend, Tangents, check_far, literal
+from ndgpa.attention.far_field import Bundles, Far, FarBackend, as_bundles, check_far, literal
 from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
 from ndgpa.attention.token_merge import formula, merge_tokens
@@ -41,15 +42,20 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def pick_far(far: Far | Tangents, name: str | None) -> FarBackend:
-    """How the far field is computed beside a near field of the backend of that name."""
+def pick_far(far: Far | Bundles, name: str | None) -> FarBackend:
+    """How the far field "site" is computed beside a near field of the backend of that name."""
     check_far(far)
-    if name == "triton":
+    if name == "triton" and as_bundles(far) is None:
         raise NotImplementedError(
-            "backend 'triton' has no far field; use backend='torch', or None, which runs the near "
+            "backend 'triton' has no far='site'; use backend='torch', or None, which runs the near "
             "field in kernels on a GPU"
         )
     return FAR_BACKENDS["reference" if name == "reference" else "torch"]
+
+
+def reading_far_keys(run: Backend) -> Backend:
+    """The same backend, with an argument `far` more: the far keys of the cells."""
+    return run if run is chunked else partial(read_beside, run)
 
 
 def pick_tokens(name: str | None, run: Backend) -> TokenBackend:

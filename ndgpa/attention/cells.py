@@ -1,18 +1,20 @@
 """Which rows a cell reads: the engine of the `torch` backend.
 
 A tile is the queries of one cell, of all heads that share its selection; it reads whole blocks,
-each gathered as a single row.
+each gathered as a single row, and after them the far keys of the cell.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ndgpa._ops import wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
+from ndgpa.attention.far_cells import FarInputs, FarTile, FarTiles
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import softmax
 
@@ -26,9 +28,20 @@ class Inputs(NamedTuple):
     blocks: Tensor  # (b, t, C, K) int, -1 for an empty slot
     slot_bias: Tensor | None  # (b, t, C, K)
     key_bias: Tensor | None  # (b, hk, B, R)
+    far_sums: Tensor | None  # this and the others: as in `FarInputs`
+    far_total: Tensor | None
+    far_bundle: Tensor | None
+    far_less: Tensor | None
     query_time: Tensor | None  # (C, X)
     key_time: Tensor | None  # (B, R)
+    far_table: Tensor | None
     scale: float
+    far_square: float
+
+    @property
+    def far(self) -> FarInputs | None:
+        far = self.far_sums, self.far_total, self.far_bundle, self.far_less, self.far_table
+        return None if self.far_sums is None else FarInputs(*far, square=self.far_square)
 
 
 class _Chunk(NamedTuple):
@@ -57,6 +70,8 @@ class Cells:
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
         self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
         self.blocks = given.blocks.flatten(0, 2)
+        far = given.far
+        self.far = None if far is None else FarTiles(far, given.key.shape[4])
         self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
@@ -94,7 +109,7 @@ class Cells:
 
     def _room(self, width: int) -> int:
         """How many cells of so many slots fit."""
-        keys = width * self.sites
+        keys = width * self.sites + (0 if self.far is None else self.far.bundles)
         return room(
             2 * self.places * keys + keys * (self.key.shape[2] + self.value.shape[2]), self.query
         )
@@ -117,14 +132,20 @@ class Cells:
             rows.take(table, self.wide)
             for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
         )
-        is_plain = self._is_plain(ids, empty)
+        is_plain, places, far = self._is_plain(ids, empty), key.shape[1], self.far_tile(cells)
+        if far is not None:
+            key, value = (torch.cat(x, dim=1) for x in ((key, far.key), (value, far.value)))
         logits = scaled_bmm(query, key.mT, self.scale)
         if not is_plain:
-            logits = logits + self._bias(chunk, ids, empty)
+            logits[..., :places] += self._bias(chunk, ids, empty)
+        if far is not None:
+            logits[..., places:] += far.bias[:, None]
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
             then = self.key_time[blocks.clamp(min=0)].flatten(1)
-            logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
+            later = then[:, None] > now[:, :, None]
+            later = F.pad(later, (0, logits.shape[2] - places))
+            logits = logits.masked_fill(later, -torch.inf)
         weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
             cells,
@@ -137,7 +158,25 @@ class Cells:
             keys,
             is_masked=not is_plain,
             contains=self.query_time is not None,
+            besides=key.shape[1] - places,
         )
+
+    def far_tile(self, cells: slice | Tensor) -> FarTile | None:
+        """The far keys of some cells; None where there is no far field."""
+        return None if self.far is None else self.far.tile(cells)
+
+    def add_to_far(
+        self, grads: tuple[Tensor, Tensor], tile: Tile, slope: Tensor, grad_out: Tensor
+    ) -> None:
+        """Add what a tile's far keys get to the gradients of their sums and totals."""
+        far = self.far_tile(tile.chunk)
+        assert self.far is not None
+        assert far is not None
+        last, g = tile.far, tile.queries.take(grad_out, self.wide)
+        slope, weights = slope[..., last], tile.softmax.weights[..., last]
+        by_key = scaled_bmm(slope.mT, tile.query, self.scale)
+        by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
+        self.far.add(grads, tile.chunk, far, by_key, by_value, by_bias)
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

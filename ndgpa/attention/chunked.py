@@ -29,6 +29,7 @@ from ndgpa._ops import (
 )
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
+from ndgpa.attention.far_cells import FarInputs
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import is_full, take_sites
@@ -46,10 +47,14 @@ def chunked(
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
+    far: FarInputs | None = None,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
     Heads that share a selection and a key head share one tile of queries.
+
+    Args:
+        far: What each cell reads besides.
     """
     no_tangents("torch", query, key, value)
     if key_sites is None:
@@ -76,6 +81,7 @@ def chunked(
         key_bias=key_bias,
         query_time=query_time,
         key_time=key_time,
+        far=far,
     )
     return structure.compose(out), structure.compose(lse[..., None])[..., 0]
 
@@ -90,12 +96,14 @@ def attend_from_cells(
     key_bias: Float[Tensor, "b hk B R"] | None = None,
     query_time: Int[Tensor, "C X"] | None = None,
     key_time: Int[Tensor, "B R"] | None = None,
+    far: FarInputs | None = None,
 ) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
     """Attend from queries laid out cell by cell to keys laid out block by block.
 
     Args:
         key_bias: Added to every logit of a key, -inf for an empty place of a block.
         query_time, key_time: Keys of a later time than the query do not exist; None for no times.
+        far: What each cell reads besides.
     """
     selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
@@ -113,9 +121,15 @@ def attend_from_cells(
         selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias=slot_bias,
         key_bias=key_bias,
+        far_sums=None if far is None else far.sums,
+        far_total=None if far is None else far.total,
+        far_bundle=None if far is None else far.bundle,
+        far_less=None if far is None else far.less,
         query_time=query_time,
         key_time=key_time,
+        far_table=None if far is None else far.table,
         scale=scale,
+        far_square=0.0 if far is None else far.square,
     )
     return (
         rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
@@ -139,15 +153,21 @@ def attend_chunked(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    far_sums: Tensor | None,
+    far_total: Tensor | None,
+    far_bundle: Tensor | None,
+    far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    far_table: Tensor | None,
     scale: float,
+    far_square: float,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
-    engine = Cells(
-        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
-    )
+    far = far_sums, far_total, far_bundle, far_less
+    tables = query_time, key_time, far_table, scale, far_square
+    engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -174,25 +194,41 @@ def attend_chunked_backward(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    far_sums: Tensor | None,
+    far_total: Tensor | None,
+    far_bundle: Tensor | None,
+    far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    far_table: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
-    engine = Cells(
-        Inputs(query, key, value, blocks, slot_bias, key_bias, query_time, key_time, scale)
+    far_square: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, slot_bias, key_bias, far_sums and far_total.
+
+    Those of what is None are empty.
+    """
+    far = far_sums, far_total, far_bundle, far_less
+    tables = query_time, key_time, far_table, scale, far_square
+    engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
+    *grads, grad_slot, grad_bias, grad_sums, grad_total = _empty_grads(
+        query, key, value, slot_bias, key_bias, far_sums, far_total
     )
-    *grads, grad_slot, grad_bias = _empty_grads(query, key, value, slot_bias, key_bias)
-    tables = Tables(*(x.flatten(0, 2) for x in grads))
+    tables_of = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
     with without_autocast(query):
-        for tile, slope in differentiate(engine.tiles(), tables, of_out, of_lse):
+        for tile, slope in differentiate(engine.tiles(), tables_of, of_out, of_lse):
+            near = slope[..., tile.near]
             if slot_bias is not None:
-                by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
+                by_slot = near.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
             if key_bias is not None:
-                tile.keys.add(grad_bias.flatten(0, 2), slope.sum(dim=1))
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grad_slot, grad_bias
+                tile.keys.add(grad_bias.flatten(0, 2), near.sum(dim=1))
+            if far_sums is not None:
+                of_far = grad_sums.flatten(0, 2), grad_total.flatten(0, 2)
+                engine.add_to_far(of_far, tile, slope, of_out)
+    wide_grads = grads[1].to(key.dtype), grads[2].to(value.dtype)
+    return grads[0], *wide_grads, grad_slot, grad_bias, grad_sums, grad_total
 
 
 @attend_chunked_backward.register_fake
@@ -203,39 +239,34 @@ def _(
     key: Tensor,
     value: Tensor,
     blocks: Tensor,
-    slot_bias: Tensor | None,
-    key_bias: Tensor | None,
-    *_: Any,
-    **__: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _empty_grads(query, key, value, slot_bias, key_bias)
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
+    *added: Any,
+    **_: Any,
+) -> tuple[Tensor, ...]:
+    grads = _empty_grads(query, key, value, *added[:4])
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), *grads[3:]
 
 
 def _empty_grads(
-    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, *added: Tensor | None
+) -> tuple[Tensor, ...]:
     """Where the gradients go: sums over cells start at zero, in float32 or wider."""
+    shapes = [(0,) if x is None else x.shape for x in added]
     return (
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide(query)),
         value.new_zeros(value.shape, dtype=wide(query)),
-        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide(query)),
-        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide(query)),
+        *(query.new_zeros(shape, dtype=wide(query)) for shape in shapes),
     )
+
+
+_NAMES = ("query", "key", "value", "slot_bias", "key_bias", "far_sums", "far_total")
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     given = Inputs(*kept_inputs(ctx))
-    query, key, value, slot, bias = attend_chunked_backward(grad_out, grad_lse, *given)
-    return gradients(
-        Inputs,
-        query=query,
-        key=key,
-        value=value,
-        slot_bias=None if given.slot_bias is None else slot,
-        key_bias=None if given.key_bias is None else bias,
-    )
+    grads = attend_chunked_backward(grad_out, grad_lse, *given)
+    found = {n: g for n, g in zip(_NAMES, grads) if getattr(given, n) is not None}
+    return gradients(Inputs, **found)
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -247,17 +278,16 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         out = tile.out.to(given.value.dtype)
         return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
 
-    names = ("query", "key", "value", "slot_bias", "key_bias")
     by_grads, by_inputs = differentiate_gradient(
-        formula, Inputs(*given), names, [grad_out, grad_lse], cotangents
+        formula, Inputs(*given), _NAMES, [grad_out, grad_lse], cotangents
     )
     return *by_grads, *by_inputs
 
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=6))
-attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=8))
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=10))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=12))
 
 
 @count_products("attend_chunked")
@@ -273,5 +303,6 @@ def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
 
 
 def _pairs(given: Any) -> int:
-    """Queries by the keys of all slots, given shapes."""
-    return math.prod(given.query[:4]) * given.blocks[3] * given.key[3]
+    """Queries by the keys of all slots and by far keys, given shapes."""
+    far = 0 if given.far_total is None else given.far_total[3]
+    return math.prod(given.query[:4]) * (given.blocks[3] * given.key[3] + far)

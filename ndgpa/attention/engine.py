@@ -27,6 +27,7 @@ class Tile:
         queries, keys: The rows of the tables of queries and of keys.
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
+        besides: How many keys there are besides, after those of rows.
     """
 
     chunk: slice | Tensor
@@ -39,6 +40,16 @@ class Tile:
     keys: Rows
     is_masked: bool
     contains: bool = False
+    besides: int = 0
+
+    @property
+    def near(self) -> slice:
+        """Which of the keys are those of rows."""
+        return slice(self.key.shape[1] - self.besides)
+
+    @property
+    def far(self) -> slice:
+        return slice(self.near.stop, None)
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)
@@ -101,8 +112,9 @@ def differentiate(
         g = tile.queries.take(grad_out, wide)
         slope = tile.slope(g, None if grad_lse is None else tile.queries.take(grad_lse, wide))
         tile.queries.put(grads.query, scaled_bmm(slope, tile.key, tile.scale))
-        tile.keys.add(grads.key, scaled_bmm(slope.mT, tile.query, tile.scale))
-        tile.keys.add(grads.value, torch.bmm(tile.softmax.weights.mT, g))
+        weights = tile.softmax.weights[..., tile.near]
+        tile.keys.add(grads.key, scaled_bmm(slope[..., tile.near].mT, tile.query, tile.scale))
+        tile.keys.add(grads.value, torch.bmm(weights.mT, g))
         yield tile, slope
 
 
