@@ -19,7 +19,7 @@ from ndgpa.attention import (
     skips_hidden_keys,
 )
 from ndgpa.attention.far_beside import read_alone
-from ndgpa.attention.far_cells import FarInputs
+from ndgpa.attention.far_cells import FarCells
 from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import (
@@ -285,13 +285,14 @@ def attend_near_and_far(
         tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
         key_sites = sites_of(sites.key_structure)
-        means = None if far is None else means_of(sites, site_value, key_sites)
         bundles = None if far is None else as_bundles(far)
-        field = cells = None
+        field = cells = means = None
+        if far is not None and (bundles is None or alone is not None):
+            means = means_of(sites, site_value, key_sites)
         if means is not None and bundles is None:
             field = FarField.of(sites, means)
-        if means is not None and bundles is not None:
-            cells = FarInputs.of(bundles, sites, means, selection)
+        if bundles is not None:
+            cells = FarCells(bundles, sites, selection, key_sites)
         if cells is not None and alone is None:
             run = partial(reading_far_keys(run), far=cells)
         near = run(
@@ -308,8 +309,8 @@ def attend_near_and_far(
         )
         if field is not None:
             near = field.merge(near, selection, pick_far("site", backend))
-        if cells is not None and alone is not None:
-            options = sites.structure, cells, scale, problem.causal
+        if cells is not None and means is not None and alone is not None:
+            options = sites.structure, cells, means, scale, problem.causal
             besides = read_alone(alone, sites.query, sites.key, *options)
             near = pick_far("site", backend).merge(*near, *besides, problem.causal)
         out, lse = tokens.complete(near, scale, pick_tokens(backend, run))

@@ -5,7 +5,7 @@ each gathered as a single row, and after them the far keys of the cell.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from ndgpa._ops import wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
-from ndgpa.attention.far_cells import FarInputs, FarTile, FarTiles
+from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTile, FarTiles
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import softmax
 
@@ -28,20 +28,24 @@ class Inputs(NamedTuple):
     blocks: Tensor  # (b, t, C, K) int, -1 for an empty slot
     slot_bias: Tensor | None  # (b, t, C, K)
     key_bias: Tensor | None  # (b, hk, B, R)
-    far_sums: Tensor | None  # this and the others: as in `FarInputs`
-    far_total: Tensor | None
-    far_bundle: Tensor | None
+    far_sums: Tensor | None  # (b, hk, B, f): `block_sums`, whose gradient key and value get
+    far_bundle: Tensor | None  # this and the others: as in `FarPlan`
     far_less: Tensor | None
     query_time: Tensor | None  # (C, X)
     key_time: Tensor | None  # (B, R)
+    far_place: Tensor | None
     far_table: Tensor | None
-    scale: float
+    far_space: Tensor | None
+    far_bundles: int
     far_square: float
+    scale: float
 
     @property
-    def far(self) -> FarInputs | None:
-        far = self.far_sums, self.far_total, self.far_bundle, self.far_less, self.far_table
-        return None if self.far_sums is None else FarInputs(*far, square=self.far_square)
+    def plan(self) -> FarPlan | None:
+        tables: Any = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
+        if self.far_bundle is None:
+            return None
+        return FarPlan(*tables, self.far_bundles, self.query_time is not None, self.far_square)
 
 
 class _Chunk(NamedTuple):
@@ -70,8 +74,11 @@ class Cells:
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
         self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
         self.blocks = given.blocks.flatten(0, 2)
-        far = given.far
-        self.far = None if far is None else FarTiles(far, given.key.shape[4])
+        plan, sums = given.plan, given.far_sums
+        self.far = self.far_grads = None
+        if plan is not None and sums is not None:
+            self.far = FarTiles(plan, sums, given.key.shape[4])
+            self.far_grads = FarGrads(plan, sums)
         self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
@@ -165,18 +172,16 @@ class Cells:
         """The far keys of some cells; None where there is no far field."""
         return None if self.far is None else self.far.tile(cells)
 
-    def add_to_far(
-        self, grads: tuple[Tensor, Tensor], tile: Tile, slope: Tensor, grad_out: Tensor
-    ) -> None:
-        """Add what a tile's far keys get to the gradients of their sums and totals."""
+    def add_to_far(self, tile: Tile, slope: Tensor, grad_out: Tensor) -> None:
+        """Add what a tile's far keys get to `far_grads`."""
         far = self.far_tile(tile.chunk)
-        assert self.far is not None
-        assert far is not None
+        if self.far is None or self.far_grads is None or far is None:
+            return
         last, g = tile.far, tile.queries.take(grad_out, self.wide)
         slope, weights = slope[..., last], tile.softmax.weights[..., last]
         by_key = scaled_bmm(slope.mT, tile.query, self.scale)
         by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
-        self.far.add(grads, tile.chunk, far, by_key, by_value, by_bias)
+        self.far.add(self.far_grads, tile.chunk, far, by_key, by_value, by_bias)
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

@@ -29,7 +29,7 @@ from ndgpa._ops import (
 )
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
-from ndgpa.attention.far_cells import FarInputs
+from ndgpa.attention.far_cells import FarCells, block_sums
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import is_full, take_sites
@@ -47,7 +47,7 @@ def chunked(
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
-    far: FarInputs | None = None,
+    far: FarCells | None = None,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
@@ -96,7 +96,7 @@ def attend_from_cells(
     key_bias: Float[Tensor, "b hk B R"] | None = None,
     query_time: Int[Tensor, "C X"] | None = None,
     key_time: Int[Tensor, "B R"] | None = None,
-    far: FarInputs | None = None,
+    far: FarCells | None = None,
 ) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
     """Attend from queries laid out cell by cell to keys laid out block by block.
 
@@ -114,6 +114,10 @@ def attend_from_cells(
         slot_bias = slot_bias.expand(-1, tiles, -1, -1)
     if query_time is not None:
         query_time = query_time.repeat(1, heads // tiles)
+    sums = plan = None
+    if far is not None:
+        sums = block_sums(key.detach(), value.detach(), key_bias)
+        plan = far.plan(sums)
     out, lse = attend_chunked(
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
         key,
@@ -121,15 +125,17 @@ def attend_from_cells(
         selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias=slot_bias,
         key_bias=key_bias,
-        far_sums=None if far is None else far.sums,
-        far_total=None if far is None else far.total,
-        far_bundle=None if far is None else far.bundle,
-        far_less=None if far is None else far.less,
+        far_sums=sums,
+        far_bundle=plan and plan.bundle,
+        far_less=plan and plan.less,
         query_time=query_time,
         key_time=key_time,
-        far_table=None if far is None else far.table,
+        far_place=plan and plan.place,
+        far_table=plan and plan.table,
+        far_space=plan and plan.space,
+        far_bundles=plan.bundles if plan else 0,
+        far_square=plan.square if plan else 0.0,
         scale=scale,
-        far_square=0.0 if far is None else far.square,
     )
     return (
         rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
@@ -154,19 +160,21 @@ def attend_chunked(
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
     far_sums: Tensor | None,
-    far_total: Tensor | None,
     far_bundle: Tensor | None,
     far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    far_place: Tensor | None,
     far_table: Tensor | None,
-    scale: float,
+    far_space: Tensor | None,
+    far_bundles: int,
     far_square: float,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
-    far = far_sums, far_total, far_bundle, far_less
-    tables = query_time, key_time, far_table, scale, far_square
+    far = far_sums, far_bundle, far_less
+    tables = query_time, key_time, far_place, far_table, far_space, far_bundles, far_square, scale
     engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
@@ -195,25 +203,22 @@ def attend_chunked_backward(
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
     far_sums: Tensor | None,
-    far_total: Tensor | None,
     far_bundle: Tensor | None,
     far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    far_place: Tensor | None,
     far_table: Tensor | None,
-    scale: float,
+    far_space: Tensor | None,
+    far_bundles: int,
     far_square: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, slot_bias, key_bias, far_sums and far_total.
-
-    Those of what is None are empty.
-    """
-    far = far_sums, far_total, far_bundle, far_less
-    tables = query_time, key_time, far_table, scale, far_square
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
+    far = far_sums, far_bundle, far_less
+    tables = query_time, key_time, far_place, far_table, far_space, far_bundles, far_square, scale
     engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
-    *grads, grad_slot, grad_bias, grad_sums, grad_total = _empty_grads(
-        query, key, value, slot_bias, key_bias, far_sums, far_total
-    )
+    *grads, grad_slot, grad_bias = _empty_grads(query, key, value, slot_bias, key_bias)
     tables_of = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
     with without_autocast(query):
@@ -224,11 +229,16 @@ def attend_chunked_backward(
                 grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
             if key_bias is not None:
                 tile.keys.add(grad_bias.flatten(0, 2), near.sum(dim=1))
-            if far_sums is not None:
-                of_far = grad_sums.flatten(0, 2), grad_total.flatten(0, 2)
-                engine.add_to_far(of_far, tile, slope, of_out)
-    wide_grads = grads[1].to(key.dtype), grads[2].to(value.dtype)
-    return grads[0], *wide_grads, grad_slot, grad_bias, grad_sums, grad_total
+            engine.add_to_far(tile, slope, of_out)
+        if engine.far_grads is not None:
+            by_sums = engine.far_grads.of_sums[:, :, :, None].split([*map(_width, grads[1:])], -1)
+            for grad, by_sum in zip(grads[1:], by_sums):
+                grad += by_sum
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grad_slot, grad_bias
+
+
+def _width(x: Tensor) -> int:
+    return x.shape[-1]
 
 
 @attend_chunked_backward.register_fake
@@ -239,27 +249,29 @@ def _(
     key: Tensor,
     value: Tensor,
     blocks: Tensor,
-    *added: Any,
-    **_: Any,
-) -> tuple[Tensor, ...]:
-    grads = _empty_grads(query, key, value, *added[:4])
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), *grads[3:]
+    slot_bias: Tensor | None,
+    key_bias: Tensor | None,
+    *_: Any,
+    **__: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(query, key, value, slot_bias, key_bias)
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
 
 
 def _empty_grads(
-    query: Tensor, key: Tensor, value: Tensor, *added: Tensor | None
-) -> tuple[Tensor, ...]:
+    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the gradients go: sums over cells start at zero, in float32 or wider."""
-    shapes = [(0,) if x is None else x.shape for x in added]
     return (
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide(query)),
         value.new_zeros(value.shape, dtype=wide(query)),
-        *(query.new_zeros(shape, dtype=wide(query)) for shape in shapes),
+        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide(query)),
+        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide(query)),
     )
 
 
-_NAMES = ("query", "key", "value", "slot_bias", "key_bias", "far_sums", "far_total")
+_NAMES = ("query", "key", "value", "slot_bias", "key_bias")
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
@@ -274,6 +286,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     grad_out, grad_lse, *given = kept_inputs(ctx)
 
     def formula(given: Inputs) -> tuple[Tensor, Tensor]:
+        if given.far_sums is not None:
+            given = given._replace(far_sums=block_sums(given.key, given.value, given.key_bias))
         tile = Cells(given).whole().contained
         out = tile.out.to(given.value.dtype)
         return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
@@ -286,8 +300,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=10))
-attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=12))
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=9))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=11))
 
 
 @count_products("attend_chunked")
@@ -304,5 +318,4 @@ def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
 
 def _pairs(given: Any) -> int:
     """Queries by the keys of all slots and by far keys, given shapes."""
-    far = 0 if given.far_total is None else given.far_total[3]
-    return math.prod(given.query[:4]) * (given.blocks[3] * given.key[3] + far)
+    return math.prod(given.query[:4]) * (given.blocks[3] * given.key[3] + given.far_bundles)

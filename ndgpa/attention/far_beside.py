@@ -11,7 +11,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa.attention.far_cells import FarInputs, all_far_keys
+from ndgpa._ops import wide
+from ndgpa.attention.far_cells import FarCells, FarPlan, all_far_keys, block_sums, sums_of_means
+from ndgpa.attention.far_field import BlockMeans
 from ndgpa.problem import Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.line import Line
@@ -29,7 +31,7 @@ def read_beside(
     structure: SpatialStructure,
     key_structure: SpatialStructure,
     *,
-    far: FarInputs,
+    far: FarCells,
     scale: float,
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
@@ -41,11 +43,13 @@ def read_beside(
     """
     rows = key_structure.blocks if key_sites is None else key_sites
     if key_bias is None:
-        key_bias = key.new_zeros(key.shape[:3], dtype=far.sums.dtype)
-    near = [take_sites(x, rows) for x in (key, value, key_bias[..., None])]
-    bias = near[2][..., 0].masked_fill(rows < 0, -torch.inf)
-    blocks, (slots, *more) = rows.shape[0], _in_blocks(far, key, rows.shape[1])
-    parts = zip((near[0], near[1], bias), more, strict=True)
+        key_bias = key.new_zeros(key.shape[:3], dtype=wide(key))
+    unseen = (key_bias == -torch.inf)[..., None]
+    near = [take_sites(x.masked_fill(unseen, 0), rows) for x in (key, value)]
+    bias = take_sites(key_bias[..., None], rows)[..., 0].masked_fill(rows < 0, -torch.inf)
+    sums = block_sums(near[0], near[1], bias)
+    blocks, (slots, *more) = rows.shape[0], _in_blocks(far.plan(sums), sums, key, rows.shape[1])
+    parts = zip((*near, bias), more, strict=True)
     keys = [torch.cat([x, y.to(x.dtype)], dim=2) for x, y in parts]
     time = None
     if causal:
@@ -61,12 +65,14 @@ def read_alone(
     query: Float[Tensor, "b h n d"],
     key: Float[Tensor, "b hk n_k d"],
     structure: SpatialStructure,
-    far: FarInputs,
+    far: FarCells,
+    means: BlockMeans,
     scale: float,
     causal: bool,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """Attend with a backend to the far keys of each cell and to nothing else."""
-    slots, *keys = _in_blocks(far, key, far.total.shape[3])
+    sums = sums_of_means(means)
+    slots, *keys = _in_blocks(far.plan(sums), sums, key, far.bundles.count)
     keys = [keys[0].to(key.dtype), keys[1].to(key.dtype), keys[2]]
     selection = Selection(slots.expand(len(query), -1, -1, -1))
     time = keys[0].new_full(keys[0].shape[2:4], _PAST, dtype=torch.int64) if causal else None
@@ -94,14 +100,14 @@ def _read(
 
 
 def _in_blocks(
-    far: FarInputs, key: Tensor, places: int
+    plan: FarPlan, sums: Tensor, key: Tensor, places: int
 ) -> tuple[Int[Tensor, "1 t C S"], Tensor, Tensor, Tensor]:
     """Lay the far keys of each cell out in blocks of so many places, the last with empty ones.
 
     Returns:
         The numbers of each cell's blocks; keys, values (b, hk, B, places, f) and bias.
     """
-    tile = all_far_keys(far, key.shape[3])
+    tile = all_far_keys(plan, sums, key.shape[3])
     tables, cells, bundles = tile.bias.shape[1:]
     slots, heads = -(-bundles // places), key.shape[1]
     room = slots * places - bundles

@@ -9,6 +9,7 @@ Letters: N bundles, T totals of each bundle (one, or if causal or in groups as m
 tables of selections, f features: of key, value and the number of sites, side by side.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,38 +17,79 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndgpa._ops import wide
 from ndgpa.attention.far_bundles import bundle_blocks
-from ndgpa.attention.far_field import BlockMeans, Bundles
+from ndgpa.attention.far_field import BlockMeans, Bundles, latest_of_blocks
 from ndgpa.attention.rows import add_rows, add_rows_
 from ndgpa.problem import Problem, Selection, check_block_ids
 
 
-class FarInputs(NamedTuple):
-    """What the far keys of the cells are made of; all that carries a gradient is the sums."""
+class FarPlan(NamedTuple):
+    """What the far keys of the cells are made of; nothing of it has a gradient."""
 
-    sums: Tensor  # (b, hk, B, f): over the seen sites of each block
-    total: Tensor  # (b, hk, T, N, f): over blocks of each bundle
-    bundle: Tensor  # (b, hk, B)
+    bundle: Tensor  # (b, hk, B): the bundle of each block
     less: Tensor  # (b, t, C, K): blocks of the total that a cell selected, each once; -1 for none
+    place: Tensor  # (B,): the first total that each block is part of; -1 for none
     table: Tensor  # (C,): the total of each cell
+    space: Tensor  # (T,): the space of each total
+    bundles: int
+    causal: bool
     square: float  # times |k|^2 is what a key loses of its logit
 
-    @classmethod
-    def of(
-        cls, bundles: Bundles, problem: Problem, means: BlockMeans, selection: Selection
-    ) -> "FarInputs":
-        heads, key_heads = problem.query.shape[1], means.key.shape[1]
-        blocks = selection.blocks
-        check_block_ids(blocks, means.key.shape[2])
+
+@dataclass(frozen=True)
+class FarCells:
+    """The far field of a call.
+
+    Args:
+        key_sites: The sites that are read where a block is selected; None means the blocks.
+    """
+
+    bundles: Bundles
+    problem: Problem
+    selection: Selection
+    key_sites: Int[Tensor, "B S"] | None
+
+    def plan(self, sums: Float[Tensor, "b hk B f"]) -> FarPlan:
+        """Bundle the blocks by their mean keys, and find what each cell sees of the bundles.
+
+        Args:
+            sums: As `block_sums` takes them.
+        """
+        problem, keys = self.problem, self.problem.key_structure
+        heads, key_heads, blocks = problem.query.shape[1], sums.shape[1], self.selection.blocks
+        check_block_ids(blocks, keys.num_blocks)
         blocks = blocks.expand(-1, heads if blocks.shape[1] == heads else key_heads, -1, -1)
-        exists = means.seen > 0
-        bundle = bundle_blocks(means.key.detach(), exists, means.time, means.group, bundles.count)
-        seen = means.seen[..., None]
-        sums = torch.cat([means.key * seen, means.value * seen, seen], dim=-1)
-        place, table, space = _places(problem, means)
-        total = _totals(sums, bundle, bundles.count, place, space, problem.causal)
+        latest = latest_of_blocks(keys, self.key_sites) if problem.causal else None
+        sums, seen = sums[..., : problem.key.shape[3]].detach(), sums[..., -1].detach()
+        mean = sums / seen.clamp(min=1)[..., None]
+        bundle = bundle_blocks(mean, seen > 0, latest, keys.group, self.bundles.count)
         square = problem.scale if problem.affinity == "euclidean" else 0.0
-        return cls(sums, total, bundle, _selected(blocks, problem, means), table, square)
+        less = _selected(blocks, problem, latest)
+        options = self.bundles.count, problem.causal, square
+        return FarPlan(bundle, less, *_places(problem, latest), *options)
+
+
+def block_sums(
+    key: Float[Tensor, "b hk B R d"],
+    value: Float[Tensor, "b hk B R w"],
+    key_bias: Float[Tensor, "b hk B R"] | None,
+) -> Float[Tensor, "b hk B f"]:
+    """Add up the keys and values of each block, and count those that are seen.
+
+    A key with a bias of -inf is not seen; it has to be 0, and its value too.
+    """
+    count = key.new_full((*key.shape[:3], 1), key.shape[3], dtype=wide(key))
+    if key_bias is not None:
+        count = (key_bias > -torch.inf).sum(dim=3, keepdim=True).to(count)
+    sums = [x.sum(dim=3, dtype=wide(key)) for x in (key, value)]
+    return torch.cat([*sums, count], dim=-1)
+
+
+def sums_of_means(means: BlockMeans) -> Float[Tensor, "b hk B f"]:
+    """The same from means."""
+    seen = means.seen[..., None]
+    return torch.cat([means.key * seen, means.value * seen, seen], dim=-1)
 
 
 class FarTile(NamedTuple):
@@ -62,18 +104,19 @@ class FarTile(NamedTuple):
 class FarTiles:
     """The flattened far field: a tile for each cell of each batch and each table of selections."""
 
-    def __init__(self, given: FarInputs, features: int) -> None:
-        batch, key_heads, blocks, _ = given.sums.shape
-        tables, (totals, bundles, _) = given.less.shape[1], given.total.shape[2:]
-        head = torch.arange(tables, device=given.less.device) // (tables // key_heads)
+    def __init__(self, plan: FarPlan, sums: Float[Tensor, "b hk B f"], features: int) -> None:
+        batch, key_heads, blocks, _ = sums.shape
+        tables, totals = plan.less.shape[1], len(plan.space)
+        head = torch.arange(tables, device=sums.device) // (tables // key_heads)
         head = head + key_heads * torch.arange(batch, device=head.device)[:, None]
-        self.total_row = (head[..., None] * totals + given.table).flatten()  # (tiles,)
-        self.empty = (given.less < 0).flatten(0, 2)
-        rows = given.less.clamp(min=0).long() + (head * blocks)[..., None, None]
+        self.total_row = (head[..., None] * totals + plan.table).flatten()  # (tiles,)
+        self.empty = (plan.less < 0).flatten(0, 2)
+        rows = plan.less.clamp(min=0).long() + (head * blocks)[..., None, None]
         self.rows = rows.flatten(0, 2)  # (tiles, K)
-        self.bundle = given.bundle.flatten()[self.rows]
-        self.sums, self.total = given.sums.flatten(0, 2), given.total.flatten(0, 2)
-        self.features, self.bundles, self.square = features, bundles, given.square
+        self.bundle = plan.bundle.flatten()[self.rows]
+        self.sums, self.total = sums.flatten(0, 2), _totals(sums, plan).flatten(0, 1)
+        self.plan, self.features = plan, features
+        self.bundles, self.square = plan.bundles, plan.square
 
     def tile(self, chunk: slice | Tensor) -> FarTile:
         """Average what is left of each bundle; differentiable."""
@@ -99,42 +142,61 @@ class FarTiles:
 
     def add(
         self,
-        grads: tuple[Tensor, Tensor],
+        grads: "FarGrads",
         chunk: slice | Tensor,
         tile: FarTile,
         by_key: Tensor,
         by_value: Tensor,
         by_bias: Tensor,
     ) -> None:
-        """Add the gradients of a tile to those of the sums and totals, flattened."""
+        """Add what a tile's keys, values and biases get to the gradients."""
         if self.square:
             by_key = by_key - 2 * self.square * by_bias[..., None] * tile.key
         by_mean = torch.cat([by_key, by_value], dim=-1) / tile.size[..., None]
         by_mean.masked_fill_((tile.bias == -torch.inf)[..., None], 0)
-        by_mean = F.pad(by_mean, (0, 1))  # the number of sites has none
         taken = by_mean.flatten(0, 1)[self._place(chunk)]
         taken = taken.masked_fill(self.empty[chunk][..., None], 0)
-        add_rows_(grads[0], self.rows[chunk].flatten(), -taken.flatten(0, 1))
-        add_rows_(grads[1], self.total_row[chunk], by_mean)
+        add_rows_(grads.sums.flatten(0, 2), self.rows[chunk].flatten(), -taken.flatten(0, 1))
+        add_rows_(grads.total.flatten(0, 1), self.total_row[chunk], by_mean)
+
+
+class FarGrads:
+    """The gradients of the sums over blocks and of the totals, without the number of sites."""
+
+    def __init__(self, plan: FarPlan, sums: Float[Tensor, "b hk B f"]) -> None:
+        features = sums.shape[3] - 1
+        self.plan, self.sums = plan, sums.new_zeros(*sums.shape[:3], features)
+        shape = *sums.shape[:2], len(plan.space), plan.bundles, features
+        self.total = sums.new_zeros(shape).flatten(0, 1)  # (b hk, T, N, f), as `_totals`
+
+    @property
+    def of_sums(self) -> Float[Tensor, "b hk B f"]:
+        """All of the gradient of the sums, once both are complete."""
+        plan, total = self.plan, self.total.unflatten(0, self.sums.shape[:2])
+        if plan.causal:
+            total = _running(total.flip(2), plan.space.flip(0)).flip(2)
+        rows = _rows_of_totals(plan).flatten()
+        found = total.flatten(0, 3).index_select(0, rows).view(self.sums.shape)
+        return self.sums + found.masked_fill((plan.place < 0)[:, None], 0)
 
 
 def _places(
-    problem: Problem, means: BlockMeans
+    problem: Problem, latest: Int[Tensor, " B"] | None
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " C"], Int[Tensor, " T"]]:
     """Which total each block belongs to first, -1 for none, which one each cell sees, its space.
 
     Totals are those of the cells, sorted by space and time. If causal, a block is past from the
     first that is not earlier; what is past then is so for all that follow in its space.
     """
-    own, causal = problem.structure, problem.causal
-    cells, blocks, device = own.num_cells, means.key.shape[2], means.key.device
-    if not causal and (own.cell_group is None or means.group is None):
+    own, keys, causal = problem.structure, problem.key_structure, problem.causal
+    cells, blocks, device = own.num_cells, keys.num_blocks, problem.query.device
+    if not causal and (own.cell_group is None or keys.group is None):
         one = torch.zeros(max(cells, blocks), dtype=torch.int64, device=device)
         return one[:blocks], one[:cells], one[:1]
-    cell_rank, rank = _ranks(own.cell_group, means.group, cells, blocks, device)
+    cell_rank, rank = _ranks(own.cell_group, keys.group, cells, blocks, device)
     cell_space, space = (x * (cells + blocks) for x in (cell_rank, rank))
     now = own.cell_span[0] if causal else None
-    cell_time, time = _ranks(now, means.time, cells, blocks, device)
+    cell_time, time = _ranks(now, latest, cells, blocks, device)
     ordered = (cell_space + cell_time).sort().values
     spaces = cell_space.sort().values
     place = torch.searchsorted(ordered, space + time)
@@ -154,23 +216,29 @@ def _ranks(
     return torch.searchsorted(ordered, of_cells), torch.searchsorted(ordered, of_blocks)
 
 
-def _totals(
-    sums: Float[Tensor, "b hk B f"],
-    bundle: Int[Tensor, "b hk B"],
-    count: int,
-    place: Int[Tensor, " B"],
-    space: Int[Tensor, " T"],
-    causal: bool,
-) -> Float[Tensor, "b hk T N f"]:
+def _totals(sums: Float[Tensor, "b hk B f"], plan: FarPlan) -> Float[Tensor, "bhk T N f"]:
     """Add up the blocks of each bundle; if causal, those that are past at each total."""
-    (batch, heads, _, features), totals = sums.shape, len(space)
-    pair = torch.arange(batch * heads, device=sums.device).view(batch, heads, 1)
-    rows = (pair * totals + place.clamp(min=0)) * count + bundle
-    given = sums.masked_fill((place < 0)[:, None], 0).flatten(0, 2)
-    zeros = sums.new_zeros(batch * heads * totals * count, features)
-    total = add_rows(zeros, rows.flatten(), given).view(batch, heads, totals, count, features)
-    step = 1 if causal else totals
-    while step < totals:  # by doubling, so that nothing of another space is ever added
+    (batch, heads, _, features), totals = sums.shape, len(plan.space)
+    given = sums.masked_fill((plan.place < 0)[:, None], 0).flatten(0, 2)
+    zeros = sums.new_zeros(batch * heads * totals * plan.bundles, features)
+    total = add_rows(zeros, _rows_of_totals(plan).flatten(), given)
+    total = total.view(batch, heads, totals, plan.bundles, features)
+    return (_running(total, plan.space) if plan.causal else total).flatten(0, 1)
+
+
+def _rows_of_totals(plan: FarPlan) -> Int[Tensor, "b hk B"]:
+    """The row of the flattened totals that each block is part of first."""
+    pairs, totals = plan.bundle.shape[:2], len(plan.space)
+    pair = torch.arange(pairs.numel(), device=plan.bundle.device).view(*pairs, 1)
+    return (pair * totals + plan.place.clamp(min=0)) * plan.bundles + plan.bundle
+
+
+def _running(
+    total: Float[Tensor, "b hk T N f"], space: Int[Tensor, " T"]
+) -> Float[Tensor, "b hk T N f"]:
+    """Running sums within each space; nothing of another space is ever added."""
+    step = 1
+    while step < len(space):
         before = total[:, :, :-step].where((space[step:] == space[:-step])[:, None, None], 0)
         total = torch.cat([total[:, :, :step], total[:, :, step:] + before], dim=2)
         step *= 2
@@ -178,20 +246,20 @@ def _totals(
 
 
 def _selected(
-    blocks: Int[Tensor, "b t C K"], problem: Problem, means: BlockMeans
+    blocks: Int[Tensor, "b t C K"], problem: Problem, latest: Int[Tensor, " B"] | None
 ) -> Int[Tensor, "b t C K"]:
     """The selected blocks that are in the total of their cell, each once; -1 for the others."""
     blocks = blocks.sort(dim=-1).values
     hidden = F.pad(blocks[..., 1:] == blocks[..., :-1], (min(1, blocks.shape[-1]), 0))
-    own, ids = problem.structure, blocks.clamp(min=0)
-    if own.cell_group is not None and means.group is not None:
-        hidden = hidden | (means.group[ids] != own.cell_group[:, None])
-    if means.time is not None:
-        hidden = hidden | (means.time[ids] > own.cell_span[0][:, None])
+    own, group, ids = problem.structure, problem.key_structure.group, blocks.clamp(min=0)
+    if own.cell_group is not None and group is not None:
+        hidden = hidden | (group[ids] != own.cell_group[:, None])
+    if latest is not None:
+        hidden = hidden | (latest[ids] > own.cell_span[0][:, None])
     return blocks.masked_fill(hidden, -1)
 
 
-def all_far_keys(given: FarInputs, features: int) -> FarTile:
+def all_far_keys(plan: FarPlan, sums: Float[Tensor, "b hk B f"], features: int) -> FarTile:
     """The far keys of all cells: (b, t, C, N, d), (b, t, C, N, w) and (b, t, C, N)."""
-    tile = FarTiles(given, features).tile(slice(None))
-    return FarTile(*(x.unflatten(0, given.less.shape[:3]) for x in tile))
+    tile = FarTiles(plan, sums, features).tile(slice(None))
+    return FarTile(*(x.unflatten(0, plan.less.shape[:3]) for x in tile))
