@@ -14,7 +14,7 @@ from torch import Tensor
 from ndgpa._ops import wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
-from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTile, FarTiles
+from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTiles
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import softmax
 
@@ -131,27 +131,22 @@ class Cells:
         blocks = self.blocks[cells, :slots]
         empty = blocks < 0
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
-        queries, keys = (
-            Run(cells),
-            Rows(ids, empty.flatten() if self.has_empty else None, len(empty)),
-        )
-        query, key, value = (
-            rows.take(table, self.wide)
-            for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
-        )
-        is_plain, places, far = self._is_plain(ids, empty), key.shape[1], self.far_tile(cells)
-        if far is not None:
-            key, value = (torch.cat(x, dim=1) for x in ((key, far.key), (value, far.value)))
+        keys = Rows(ids, empty.flatten() if self.has_empty else None, len(empty))
+        query = Run(cells).take(self.query, self.wide)
+        far = None if self.far is None else self.far.tile(cells)
+        key = self._taken(keys, self.key, None if far is None else far.key)
+        value = self._taken(keys, self.value, None if far is None else far.value)
+        is_plain, near = self._is_plain(ids, empty), slots * self.sites
         logits = scaled_bmm(query, key.mT, self.scale)
         if not is_plain:
-            logits[..., :places] += self._bias(chunk, ids, empty)
+            logits[..., :near] += self._bias(chunk, ids, empty)
         if far is not None:
-            logits[..., places:] += far.bias[:, None]
+            logits[..., near:] += far.bias[:, None]
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
             then = self.key_time[blocks.clamp(min=0)].flatten(1)
             later = then[:, None] > now[:, :, None]
-            later = F.pad(later, (0, logits.shape[2] - places))
+            later = F.pad(later, (0, logits.shape[2] - near))
             logits = logits.masked_fill(later, -torch.inf)
         weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
@@ -161,27 +156,36 @@ class Cells:
             value,
             weights,
             self.scale,
-            queries,
+            Run(cells),
             keys,
             is_masked=not is_plain,
             contains=self.query_time is not None,
-            besides=key.shape[1] - places,
+            far=far,
         )
 
-    def far_tile(self, cells: slice | Tensor) -> FarTile | None:
-        """The far keys of some cells; None where there is no far field."""
-        return None if self.far is None else self.far.tile(cells)
+    def _taken(self, rows: Rows, table: Tensor, besides: Tensor | None) -> Tensor:
+        """Copy the rows of each tile, and put what is besides after them."""
+        if besides is None:
+            return rows.take(table, self.wide)
+        near = len(rows.ids) // rows.tiles
+        more = -(-besides.shape[1] // self.sites)  # rows that are written over
+        room = Rows(F.pad(rows.ids.view(-1, near), (0, more)).flatten(), None, rows.tiles)
+        if rows.empty is not None:
+            empty = F.pad(rows.empty.view(-1, near), (0, more)).flatten()
+            room = Rows(room.ids, empty, rows.tiles)
+        taken = room.take(table, self.wide)[:, : near * self.sites + besides.shape[1]]
+        taken[:, near * self.sites :] = besides
+        return taken
 
     def add_to_far(self, tile: Tile, slope: Tensor, grad_out: Tensor) -> None:
         """Add what a tile's far keys get to `far_grads`."""
-        far = self.far_tile(tile.chunk)
-        if self.far is None or self.far_grads is None or far is None:
+        if self.far is None or self.far_grads is None or tile.far is None:
             return
-        last, g = tile.far, tile.queries.take(grad_out, self.wide)
+        last, g = slice(tile.near.stop, None), tile.queries.take(grad_out, self.wide)
         slope, weights = slope[..., last], tile.softmax.weights[..., last]
         by_key = scaled_bmm(slope.mT, tile.query, self.scale)
         by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
-        self.far.add(self.far_grads, tile.chunk, far, by_key, by_value, by_bias)
+        self.far.add(self.far_grads, tile.chunk, tile.far, by_key, by_value, by_bias)
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ndgpa.attention.far_cells import FarTile
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import Softmax
 
@@ -27,7 +28,7 @@ class Tile:
         queries, keys: The rows of the tables of queries and of keys.
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
-        besides: How many keys there are besides, after those of rows.
+        far: The far keys, which come after those of rows.
     """
 
     chunk: slice | Tensor
@@ -40,16 +41,12 @@ class Tile:
     keys: Rows
     is_masked: bool
     contains: bool = False
-    besides: int = 0
+    far: FarTile | None = None
 
     @property
     def near(self) -> slice:
         """Which of the keys are those of rows."""
-        return slice(self.key.shape[1] - self.besides)
-
-    @property
-    def far(self) -> slice:
-        return slice(self.near.stop, None)
+        return slice(self.key.shape[1] - (0 if self.far is None else self.far.bias.shape[1]))
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)

@@ -93,12 +93,12 @@ def sums_of_means(means: BlockMeans) -> Float[Tensor, "b hk B f"]:
 
 
 class FarTile(NamedTuple):
-    """The far keys of some cells; the bias is -inf where a bundle has nothing left."""
+    """The far keys of some cells."""
 
     key: Tensor  # (c, N, d)
     value: Tensor  # (c, N, w)
-    bias: Tensor  # (c, N)
-    size: Tensor  # (c, N), at least 1
+    bias: Tensor  # (c, N), -inf where nothing is left of a bundle
+    share: Tensor  # (c, N, 1): 1 over the number of sites; 0 for none
 
 
 class FarTiles:
@@ -110,35 +110,32 @@ class FarTiles:
         head = torch.arange(tables, device=sums.device) // (tables // key_heads)
         head = head + key_heads * torch.arange(batch, device=head.device)[:, None]
         self.total_row = (head[..., None] * totals + plan.table).flatten()  # (tiles,)
-        self.empty = (plan.less < 0).flatten(0, 2)
         rows = plan.less.clamp(min=0).long() + (head * blocks)[..., None, None]
-        self.rows = rows.flatten(0, 2)  # (tiles, K)
-        self.bundle = plan.bundle.flatten()[self.rows]
-        self.sums, self.total = sums.flatten(0, 2), _totals(sums, plan).flatten(0, 1)
-        self.plan, self.features = plan, features
-        self.bundles, self.square = plan.bundles, plan.square
+        self.bundle = plan.bundle.flatten()[rows.flatten(0, 2)]  # (tiles, K)
+        none = batch * key_heads * blocks  # one row more, for what is not in the total
+        self.rows = rows.masked_fill(plan.less < 0, none).flatten(0, 2)
+        self.sums = F.pad(sums.flatten(0, 2), (0, 0, 0, 1))
+        self.total = _totals(sums, plan).flatten(0, 1)
+        self.features, self.bundles, self.square = features, plan.bundles, plan.square
 
     def tile(self, chunk: slice | Tensor) -> FarTile:
         """Average what is left of each bundle; differentiable."""
-        total = self.total[self.total_row[chunk]]  # (c, N, f)
-        selected = self.sums[self.rows[chunk]].masked_fill(self.empty[chunk][..., None], 0)
-        place = self._place(chunk).flatten()
-        left = add_rows(total.flatten(0, 1), place, -selected.flatten(0, 1)).view(total.shape)
-        size = left[..., -1].detach()
-        nothing = size <= 0
-        size = size.clamp(min=1)
-        mean = (left[..., :-1] / size[..., None]).masked_fill(nothing[..., None], 0)
-        key, value = mean[..., : self.features], mean[..., self.features :]
-        bias = size.log()
+        total = self.total.index_select(0, self.total_row[chunk])  # (c, N, f)
+        rows, members = self.rows[chunk], self._members(chunk)
+        selected = self.sums.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        left = torch.baddbmm(total, members, selected, alpha=-1)
+        size = left[..., -1:].detach()
+        share = torch.where(size > 0, 1 / size, 0)
+        key, value = (left[..., :-1] * share).tensor_split([self.features], dim=-1)
+        bias = size[..., 0].clamp(min=0).log()
         if self.square:
             bias = bias - self.square * key.square().sum(dim=-1)
-        return FarTile(key, value, bias.masked_fill(nothing, -torch.inf), size)
+        return FarTile(key, value, bias, share)
 
-    def _place(self, chunk: slice | Tensor) -> Tensor:  # (c, K)
-        """Which far key of the chunk each selected block is taken off."""
-        bundle = self.bundle[chunk]
-        first = self.bundles * torch.arange(len(bundle), device=bundle.device)
-        return first[:, None] + bundle
+    def _members(self, chunk: slice | Tensor) -> Tensor:  # (c, N, K)
+        """1 where a selected block is of a bundle, else 0."""
+        bundles = torch.arange(self.bundles, device=self.bundle.device)
+        return (self.bundle[chunk][:, None] == bundles[:, None]).to(self.sums.dtype)
 
     def add(
         self,
@@ -152,32 +149,30 @@ class FarTiles:
         """Add what a tile's keys, values and biases get to the gradients."""
         if self.square:
             by_key = by_key - 2 * self.square * by_bias[..., None] * tile.key
-        by_mean = torch.cat([by_key, by_value], dim=-1) / tile.size[..., None]
-        by_mean.masked_fill_((tile.bias == -torch.inf)[..., None], 0)
-        taken = by_mean.flatten(0, 1)[self._place(chunk)]
-        taken = taken.masked_fill(self.empty[chunk][..., None], 0)
-        add_rows_(grads.sums.flatten(0, 2), self.rows[chunk].flatten(), -taken.flatten(0, 1))
-        add_rows_(grads.total.flatten(0, 1), self.total_row[chunk], by_mean)
+        by_mean = torch.cat([by_key, by_value], dim=-1).mul_(tile.share)
+        taken = self._members(chunk).mT @ by_mean
+        add_rows_(grads.sums, self.rows[chunk].flatten(), taken.flatten(0, 1).neg_())
+        add_rows_(grads.total, self.total_row[chunk], by_mean)
 
 
 class FarGrads:
     """The gradients of the sums over blocks and of the totals, without the number of sites."""
 
     def __init__(self, plan: FarPlan, sums: Float[Tensor, "b hk B f"]) -> None:
-        features = sums.shape[3] - 1
-        self.plan, self.sums = plan, sums.new_zeros(*sums.shape[:3], features)
-        shape = *sums.shape[:2], len(plan.space), plan.bundles, features
-        self.total = sums.new_zeros(shape).flatten(0, 1)  # (b hk, T, N, f), as `_totals`
+        self.plan, (*self.shape, features) = plan, sums.shape
+        pairs, blocks, features = self.shape[0] * self.shape[1], self.shape[2], features - 1
+        self.sums = sums.new_zeros(pairs * blocks + 1, features)  # one row for no block
+        self.total = sums.new_zeros(pairs * len(plan.space), plan.bundles, features)
 
     @property
     def of_sums(self) -> Float[Tensor, "b hk B f"]:
         """All of the gradient of the sums, once both are complete."""
-        plan, total = self.plan, self.total.unflatten(0, self.sums.shape[:2])
+        plan, total = self.plan, self.total.unflatten(0, (*self.shape[:2], -1))
         if plan.causal:
             total = _running(total.flip(2), plan.space.flip(0)).flip(2)
-        rows = _rows_of_totals(plan).flatten()
-        found = total.flatten(0, 3).index_select(0, rows).view(self.sums.shape)
-        return self.sums + found.masked_fill((plan.place < 0)[:, None], 0)
+        found = total.flatten(0, 3).index_select(0, _rows_of_totals(plan).flatten())
+        found = found.unflatten(0, self.shape).masked_fill((plan.place < 0)[:, None], 0)
+        return found + self.sums[:-1].view(found.shape)
 
 
 def _places(
