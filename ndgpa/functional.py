@@ -73,7 +73,7 @@ def gpa(
             None means the sites of the block.
         far: How the blocks that a cell does not select take part in the softmax, each through the
             mean of what would be read (docs/far_field.md): "site" as one key for each block;
-            "block" as 32 keys for each cell, the means of bundles of similar blocks, of which
+            "block" as 16 keys for each cell, the means of bundles of similar blocks, of which
             `Bundles` says how many. None leaves them out.
         backend: "reference", "torch" or "triton"; None picks the best one.
 

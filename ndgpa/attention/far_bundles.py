@@ -63,7 +63,7 @@ def _nearest_landmark(
     ids = ids.masked_fill(~seen, -1)  # (b, hk, S, G)
     marks = key.gather(2, row[..., None].expand(-1, -1, -1, key.shape[3]))
     marks = marks.unflatten(2, ids.shape[2:])
-    space = torch.zeros_like(exists[0, 0], dtype=torch.int64) if group is None else group
+    space = exists.new_zeros(exists.shape[2], dtype=torch.int64) if group is None else group
     hidden = ids[:, :, space] < 0  # (b, hk, B, G)
     if time is not None:
         hidden = hidden | (time[ids[:, :, space].clamp(min=0)] > time[:, None])

@@ -41,7 +41,7 @@ class Bundles:
         ValueError, TypeError: `count` is no positive int.
     """
 
-    count: int = 32
+    count: int = 16
 
     def __post_init__(self) -> None:
         arguments.positive_count("count", self.count)
