@@ -107,7 +107,7 @@ def gpa_of_16(place: Place) -> Iterator[Setting]:
 def gpa_far_block(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
-        entries = phase_1(place, space) + 4 * k + ndgpa.Tangents().bundles
+        entries = phase_1(place, space) + 4 * k + ndgpa.Bundles().count
         yield of_operator(ndgpa.GPA(k, far="block"), space, entries, f'GPA({k}, far="block")')
 
 
@@ -116,7 +116,7 @@ def gpa_refined(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
         rule = ndgpa.Refine(ndgpa.TopK(2 * k), k, parts=2)  # an entry a query for each candidate
-        entries = phase_1(place, space) + 4 * k + 2 * k + ndgpa.Tangents().bundles
+        entries = phase_1(place, space) + 4 * k + 2 * k + ndgpa.Bundles().count
         operator = ndgpa.GPA(rule, far="block")
         yield of_operator(operator, space, entries, f"{k} of {2 * k} blocks of 4, far field")
 
