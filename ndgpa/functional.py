@@ -1,37 +1,28 @@
 """The public call: checks, then the three questions one after another."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import (
-    Backend,
-    BackendName,
-    pick,
-    pick_far,
-    pick_tokens,
-    reading_far_keys,
-    skips_hidden_keys,
+from ndgpa.attention import BackendName
+from ndgpa.attention.far_field import Bundles, Far
+from ndgpa.attention.near_and_far import (
+    attend_near_and_far,
+    check_backend,
+    check_read,
+    pick_for,
+    sites_read_by,
 )
-from ndgpa.attention.far_beside import read_alone
-from ndgpa.attention.far_cells import FarCells
-from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
-from ndgpa.attention.tokens import Tokens
-from ndgpa.problem import (
-    Affinity,
-    Problem,
-    Selection,
-    check_selection,
-    dot_form,
-    hide_keys,
-)
+from ndgpa.attention.scores import Scores, check_scores, with_key_bias
+from ndgpa.problem import Affinity, Problem, Selection, check_selection
 from ndgpa.selection import Rule, TopK
 from ndgpa.structures import Sampling, SpatialStructure
+
+Layout = Literal["bhnd", "bnhd"]
 
 
 def gpa(
@@ -49,6 +40,8 @@ def gpa(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Bundles | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention: select key blocks at a low resolution, attend at the full one.
@@ -75,6 +68,10 @@ def gpa(
             mean of what would be read (docs/far_field.md): "site" as one key for each block;
             "block" as 16 keys for each cell, the means of bundles of similar blocks, of which
             `Bundles` says how many. None leaves them out.
+        scores: What happens to scores before the softmax, such as a bias for each relative position
+            or a soft cap; None means nothing.
+        layout: "bhnd", or "bnhd" for tensors that come, and an output that goes, as (batch, sites,
+            heads, features); only strides change.
         backend: "reference", "torch" or "triton"; None picks the best one.
 
     Returns:
@@ -85,6 +82,7 @@ def gpa(
         ValueError, TypeError: An argument does not fit the others; nothing has been computed.
     """
     rule = as_rule(rule)
+    query, key, value = _by_head(layout, query, key, value)
     problem = Problem.of(
         query,
         key,
@@ -98,8 +96,11 @@ def gpa(
         value=value,
     )
     check_read(read)
+    check_scores(scores, problem, far, backend)
     check_backend(backend, far, query, value)
-    return _attend(problem, value, _select(problem, rule), read, far, backend)[0]
+    selection = _select(problem, rule, scores)
+    out, _ = _attend(problem, value, selection, read, far, scores, backend)
+    return _by_head(layout, out)[0]
 
 
 def select(
@@ -114,6 +115,8 @@ def select(
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
 ) -> Selection:
     """Phase 1: find the key blocks that each cell of queries reads.
 
@@ -121,6 +124,7 @@ def select(
     dtype of the inputs.
     """
     rule = as_rule(rule)
+    query, key = _by_head(layout, query, key)
     problem = Problem.of(
         query,
         key,
@@ -132,7 +136,8 @@ def select(
         key_mask=key_mask,
         query_mask=query_mask,
     )
-    return _select(problem, rule)
+    check_scores(scores, problem, None, None)
+    return _select(problem, rule, scores)
 
 
 @overload
@@ -151,6 +156,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Bundles | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: Literal[False] = False,
 ) -> Float[Tensor, "b h n dv"]: ...
@@ -172,6 +179,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Bundles | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]: ...
@@ -192,6 +201,8 @@ def attend(
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
     far: Far | Bundles | None = None,
+    scores: Scores | None = None,
+    layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -205,6 +216,7 @@ def attend(
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
+    query, key, value = _by_head(layout, query, key, value)
     problem = Problem.of(
         query,
         key,
@@ -219,8 +231,10 @@ def attend(
     )
     check_selection(selection, query, key, structure)
     check_read(read)
+    check_scores(scores, problem, far, backend)
     check_backend(backend, far, query, value)
-    out, lse = _attend(problem, value, selection, read, far, backend)
+    out, lse = _attend(problem, value, selection, read, far, scores, backend)
+    out = _by_head(layout, out)[0]
     return (out, lse) if return_lse else out
 
 
@@ -231,8 +245,17 @@ def as_rule(rule: Rule | int) -> Rule:
     return TopK(rule) if isinstance(rule, int) else rule
 
 
-def _select(problem: Problem, rule: Rule) -> Selection:
+def _by_head(layout: str, *xs: Any) -> tuple[Any, ...]:
+    """Swap heads and sites where they do not come, or shall not go, as (b, h, n, d)."""
+    arguments.one_of("layout", layout, get_args(Layout))
+    if layout == "bhnd":
+        return xs
+    return tuple(x.transpose(1, 2) if isinstance(x, Tensor) and x.ndim == 4 else x for x in xs)
+
+
+def _select(problem: Problem, rule: Rule, scores: Scores | None) -> Selection:
     with without_autocast(problem.query):
+        problem = with_key_bias(problem, None if scores is None else scores.key_bias)
         return rule.select(problem.without_tokens)
 
 
@@ -242,93 +265,12 @@ def _attend(
     selection: Selection,
     read: Sampling | None,
     far: Far | Bundles | None,
+    scores: Scores | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
-    run = pick(backend, query, value)
-    problem = replace(problem, query=query, key=key)
-    return attend_near_and_far(run, problem, value, selection, sites_read_by(read), far, backend)
-
-
-def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor | None]:
-    """Return what lists the sites that are read of each block; None where they are its own."""
-    return lambda keys: None if read is None else read.sites(keys)
-
-
-def attend_near_and_far(
-    run: Backend,
-    problem: Problem,
-    value: Tensor,  # (b, hk, n_k, dv)
-    selection: Selection,
-    sites_of: Callable[[SpatialStructure], Tensor | None],
-    far: Far | Bundles | None,
-    backend: str | None,
-    means_of: Callable[..., BlockMeans] = BlockMeans.of,
-    alone: Backend | None = None,
-) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
-    """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
-
-    Args:
-        sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
-        backend: The name of the backend, by which that of the far field is picked.
-        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
-        alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
-    """
-    query, key, mask = problem.query, problem.key, problem.key_mask
-    with without_autocast(query):
-        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
-            unseen = ~mask[:, None, :, None]
-            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        problem = replace(problem, query=query, key=key)
-        bias, scale = dot_form(key, problem.affinity, problem.scale)
-        bias = hide_keys(bias, key, mask)
-        tokens = Tokens.of(problem, value, bias)
-        sites, site_value, site_bias = tokens.sites
-        key_sites = sites_of(sites.key_structure)
-        bundles = None if far is None else as_bundles(far)
-        field = cells = means = None
-        if far is not None and (bundles is None or alone is not None):
-            means = means_of(sites, site_value, key_sites)
-        if means is not None and bundles is None:
-            field = FarField.of(sites, means)
-        if bundles is not None:
-            cells = FarCells(bundles, sites, selection, key_sites)
-        if cells is not None and alone is None:
-            run = partial(reading_far_keys(run), far=cells)
-        near = run(
-            sites.query,
-            sites.key,
-            site_value,
-            selection,
-            sites.structure,
-            sites.key_structure,
-            scale=scale,
-            key_bias=site_bias,
-            key_sites=key_sites,
-            causal=problem.causal,
-        )
-        if field is not None:
-            near = field.merge(near, selection, pick_far("site", backend))
-        if cells is not None and means is not None and alone is not None:
-            options = sites.structure, cells, means, scale, problem.causal
-            besides = read_alone(alone, sites.query, sites.key, *options)
-            near = pick_far("site", backend).merge(*near, *besides, problem.causal)
-        out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
-        if problem.affinity == "euclidean":
-            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
-    return out, lse
-
-
-def check_backend(
-    backend: str | None, far: Far | Bundles | None, query: Tensor, value: Tensor
-) -> None:
-    if far is not None:
-        pick_far(far, backend)
-    pick(backend, query, value)
-
-
-def check_read(read: Any) -> None:
-    if read is not None and not isinstance(read, Sampling):
-        raise TypeError(
-            f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"
-        )
+    run = pick_for(backend, query, value, scores)
+    problem, sites_of = replace(problem, query=query, key=key), sites_read_by(read)
+    return attend_near_and_far(
+        run, problem, value, selection, sites_of, far, backend, scores=scores
+    )

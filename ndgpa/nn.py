@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ndgpa import arguments
+from ndgpa.attention.scores import Scores
 from ndgpa.cache import Cache
 from ndgpa.operators import GPA, Operator
 from ndgpa.operators.base import Attends, masks_to_pass_on
@@ -15,6 +17,7 @@ from ndgpa.structures import SpatialStructure
 from ndgpa.structures.grid import grid_shape
 
 Hook = Callable[[Tensor, int], Tensor]
+ScoresOf = Callable[[SpatialStructure, SpatialStructure | None], Scores]
 
 
 class SpatialAttention(nn.Module, Attends):
@@ -35,6 +38,8 @@ class SpatialAttention(nn.Module, Attends):
         query_hook, key_hook: Called as hook(x, first) with queries or keys (batch, heads, sites,
             features), whose first site has the number `first` (0 but in `decode`); return what to
             attend with, of the same shape: a norm, rotary embeddings. A module becomes a submodule.
+        scores: Called as scores(structure, context_structure) at each call; returns what happens to
+            the scores, such as a learnt `OffsetBias`. A module becomes a submodule.
         grid: Whether `x` and the context come, and the output goes, as (batch, *grid, features).
 
     To export a model, keep the structure as an attribute of the module that calls this one:
@@ -59,6 +64,7 @@ class SpatialAttention(nn.Module, Attends):
         dropout: float = 0.0,
         query_hook: Hook | None = None,
         key_hook: Hook | None = None,
+        scores: ScoresOf | None = None,
         grid: bool = False,
     ) -> None:
         super().__init__()
@@ -70,10 +76,11 @@ class SpatialAttention(nn.Module, Attends):
         _check_key_heads(heads, key_heads)
         _check_hook("query_hook", query_hook)
         _check_hook("key_hook", key_hook)
+        _check_scores(scores)
         arguments.below_one("dropout", dropout)
         self.heads, self.key_heads, self.grid = heads, key_heads, grid
         self.operator = operator
-        self.query_hook, self.key_hook = query_hook, key_hook
+        self.query_hook, self.key_hook, self.scores = query_hook, key_hook, scores
         self.to_query = nn.Linear(query_dim, query_dim, bias=bias)
         self.to_key = nn.Linear(key_dim, query_dim // heads * key_heads, bias=bias)
         self.to_value = nn.Linear(key_dim, value_dim // heads * key_heads, bias=bias)
@@ -114,8 +121,10 @@ class SpatialAttention(nn.Module, Attends):
                 place = structure if context_structure is None else context_structure
                 context = _flatten("context", context, "context_structure", place)
         query, key, value = self.project(x, context)
-        masks = masks_to_pass_on(key_mask, query_mask)
-        out = self.operator(query, key, value, structure, context_structure, **masks)
+        options: dict[str, Any] = masks_to_pass_on(key_mask, query_mask)
+        if self.scores is not None:
+            options["scores"] = self.scores(structure, context_structure)
+        out = self.operator(query, key, value, structure, context_structure, **options)
         return self._join(out).view(*shape, -1)
 
     def project(
@@ -165,13 +174,67 @@ class SpatialAttention(nn.Module, Attends):
             cache: Holds the keys and values of the sites before, one cache for each layer. The
                 rule, scale and affinity are those of the cache; the operator is not asked.
             key_mask: True where a site exists; see `Cache.append`.
+
+        Raises:
+            NotImplementedError: The layer changes its scores, which a cache does not know.
         """
+        if self.scores is not None:
+            raise NotImplementedError("a cache does not change scores; decode without scores=")
         query, key, value = self.project(x, first=cache.length)
         cache.append(key, value, key_mask)
         return self._join(cache.attend(query))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, operator={self.operator}"
+
+
+class OffsetBias(nn.Module):
+    """Learn a bias for each head and relative position on a grid, as Swin and T5 do.
+
+    Pass it to `SpatialAttention` as `scores`; see `ndgpa.Scores` for what it adds.
+
+    Args:
+        heads: The number of heads; 1 serves all.
+        reach: How far offsets are told apart along each axis of the grid, one int for each (an int
+            is one axis); farther ones share the bias at the reach. One less than the size of the
+            largest grid tells all apart.
+        softcap: As for `ndgpa.Scores`.
+
+    Raises:
+        ValueError, TypeError: A number is below 1, or of a wrong type.
+    """
+
+    def __init__(
+        self, heads: int, reach: int | tuple[int, ...], softcap: float | None = None
+    ) -> None:
+        super().__init__()
+        arguments.positive_count("heads", heads)
+        self.reach = arguments.ints("reach", reach)
+        for far in self.reach:
+            arguments.positive_count("reach", far)
+        self.softcap = softcap
+        self.weight = nn.Parameter(torch.zeros(heads, *(2 * far + 1 for far in self.reach)))
+
+    def forward(
+        self, structure: SpatialStructure, key_structure: SpatialStructure | None = None
+    ) -> Scores:
+        """Spread the biases over the offsets of two grids; None means the same grid."""
+        keys = structure if key_structure is None else key_structure
+        shape = grid_shape("OffsetBias", "structure", structure.inner)
+        key_shape = grid_shape("OffsetBias", "key_structure", keys.inner)
+        if not len(shape) == len(key_shape) == len(self.reach):
+            raise ValueError(
+                f"reach has {len(self.reach)} axes but the grids have {len(shape)} and "
+                f"{len(key_shape)}"
+            )
+        table: Tensor = self.weight
+        for axis, (n, m, far) in enumerate(zip(shape, key_shape, self.reach), start=1):
+            offset = torch.arange(1 - n, m, device=table.device).clamp(-far, far)
+            table = table.index_select(axis, offset + far)
+        return Scores(offset_bias=table, softcap=self.softcap)
+
+    def extra_repr(self) -> str:
+        return f"heads={len(self.weight)}, reach={self.reach}"
 
 
 def _flatten(name: str, x: Tensor, place: str, structure: SpatialStructure) -> Tensor:
@@ -187,6 +250,14 @@ def _flatten(name: str, x: Tensor, place: str, structure: SpatialStructure) -> T
 def _check_hook(name: str, hook: Any) -> None:
     if hook is not None and not callable(hook):
         raise TypeError(f"{name} must be called as {name}(x, first); got {hook!r}")
+
+
+def _check_scores(scores: Any) -> None:
+    if scores is not None and (isinstance(scores, Scores) or not callable(scores)):
+        raise TypeError(
+            "scores must be called as scores(structure, context_structure), such as OffsetBias; "
+            f"got {type(scores).__name__}"
+        )
 
 
 def _check_widths(query_dim: int, heads: int, key_dim: int, value_dim: int, out_dim: int) -> None:

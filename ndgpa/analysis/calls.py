@@ -42,6 +42,7 @@ class Watched:
         names = ("scale", "affinity", "causal")
         options = {x: getattr(self.operator, x) for x in names if hasattr(self.operator, x)}
         masks.pop("gate", None)
+        _check_no_scores(masks.pop("scores", None))
         problem = Problem.of(query, key, structure, key_structure=key_structure, **options, **masks)
         self.see(self.name, problem)
         operator = Full(**options) if self.dense else self.operator
@@ -102,6 +103,11 @@ def _watching(owners: list[tuple[str, Attends]], see: See, dense: bool) -> Itera
     finally:
         for (_, owner), operator in zip(owners, before):
             owner.operator = operator
+
+
+def _check_no_scores(scores: Any) -> None:
+    if scores is not None:
+        raise NotImplementedError("suggest does not measure attention whose scores are changed")
 
 
 def of_cells(problem: Problem, cells: list[int]) -> Problem:

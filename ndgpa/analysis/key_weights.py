@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa.analysis._rows import check_sites, logit_rows
+from ndgpa.attention.scores import Scores, check_scores
 from ndgpa.problem import Affinity, Problem, Selection, check_block_ids, check_selection
 from ndgpa.structures import SpatialStructure
 from ndgpa.structures.tokens import check_no_tokens
@@ -24,11 +25,13 @@ def key_weights(
     affinity: Affinity = "dot",
     causal: bool = False,
     key_mask: Bool[Tensor, "b n_k"] | None = None,
+    scores: Scores | None = None,
 ) -> tuple[Int[Tensor, "b h s y"], Float[Tensor, "b h s y"]]:
     """Return the keys that given queries read in `ndgpa.attend`, and the softmax weight of each.
 
     Args:
-        query, key, structure, key_structure, scale, affinity, causal, key_mask: As for `ndgpa.gpa`.
+        query, key, structure, key_structure, scale, affinity, causal, key_mask, scores: As for
+            `ndgpa.gpa`.
         selection: From `ndgpa.select`, or built from block ids; its bias counts.
         sites: The sites of the queries.
 
@@ -52,12 +55,13 @@ def key_weights(
     )
     structure, key_structure = problem.structure, problem.key_structure
     check_selection(selection, query, key, structure)
+    check_scores(scores, problem, None, None)
     check_no_tokens("key_weights", structure, key_structure)
     check_sites("sites", sites, structure.num_sites)
     if not selection.blocks.is_cuda:
         check_block_ids(selection.blocks, key_structure.num_blocks)
     sites = sites.to(query.device).long()
-    rows = logit_rows(problem, sites)
+    rows = logit_rows(problem, sites, scores)
     cells = structure.cell_of_site[sites]
     key_sites = rearrange(
         key_structure.upsample(selection.blocks[:, :, cells]), "b hs s k r -> b hs s (k r)"

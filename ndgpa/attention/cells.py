@@ -28,17 +28,21 @@ class Inputs(NamedTuple):
     blocks: Tensor  # (b, t, C, K) int, -1 for an empty slot
     slot_bias: Tensor | None  # (b, t, C, K)
     key_bias: Tensor | None  # (b, hk, B, R)
+    offset_bias: Tensor | None  # (b, t, entries of all heads of a tile)
     far_sums: Tensor | None  # (b, hk, B, f): `block_sums`, whose gradient key and value get
     far_bundle: Tensor | None  # this and the others: as in `FarPlan`
     far_less: Tensor | None
     query_time: Tensor | None  # (C, X)
     key_time: Tensor | None  # (B, R)
+    query_offset: Tensor | None  # (C, X), added to key_offset: the entry of a pair
+    key_offset: Tensor | None  # (B, R)
     far_place: Tensor | None
     far_table: Tensor | None
     far_space: Tensor | None
     far_bundles: int
     far_square: float
     scale: float
+    softcap: float = 0.0  # none
 
     @property
     def plan(self) -> FarPlan | None:
@@ -68,7 +72,9 @@ class Cells:
         self.key_bias = None if given.key_bias is None else given.key_bias.flatten(0, 2)
         self.slot_bias = None if given.slot_bias is None else given.slot_bias.flatten(0, 2)
         self.query_time, self.key_time = given.query_time, given.key_time
-        self.scale, self.wide = given.scale, wide(given.query)
+        self.query_offset, self.key_offset = given.query_offset, given.key_offset
+        self.offset_bias = None if given.offset_bias is None else given.offset_bias.flatten(0, 1)
+        self.scale, self.softcap, self.wide = given.scale, given.softcap, wide(given.query)
         device = given.blocks.device
         heads = torch.arange(tiles, device=device) // (tiles // key_heads)
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
@@ -117,9 +123,8 @@ class Cells:
     def _room(self, width: int) -> int:
         """How many cells of so many slots fit."""
         keys = width * self.sites + (0 if self.far is None else self.far.bundles)
-        return room(
-            2 * self.places * keys + keys * (self.key.shape[2] + self.value.shape[2]), self.query
-        )
+        pairs = self.places * keys * (2 if self.offset_bias is None else 5)
+        return room(pairs + keys * (self.key.shape[2] + self.value.shape[2]), self.query)
 
     def _lengths(self) -> Tensor:  # (tiles,)
         """The slots of each cell up to the last one that is filled."""
@@ -137,7 +142,9 @@ class Cells:
         key = self._taken(keys, self.key, None if far is None else far.key)
         value = self._taken(keys, self.value, None if far is None else far.value)
         is_plain, near = self._is_plain(ids, empty), slots * self.sites
-        logits = scaled_bmm(query, key.mT, self.scale)
+        logits, bend = _capped(scaled_bmm(query, key.mT, self.scale), self.softcap)
+        if self.offset_bias is not None:
+            logits = logits + self.offset_bias.to(self.wide)[self.entries(cells, blocks)]
         if not is_plain:
             logits[..., :near] += self._bias(chunk, ids, empty)
         if far is not None:
@@ -160,6 +167,7 @@ class Cells:
             keys,
             is_masked=not is_plain,
             contains=self.query_time is not None,
+            bend=bend,
             far=far,
         )
 
@@ -210,10 +218,37 @@ class Cells:
         bias = bias.masked_fill(empty[..., None], -torch.inf)
         return bias.expand(-1, -1, self.sites).flatten(1)[:, None]
 
+    def entries(self, cells: slice | Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Name the entry of the table of offsets for each pair: its row, its place in the row."""
+        assert self.query_offset is not None
+        assert self.key_offset is not None
+        of_query = self.query_offset[self._cell(cells)]
+        of_key = self.key_offset[blocks.clamp(min=0)].flatten(1)
+        rows = torch.arange(len(self.query), device=blocks.device)[cells] // self.cells
+        return rows[:, None, None], of_query[:, :, None] + of_key[:, None]
+
+    def add_to_offsets(self, grad: Tensor, tile: Tile, slope: Tensor) -> None:
+        """Add the gradients of the logits to the entries that they came through."""
+        blocks = self.blocks[tile.chunk, : slope.shape[2] // self.sites]
+        rows, places = self.entries(tile.chunk, blocks)
+        ids, slope = (rows * grad.shape[1] + places).flatten(), slope.flatten()
+        if grad.is_cuda:  # index_add_ is atomic there; this sorts
+            grad.view(-1).index_put_((ids,), slope, accumulate=True)
+        else:
+            grad.view(-1).index_add_(0, ids, slope)
+
     def _cell(self, chunk: slice | Tensor) -> Tensor:
         """The cell of each tile of the chunk."""
         tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
         return tiles % self.cells
+
+
+def _capped(scores: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
+    """Bend scores to within a cap; also how steep that is at each. A cap of 0 is none."""
+    if not cap:
+        return scores, None
+    bent = (scores / cap).tanh()
+    return cap * bent, (1 - bent.square()).nan_to_num(0.0)
 
 
 def _power_of_two(lengths: Tensor) -> Tensor:

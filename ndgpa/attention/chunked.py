@@ -30,6 +30,7 @@ from ndgpa._ops import (
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
 from ndgpa.attention.far_cells import FarCells, block_sums
+from ndgpa.attention.scores import Offsets
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import is_full, take_sites
@@ -48,6 +49,8 @@ def chunked(
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
     far: FarCells | None = None,
+    offsets: Offsets | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
@@ -82,8 +85,17 @@ def chunked(
         query_time=query_time,
         key_time=key_time,
         far=far,
+        offsets=None if offsets is None else _by_cell_and_block(offsets, structure, read),
+        softcap=softcap,
     )
     return structure.compose(out), structure.compose(lse[..., None])[..., 0]
+
+
+def _by_cell_and_block(
+    offsets: Offsets, structure: SpatialStructure, read: Int[Tensor, "B S"]
+) -> Offsets:
+    of_query = offsets.of_query[structure.cell_sites.clamp(min=0)]
+    return Offsets(offsets.table, of_query, offsets.of_key[read.clamp(min=0)])
 
 
 def attend_from_cells(
@@ -97,13 +109,16 @@ def attend_from_cells(
     query_time: Int[Tensor, "C X"] | None = None,
     key_time: Int[Tensor, "B R"] | None = None,
     far: FarCells | None = None,
+    offsets: Offsets | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
     """Attend from queries laid out cell by cell to keys laid out block by block.
 
     Args:
         key_bias: Added to every logit of a key, -inf for an empty place of a block.
         query_time, key_time: Keys of a later time than the query do not exist; None for no times.
-        far: What each cell reads besides.
+        offsets: With `of_query` (C, X) and `of_key` (B, R).
+        far: What each cell reads besides; not with offsets or a cap.
     """
     selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
@@ -114,6 +129,11 @@ def attend_from_cells(
         slot_bias = slot_bias.expand(-1, tiles, -1, -1)
     if query_time is not None:
         query_time = query_time.repeat(1, heads // tiles)
+    table = of_query = None
+    if offsets is not None:  # the heads of a tile have their entries one after another
+        table = offsets.table.unflatten(1, (tiles, -1)).flatten(2)
+        first = torch.arange(heads // tiles, device=query.device) * offsets.table.shape[2]
+        of_query = (offsets.of_query[:, None] + first[:, None]).flatten(1)
     sums = plan = None
     if far is not None:
         sums = block_sums(key.detach(), value.detach(), key_bias)
@@ -125,17 +145,21 @@ def attend_from_cells(
         selection.blocks.expand(-1, tiles, -1, -1),
         slot_bias=slot_bias,
         key_bias=key_bias,
+        offset_bias=table,
         far_sums=sums,
         far_bundle=plan and plan.bundle,
         far_less=plan and plan.less,
         query_time=query_time,
         key_time=key_time,
+        query_offset=of_query,
+        key_offset=None if offsets is None else offsets.of_key,
         far_place=plan and plan.place,
         far_table=plan and plan.table,
         far_space=plan and plan.space,
         far_bundles=plan.bundles if plan else 0,
         far_square=plan.square if plan else 0.0,
         scale=scale,
+        softcap=softcap,
     )
     return (
         rearrange(out, "b t c (g x) d -> b (t g) c x d", g=heads // tiles),
@@ -159,23 +183,29 @@ def attend_chunked(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     far_sums: Tensor | None,
     far_bundle: Tensor | None,
     far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    query_offset: Tensor | None,
+    key_offset: Tensor | None,
     far_place: Tensor | None,
     far_table: Tensor | None,
     far_space: Tensor | None,
     far_bundles: int,
     far_square: float,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
+    biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, far_place, far_table, far_space, far_bundles, far_square, scale
-    engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
+    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
+    options = far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -202,39 +232,48 @@ def attend_chunked_backward(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     far_sums: Tensor | None,
     far_bundle: Tensor | None,
     far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
+    query_offset: Tensor | None,
+    key_offset: Tensor | None,
     far_place: Tensor | None,
     far_table: Tensor | None,
     far_space: Tensor | None,
     far_bundles: int,
     far_square: float,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, slot_bias and key_bias (the last two empty where None)."""
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and the three biases (empty where a bias is None)."""
+    biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, far_place, far_table, far_space, far_bundles, far_square, scale
-    engine = Cells(Inputs(query, key, value, blocks, slot_bias, key_bias, *far, *tables))
-    *grads, grad_slot, grad_bias = _empty_grads(query, key, value, slot_bias, key_bias)
-    tables_of = Tables(*(x.flatten(0, 2) for x in grads))
+    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
+    options = far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
+    *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
+    totals = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
     with without_autocast(query):
-        for tile, slope in differentiate(engine.tiles(), tables_of, of_out, of_lse):
+        for tile, slope in differentiate(engine.tiles(), totals, of_out, of_lse):
             near = slope[..., tile.near]
             if slot_bias is not None:
                 by_slot = near.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
             if key_bias is not None:
                 tile.keys.add(grad_bias.flatten(0, 2), near.sum(dim=1))
+            if offset_bias is not None:
+                engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
             engine.add_to_far(tile, slope, of_out)
         if engine.far_grads is not None:
             by_sums = engine.far_grads.of_sums[:, :, :, None].split([*map(_width, grads[1:])], -1)
             for grad, by_sum in zip(grads[1:], by_sums):
                 grad += by_sum
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grad_slot, grad_bias
+    by_key, by_value = grads[1].to(key.dtype), grads[2].to(value.dtype)
+    return grads[0], by_key, by_value, grad_slot, grad_bias, grad_offset
 
 
 def _width(x: Tensor) -> int:
@@ -251,27 +290,32 @@ def _(
     blocks: Tensor,
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
+    offset_bias: Tensor | None,
     *_: Any,
     **__: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _empty_grads(query, key, value, slot_bias, key_bias)
-    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), grads[3], grads[4]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(query, key, value, slot_bias, key_bias, offset_bias)
+    return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), *grads[3:]
 
 
 def _empty_grads(
-    query: Tensor, key: Tensor, value: Tensor, slot_bias: Tensor | None, key_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, *biases: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the gradients go: sums over cells start at zero, in float32 or wider."""
+    slot, of_key, offset = (
+        query.new_zeros((0,) if x is None else x.shape, dtype=wide(query)) for x in biases
+    )
     return (
         query.new_empty(query.shape),
         key.new_zeros(key.shape, dtype=wide(query)),
         value.new_zeros(value.shape, dtype=wide(query)),
-        query.new_zeros((0,) if slot_bias is None else slot_bias.shape, dtype=wide(query)),
-        query.new_zeros((0,) if key_bias is None else key_bias.shape, dtype=wide(query)),
+        slot,
+        of_key,
+        offset,
     )
 
 
-_NAMES = ("query", "key", "value", "slot_bias", "key_bias")
+_NAMES = ("query", "key", "value", "slot_bias", "key_bias", "offset_bias")
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
@@ -300,8 +344,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=9))
-attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=11))
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=10))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=12))
 
 
 @count_products("attend_chunked")

@@ -29,6 +29,7 @@ class Tile:
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
         far: The far keys, which come after those of rows.
+        bend: How steep the logits are in the products; None means 1.
     """
 
     chunk: slice | Tensor
@@ -41,6 +42,7 @@ class Tile:
     keys: Rows
     is_masked: bool
     contains: bool = False
+    bend: Tensor | None = None  # (c, X, Y)
     far: FarTile | None = None
 
     @property
@@ -108,9 +110,10 @@ def differentiate(
     for tile in map(_contained, tiles):
         g = tile.queries.take(grad_out, wide)
         slope = tile.slope(g, None if grad_lse is None else tile.queries.take(grad_lse, wide))
-        tile.queries.put(grads.query, scaled_bmm(slope, tile.key, tile.scale))
+        products = slope if tile.bend is None else slope * tile.bend
+        tile.queries.put(grads.query, scaled_bmm(products, tile.key, tile.scale))
         weights = tile.softmax.weights[..., tile.near]
-        tile.keys.add(grads.key, scaled_bmm(slope[..., tile.near].mT, tile.query, tile.scale))
+        tile.keys.add(grads.key, scaled_bmm(products[..., tile.near].mT, tile.query, tile.scale))
         tile.keys.add(grads.value, torch.bmm(weights.mT, g))
         yield tile, slope
 

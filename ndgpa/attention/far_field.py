@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa._ops import wide
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.means import row_means, seen_means
@@ -127,9 +126,13 @@ class FarKeys:
 
 @dataclass(frozen=True)
 class FarQueries:
-    """The queries of the far field and their cells; None as time or group means any may be seen."""
+    """The queries of the far field and their cells; None as time or group means any may be seen.
+
+    `dtype` is that of the features of the call.
+    """
 
     query: Float[Tensor, "b h Q d"]
+    dtype: torch.dtype
     cell: Int[Tensor, " Q"]
     time: Int[Tensor, " Q"] | None
     group: Int[Tensor, " Q"] | None
@@ -193,7 +196,7 @@ def literal(
         hidden = hidden | (keys.group != queries.group[:, None])
     no_key, no_value = ~key.isfinite().all(dim=-1), ~value.isfinite()
     key, value = (x.masked_fill(~x.isfinite(), 0) for x in (key, value))  # 0 NaN is NaN
-    logits = keys.scale * einsum(queries.query, key, "b h q d, b h j d -> b h q j")
+    logits = keys.scale * einsum(queries.query.to(key.dtype), key, "b h q d, b h j d -> b h q j")
     logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
     # (b, h, Q, G, B)
     bundle = _per_head(keys.bundle, heads)[:, :, None, None]
@@ -222,7 +225,8 @@ def _site_queries(problem: Problem) -> FarQueries:
     space, query = problem.structure, problem.query
     cell, group = space.cell_of_site, space.cell_group
     time = space.time if problem.causal else None
-    return FarQueries(query.to(wide(query)), cell, time, None if group is None else group[cell])
+    group = None if group is None else group[cell]
+    return FarQueries(query, query.dtype, cell, time, group)
 
 
 def far_mask(

@@ -9,6 +9,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndgpa.attention.scores import Offsets
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import lookup
@@ -26,6 +27,8 @@ def reference(
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
+    offsets: Offsets | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """Attend from each site to the sites of the blocks that its cell selected.
 
@@ -36,6 +39,8 @@ def reference(
         key_sites: The sites that are read where a block is selected, -1 for an empty place; a site
             may stand in several rows or in none. None means the blocks.
         causal: Keys of a later time than the query do not exist.
+        offsets, softcap: What `Scores` say of pairs; a backend without them leaves them out of its
+            signature, and is not given them. A cap of 0 is none.
 
     Returns:
         The output in the dtype of `value`, and the log-sum-exp of the logits in float32 or wider;
@@ -53,6 +58,13 @@ def reference(
     if causal:  # the future has a weight of 0, and 0 NaN is NaN
         (k, no_key), (v, no_value) = _finite(k), _finite(v)
     logits = scale * einsum(q, k, "b h c x d, b h c y d -> b h c x y")
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    if offsets is not None:
+        of_query = lookup(offsets.of_query[:, None], structure.cell_sites)
+        entry = of_query + offsets.of_key[sites.clamp(min=0)][..., None, :]
+        entry = entry.clamp(min=0).expand(*logits.shape)
+        logits = logits + offsets.table.gather(2, entry.flatten(2)).view(logits.shape)
     if no_key is not None:
         logits = logits.masked_fill(no_key.any(dim=-1)[..., None, :], torch.nan)
     if key_bias is not None:

@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far
+from ndgpa.attention import FAR_BACKENDS, BackendName, pick
 from ndgpa.attention.far_field import BlockMeans, Bundles, Far, latest_of_blocks
+from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
 from ndgpa.distributed.agreement import agree, telling_of_failure, told
 from ndgpa.distributed.apart import Apart
 from ndgpa.distributed.collectives import gather_blocks
 from ndgpa.distributed.part import Part, check_part, shard
 from ndgpa.distributed.placement import Placement
 from ndgpa.distributed.tensors import like, local
-from ndgpa.functional import as_rule, attend_near_and_far, check_backend, check_read
+from ndgpa.functional import as_rule
 from ndgpa.problem import Affinity, Problem, Selection
 from ndgpa.selection import Rule
 from ndgpa.structures import Sampling, SpatialStructure
@@ -124,7 +125,7 @@ def _attend(
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
     keys: Any = problem.key_structure
     table = None if read is None else read.sites(keys.whole)
-    merge = pick_far("site", "reference" if backend == "reference" else "torch").merge
+    merge = FAR_BACKENDS["reference" if backend == "reference" else "torch"].merge
     alone = pick(backend, query, value)
     run = Apart(alone, merge, table, part.num_cells == 0, after)
     out, _ = attend_near_and_far(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa._ops import cast_for_autocast, without_autocast
+from ndgpa._ops import cast_for_autocast, wide, without_autocast
+from ndgpa.attention.scores import Scores, check_scores, dense_offsets
 from ndgpa.problem import Affinity, Problem, dot_form, hide_keys
 from ndgpa.structures import SpatialStructure, visible
 
@@ -42,6 +43,7 @@ class Full:
         *,
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
+        scores: Scores | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         problem = Problem.of(
             query,
@@ -55,15 +57,24 @@ class Full:
             query_mask=query_mask,
             value=value,
         )
+        check_scores(scores, problem, None, None)
+        if scores is not None and scores.softcap is not None:
+            raise NotImplementedError("Full has no softcap, as torch's kernels have none")
         query, key, value = cast_for_autocast(query, key, value)
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
         bias, scale = dot_form(key, self.affinity, problem.scale)
+        if scores is not None and scores.key_bias is not None:
+            bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
         bias = hide_keys(bias, key, key_mask)
         seen = visible(problem.structure, problem.key_structure, self.causal)
         with without_autocast(query):
-            return _attend(query, key, value, _mask(query, bias, seen), scale).to(query.dtype)
+            mask = _mask(query, bias, seen)
+            if scores is not None and scores.offset_bias is not None:
+                by_offset = dense_offsets(scores.offset_bias, problem)
+                mask = by_offset if mask is None else by_offset + mask
+            return _attend(query, key, value, mask, scale).to(query.dtype)
 
     def mask(
         self,

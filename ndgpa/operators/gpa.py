@@ -11,6 +11,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa._ops import without_autocast
 from ndgpa.attention.far_field import Bundles, Far, check_far, far_mask
+from ndgpa.attention.scores import Scores
 from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
 from ndgpa.problem import Affinity, Problem
@@ -61,6 +62,7 @@ class GPA:
         key_mask: Bool[Tensor, "b n_k"] | None = None,
         query_mask: Bool[Tensor, "b n"] | None = None,
         gate: Float[Tensor, "b h n #dv"] | None = None,
+        scores: Scores | None = None,
     ) -> Float[Tensor, "b h n dv"]:
         """Attend.
 
@@ -69,7 +71,10 @@ class GPA:
                 over the sites that take part.
             gate: Factor of the coarse branch, one for each feature or one for each site; only with
                 `coarse="gate"`.
+            scores: As for `gpa`; without a coarse branch.
         """
+        if scores is not None and self.coarse is not None:
+            raise NotImplementedError("scores do not reach a coarse branch: pass scores or coarse")
         _check_gate(self.coarse, gate, (*query.shape[:3], value.shape[-1]))
         out = gpa(
             query,
@@ -85,6 +90,7 @@ class GPA:
             query_mask=query_mask,
             read=self.read,
             far=self.far,
+            scores=scores,
             backend=self.backend,
         )
         if self.coarse is None:

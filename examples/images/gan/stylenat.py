@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
+from examples.common.stylegan2 import Linear, Mapping, double
 from examples.images.gan.attention import operator_of
-from examples.images.pose_morphing.layers import SLOPE, double
 
 STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
 
@@ -59,7 +59,7 @@ class StyleNATConfig:
 
 _DILATIONS = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128))
 PRESETS = {
-    "tiny32": StyleNATConfig((128, 128, 64, 64), ((1,), (1,), (1, 2), (1, 4)), 7, 128),
+    "tiny32": StyleNATConfig((64, 64, 32, 16), ((1,), (1,), (1, 3), (1, 6)), 5, 64),
     "tiny64": StyleNATConfig((128, 128, 128, 64, 64), _DILATIONS[:5], 7, 128),
     "ffhq256": StyleNATConfig((512, 512, 512, 512, 512, 256, 128), _DILATIONS[:7]),
     "ffhq1024": StyleNATConfig((512, 512, 512, 512, 512, 256, 128, 64, 32), _DILATIONS),
@@ -184,7 +184,7 @@ class StyledNorm(nn.Module):
 
     def __init__(self, channels: int, style: int) -> None:
         super().__init__()
-        self.to_gain_shift = EqualLinear(style, 2 * channels)
+        self.to_gain_shift = Linear(style, 2 * channels)
 
     def forward(
         self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"]
@@ -219,30 +219,3 @@ def _sinusoids(channels: int, side: int, like: Tensor) -> Float[Tensor, "c side 
     column = line[:, None].expand(-1, side, -1)
     row = line[:, :, None].expand(-1, -1, side)
     return torch.cat([column, row])
-
-
-class Mapping(nn.Module):
-    """Eight dense layers, from a latent of unit mean square to a style."""
-
-    def __init__(self, style: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(EqualLinear(style, style, lr=0.01) for _ in range(8))
-
-    def forward(self, latent: Float[Tensor, "b style"]) -> Float[Tensor, "b style"]:
-        x = latent * (latent.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), SLOPE) * math.sqrt(2)
-        return x
-
-
-class EqualLinear(nn.Module):
-    """A dense layer with equalised learning rate; `lr` is a multiplier of it."""
-
-    def __init__(self, features_in: int, features_out: int, lr: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(features_out, features_in) / lr)
-        self.bias = nn.Parameter(torch.zeros(features_out))
-        self.scale, self.lr = lr / math.sqrt(features_in), lr
-
-    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
-        return F.linear(x, self.weight * self.scale, self.bias * self.lr)

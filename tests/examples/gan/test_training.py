@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from examples.common import checkpoints
+from examples.common.adversarial import r1
 from examples.common.commands import command
 from examples.common.untrusted import BadInput
 from examples.images.gan.attention import operator_of
+from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, open_data, photographs
-from examples.images.gan.losses import augment, r1
 from examples.images.gan.train import TrainConfig, train
 
 OPTIONS = {"system": "ylg", "batch": 2, "threads": 1, "pictures_every": 2, "device": "cpu"}

@@ -1,0 +1,131 @@
+"""Phase 2 of a call: what is selected, the far field and special tokens, in one softmax."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ndgpa._ops import wide, without_autocast
+from ndgpa.attention import (
+    Backend,
+    pick,
+    pick_far,
+    pick_tokens,
+    reading_far_keys,
+    skips_hidden_keys,
+)
+from ndgpa.attention.far_beside import read_alone
+from ndgpa.attention.far_cells import FarCells
+from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
+from ndgpa.attention.scores import Scores, needs_pairs, offsets_of
+from ndgpa.attention.tokens import Tokens
+from ndgpa.problem import Problem, Selection, dot_form, hide_keys
+from ndgpa.structures import Sampling, SpatialStructure
+
+
+def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor | None]:
+    """Return what lists the sites that are read of each block; None where they are its own."""
+    return lambda keys: None if read is None else read.sites(keys)
+
+
+def attend_near_and_far(
+    run: Backend,
+    problem: Problem,
+    value: Tensor,  # (b, hk, n_k, dv)
+    selection: Selection,
+    sites_of: Callable[[SpatialStructure], Tensor | None],
+    far: Far | Bundles | None,
+    backend: str | None,
+    means_of: Callable[..., BlockMeans] = BlockMeans.of,
+    alone: Backend | None = None,
+    scores: Scores | None = None,
+) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+    """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
+
+    Args:
+        sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
+        backend: The name of the backend, by which that of the far field is picked.
+        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
+        alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
+        scores: What happens to scores; checked.
+    """
+    query, key, mask = problem.query, problem.key, problem.key_mask
+    with without_autocast(query):
+        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
+            unseen = ~mask[:, None, :, None]
+            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        problem = replace(problem, query=query, key=key)
+        bias, scale = dot_form(key, problem.affinity, problem.scale)
+        if scores is not None and scores.key_bias is not None:
+            bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
+        bias = hide_keys(bias, key, mask)
+        tokens = Tokens.of(problem, value, bias)
+        sites, site_value, site_bias = tokens.sites
+        key_sites = sites_of(sites.key_structure)
+        bundles = None if far is None else as_bundles(far)
+        field = cells = means = None
+        if far is not None and (bundles is None or alone is not None):
+            means = means_of(sites, site_value, key_sites)
+        if means is not None and bundles is None:
+            field = FarField.of(sites, means)
+        attend = run
+        if bundles is not None:
+            cells = FarCells(bundles, sites, selection, key_sites)
+            attend = run if alone is not None else partial(reading_far_keys(run), far=cells)
+        near = attend(
+            sites.query,
+            sites.key,
+            site_value,
+            selection,
+            sites.structure,
+            sites.key_structure,
+            scale=scale,
+            key_bias=site_bias,
+            key_sites=key_sites,
+            causal=problem.causal,
+            **_of_pairs(scores, sites),
+        )
+        site = pick_far("site", backend, query, value)
+        if field is not None:
+            near = field.merge(near, selection, site)
+        if cells is not None and means is not None and alone is not None:
+            options = sites.structure, cells, means, scale, problem.causal
+            besides = read_alone(alone, sites.query, sites.key, *options)
+            near = site.merge(*near, *besides, problem.causal)
+        out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
+        if problem.affinity == "euclidean":
+            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
+    return out, lse
+
+
+def _of_pairs(scores: Scores | None, sites: Problem) -> dict[str, Any]:
+    """What a backend is told of the scores of pairs; nothing where there is nothing to tell."""
+    given: dict[str, Any] = {}
+    if scores is not None and scores.offset_bias is not None:
+        places = sites.structure, sites.key_structure
+        given["offsets"] = offsets_of(scores.offset_bias, *places, sites.query)
+    if scores is not None and scores.softcap is not None:
+        given["softcap"] = scores.softcap
+    return given
+
+
+def check_backend(
+    backend: str | None, far: Far | Bundles | None, query: Tensor, value: Tensor
+) -> None:
+    if far is not None:
+        pick_far(far, backend, query, value)
+    pick(backend, query, value)
+
+
+def pick_for(backend: str | None, query: Tensor, value: Tensor, scores: Scores | None) -> Backend:
+    """The backend of a call; kernels do nothing to the scores of pairs."""
+    return pick("torch" if backend is None and needs_pairs(scores) else backend, query, value)
+
+
+def check_read(read: Any) -> None:
+    if read is not None and not isinstance(read, Sampling):
+        raise TypeError(
+            f"read must be a sampling, such as ndgpa.structures.Strided(2); got {read!r}"
+        )
