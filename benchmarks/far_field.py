@@ -124,10 +124,6 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         title = f"GPA(MultiLevel(({opened}, {kept})), far=Bundles({count}))"
         cost = nodes + opened + kept * block + count
         found[title] = ndgpa.GPA(rule, far=Bundles(count)), cost
-    for parts in (2, 4):  # of a block of 4 sites, so parts^2 / 4 entries for each candidate
-        many, count = Refine(TopK(48), KEPT, parts), near + 12 * parts**2
-        title = f'GPA(Refine(TopK(48), 12, {parts}), far="block")'
-        found[title] = ndgpa.GPA(many, far="block"), count + BUNDLES
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
     found["Nystrom(128)"] = ndgpa.operators.Nystrom(128), low_rank_entries(128, n) / n

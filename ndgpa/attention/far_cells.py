@@ -167,7 +167,8 @@ class FarGrads:
     @property
     def of_sums(self) -> Float[Tensor, "b hk B f"]:
         """All of the gradient of the sums, once both are complete."""
-        plan, total = self.plan, self.total.unflatten(0, (*self.shape[:2], -1))
+        plan = self.plan
+        total = self.total.unflatten(0, (*self.shape[:2], len(plan.space)))
         if plan.causal:
             total = _running(total.flip(2), plan.space.flip(0)).flip(2)
         found = total.flatten(0, 3).index_select(0, _rows_of_totals(plan).flatten())
