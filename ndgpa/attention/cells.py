@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndgpa._ops import wide
+from ndgpa._ops import has_values, wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
 from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTiles
@@ -85,7 +85,7 @@ class Cells:
         if plan is not None and sums is not None:
             self.far = FarTiles(plan, sums, given.key.shape[4])
             self.far_grads = FarGrads(plan, sums)
-        self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
+        self.has_empty = not has_values(given.blocks) or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
         return map(self.tile, self.chunks())
@@ -103,7 +103,7 @@ class Cells:
         """
         count, width = self.blocks.shape
         causal = self.query_time is not None
-        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        lengths = self._lengths() if has_values(self.blocks) and self.has_empty else None
         few = lengths is not None and 4 * int(lengths.sum()) <= 3 * lengths.numel() * width
         if lengths is None or not (causal or few):
             yield from (_Chunk(cells, width) for cells in chunks(count, self._room(width)))
@@ -136,7 +136,7 @@ class Cells:
         blocks = self.blocks[cells, :slots]
         empty = blocks < 0
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
-        keys = Rows(ids, empty.flatten() if self.has_empty else None, len(empty))
+        keys = Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0])
         query = Run(cells).take(self.query, self.wide)
         far = None if self.far is None else self.far.tile(cells)
         key = self._taken(keys, self.key, None if far is None else far.key)
@@ -151,7 +151,7 @@ class Cells:
             logits[..., near:] += far.bias[:, None]
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
-            then = self.key_time[blocks.clamp(min=0)].flatten(1)
+            then = self.key_time[blocks.clamp(min=0).long()].flatten(1)
             later = then[:, None] > now[:, :, None]
             later = F.pad(later, (0, logits.shape[2] - near))
             logits = logits.masked_fill(later, -torch.inf)
@@ -198,9 +198,9 @@ class Cells:
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
         only those that read it. A GPU is not asked; it would be waited for."""
-        if self.query_time is not None or self.slot_bias is not None or ids.is_cuda:
+        if self.query_time is not None or self.slot_bias is not None:
             return False
-        if self.has_empty and bool(empty.any()):
+        if not has_values(empty, ids) or (self.has_empty and bool(empty.any())):
             return False
         return self.key_bias is None or not self._is_biased(self.key_bias, ids)
 
@@ -223,8 +223,8 @@ class Cells:
         assert self.query_offset is not None
         assert self.key_offset is not None
         of_query = self.query_offset[self._cell(cells)]
-        of_key = self.key_offset[blocks.clamp(min=0)].flatten(1)
-        rows = torch.arange(len(self.query), device=blocks.device)[cells] // self.cells
+        of_key = self.key_offset[blocks.clamp(min=0).long()].flatten(1)
+        rows = torch.arange(self.query.shape[0], device=blocks.device)[cells] // self.cells
         return rows[:, None, None], of_query[:, :, None] + of_key[:, None]
 
     def add_to_offsets(self, grad: Tensor, tile: Tile, slope: Tensor) -> None:
@@ -239,7 +239,7 @@ class Cells:
 
     def _cell(self, chunk: slice | Tensor) -> Tensor:
         """The cell of each tile of the chunk."""
-        tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
+        tiles = torch.arange(self.query.shape[0], device=self.query.device)[chunk]
         return tiles % self.cells
 
 

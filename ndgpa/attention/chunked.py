@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     differentiate_gradient,
     fold_into_batch,
     gradients,
@@ -138,7 +139,8 @@ def attend_from_cells(
     if far is not None:
         sums = block_sums(key.detach(), value.detach(), key_bias)
         plan = far.plan(sums)
-    out, lse = attend_chunked(
+    out, lse = call(
+        attend_chunked,
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
         key,
         value,
@@ -268,6 +270,7 @@ def attend_chunked_backward(
             if offset_bias is not None:
                 engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
             engine.add_to_far(tile, slope, of_out)
+            del tile, slope, near
         if engine.far_grads is not None:
             by_sums = engine.far_grads.of_sums[:, :, :, None].split([*map(_width, grads[1:])], -1)
             for grad, by_sum in zip(grads[1:], by_sums):

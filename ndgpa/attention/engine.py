@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ndgpa._ops import has_values
 from ndgpa.attention.far_cells import FarTile
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import Softmax
@@ -96,6 +97,7 @@ def attend(tiles: Iterable[Tile], out: Tensor, lse: Tensor | None = None) -> Non
         tile.queries.put(out, tile.out)
         if lse is not None:
             tile.queries.put(lse, tile.softmax.lse)
+        del tile  # before the next is made
 
 
 def differentiate(
@@ -116,10 +118,13 @@ def differentiate(
         tile.keys.add(grads.key, scaled_bmm(products[..., tile.near].mT, tile.query, tile.scale))
         tile.keys.add(grads.value, torch.bmm(weights.mT, g))
         yield tile, slope
+        del tile, slope, products, g  # before the next are made; who asked for them does so too
 
 
 def _contained(tile: Tile) -> Tile:
-    return tile.contained
+    """Without what is not finite; and without the logits, which a gradient does not need."""
+    weights = tile.softmax.weights
+    return replace(tile.contained, softmax=replace(tile.softmax, logits=weights))
 
 
 def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -128,4 +133,4 @@ def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def _are_finite(*xs: Tensor) -> bool:
     """Whether all numbers are, by their sums; a GPU is not asked, for it would be waited for."""
-    return not xs[0].is_cuda and all(bool(x.sum().isfinite()) for x in xs)
+    return has_values(*xs) and all(bool(x.sum().isfinite()) for x in xs)

@@ -10,12 +10,14 @@ from torch import Tensor
 from ndgpa._ops import wide, without_autocast
 from ndgpa.attention import (
     Backend,
+    block_order,
     pick,
     pick_far,
     pick_tokens,
     reading_far_keys,
     skips_hidden_keys,
 )
+from ndgpa.attention.chunked import chunked
 from ndgpa.attention.far_beside import read_alone
 from ndgpa.attention.far_cells import FarCells
 from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
@@ -61,9 +63,15 @@ def attend_near_and_far(
         if scores is not None and scores.key_bias is not None:
             bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
         bias = hide_keys(bias, key, mask)
-        tokens = Tokens.of(problem, value, bias)
+        given = _of_pairs(scores, problem.without_tokens)
+        own, key_sites = problem.structure, sites_of(problem.key_structure.inner)
+        lay_out = run is chunked and key_sites is None and far is None and "offsets" not in given
+        lay_out = lay_out and block_order.pays(problem)
+        if lay_out:
+            tokens, selection = block_order.in_block_order(problem, value, bias, selection)
+        else:
+            tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
-        key_sites = sites_of(sites.key_structure)
         bundles = None if far is None else as_bundles(far)
         field = cells = means = None
         if far is not None and (bundles is None or alone is not None):
@@ -85,7 +93,7 @@ def attend_near_and_far(
             key_bias=site_bias,
             key_sites=key_sites,
             causal=problem.causal,
-            **_of_pairs(scores, sites),
+            **given,
         )
         site = pick_far("site", backend, query, value)
         if field is not None:
@@ -95,6 +103,8 @@ def attend_near_and_far(
             besides = read_alone(alone, sites.query, sites.key, *options)
             near = site.merge(*near, *besides, problem.causal)
         out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
+        if lay_out:
+            out, lse = block_order.in_own_order(own, out, lse)
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     cast_for_autocast,
     differentiate_gradient,
     fold_into_batch,
     gradients,
+    has_values,
     keep_inputs,
     kept_inputs,
     wide,
@@ -86,7 +88,7 @@ def attend_in_tiles(
     if key_mask is not None:
         unseen = ~key_mask[:, None, :, None]
         key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-    return attend_tiles(query, key, value, key_mask, bias, **vars(tiles), scale=scale)
+    return call(attend_tiles, query, key, value, key_mask, bias, **vars(tiles), scale=scale)
 
 
 class Inputs(NamedTuple):
@@ -161,6 +163,7 @@ def attend_tiles_backward(
         for tile, slope in differentiate(engine.tiles(), tables, grad_out.flatten(0, 2)):
             if bias is not None:
                 engine.add_to_bias(grad_bias, tile.chunk, slope)
+            del tile, slope
     by_query = grad_query[:-1].view(query.shape)
     return by_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_bias
 
@@ -199,7 +202,7 @@ class _Engine:
         self.given, self.wide = given, wide(given.query)
         self.unseen = None if given.seen is None else self._minus_infinity(~given.seen)
         self.empty_keys, self.empty_queries = (
-            x.is_cuda or bool((x < 0).any()) for x in (given.keys, given.queries)
+            not has_values(x) or bool((x < 0).any()) for x in (given.keys, given.queries)
         )
         has_mask = given.key_mask is not None
         self.is_masked = has_mask or given.seen is not None or self.empty_keys

@@ -1,6 +1,7 @@
 """The generator: two UNets with a copy attention at every level; and the discriminator."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -189,6 +190,7 @@ class Generator(nn.Module):
         source_maps: Float[Tensor, "b 18 h w"],
         target_maps: Float[Tensor, "b 18 h w"],
         coarse_only: bool = False,
+        features: Sequence[Tensor] | None = None,
     ) -> Morph:
         """Render the person of `source` in the pose of `target_maps`.
 
@@ -196,20 +198,22 @@ class Generator(nn.Module):
             source: Pixels from -1 to 1.
             source_maps, target_maps: Heat maps of the 18 key points.
             coarse_only: Leave out the attentions that select, as in a warm-up.
+            features: What `read` gave for this source, to save that work.
         """
-        from_source = self.source_encoder(torch.cat([source, source_maps], dim=1))
+        from_source = [] if features else self.encode(source, source_maps)
         from_target = self.target_encoder(target_maps)
-        styles = style_of(from_source), style_of(from_target)
-        pixels = pyramid(source, len(from_source))
+        style, pixels = style_of(from_target), pyramid(source, len(from_target))
         s = t = handed = image = None
         levels: list[Level] = []
         copies: list[Tensor] = []
         active = [attention.active(coarse_only) for attention in self.attentions]
         for i in reversed(range(len(self.attentions))):
             copied = mask = None
-            t = self.target_decoder[i](t, from_target[i], styles[1])
-            if any(active[: i + 1]):  # nobody reads the source at finer levels
-                s = self.source_decoder[i](s, from_source[i], styles[0])
+            t = self.target_decoder[i](t, from_target[i], style)
+            if features:
+                s = features[i]
+            elif any(active[: i + 1]):  # nobody reads the source at finer levels
+                s = self.source_decoder[i](s, from_source[i], style_of(from_source))
             if active[i]:
                 given = Given(t, s, pixels[i], source_maps, target_maps, handed)
                 carried = self.attentions[i](given)
@@ -223,6 +227,29 @@ class Generator(nn.Module):
             image = self.paint(image, rgb, copied, mask)
         assert image is not None
         return Morph(image, levels, copies)
+
+    def encode(
+        self, source: Float[Tensor, "b 3 h w"], source_maps: Float[Tensor, "b 18 h w"]
+    ) -> list[Tensor]:
+        levels: list[Tensor] = self.source_encoder(torch.cat([source, source_maps], dim=1))
+        return levels
+
+    def read(
+        self, source: Float[Tensor, "b 3 h w"], source_maps: Float[Tensor, "b 18 h w"]
+    ) -> list[Tensor]:
+        """Make what does not depend on the pose: features of the source, the finest level first.
+
+        Raises:
+            ValueError: Something at a level changes the features of the source for finer ones.
+        """
+        if not all(isinstance(each, CopyAttention) for each in self.attentions):
+            raise ValueError(f"{self.config.attention} reads a source anew for every pose")
+        from_source, s = self.encode(source, source_maps), None
+        features = []
+        for i in reversed(range(len(from_source))):
+            s = self.source_decoder[i](s, from_source[i], style_of(from_source))
+            features.insert(0, s)
+        return features
 
     def paint(
         self, coarser: Tensor | None, rgb: Tensor, copied: Tensor | None, mask: Tensor | None
