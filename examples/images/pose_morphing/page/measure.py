@@ -122,6 +122,8 @@ def main(options: Options) -> None:
     check_folder(options.out)
     check_output(options.picture)
     check_count("--drags", options.drags)
+    if not (options.page / "index.html").is_file():
+        raise ValueError(f"{options.page} has no page; `make page` builds it")
     with served(options.page) as address, browsing(address) as browser:
         wait(browser, "page.morphs > 0")
         first_s = browser.evaluate("page.firstAfter") / 1000
