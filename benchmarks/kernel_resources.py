@@ -73,10 +73,7 @@ class Shape:
 FAR = (
     Shape("pivot 64, far site", 65536, 64, 1024, 64, 4096, 16, 12, far=0),
     Shape("pivot 64, far block", 65536, 64, 1024, 64, 4096, 16, 12, far=16),
-    Shape("pivot 64 float32, far site", 65536, 64, 1024, 64, 4096, 16, 12, torch.float32, 0),
-    Shape("pivot 64 float32, far block", 65536, 64, 1024, 64, 4096, 16, 12, torch.float32, 16),
     Shape("video 49,152, far site", 49152, 128, 768, 64, 768, 64, 77, far=0),
-    Shape("video 49,152, far block", 49152, 128, 768, 64, 768, 64, 77, far=16),
 )
 SHAPES = (
     Shape("pivot 64", 65536, 64, 1024, 64, 4096, 16, 12),
@@ -85,6 +82,7 @@ SHAPES = (
     Shape("ChaL 512x256", 131072, 64, 2048, 64, 2048, 64, 4),
     Shape("video 16x96x96", 147456, 64, 9216, 16, 9216, 16, 32),
     Shape("video 49,152", 49152, 128, 768, 64, 768, 64, 77),
+    Shape("video 49,152, cells of 2", 49152, 128, 384, 128, 768, 64, 77),
     Shape("sequence 262,144", 262144, 64, 4096, 64, 4096, 64, 32),
     Shape("graph 100,000", 100000, 64, 3125, 32, 12500, 8, 16),
     Shape("small cells", 65536, 64, 16384, 4, 16384, 4, 12),
@@ -153,11 +151,17 @@ def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
 
 def run(shape: Shape) -> None:
     """Selection, forward and backward, as the public calls launch them; or those of a far field."""
-    if shape.far is not None:
+    if shape.far is None:
+        _selection(shape)
+    attend(shape)
+
+
+def attend(shape: Shape) -> None:
+    """Forward and backward of what is selected, or of the far field alone."""
+    if shape.far is None:
+        _attention(shape)
+    else:
         _far_field(shape)
-        return
-    _selection(shape)
-    _attention(shape)
 
 
 def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:

@@ -37,16 +37,18 @@ class Watched:
         value: Float[Tensor, "b hk n_k dv"],
         structure: SpatialStructure,
         key_structure: SpatialStructure | None = None,
-        **masks: Any,
+        **given: Any,
     ) -> Float[Tensor, "b h n dv"]:
         names = ("scale", "affinity", "causal")
         options = {x: getattr(self.operator, x) for x in names if hasattr(self.operator, x)}
-        masks.pop("gate", None)
-        _check_no_scores(masks.pop("scores", None))
+        options |= {x: given[x] for x in names if x in given}
+        masks = {x: given[x] for x in ("key_mask", "query_mask") if x in given}
+        _check_no_scores(given.get("scores"))
         problem = Problem.of(query, key, structure, key_structure=key_structure, **options, **masks)
         self.see(self.name, problem)
-        operator = Full(**options) if self.dense else self.operator
-        return operator(query, key, value, structure, key_structure, **masks)
+        if self.dense:
+            return Full(**options)(query, key, value, structure, key_structure, **masks)
+        return self.operator(query, key, value, structure, key_structure, **given)
 
 
 @torch.no_grad()

@@ -227,6 +227,7 @@ def attend_chunked_backward(
                 tile.keys.add(grad_bias.flatten(0, 2), slope.sum(dim=1))
             if offset_bias is not None:
                 engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
+            del tile, slope
     by_key, by_value = grads[1].to(key.dtype), grads[2].to(value.dtype)
     return grads[0], by_key, by_value, grad_slot, grad_bias, grad_offset
 

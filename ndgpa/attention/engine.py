@@ -89,6 +89,7 @@ def attend(tiles: Iterable[Tile], out: Tensor, lse: Tensor | None = None) -> Non
         tile.queries.put(out, tile.out)
         if lse is not None:
             tile.queries.put(lse, tile.softmax.lse)
+        del tile  # before the next is made
 
 
 def differentiate(
@@ -108,10 +109,13 @@ def differentiate(
         tile.keys.add(grads.key, scaled_bmm(products.mT, tile.query, tile.scale))
         tile.keys.add(grads.value, torch.bmm(tile.softmax.weights.mT, g))
         yield tile, slope
+        del tile, slope, products, g  # before the next are made; who asked for them does so too
 
 
 def _contained(tile: Tile) -> Tile:
-    return tile.contained
+    """Without what is not finite; and without the logits, which a gradient does not need."""
+    weights = tile.softmax.weights
+    return replace(tile.contained, softmax=replace(tile.softmax, logits=weights))
 
 
 def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ndgpa._ops import wide, without_autocast
-from ndgpa.attention import Backend, pick, pick_far, pick_tokens, skips_hidden_keys
+from ndgpa.attention import Backend, block_order, pick, pick_far, pick_tokens, skips_hidden_keys
+from ndgpa.attention.chunked import chunked
 from ndgpa.attention.far_field import Far, FarField, FarKeys, Tangents, bundles_of, far_keys
 from ndgpa.attention.scores import Scores, needs_pairs, offsets_of
 from ndgpa.attention.tokens import Tokens
@@ -49,9 +50,15 @@ def attend_near_and_far(
         if scores is not None and scores.key_bias is not None:
             bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
         bias = hide_keys(bias, key, mask)
-        tokens = Tokens.of(problem, value, bias)
+        given = _of_pairs(scores, problem.without_tokens)
+        own, key_sites = problem.structure, sites_of(problem.key_structure.inner)
+        lay_out = run is chunked and key_sites is None and far is None and "offsets" not in given
+        lay_out = lay_out and block_order.pays(problem)
+        if lay_out:
+            tokens, selection = block_order.in_block_order(problem, value, bias, selection)
+        else:
+            tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
-        key_sites = sites_of(sites.key_structure)
         field = None
         if far is not None:
             keys = means_of(sites, site_value, key_sites, bundles_of(far))
@@ -67,11 +74,13 @@ def attend_near_and_far(
             key_bias=site_bias,
             key_sites=key_sites,
             causal=problem.causal,
-            **_of_pairs(scores, sites),
+            **given,
         )
         if field is not None and far is not None:
             out, lse = field.merge((out, lse), selection, pick_far(far, backend, query, value))
         out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
+        if lay_out:
+            out, lse = block_order.in_own_order(own, out, lse)
         if problem.affinity == "euclidean":
             lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
     return out, lse

@@ -163,6 +163,7 @@ def attend_tiles_backward(
         for tile, slope in differentiate(engine.tiles(), tables, grad_out.flatten(0, 2)):
             if bias is not None:
                 engine.add_to_bias(grad_bias, tile.chunk, slope)
+            del tile, slope
     by_query = grad_query[:-1].view(query.shape)
     return by_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_bias
 

@@ -117,7 +117,7 @@ def merge_tokens(
     given = Inputs(near, near_lse, query, key, value, bias, query_time, key_time, scale)
     out, lse = near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
     with without_autocast(near):
-        for sites in _chunks(near):
+        for sites in _chunks(near, key):
             out[:, :, sites], lse[:, :, sites] = merged(given.part(sites))
     return out, lse
 
@@ -127,8 +127,8 @@ def _(near: Tensor, near_lse: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tenso
     return near.new_empty(near.shape), near_lse.new_empty(near_lse.shape)
 
 
-def _chunks(near: Tensor) -> Iterator[slice]:
-    numbers = max(1, near.shape[:2].numel() * near.shape[3])
+def _chunks(near: Tensor, key: Tensor) -> Iterator[slice]:
+    numbers = max(1, near.shape[:2].numel() * (near.shape[3] + 4 * key.shape[2]))
     return chunks(near.shape[2], max(1, _CHUNK["cuda" if near.is_cuda else "cpu"] // numbers))
 
 
@@ -152,7 +152,7 @@ def merge_tokens_backward(
     by_near, by_near_lse, by_query, by_key, by_value, by_bias = grads
     keys, values = key.to(near_lse.dtype), value.to(near_lse.dtype)
     with without_autocast(near):
-        for sites in _chunks(near):
+        for sites in _chunks(near, key):
             own = given.part(sites)
             g = grad_out[:, :, sites].to(near_lse.dtype)
             weights, slope = _slope(own, g, grad_lse[:, :, sites], values)

@@ -80,7 +80,7 @@ class Tokens:
         if self.query.shape[2] == 0:
             return near
         own, given = self.problem.structure, (self.problem.key, self.value, self.key_bias)
-        time = _time_of_tokens(own) if self.problem.causal else None
+        time = time_of_tokens(own) if self.problem.causal else None
         key_time = self.problem.key_structure.time if self.problem.causal else None
         tokens = backend.read(self.query, *given, time, key_time, scale)
         out, lse = (
@@ -97,7 +97,7 @@ class Tokens:
         if not self.problem.causal:
             return key, value, bias, None, None
         key_structure = self.problem.key_structure
-        times = self.sites[0].structure.time, _time_of_tokens(key_structure)
+        times = self.sites[0].structure.time, time_of_tokens(key_structure)
         return *contained(key, value, bias), *times
 
 
@@ -136,7 +136,8 @@ def read_by_blocks(
     return out.to(value.dtype), lse
 
 
-def _time_of_tokens(structure: SpatialStructure) -> Int[Tensor, " tokens"] | None:
+def time_of_tokens(structure: SpatialStructure) -> Int[Tensor, " tokens"] | None:
+    """Take the times of the tokens before and after the sites; None where there is no time."""
     if structure.time is None:
         return None
     end = structure.prefix + structure.inner.num_sites

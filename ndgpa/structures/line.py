@@ -83,7 +83,9 @@ class Line(SpatialStructure):
         return Line(self.num_blocks, arguments.one_factor("factor", factor), time, self._on)
 
     def by_block(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch B R d"]:
-        return F.pad(x, (0, 0, 0, self._spare)).unflatten(-2, (-1, self.block))
+        if self._spare:  # a pad of nothing would copy
+            x = F.pad(x, (0, 0, 0, self._spare))
+        return x.unflatten(-2, (-1, self.block))
 
     def partition(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch C PR d"]:
         return self.by_block(x)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ndgpa
 from ndgpa.attention import token_reads
 from ndgpa.attention.token_merge import formula, merge_tokens
 from ndgpa.attention.token_reads import read_in_runs
@@ -63,3 +64,19 @@ def test_sixteen_bits_err_as_their_rounding_does() -> None:
     assert out.dtype == torch.bfloat16
     assert lse.dtype == torch.float32
     assert (out.double() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_tokens_make_the_backward_keep_no_second_copy_of_the_sites() -> None:
+    """Queries, keys, values and the near field are kept: four tensors, and little beside them."""
+    space = ndgpa.with_tokens(ndgpa.Image((32, 32), block=4, cell=2), prefix=3, suffix=2)
+    query, key, value = (torch.randn(1, 2, 1029, 16, requires_grad=True) for _ in range(3))
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = ndgpa.gpa(query, key, value, space, 4)
+    assert out.requires_grad
+    assert sum(kept.values()) < 4.7 * query.nbytes

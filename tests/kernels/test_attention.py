@@ -18,6 +18,7 @@ from tests.kernels.kernel_problems import (
 
 DTYPES = (torch.float32, torch.float16)
 slow = pytest.mark.slow
+MANY = pytest.param(70, 3, marks=slow)
 SCALES = [1, pytest.param(4, marks=slow), 16]
 
 

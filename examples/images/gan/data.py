@@ -45,8 +45,13 @@ class Pictured:
         return pictures, labels
 
 
-def open_data(name: str, size: int) -> Pictured:
-    """Open `photographs`, a folder of drawn figures or other people, or a folder of pictures.
+def open_data(name: str, size: int, split: str = "train") -> Pictured:
+    """Open `photographs`, a folder of drawn figures, or a folder of pictures.
+
+    Args:
+        name: What.
+        size: Side to bring the pictures to.
+        split: Which part of drawn figures: train, validation or test. The others have one part.
 
     Raises:
         BadInput: It is none of these, holds no picture, or a picture cannot be read.
@@ -57,7 +62,7 @@ def open_data(name: str, size: int) -> Pictured:
     if not folder.is_dir():
         raise BadInput(f"{name} is neither a folder nor the word photographs")
     if (folder / "figures.json").is_file():
-        return heads(open_pictures(folder, "train"), size)
+        return heads(open_pictures(folder, split), size)
     return files(folder, size)
 
 

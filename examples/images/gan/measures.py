@@ -44,9 +44,7 @@ class Measures:
             ValueError: `inception` is no file of Inception's weights.
         """
         name, features = _features(inception)
-        order = torch.randperm(len(pictured.images), generator=torch.Generator().manual_seed(0))
-        chosen = pictured.images[order[:count]].float() / 127.5 - 1
-        return cls(name, features, _batched(features, chosen))
+        return cls(name, features, _batched(features, some_real(pictured, count)))
 
     def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
         """Measure made pictures, in -1 to 1."""
@@ -57,6 +55,12 @@ class Measures:
             "precision": precision,
             "recall": recall,
         }
+
+
+def some_real(pictured: Pictured, count: int, skip: int = 0) -> Float[Tensor, "n 3 h w"]:
+    """Take real pictures in a fixed random order, in -1 to 1."""
+    order = torch.randperm(len(pictured.images), generator=torch.Generator().manual_seed(0))
+    return pictured.images[order[skip : skip + count]].float() / 127.5 - 1
 
 
 def _features(inception: Path | None) -> tuple[str, Callable[[Tensor], Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ndgpa
 from examples.common.stylegan2 import Linear, Mapping, double
-from examples.images.gan.attention import operator_of
+from examples.images.gan.attention import operator_of, read_by
 
 STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
 
@@ -90,6 +90,28 @@ class Generator(nn.Module):
         return picture
 
 
+@torch.no_grad()
+def attention_map(
+    generator: Generator, latent: Float[Tensor, "b style"], level: int, site: int
+) -> Float[Tensor, "b heads side side"]:
+    """Return where a pixel of a level looks, in the level's first block, head by head.
+
+    Args:
+        level: Its number; its side is 4 * 2^level.
+        site: The pixel's number in raster order.
+    """
+    block, seen = generator.levels[level].blocks[0], []
+    handle = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    try:
+        generator(latent)
+    finally:
+        handle.remove()
+    x, style, image = seen[0]
+    query, key, _ = block.by_head(x, style)
+    read = read_by(block.operator, query, key, image, site)
+    return rearrange(read, "b h (y x) -> b h y x", y=FIRST * 2**level)
+
+
 class Level(nn.Module):
     """Two blocks at one size, the step to the next one, and RGB."""
 
@@ -144,11 +166,16 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"], image: ndgpa.Grid
     ) -> Float[Tensor, "b n c"]:
-        y = self.to_query_key_value(self.norms[0](x, style))
-        query, key, value = rearrange(y, "b n (k h d) -> k b h n d", k=3, h=self.heads)
-        out = self.operator(query, key, value, image)
+        out = self.operator(*self.by_head(x, style), image)
         x = x + self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         return x + self.pixels(self.norms[1](x, style))
+
+    def by_head(
+        self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"]
+    ) -> Float[Tensor, "3 b h n d"]:
+        """Return queries, keys and values."""
+        y = self.to_query_key_value(self.norms[0](x, style))
+        return rearrange(y, "b n (k h d) -> k b h n d", k=3, h=self.heads)
 
 
 def _attention(config: StyleNATConfig, i: int, heads: int) -> Any:

@@ -112,29 +112,35 @@ class Trainer:
         with self.autocast():
             fake = self.generator(latent, label).float()
         figures = self.advance_discriminator(real, fake.detach(), label, step)
+        self.discriminator.requires_grad_(False)
+        figures |= self.advance_generator(fake, label, latent, step)
+        self.discriminator.requires_grad_(True)
+        self.update_ema(step)
+        return figures
+
+    def advance_generator(
+        self, fake: Tensor, label: Tensor, latent: Tensor, step: int
+    ) -> dict[str, float]:
         loss = self.of_generator(self.score(fake, label))
-        figures["generator"] = loss.item()
+        figures = {"generator": loss.item()}
         if self.added.path_length and step % self.added.path_length_every == 0:
             penalty = self.path_penalty(latent[: max(1, len(latent) // 2)])
             loss = loss + self.added.path_length * self.added.path_length_every * penalty
             figures["path_length"] = penalty.item()
         self.update(0, loss)
-        self.update_ema(step)
         return figures
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a batch of pictures, labels and latents, and return this process's part of it.
 
         Every process draws the whole batch, so how many there are changes nothing; what is drawn
-        after that differs between them.
+        after that differs between them. Parts are interleaved: so are the groups of which a
+        discriminator takes the deviation.
         """
         drawn = (*self.pictured.draw(self.config.batch), self.latents(self.config.batch))
-        share = self.config.batch // self.processes
         if self.processes > 1:
             torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
-        real, label, latent = (
-            x[self.rank * share : (self.rank + 1) * share].to(self.device) for x in drawn
-        )
+        real, label, latent = (x[self.rank :: self.processes].to(self.device) for x in drawn)
         return real, label, latent
 
     def advance_discriminator(
@@ -156,10 +162,7 @@ class Trainer:
 
     def path_penalty(self, latent: Tensor) -> Tensor:
         """Penalise the generator by the path length from its styles."""
-        network = getattr(self.generator, "network", None)
-        if not hasattr(network, "of_styles"):
-            raise BadInput(f"{self.config.system} has no styles, so no path length")
-        assert network is not None
+        network: Any = self.generator.network
         styles = network.mapping(latent)[:, None].expand(-1, self.model.latents, -1)
         return self.path_length(network.of_styles, styles)
 
@@ -222,6 +225,7 @@ def train(
     set_threads(config.threads)
     torch.set_flush_denormal(True)
     model = config_of(config.system, config.preset, config.attention, 1)
+    check_styles(config, model)
     pictured = open_data(config.data, model.size) if pictured is None else pictured
     trainer = Trainer(config, pictured, rank, processes)
 
@@ -234,7 +238,7 @@ def train(
         advance,
         config.steps,
         seed=config.seed,
-        facts=facts(config),
+        facts=facts(config) | {"classes": pictured.classes},
         save_every_s=config.save_every_s,
         pictures=trainer.pictures,
         pictures_every=config.pictures_every,
@@ -257,6 +261,12 @@ def check_options(config: TrainConfig) -> None:
     check_folder(config.out)
 
 
+def check_styles(config: TrainConfig, model: Any) -> None:
+    """Refuse a penalty on styles of a system that has none."""
+    if config.added and config.added.path_length and not hasattr(model, "latents"):
+        raise BadInput(f"{config.system} has no styles, so no path length")
+
+
 def check_share(config: TrainConfig, processes: int) -> None:
     """Refuse a batch that processes cannot share evenly."""
     if config.batch % processes:
@@ -265,7 +275,7 @@ def check_share(config: TrainConfig, processes: int) -> None:
 
 def facts(config: TrainConfig) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning."""
-    free = ("out", "steps", "device", "threads", "save_every_s", "pictures_every")
+    free = ("out", "data", "steps", "device", "threads", "save_every_s", "pictures_every")
     return {name: x for name, x in asdict(config).items() if name not in free}
 
 

@@ -137,16 +137,30 @@ class SelfAttention(nn.Module):
         self.operator: Any = _pattern(self.heads) if attention is None else operator_of(attention)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        query = self.to_query(x)
-        key, value = (F.max_pool2d(to(x), 2) for to in (self.to_key, self.to_value))
-        size, key_size = x.shape[2:], key.shape[2:]
-        sites = [
-            rearrange(y, "b (h d) y x -> b h (y x) d", h=self.heads) for y in (query, key, value)
-        ]
-        image, key_image = ndgpa.Image(tuple(size), 2), ndgpa.Image(tuple(key_size), 2)
-        out = self.operator(*sites, image, key_image)
-        out = rearrange(out, "b h (y x) d -> b (h d) y x", y=size[0])
+        out = self.attend(x, self.by_head(F.max_pool2d(self.to_value(x), 2)))
+        out = rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2])
         return x + self.strength * self.to_out(out)
+
+    def attend(
+        self, x: Float[Tensor, "b c h w"], value: Float[Tensor, "b heads k d"]
+    ) -> Float[Tensor, "b heads q d"]:
+        key = F.max_pool2d(self.to_key(x), 2)
+        image, key_image = (ndgpa.Image(tuple(y.shape[2:]), 2) for y in (x, key))
+        return self.operator(
+            self.by_head(self.to_query(x)), self.by_head(key), value, image, key_image
+        )
+
+    def by_head(self, x: Float[Tensor, "b h*d y x"]) -> Float[Tensor, "b h y*x d"]:
+        return rearrange(x, "b (h d) y x -> b h (y x) d", h=self.heads)
+
+    def weights(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads q k"]:
+        """Return how much each site reads of each key: what is read where values are the identity.
+
+        Of a far field, a key's share of what is read through means is counted too.
+        """
+        keys = x.shape[2] * x.shape[3] // 4
+        identity = torch.eye(keys, dtype=x.dtype, device=x.device)
+        return self.attend(x, identity.expand(len(x), self.heads, -1, -1))
 
 
 def _pattern(heads: int) -> ndgpa.operators.LocalSparse:

@@ -22,8 +22,9 @@ from transformers.masking_utils import (
 from ndgpa.attention.far_field import Far
 from ndgpa.functional import gpa
 from ndgpa.integrations.spaces import Space
+from ndgpa.operators.base import Attends
 from ndgpa.selection import Rule
-from ndgpa.structures import Sampling
+from ndgpa.structures import Sampling, SpatialStructure
 
 NAME = "ndgpa"  # of the implementation, and of what `enable` leaves on an attention module
 INPUT = "ndgpa_input"  # the keyword that takes the input of a model to its attention modules
@@ -33,20 +34,46 @@ Attended = tuple[Float[Tensor, "b n h d"], None]
 
 
 @dataclass(frozen=True)
-class Sparse:
-    """Attend with GPA from one attention module.
+class ByCall:
+    """GPA whose scale and whether it is causal come with each call; fields as for `ndgpa.gpa`."""
 
-    Args:
-        space: Gives the structure of a call.
-        rule, read, far, backend: As for `ndgpa.gpa`.
-        ignore_dropout: Whether a module that asks for dropout of its weights is served without.
-    """
-
-    space: Space
     rule: Rule | int
     read: Sampling | None = None
     far: Far | None = None
     backend: str | None = None
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b hk n_k d"],
+        value: Float[Tensor, "b hk n_k dv"],
+        structure: SpatialStructure,
+        key_structure: SpatialStructure | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "b h n dv"]:
+        return gpa(
+            query,
+            key,
+            value,
+            structure,
+            key_structure=key_structure,
+            **vars(self),
+            **options,
+        )
+
+
+@dataclass
+class Sparse(Attends):
+    """Attend with an operator from one attention module.
+
+    Args:
+        space: Gives the structure of a call.
+        operator: A `ByCall`, or what watches one.
+        ignore_dropout: Whether a module that asks for dropout of its weights is served without.
+    """
+
+    space: Space
+    operator: Any
     ignore_dropout: bool = False
 
     def __call__(
@@ -65,18 +92,9 @@ class Sparse:
         if query.shape[2] != key.shape[2]:  # decoding with a cache
             return dense(module, query, key, value, mask, scaling, dropout, causal, **given)
         self._check(module, mask, dropout, given)
-        out = gpa(
-            query,
-            key,
-            value,
-            self.space.of(query.shape[2], given.get(INPUT)),
-            self.rule,
-            scale=scaling,
-            causal=causal,
-            key_mask=mask,
-            read=self.read,
-            far=self.far,
-            backend=self.backend,
+        structure = self.space.of(query.shape[2], given.get(INPUT))
+        out = self.operator(
+            query, key, value, structure, scale=scaling, causal=causal, key_mask=mask
         )
         return out.transpose(1, 2).contiguous(), None
 

@@ -12,7 +12,7 @@ from ndgpa import arguments
 from ndgpa.attention.far_field import Far
 from ndgpa.functional import as_rule
 from ndgpa.integrations.spaces import Blocks, GivenSpace, GridSpace, PerAxis, Space, wanted_layers
-from ndgpa.integrations.transformers.attention import NAME, Sparse, dense, register
+from ndgpa.integrations.transformers.attention import NAME, ByCall, Sparse, dense, register
 from ndgpa.integrations.transformers.families import FAMILIES, Family, Input
 from ndgpa.selection import Rule
 from ndgpa.structures import Sampling, SpatialStructure
@@ -73,13 +73,7 @@ def enable(
         ValueError: The model is not known and no structure is given, or an argument does not fit.
         TypeError: An argument is of a wrong type.
     """
-    options: dict[str, Any] = {
-        "rule": as_rule(rule),
-        "read": read,
-        "far": far,
-        "backend": backend,
-        "ignore_dropout": ignore_dropout,
-    }
+    operator = ByCall(as_rule(rule), read, far, backend)
     parts = _parts(model, block, cell, structure)
     wanted = wanted_layers(layers, max(len(part.attention) for part in parts))
     register()
@@ -91,7 +85,7 @@ def enable(
         _switch(part)
         for number, module in enumerate(part.attention):
             if number in wanted:
-                setattr(module, NAME, Sparse(part.space, **options))
+                setattr(module, NAME, Sparse(part.space, operator, ignore_dropout))
         _leave_others_dense(model, part.owner)
     changed = {id(x) for part in parts for n, x in enumerate(part.attention) if n in wanted}
     return [name for name, module in model.named_modules() if id(module) in changed]
