@@ -2,11 +2,11 @@
 
     python benchmarks/graph_layers.py [--quick]
 
-One graph of points in a cube, each joined to its 6 nearest; 64 channels, 4 heads, message passing by
-`GCNConv`; a step is a forward and a backward of one layer. "GPSConv" is PyTorch Geometric's, with
-its attention of all nodes ("multihead") and its linear one ("performer"); "GPAConv" reads 12 blocks
-of 16 nodes in cells of 4 blocks, its structure made once before. One thread, seconds of processor
-time, on a machine that others use: look at the ratios.
+One graph of points in a cube, each joined to its 6 nearest; 64 channels, 4 heads, messages passed
+by `GCNConv`; a step is a forward and a backward of one layer. "GPSConv" is PyTorch Geometric's,
+with its attention of all nodes ("multihead") and its linear one ("performer"); "GPAConv" reads 12
+blocks of 16 nodes in cells of 4 blocks, its structure made once before. One thread, seconds of
+processor time, on a machine that others use: look at the ratios.
 
 Columns: `nodes`; `layer`; `step_s` seconds of a step, the least of three (of one at the largest);
 `times` that of GPSConv's multihead over it; `peak_MB` the most that torch's allocator held in a
