@@ -101,7 +101,7 @@ def draw_graph_key_lines(
         draw(to)
 
 
-def _save(path: Path, size: tuple[float, float], draw: Callable[["Axes"], None]) -> None:
+def _save(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
