@@ -170,6 +170,10 @@ def test_the_operators_pass_opcheck() -> None:
     less = blocks.sort(dim=3).values[..., :1]
     far = None, sums, bundle, less, *4 * [None], *places, 2, 0.3
     torch.library.opcheck(attend_chunked, (*inputs, *far, 0.5))
+    table = torch.randn(1, 2, 9, requires_grad=True)
+    offsets = torch.randint(0, 5, (3, 4)), torch.randint(0, 5, (6, 4))
+    scores = table, *5 * [None], *offsets, *3 * [None], 0, 0.0
+    torch.library.opcheck(attend_chunked, (*inputs, *scores, 0.5, 2.0))
     torch.library.opcheck(
         select_top_k,
         (
