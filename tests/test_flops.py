@@ -40,7 +40,7 @@ def ids(most: int, *shape: int) -> Tensor:
 
 
 QUERY, KEY, VALUE = normal(2, 4, 5, 6, 7), normal(2, 2, 8, 3, 7), normal(2, 2, 8, 3, 9)
-CHUNKED = (ids(8, 2, 4, 5, 2), None, None, None, None, 0.3)
+CHUNKED = (ids(8, 2, 4, 5, 2), *13 * [None], 0, 0.0, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
@@ -162,9 +162,10 @@ def test_a_training_step_counts_forward_and_two_and_a_half_times_as_much() -> No
     assert counted(step) == forward + 5 * forward // 2
 
 
-def test_the_counter_may_be_imported_before_or_after() -> None:
+def test_the_counter_may_be_imported_before() -> None:
+    """This file imports it after."""
     code = """if 1:
-        import {0}, {1}
+        import torch.utils.flop_counter
         import torch, ndgpa
         from torch.utils.flop_counter import FlopCounterMode
         x = torch.zeros(1, 1, 8, 2)
@@ -172,6 +173,4 @@ def test_the_counter_may_be_imported_before_or_after() -> None:
             ndgpa.gpa(x, x, x, ndgpa.Sequence(8, 2, 1), 2)
         assert counter.get_total_flops() == 2 * 4 * 4 * 2 + 2 * 8 * 4 * 4, counter.get_total_flops()
     """
-    modules = ["ndgpa", "torch.utils.flop_counter"]
-    for order in (modules, modules[::-1]):
-        subprocess.run([sys.executable, "-c", code.format(*order)], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
