@@ -195,6 +195,14 @@ class Cells:
         by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
         self.far.add(self.far_grads, tile.chunk, tile.far, by_key, by_value, by_bias)
 
+    def add_sums(self, by_key: Tensor, by_value: Tensor) -> None:
+        """Add the gradients of the sums over blocks to those of keys and values."""
+        if self.far_grads is not None:
+            widths = [by_key.shape[-1], by_value.shape[-1]]
+            parts = self.far_grads.of_sums[:, :, :, None].split(widths, dim=-1)
+            by_key += parts[0]
+            by_value += parts[1]
+
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
         only those that read it. A GPU is not asked; it would be waited for."""
