@@ -46,10 +46,12 @@ class Inputs(NamedTuple):
 
     @property
     def plan(self) -> FarPlan | None:
-        tables: Any = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
         if self.far_bundle is None:
             return None
-        return FarPlan(*tables, self.far_bundles, self.query_time is not None, self.far_square)
+        tables = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
+        causal = self.query_time is not None
+        given: Any = *tables, self.far_bundles, causal, self.far_square
+        return FarPlan(*given)
 
 
 class _Chunk(NamedTuple):

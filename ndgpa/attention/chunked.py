@@ -197,8 +197,8 @@ def attend_chunked(
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
     tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    options = far_bundles, far_square, scale, softcap
-    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
+    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *given))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -245,8 +245,8 @@ def attend_chunked_backward(
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
     tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    options = far_bundles, far_square, scale, softcap
-    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
+    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *given))
     *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
     totals = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
