@@ -156,9 +156,8 @@ class Problem:
         heads, sites = query.shape[:2].numel(), query.shape[2]
         if who.startswith("dense"):
             pairs = heads * sites**2
-        else:  # a key of a bundle is a value besides, and each bundle one key to a site
-            tangents = heads * (1.5 * blocks**2 + 16 * sites)
-            of_far = {"site": heads * sites * blocks, "block": tangents}
+        else:  # of 16 bundles, each is one key to a site
+            of_far = {"site": heads * sites * blocks, "block": heads * sites * 16}
             pairs = self.pairs() + of_far.get(FAR.get(who, ""), 0)
         return 2 * pairs * self.case.width * (7 if backward else 2)
 
