@@ -58,7 +58,7 @@ def memory(rows: list[Row]) -> Figure:
         here = {r["attention"]: r["memory/tensors"] for r in rows if r["features"] == features}
         dots(ax, names, here, marker, features)
     ax.set_xscale("log")
-    ax.set_xlabel("peak memory of forward and backward, over query, key, value and output")
+    ax.set_xlabel("peak memory, over query, key, value and output")
     ax.legend(fontsize=8)
     figure.tight_layout()
     return figure
