@@ -14,7 +14,8 @@ causal full attention, on the recording.
 
 entries: budget 304 entries of the affinity matrix a query: GPA(12) with blocks of 4.
 time: budget 4 times the processor time of that GPA(12), forward and backward, measured in turn
-with it (once to find the setting; what is reported is of the least of three rounds).
+with it (once to find the setting; what is reported is of the least of three rounds). Subnormal
+numbers are flushed to 0: else who computes tiny weights would take several times as long.
 cost: what the settings of equal entries cost.
 Columns: `setting`; `entries/query`, the most at any temperature; `error_K` relative error of the
 outputs (root mean square) where K keys share the attention; `time/GPA` processor time of forward
