@@ -34,6 +34,10 @@ def main() -> None:
     fill(ROOT / "docs" / "far_field.md", far)
     models = {name: plain(RESULTS / f"{name}.md") for name in ("transformers_memory", "windows")}
     fill(ROOT / "docs" / "integrations" / "transformers.md", models)
+    pyg = {"graph_layers": plain(RESULTS / "graph_layers.md")}
+    fill(ROOT / "docs" / "integrations" / "pyg.md", pyg)
+    graphs_of = {"full_graph": plain(RESULTS / "full_graph.md")}
+    fill(ROOT / "docs" / "integrations" / "compiling.md", graphs_of)
     memory = {"diffusers_memory": plain(RESULTS / "diffusers_memory.md")}
     fill(ROOT / "docs" / "integrations" / "diffusers.md", memory)
     parallel = {f"parallel_{k}": plain(RESULTS / f"parallel_{k}.md") for k in PARALLEL}

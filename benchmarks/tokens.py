@@ -9,7 +9,8 @@ only the blocks that it selects: another result); `dense` is `scaled_dot_product
 
 Columns: medians of processor time in milliseconds, of runs taken in turn, `fb` forward and
 backward; `tokens/none` what tokens cost; `dense/tokens` how many times faster than dense; `error`
-the largest difference of `tokens` from dense, all blocks kept, on an image of 16x16.
+the largest difference of `tokens` from dense, all blocks kept, on an image of 16x16; `own error`
+and `forced own error` those of what the tokens themselves are given, at kappa 12 on this image.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import ndgpa
 
 HEADS, CHANNELS, KEPT, ROUNDS = 2, 64, 12, 5
-CASES = [(64, 5)]
+CASES = [(32, 5), (64, 1), (64, 5), (64, 64), (96, 5)]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -64,6 +65,7 @@ def row(side: int, tokens: int) -> dict[str, Any]:
         "dense/tokens": forward["dense"] / forward["tokens"],
         "fb dense/tokens": both["dense"] / both["tokens"],
         "error": error(tokens),
+        **errors_of_tokens(ways, tokens),
     }
 
 
@@ -82,6 +84,18 @@ def ways_of(side: int, tokens: int) -> dict[str, tuple[int, Attend]]:
         "tokens": (n + tokens, lambda *x: ndgpa.gpa(*x, space, KEPT)),
         "forced": (n + tokens, lambda *x: ndgpa.gpa(*x, forced, rule)),
         "dense": (n + tokens, F.scaled_dot_product_attention),
+    }
+
+
+@torch.no_grad()
+def errors_of_tokens(ways: dict[str, tuple[int, Attend]], tokens: int) -> dict[str, float]:
+    inputs = torch.randn(3, 1, HEADS, ways["tokens"][0], CHANNELS).unbind()
+    given, forced, dense = (
+        ways[x][1](*inputs)[:, :, :tokens] for x in ("tokens", "forced", "dense")
+    )
+    return {
+        "own error": float((given - dense).abs().max()),
+        "forced own error": float((forced - dense).abs().max()),
     }
 
 

@@ -10,7 +10,7 @@ from ndgpa.analysis.information_flow import (
     picture_of_masks,
     plot_flow,
 )
-from ndgpa.analysis.key_lines import draw_key_lines
+from ndgpa.analysis.key_lines import draw_graph_key_lines, draw_key_lines
 from ndgpa.analysis.key_weights import key_weights
 from ndgpa.analysis.maps import attention_map, saliency, to_grid
 from ndgpa.analysis.memory import peak_bytes
@@ -23,6 +23,7 @@ __all__ = [
     "Suggestions",
     "attention_map",
     "coverage",
+    "draw_graph_key_lines",
     "draw_key_lines",
     "fewest_steps",
     "full_entries",

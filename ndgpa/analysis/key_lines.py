@@ -1,5 +1,7 @@
 """Pictures of lines from queries to the keys that they read."""
 
+from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,9 @@ from ndgpa.analysis._rows import check_sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Lines = tuple[Tensor, Tensor, Tensor]  # queries, keys, weights
+Place = Callable[[int], tuple[float, ...]]  # of a site on the axes
 
 FAINTEST = 0.02  # fainter lines are not drawn
 
@@ -46,21 +51,61 @@ def draw_key_lines(
     """
     _check_picture("query_image", query_image)
     _check_picture("key_image", key_image)
-    _check_lines(queries, keys, weights, query_image, key_image)
+    sizes = (image.shape[1:].numel() for image in (query_image, key_image))
+    _check_lines(queries, keys, weights, *sizes)
     arguments.needs("draw_key_lines", "matplotlib", "viz")
-    if isinstance(to, (str, PathLike)):
-        _save(Path(to), query_image, key_image, queries, keys, weights)
-    else:
-        _draw(to, query_image, key_image, queries, keys, weights)
-
-
-def _save(path: Path, query_image: Tensor, key_image: Tensor, *lines: Tensor) -> None:
-    from matplotlib.figure import Figure
-
+    lines = queries, keys, weights
+    draw = partial(_draw, query_image=query_image, key_image=key_image, lines=lines)
     height = max(query_image.shape[1], key_image.shape[1])
     width = query_image.shape[2] + key_image.shape[2]
-    figure = Figure(figsize=(10, 10 * height / width), layout="constrained")
-    _draw(figure.add_subplot(), query_image, key_image, *lines)
+    if isinstance(to, (str, PathLike)):
+        _save(Path(to), (10, 10 * height / width), draw)
+    else:
+        draw(to)
+
+
+def draw_graph_key_lines(
+    to: "Axes | str | PathLike[str]",
+    position: Float[Tensor, "n 2"],
+    edge_index: Int[Tensor, "2 E"],
+    queries: Int[Tensor, " s"],
+    keys: Int[Tensor, "s y"],
+    weights: Float[Tensor, "s y"],
+) -> None:
+    """Draw a graph in the plane, and lines from some nodes to the nodes that they read.
+
+    Opacity as in `draw_key_lines`. Needs the extra `viz`.
+
+    Args:
+        to: Axes of matplotlib to draw on, or the path of a picture to write.
+        position: Where each node is drawn: across, up.
+        edge_index: The edges, which are drawn in grey.
+        queries, keys, weights: As for `draw_key_lines`; a site is a node.
+
+    Raises:
+        ValueError, TypeError: The arguments do not fit; nothing has been drawn.
+        ImportError: matplotlib is not installed.
+    """
+    _check_positions(position)
+    _check_lines(queries, keys, weights, len(position), len(position))
+    arguments.needs("draw_graph_key_lines", "matplotlib", "viz")
+    draw = partial(
+        _draw_graph,
+        position=position.detach().cpu(),
+        edge_index=edge_index.cpu(),
+        lines=(queries, keys, weights),
+    )
+    if isinstance(to, (str, PathLike)):
+        _save(Path(to), (8, 8), draw)
+    else:
+        draw(to)
+
+
+def _save(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.add_subplot())
     part = path.with_name(f".part-{path.name}")
     try:
         figure.savefig(part, dpi=150)
@@ -69,17 +114,7 @@ def _save(path: Path, query_image: Tensor, key_image: Tensor, *lines: Tensor) ->
         part.unlink(missing_ok=True)
 
 
-def _draw(
-    axes: "Axes",
-    query_image: Tensor,
-    key_image: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    weights: Tensor,
-) -> None:
-    from matplotlib import colormaps
-    from matplotlib.collections import LineCollection
-
+def _draw(axes: "Axes", query_image: Tensor, key_image: Tensor, lines: Lines) -> None:
     gap = max(2, query_image.shape[2] // 32)
     shift = query_image.shape[2] + gap
     axes.set_axis_off()
@@ -87,16 +122,38 @@ def _draw(
     _show(axes, key_image, shift)
     axes.set_xlim(-0.5, shift + key_image.shape[2] - 0.5)
     axes.set_ylim(max(query_image.shape[1], key_image.shape[1]) - 0.5, -0.5)
+    start, end = partial(_place, image=query_image), partial(_place, image=key_image, shift=shift)
+    _draw_lines(axes, lines, start, end)
+
+
+def _draw_graph(axes: "Axes", position: Tensor, edge_index: Tensor, lines: Lines) -> None:
+    from matplotlib.collections import LineCollection
+
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    ends = position[edge_index.T].tolist()
+    axes.add_collection(LineCollection(ends, colors="0.85", linewidths=0.6, zorder=0))
+    across, up = position.T.tolist()
+    axes.plot(across, up, ".", color="0.6", markersize=3, zorder=1)
+    place: Place = lambda site: tuple(position[site].tolist())  # noqa: E731
+    _draw_lines(axes, lines, place, place)
+
+
+def _draw_lines(axes: "Axes", lines: Lines, place: Place, key_place: Place) -> None:
+    """Draw the lines of each query in a colour of its own, as opaque as they weigh."""
+    from matplotlib import colormaps
+    from matplotlib.collections import LineCollection
+
+    queries, keys, weights = lines
     colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
     for i, query in enumerate(queries.tolist()):
         colour = colours[i % len(colours)]
-        start = _place(query, query_image)
+        start = place(query)
         opacity = weights[i] / weights[i].max().clamp(min=torch.finfo(weights.dtype).tiny)
         drawn = (keys[i] >= 0) & (opacity >= FAINTEST)
-        ends = [_place(site, key_image, shift) for site in keys[i][drawn].tolist()]
+        ends = [key_place(site) for site in keys[i][drawn].tolist()]
         shades = [(*colour, a) for a in opacity[drawn].tolist()]
-        lines = LineCollection([(start, end) for end in ends], colors=shades)
-        axes.add_collection(lines)
+        axes.add_collection(LineCollection([(start, end) for end in ends], colors=shades))
         axes.plot(*start, "o", color=colour, markeredgecolor="white", markersize=6)
 
 
@@ -123,10 +180,18 @@ def _check_picture(name: str, image: Any) -> None:
         )
 
 
-def _check_lines(
-    queries: Any, keys: Tensor, weights: Tensor, query_image: Tensor, key_image: Tensor
-) -> None:
-    check_sites("queries", queries, query_image.shape[1:].numel())
+def _check_positions(position: Any) -> None:
+    if not isinstance(position, Tensor) or not position.dtype.is_floating_point:
+        got = position.dtype if isinstance(position, Tensor) else type(position).__name__
+        raise TypeError(f"position must be a floating tensor; got {got}")
+    if position.ndim != 2 or position.shape[1] != 2:
+        raise ValueError(
+            f"position must have shape (nodes, 2), where each is drawn; got {tuple(position.shape)}"
+        )
+
+
+def _check_lines(queries: Any, keys: Tensor, weights: Tensor, sites: int, key_sites: int) -> None:
+    check_sites("queries", queries, sites)
     for name, x in (("keys", keys), ("weights", weights)):
         if x.ndim != 2 or x.shape[0] != len(queries):
             raise ValueError(
@@ -137,4 +202,4 @@ def _check_lines(
             f"keys has shape {tuple(keys.shape)} but weights has {tuple(weights.shape)}"
         )
     if keys.numel():
-        check_sites("keys", keys.flatten().clamp(min=0), key_image.shape[1:].numel())
+        check_sites("keys", keys.flatten().clamp(min=0), key_sites)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from ndgpa import arguments
@@ -26,6 +26,9 @@ from ndgpa.structures.graph import check_edge_index
 
 class GPACoarsening(BaseTransform):  # type: ignore[misc]
     """Add to each graph the tables of its `ndgpa.Graph`, as a `pre_transform` or a `transform`.
+
+    A graph without edges is cut by its positions, as `ndgpa.PointCloud`. Of a `HeteroData` each
+    type of nodes is a space of its own, cut by the edges that join its nodes, or by positions.
 
     The tables are `gpa_block_of_site` (nodes,), `gpa_cell_of_block` (blocks,), and the counts
     `gpa_num_blocks` and `gpa_num_cells`. Numbers count within the graph, so that the tables stay
@@ -55,23 +58,39 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
         self.block, self.cell, self.method = block, cell, method
         self.position, self.edge_weight = position, edge_weight
 
-    def forward(self, data: Data) -> Data:
-        _check_homogeneous(data)
-        _check_has_edges(data)
+    def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        if isinstance(data, HeteroData):
+            for node_type in data.node_types:
+                stores = [data[x] for x in data.edge_types if x[0] == x[2] == node_type]
+                self._coarsen(data[node_type], stores, f"node type {node_type!r}")
+        else:
+            self._coarsen(data, [data] if data.get("edge_index") is not None else [], "this graph")
+        return data
+
+    def _coarsen(self, nodes: Any, edges: list[Any], who: str) -> None:
+        """Add the tables to nodes, by their edges among each other or by their positions."""
+        position = nodes.get(self.position)
+        _check_has_place(who, edges, position, self.position)
+        if edges:
+            edge_index = torch.cat([store.edge_index for store in edges], dim=1)
+        else:
+            edge_index = torch.empty(2, 0, dtype=torch.int64, device=position.device)
+        weight = None
+        if self.edge_weight is not None and edges:
+            weight = torch.cat([store[self.edge_weight] for store in edges])
         structure = _graph(
-            data.edge_index,
-            data.num_nodes,
+            edge_index,
+            nodes.num_nodes,
             self.block,
             self.cell,
-            position=data.get(self.position),
-            method=self.method,
-            edge_weight=None if self.edge_weight is None else data[self.edge_weight],
+            position=position,
+            method=self.method if edges else "kd",
+            edge_weight=weight,
         )
-        data.gpa_block_of_site = structure.block_of_site
-        data.gpa_cell_of_block = structure.cell_of_block
-        data.gpa_num_blocks = structure.num_blocks
-        data.gpa_num_cells = structure.num_cells
-        return data
+        nodes.gpa_block_of_site = structure.block_of_site
+        nodes.gpa_cell_of_block = structure.cell_of_block
+        nodes.gpa_num_blocks = structure.num_blocks
+        nodes.gpa_num_cells = structure.num_cells
 
     def __repr__(self) -> str:
         return (
@@ -79,16 +98,18 @@ class GPACoarsening(BaseTransform):  # type: ignore[misc]
         )
 
 
-def structure_of(data: Data) -> Clusters:
+def structure_of(data: Any) -> Clusters:
     """Build the structure of a graph, or of a batch of graphs that do not see each other.
 
     Args:
-        data: A `Data` or `Batch` whose graphs went through `GPACoarsening`.
+        data: A `Data` or `Batch` whose graphs went through `GPACoarsening`; or one type of nodes of
+            a `HeteroData`, as `structure_of(data["paper"])`.
 
     Raises:
         ValueError: A graph has no tables.
+        TypeError: `data` has several types of nodes.
     """
-    _check_homogeneous(data)
+    _check_one_type(data)
     _check_coarsened(data)
     block_of_site, cell_of_block = data.gpa_block_of_site, data.gpa_cell_of_block
     graph_of_site = data.get("batch")
@@ -213,19 +234,19 @@ def _graph(edge_index: Tensor, num_nodes: int, block: int, cell: int, **options:
     return Graph(edge_index, num_nodes, block, cell, **options)
 
 
-def _check_homogeneous(data: Any) -> None:
+def _check_one_type(data: Any) -> None:
     if hasattr(data, "node_types"):
         raise TypeError(
-            f"graphs must have one type of nodes; got {type(data).__name__}: convert it with "
-            "data.to_homogeneous()"
+            f"each type of nodes is a space of its own; got {type(data).__name__}: pass one of "
+            f"them, such as data[{data.node_types[0]!r}]"
         )
 
 
-def _check_has_edges(data: Any) -> None:
-    if data.get("edge_index") is None:
+def _check_has_place(who: str, edges: list[Any], position: Any, name: str) -> None:
+    if not edges and position is None:
         raise ValueError(
-            "this graph has no edge_index; add edges first, e.g. with KNNGraph, or use "
-            "ndgpa.PointCloud for positions alone"
+            f"{who} has neither edges between its nodes nor positions ({name!r}); add edges first, "
+            "e.g. with KNNGraph or AddMetaPaths"
         )
 
 

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from ndgpa.analysis import draw_key_lines
+from ndgpa.analysis import draw_graph_key_lines, draw_key_lines
 
 pytest.importorskip("matplotlib")
 
@@ -46,6 +46,20 @@ def test_a_query_that_reads_nothing_gets_no_line() -> None:
     assert all(len(lines.get_segments()) == 0 for lines in axes.collections)
 
 
+def test_lines_of_a_graph_run_between_its_nodes() -> None:
+    position = torch.tensor([[0.0, 0.0], [2.0, 1.0], [4.0, 3.0]])
+    edges = torch.tensor([[0, 1], [1, 2]])
+    axes = Figure().add_subplot()
+    weights = torch.tensor([[0.5, 0.25, 0.001]])
+    draw_graph_key_lines(
+        axes, position, edges, torch.tensor([0]), torch.tensor([[2, 1, 0]]), weights
+    )
+    graph, lines = (c for c in axes.collections if isinstance(c, LineCollection))
+    assert [x.tolist() for x in graph.get_segments()] == [[[0, 0], [2, 1]], [[2, 1], [4, 3]]]
+    assert [x.tolist() for x in lines.get_segments()] == [[[0, 0], [4, 3]], [[0, 0], [2, 1]]]
+    assert lines.get_colors()[:, 3].tolist() == pytest.approx([1.0, 0.5])
+
+
 def test_a_path_gets_a_picture_and_no_half_of_one(tmp_path: Path) -> None:
     draw_key_lines(tmp_path / "lines.png", QUERY_IMAGE, KEY_IMAGE, QUERIES, KEYS, WEIGHTS)
     assert [path.name for path in tmp_path.iterdir()] == ["lines.png"]
@@ -81,3 +95,5 @@ def test_bad_input_is_refused() -> None:
         draw(keys=KEYS + (KEYS == 34))
     with pytest.raises(ValueError, match=r"key_image must have shape \(1 or 3, height, width\)"):
         draw(key_image=torch.rand(2, 5, 7))
+    with pytest.raises(ValueError, match=r"position must have shape \(nodes, 2\)"):
+        draw_graph_key_lines("never.png", torch.rand(9, 3), KEYS[:, :2], QUERIES, KEYS, WEIGHTS)

@@ -236,9 +236,9 @@ def _call(scores: Any, **options: Any) -> Tensor:
     ("scores", "options", "error", "words"),
     [
         (3.0, {}, TypeError, "scores must be ndgpa.Scores; got float"),
-        (Scores(softcap=1), {"affinity": "euclidean"}, NotImplementedError, "affinity='dot'"),
-        (Scores(softcap=1), {"far": "site"}, NotImplementedError, "do not reach the far field"),
-        (Scores(softcap=1), {"backend": "triton"}, NotImplementedError, "use backend='torch'"),
+        (Scores(softcap=1.0), {"affinity": "euclidean"}, NotImplementedError, "affinity='dot'"),
+        (Scores(softcap=1.0), {"far": "site"}, NotImplementedError, "do not reach the far field"),
+        (Scores(softcap=1.0), {"backend": "triton"}, NotImplementedError, "use backend='torch'"),
         (Scores(torch.ones(2, 4, 30)), {}, ValueError, r"key heads, keys\) = \(2, 2, 30\)"),
         (Scores(offset_bias=torch.ones(4, 9, 9)), {}, ValueError, r"= \(4, 9, 11\)"),
         (None, {"layout": "nbhd"}, ValueError, "unknown layout 'nbhd'"),

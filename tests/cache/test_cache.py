@@ -166,7 +166,7 @@ _NO_PASS = (
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("affinity", ["dot", "euclidean"])
+@pytest.mark.parametrize("affinity", ["dot", pytest.param("euclidean", marks=pytest.mark.slow)])
 def test_a_step_compiles_as_one_graph(affinity: str) -> None:
     """Within a cell, at the beginning of one, and where the room grows; not one graph a step."""
     compiled, eager = (ndgpa.Cache(4, 2, 2, affinity=affinity) for _ in range(2))

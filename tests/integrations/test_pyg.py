@@ -54,6 +54,50 @@ def test_one_graph_has_the_structure_of_its_edges() -> None:
     same(structure_of(data), ndgpa.Graph(data.edge_index, 30, 4, 3))
 
 
+def test_positions_alone_are_a_point_cloud() -> None:
+    clouds = [Data(pos=torch.rand(size, 3)) for size in (30, 50, 7)]
+    coarsen = GPACoarsening(4, 3)
+    same(structure_of(coarsen(clouds[0])), ndgpa.PointCloud(clouds[0].pos, 4, 3))
+    batch = Batch.from_data_list([coarsen(cloud) for cloud in clouds])
+    whole = [ndgpa.PointCloud(x.pos, 4, cell) for x, cell in zip(clouds, (3, 3, 2))]
+    same(structure_of(batch), ndgpa.disjoint(whole))
+
+
+def test_each_type_of_nodes_is_a_space_through_a_loader() -> None:
+    """Papers by two kinds of edges, authors by their positions; attention from one to the other."""
+    generator, found = seeded(1), []
+    for papers, authors in ((30, 12), (17, 20)):
+        data = HeteroData(
+            paper={"x": torch.randn(papers, 8)}, author={"pos": torch.rand(authors, 2)}
+        )
+        for name in ("cites", "extends"):
+            edges = torch.randint(0, papers, (2, 2 * papers), generator=generator)
+            data["paper", name, "paper"].edge_index = edges
+        data["author", "wrote", "paper"].edge_index = torch.tensor([[0, 1], [1, 0]])
+        found.append(GPACoarsening(4, 2)(data))
+    edges = [
+        torch.cat(
+            [d["paper", "cites", "paper"].edge_index, d["paper", "extends", "paper"].edge_index], 1
+        )
+        for d in found
+    ]
+    papers = ndgpa.disjoint([ndgpa.Graph(e, n, 4, 2) for e, n in zip(edges, (30, 17))])
+    authors = ndgpa.disjoint([ndgpa.PointCloud(d["author"].pos, 4, 2) for d in found])
+    batch = next(iter(DataLoader(found, batch_size=2)))
+    same(structure_of(batch["paper"]), papers)
+    same(structure_of(batch["author"]), authors)
+    query, key = torch.randn(1, 1, 47, 8), torch.randn(1, 1, 32, 8)
+    out = ndgpa.gpa(query, key, key, papers, 9, key_structure=structure_of(batch["author"]))
+    first = ndgpa.Full()(
+        query[:, :, :30],
+        key[:, :, :12],
+        key[:, :, :12],
+        ndgpa.Sequence(30, 4),
+        ndgpa.Sequence(12, 4),
+    )
+    torch.testing.assert_close(out[:, :, :30], first)
+
+
 def test_a_transform_leaves_the_graph_that_it_is_given_alone() -> None:
     data = graph(30)
     GPACoarsening(4)(data)
@@ -245,14 +289,14 @@ def test_bad_input_is_named() -> None:
         structure_of(graph(4))
     with pytest.raises(ValueError, match="block must be at least 1; got 0"):
         GPACoarsening(0)
-    with pytest.raises(ValueError, match=r"this graph has no edge_index; add edges first, e.g. wi"):
-        GPACoarsening(2)(Data(pos=torch.rand(4, 2)))
+    with pytest.raises(ValueError, match="this graph has neither edges between its nodes nor pos"):
+        GPACoarsening(2)(Data(x=torch.rand(4, 2)))
     kinds = HeteroData(one={"x": torch.rand(4, 2)}, other={"x": torch.rand(3, 2)})
     kinds["one", "to", "other"].edge_index = torch.tensor([[0, 3], [2, 0]])
-    for call in (GPACoarsening(2), structure_of):
-        words = r"one type of nodes; got HeteroData: convert it with data.to_homogeneous\(\)"
-        with pytest.raises(TypeError, match=words):
-            call(kinds)
+    with pytest.raises(ValueError, match="node type 'one' has neither edges between its nodes"):
+        GPACoarsening(2)(kinds)
+    with pytest.raises(TypeError, match=r"got HeteroData: pass one of them, such as data\['one'\]"):
+        structure_of(kinds)
     assert structure_of(GPACoarsening(2)(kinds.to_homogeneous())).num_sites == 7
     with pytest.raises(ValueError, match="query_dim must be a multiple of the 3 heads; got 8"):
         GPAConv(8, 3)
