@@ -148,7 +148,7 @@ def gpa_far_block_of_16(place: Place) -> Iterator[Setting]:
 
 
 def _gpa_far(place: Place, block: int) -> Iterator[Setting]:
-    """The entries of the far field are those of Phase 1, and one a query for each bundle."""
+    """Of the far field a query reads one key for each bundle."""
     space = place.space(block, 1)
     for k in COUNTS:
         entries = phase_1(place, space) + block * k + ndgpa.Bundles().count

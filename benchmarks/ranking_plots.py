@@ -42,13 +42,20 @@ def errors(rows: list[Row]) -> Figure:
         here = [row for row in rows if row["features"] == features]
         for keys, marker in KEYS.items():
             values = {row["attention"]: row[f"error_{keys}"] for row in here}
-            dots(ax, names, values, marker, f"{keys} keys")
+            dots(ax, names, values, marker, f"shared by {keys} keys")
         ax.set_xscale("log")
         ax.set_title(features)
         ax.set_xlabel("relative error")
-    axes[0, 0].legend(title="attention shared by", loc="lower left", fontsize=8, title_fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*merged(*labels), loc="lower right", ncols=3, fontsize=8)
     return figure
+
+
+def merged(handles: list[Any], names: list[str]) -> tuple[list[Any], list[str]]:
+    """A legend in which each name stands once."""
+    once = dict(zip(names, handles))
+    return list(once.values()), list(once)
 
 
 def memory(rows: list[Row]) -> Figure:
@@ -58,7 +65,7 @@ def memory(rows: list[Row]) -> Figure:
         here = {r["attention"]: r["memory/tensors"] for r in rows if r["features"] == features}
         dots(ax, names, here, marker, features)
     ax.set_xscale("log")
-    ax.set_xlabel("peak memory of forward and backward, over query, key, value and output")
+    ax.set_xlabel("peak memory, over query, key, value and output")
     ax.legend(fontsize=8)
     figure.tight_layout()
     return figure
