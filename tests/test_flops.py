@@ -39,7 +39,7 @@ def ids(most: int, *shape: int) -> Tensor:
 
 
 QUERY, KEY, VALUE = normal(2, 4, 5, 6, 7), normal(2, 2, 8, 3, 7), normal(2, 2, 8, 3, 9)
-CHUNKED = (ids(8, 2, 4, 5, 2), None, None, None, None, 0.3)
+CHUNKED = (ids(8, 2, 4, 5, 2), *(None,) * 7, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
