@@ -13,10 +13,28 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # find them here, in a process of their own.
 TIMM := $(VENV)/timm
 
-.PHONY: demo test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
+.PHONY: demo gan page test test-slow mutants lint docs bench gpu gpu-test gpu-profile gpu-bench gpu-train clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m examples.images.pose_morphing
+
+# Five generators at 32x32, MINUTES of one core each, on the heads of drawn figures; the table and the
+# sheet of pictures are in runs/gans. Again with more minutes, it goes on.
+MINUTES ?= 3
+HEADS := runs/heads
+gan: $(VENV)/.demo
+	$(RUN) -m examples.people.figures --folder $(HEADS) --size 256 128 --identities 600 --poses 4 --no-truth
+	$(RUN) -m examples.images.gan.studies.compare --data $(HEADS) --minutes $(MINUTES) --seeds 1 --attentions own
+	$(RUN) -m examples.images.gan.studies.report --runs runs/gans --data $(HEADS) --out runs/gans
+	@echo "pictures: runs/gans/gans_sheet.png"
+
+# The page on which one drags the pose, in build/page; needs npm.
+ORT_WEB := build/npm/node_modules/onnxruntime-web
+page: $(VENV)/.page $(ORT_WEB)/package.json
+	$(RUN) -m examples.images.pose_morphing.page.build --runtime $(ORT_WEB)/dist
+
+$(ORT_WEB)/package.json:
+	npm install --silent --no-audit --no-fund --prefix build/npm onnxruntime-web@1.30.0
 
 # The first run checks every shape in every signature; what asks for error texts, and what is
 # compiled, runs without those checks.
@@ -93,12 +111,13 @@ gpu-train:
 		--out runs/figures256_small
 
 # What the demo needs, and what the tests, the linter and the type checker need besides.
-$(VENV)/.demo: EXTRA := examples
-$(VENV)/.installed: EXTRA := dev
-$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: NEEDS := -e . -r requirements/examples.txt
+$(VENV)/.page: NEEDS := -e ".[onnx]" -r requirements/examples.txt
+$(VENV)/.installed: NEEDS := -e ".[diffusers,graph,onnx,pyg,testing,transformers,viz]" -r requirements/dev.txt
+$(VENV)/.demo $(VENV)/.page $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[$(EXTRA)]"
-	$(if $(filter dev,$(EXTRA)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \
+	$(INSTALL) $(NEEDS)
+	$(if $(findstring dev.txt,$(NEEDS)),test -d $(TIMM) || $(INSTALL) --no-deps --target $(TIMM) timm torchvision \
 		|| echo "timm is not to be had here: its tests are skipped")
 	touch $@
 

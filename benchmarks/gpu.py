@@ -9,8 +9,9 @@ All contenders of a case run in one process on the same inputs and, where they t
 selection. "gpa" selects and attends; "attend" and its rivals are given the selection. Dense
 attention is `scaled_dot_product_attention`, by each of its backends that takes the inputs.
 FlexAttention is compiled with max-autotune and given the same block lists, its inputs laid out
-block by block beforehand. `--peers DIR` names a folder that holds the Python package
-`fastvideo_kernel` (VSA; its Triton kernel is called, on inputs laid out beforehand).
+block by block beforehand. "far" adds what is not selected, through means. `--peers DIR` names a
+folder that holds the Python package `fastvideo_kernel` (VSA; its Triton kernel is called, on inputs
+laid out beforehand).
 
 Rows go to DIR/bench.jsonl one by one (`row_file`); a run goes on where the last one stopped. Rows
 are made in a process of their own, which is started again when it dies, until the time is over;
@@ -35,7 +36,7 @@ import gpu_tiles
 import measure
 import torch
 from gpu_cases import CASES, DRY, Case
-from gpu_contenders import NotLaunched, Problem
+from gpu_contenders import FAR, NotLaunched, Problem
 from gpu_device import Bench
 from row_file import Key, RowFile
 from torch import Tensor
@@ -71,7 +72,7 @@ def rows(case: Case, bench: Bench, peers: bool) -> Iterator[tuple[Key, Run]]:
 
 
 def contenders(bench: Bench, peers: bool) -> tuple[str, ...]:
-    return ("gpa", "attend", "flex", *(("VSA",) if peers else ()), "torch backend")
+    return ("gpa", "attend", "flex", *(("VSA",) if peers else ()), *FAR, "torch backend")
 
 
 def select(problem: Problem) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def attend(problem: Problem, who: str, phase: str) -> dict[str, Any]:
     inputs = problem.laid_out() if laid_out else problem.inputs
     run = once(attention, inputs, backward)
     seconds = bench.seconds(run)
-    work = problem.operations(backward, dense)
+    work = problem.operations(who, backward)
     row = line(seconds, bench.limits.least_seconds(work, problem.traffic(backward)), work)
     peak = bench.peak_bytes(run)
     if peak is not None:
@@ -100,7 +101,8 @@ def attend(problem: Problem, who: str, phase: str) -> dict[str, Any]:
         with torch.no_grad():
             out = attention(*inputs)
         out = problem.composed(out) if laid_out else out
-        row["error"] = float((out - problem.truth).abs().max() / problem.truth.abs().max())
+        truth = problem.truth(who)
+        row["error"] = float((out - truth).abs().max() / truth.abs().max())
     return row
 
 

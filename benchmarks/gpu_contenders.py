@@ -1,7 +1,7 @@
 """Who is compared on a GPU: the inputs of a case, each contender's call, and the least work."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 import ndgpa
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+FAR = {"attend, far site": "site", "attend, far block": "block"}
 
 
 class NotLaunched(Exception):
@@ -30,15 +31,19 @@ class Problem:
         query = key if lists != "random" else features(case, self.space, lists, bench.device, 1)
         value = torch.randn_like(key)
         self.inputs = [query, key, value]
+        self.truths: dict[str | None, Tensor] = {}
 
     @cached_property
     def selection(self) -> ndgpa.Selection:
         return self.select()
 
-    @cached_property
-    def truth(self) -> Tensor:
-        with torch.no_grad():
-            return self.plain(*self.inputs)
+    def truth(self, who: str) -> Tensor:
+        """What a contender computes, by the `torch` backend; the last is kept."""
+        far = FAR.get(who)
+        if far not in self.truths:
+            with torch.no_grad():
+                self.truths = {far: self.in_torch(*self.inputs, far=far)}
+        return self.truths[far]
 
     def select(self) -> ndgpa.Selection:
         return ndgpa.select(*self.inputs[:2], self.space, self.case.kept)
@@ -49,7 +54,8 @@ class Problem:
         """The call, and whether it takes inputs laid out block by block."""
         if who.startswith("dense "):
             return self.dense(who.removeprefix("dense ")), False
-        plain = {"gpa": self.gpa, "attend": self.attend, "torch backend": self.plain}
+        plain = {"gpa": self.gpa, "attend": self.attend, "torch backend": self.in_torch}
+        plain |= {name: partial(self.attend, far=far) for name, far in FAR.items()}
         if who in plain:
             return plain[who], False
         return {"flex": self.flex, "VSA": self.vsa}[who](), True
@@ -58,12 +64,13 @@ class Problem:
         backend = self.bench.backend
         return ndgpa.gpa(query, key, value, self.space, self.case.kept, backend=backend)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        backend = self.bench.backend
-        return ndgpa.attend(query, key, value, self.selection, self.space, backend=backend)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, far: str | None = None) -> Tensor:
+        given, backend = (query, key, value, self.selection, self.space), self.bench.backend
+        return ndgpa.attend(*given, far=far, backend=backend)
 
-    def plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return ndgpa.attend(query, key, value, self.selection, self.space, backend="torch")
+    def in_torch(self, query: Tensor, key: Tensor, value: Tensor, far: str | None = None) -> Tensor:
+        given = query, key, value, self.selection, self.space
+        return ndgpa.attend(*given, far=far, backend="torch")
 
     def dense(self, name: str) -> Attention:
         def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -143,10 +150,16 @@ class Problem:
         per_cell = (self.space.cell_sites >= 0).sum(dim=1)
         return float((seen * per_cell).sum())
 
-    def operations(self, backward: bool, dense: bool = False) -> float:
+    def operations(self, who: str, backward: bool) -> float:
         """Two products forward; five more backward (the logits are made again)."""
-        query = self.inputs[0]
-        pairs = query.shape[:2].numel() * query.shape[2] ** 2 if dense else self.pairs()
+        query, blocks = self.inputs[0], self.space.num_blocks
+        heads, sites = query.shape[:2].numel(), query.shape[2]
+        if who.startswith("dense"):
+            pairs = heads * sites**2
+        else:  # a key of a bundle is a value besides, and each bundle one key to a site
+            tangents = heads * (1.5 * blocks**2 + 16 * sites)
+            of_far = {"site": heads * sites * blocks, "block": tangents}
+            pairs = self.pairs() + of_far.get(FAR.get(who, ""), 0)
         return 2 * pairs * self.case.width * (7 if backward else 2)
 
     def traffic(self, backward: bool) -> float:

@@ -30,6 +30,7 @@ class Loop:
 
     depth: int
     instructions: tuple[str, ...]
+    is_inner: bool  # contains no other
 
     @property
     def cycles(self) -> dict[str, float]:
@@ -43,6 +44,11 @@ class Program:
     once: tuple[str, ...]
     loops: tuple[Loop, ...]
 
+    @property
+    def inner_loop(self) -> Loop:
+        """The longest loop that contains no other."""
+        return max((x for x in self.loops if x.is_inner), key=lambda x: len(x.instructions))
+
 
 def cycles(instructions: tuple[str, ...]) -> dict[str, float]:
     """Cycles of each unit for one warp to run these instructions once."""
@@ -51,6 +57,16 @@ def cycles(instructions: tuple[str, ...]) -> dict[str, float]:
         found["issue"] += 1
         unit, count = _cost(text)
         found[unit] += count
+    return dict(found)
+
+
+def counts(instructions: tuple[str, ...]) -> dict[str, int]:
+    """How many instructions there are, and how many of them each unit runs."""
+    found = Counter(dict.fromkeys(UNITS, 0))
+    for text in instructions:
+        unit, _ = _cost(text)
+        found["issue"] += 1
+        found[unit] += unit != "issue"
     return dict(found)
 
 
@@ -100,7 +116,7 @@ def _loop(text: list[str], span: tuple[int, int], spans: list[tuple[int, int]]) 
     inner = [s for s in spans if s != span and start <= s[0] and s[1] <= end]
     outer = [s for s in spans if s != span and s[0] <= start and end <= s[1]]
     own = [i for i in range(start, end + 1) if not any(a <= i <= b for a, b in inner)]
-    return Loop(len(outer), tuple(text[i] for i in own))
+    return Loop(len(outer), tuple(text[i] for i in own), not inner)
 
 
 def _parse(listing: str) -> tuple[list[str], dict[str, int]]:

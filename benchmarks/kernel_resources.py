@@ -34,7 +34,14 @@ from ahead_of_time import SHARED_LIMIT, Recorder, compile_for, compile_launch
 from torch import Tensor
 
 import ndgpa
-from ndgpa.attention.triton import backward_keys, backward_queries, forward
+from ndgpa.attention.far_rows import Inputs as FarInputs
+from ndgpa.attention.triton import (
+    backward_keys,
+    backward_queries,
+    far_backward,
+    far_forward,
+    forward,
+)
 from ndgpa.attention.triton.inputs import Inputs
 from ndgpa.selection import triton_top_k
 from ndgpa.selection.relevance import CoarseCells
@@ -42,6 +49,7 @@ from ndgpa.structures import triton_means
 
 RESULTS = Path(__file__).parent / "results"
 CAPABILITIES = (80, 90)
+HEADS = 64  # of all shapes
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,16 @@ class Shape:
     sites_per_block: int
     kept: int
     dtype: torch.dtype = torch.bfloat16
+    far: int | None = (
+        None  # bundles of its far field, from blocks; 0 from sites; None: no far field
+    )
 
 
+FAR = (
+    Shape("pivot 64, far site", 65536, 64, 1024, 64, 4096, 16, 12, far=0),
+    Shape("pivot 64, far block", 65536, 64, 1024, 64, 4096, 16, 12, far=16),
+    Shape("video 49,152, far site", 49152, 128, 768, 64, 768, 64, 77, far=0),
+)
 SHAPES = (
     Shape("pivot 64", 65536, 64, 1024, 64, 4096, 16, 12),
     Shape("pivot 160", 65536, 160, 1024, 64, 4096, 16, 12),
@@ -66,9 +82,11 @@ SHAPES = (
     Shape("ChaL 512x256", 131072, 64, 2048, 64, 2048, 64, 4),
     Shape("video 16x96x96", 147456, 64, 9216, 16, 9216, 16, 32),
     Shape("video 49,152", 49152, 128, 768, 64, 768, 64, 77),
+    Shape("video 49,152, cells of 2", 49152, 128, 384, 128, 768, 64, 77),
     Shape("sequence 262,144", 262144, 64, 4096, 64, 4096, 64, 32),
     Shape("graph 100,000", 100000, 64, 3125, 32, 12500, 8, 16),
     Shape("small cells", 65536, 64, 16384, 4, 16384, 4, 12),
+    *FAR,
 )
 
 
@@ -132,9 +150,18 @@ def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
 
 
 def run(shape: Shape) -> None:
-    """Selection, forward and backward, as the public calls launch them."""
-    _selection(shape)
-    _attention(shape)
+    """Selection, forward and backward, as the public calls launch them; or those of a far field."""
+    if shape.far is None:
+        _selection(shape)
+    attend(shape)
+
+
+def attend(shape: Shape) -> None:
+    """Forward and backward of what is selected, or of the far field alone."""
+    if shape.far is None:
+        _attention(shape)
+    else:
+        _far_field(shape)
 
 
 def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
@@ -167,16 +194,16 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _attention(shape: Shape) -> None:
-    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
-    by_row = meta(1, 64, shape.sites)
-    norm = meta(1, 2, 64, shape.sites)
+    x = meta(1, HEADS, shape.sites, shape.width, dtype=shape.dtype)
+    by_row = meta(1, HEADS, shape.sites)
+    norm = meta(1, 2, HEADS, shape.sites)
     given = Inputs(
         x,
         x,
         x,
         slot_bias=None,
         key_bias=None,
-        blocks=meta(1, 64, shape.cells, shape.kept, dtype=torch.int32),
+        blocks=meta(1, HEADS, shape.cells, shape.kept, dtype=torch.int32),
         cell_sites=meta(shape.cells, shape.places, dtype=torch.int64),
         key_sites=meta(shape.blocks, shape.sites_per_block, dtype=torch.int64),
         query_time=None,
@@ -207,12 +234,42 @@ def run_attention(
     )
 
 
+def _far_field(shape: Shape) -> None:
+    """Forward and backward, from sites or from blocks, whose keys are values besides."""
+    bundles, blocks = shape.far or 1, shape.blocks
+    queries, width = (blocks, 2 * shape.width) if shape.far else (shape.sites, shape.width)
+    long = torch.int64
+    given = FarInputs(
+        query=meta(1, HEADS, queries, shape.width, dtype=shape.dtype),
+        key=meta(1, HEADS, blocks, shape.width, dtype=shape.dtype),
+        value=meta(1, HEADS, blocks, width, dtype=shape.dtype),
+        bias=meta(1, HEADS, blocks),
+        selected=meta(1, HEADS, shape.cells, shape.kept, dtype=torch.int32),
+        bundle=meta(1, HEADS, blocks, dtype=long),
+        cell=meta(queries, dtype=long),
+        query_time=None,
+        key_time=None,
+        query_group=None,
+        key_group=None,
+        bundles=bundles,
+        scale=0.125,
+    )
+    out, lse = meta(1, HEADS, queries, bundles, width), meta(1, HEADS, queries, bundles)
+    norm = meta(1, HEADS, queries, bundles, 2)
+    far_forward.far_forward(given, out, lse, norm)
+    grad_out = out.to(shape.dtype)
+    far_backward.far_backward_queries(
+        given, grad_out=grad_out, grad_lse=lse, out=out, norm=norm, grad_query=given.query, mean=lse
+    )
+    far_backward.far_backward_keys(given, grad_out=grad_out, norm=norm, mean=lse)
+
+
 def _selection(shape: Shape) -> None:
     """Means in two parts where features have 16 bit, as the public call makes them."""
-    x = meta(1, 64, shape.sites, shape.width, dtype=shape.dtype)
+    x = meta(1, HEADS, shape.sites, shape.width, dtype=shape.dtype)
     blocks = meta(shape.blocks, shape.sites_per_block, dtype=torch.int64)
     parts, dtype = ((), torch.float32) if shape.dtype.itemsize == 4 else ((2,), torch.bfloat16)
-    coarse = meta(1, 64, shape.blocks, *parts, shape.width, dtype=dtype)
+    coarse = meta(1, HEADS, shape.blocks, *parts, shape.width, dtype=dtype)
     triton_means.sum_blocks(x, None, blocks, coarse, even=True)
     cells = CoarseCells(
         query=coarse.unflatten(2, (shape.cells, -1)),
@@ -226,7 +283,7 @@ def _selection(shape: Shape) -> None:
         key_time=None,
         scale=0.125,
     )
-    triton_top_k.select(cells, None, shape.kept, relevance="mass", selection_heads=64)
+    triton_top_k.select(cells, None, shape.kept, relevance="mass", selection_heads=HEADS)
 
 
 def table(found: list[Row]) -> str:

@@ -23,6 +23,7 @@ from examples.audio.files import mono
 from examples.audio.spectrum import RATE
 from examples.video.clips import read_clip, shipped
 
+ROOT = Path(__file__).parents[1]
 SEED, SITES, SIDE = 0, 4096, 64
 FRAMES, SMALL_SIDE = 16, 16  # of the clip
 
@@ -63,17 +64,21 @@ def photograph(picture: np.ndarray) -> Material:
     return material_of(patches(small), space)
 
 
-def sound() -> Material:
+def sound(recording: str = "training-1") -> Material:
     """Logarithms of the spectra of 4096 windows of 32 ms, evenly over a recording."""
-    wave = mono(Path("examples/audio/recordings/training-1.ogg"))
+    wave = mono(ROOT / f"examples/audio/recordings/{recording}.ogg")
     hop, window = (len(wave) - 1) // SITES, int(0.032 * RATE)
     spectra = torch.stft(wave, window, hop, window=torch.hann_window(window), return_complex=True)
     levels = (spectra.abs() + 1e-4).log().mT[:SITES]
     return material_of(levels, lambda block, cell: ndgpa.Sequence(SITES, block, cell))
 
 
-def points() -> Material:
-    """Colours around 4096 random pixels of a stereo picture, which stand where they were seen."""
+def points(in_order: bool = False) -> Material:
+    """Colours around 4096 random pixels of a stereo picture, which stand where they were seen.
+
+    Args:
+        in_order: Number the points along their kd-tree, for methods that take runs of sites.
+    """
     left, _, disparity = data.stereo_motorcycle()
     height, width = (n // 4 for n in disparity.shape)
     small = resize(left, (height, width), anti_aliasing=True).astype(np.float32)
@@ -84,6 +89,9 @@ def points() -> Material:
     row, column = chosen // width, chosen % width
     across, down = column - width / 2, row - height / 2
     place = torch.stack([across * distance, down * distance, 100 * distance], dim=1)
+    if in_order:
+        order = ndgpa.PointCloud(place, 4).blocks.flatten()
+        place, chosen = place[order], chosen[order]
 
     def space(block: int, cell: int) -> ndgpa.SpatialStructure:
         return ndgpa.PointCloud(place, block, cell)
@@ -91,9 +99,9 @@ def points() -> Material:
     return material_of(patches(small)[chosen], space)
 
 
-def clip() -> Material:
+def clip(name: str = "bikes") -> Material:
     """5x5 patches of the middle squares of sixteen frames at 16x16, every fourth of a clip."""
-    frames = read_clip(shipped("bikes"), SMALL_SIDE).pixels[: 4 * FRAMES : 4]
+    frames = read_clip(shipped(name), SMALL_SIDE).pixels[: 4 * FRAMES : 4]
     left = (frames.shape[3] - SMALL_SIDE) // 2
     frames = frames[..., left : left + SMALL_SIDE]
     rows = torch.cat([patches(frame.permute(1, 2, 0).numpy()) for frame in frames])

@@ -24,10 +24,9 @@ import instructions
 import kernel_resources
 import measure
 from ahead_of_time import Recorder, compile_for
-from kernel_resources import SHAPES, Shape
+from kernel_resources import FAR, HEADS, SHAPES, Shape
 
 QUESTION = __doc__.splitlines()[0]
-HEADS = 64  # of the shapes of `kernel_resources`
 SELECTION = ("sum_blocks", "lse", "relevance", "top_k")
 
 
@@ -47,7 +46,14 @@ class Chip:
 
 H100 = Chip("H100", 132, 1.755e9, 3.0e12, 5.5e12)
 H200 = Chip("H200", 132, 1.755e9, 4.3e12, 5.5e12)
-PREDICTED = ("pivot 64", "video 49,152", "video 16x96x96", "ChaL 512x256")
+PREDICTED = (
+    "pivot 64",
+    "video 49,152",
+    "video 49,152, cells of 2",
+    "video 16x96x96",
+    "ChaL 512x256",
+    *(shape.name for shape in FAR),
+)
 
 
 def predictions(shape: Shape, chip: Chip) -> list[dict[str, Any]]:
@@ -99,13 +105,27 @@ def loops(name: str, shape: Shape, values: dict[str, Any]) -> list[float]:
         "query_major": lambda: [keys / values["KEYS"]],
         "key_major": lambda: [readers * shape.places / values["ROWS"]],
         "add_parts": lambda: [],  # of blocks that many cells read
+        "mark_selected": lambda: [shape.kept / 4],  # four slots a round
+        "far_forward": lambda: [_far_tiles(shape, values) / values["G"]],
+        "far_query": lambda: [*([values["G"]] if shape.far else []), _far_tiles(shape, values)],
+        "far_key": lambda: [_far_queries(shape) / values["ROWS"]],
     }
     return found[name]()
 
 
+def _far_queries(shape: Shape) -> int:
+    return shape.blocks if shape.far else shape.sites
+
+
+def _far_tiles(shape: Shape, values: dict[str, Any]) -> float:
+    """Tiles of columns; each of several bundles leaves half of one empty."""
+    return shape.blocks / values["KEYS"] + (shape.far or 0) / 2
+
+
 def search_rounds(name: str, of_groups: bool) -> list[float]:
     """Rounds of the searches among the largest of groups, and among the scores that are read."""
-    name = {"ChaL 512x256": "ChaL 4"}.get(name, name)
+    names = {"ChaL 512x256": "ChaL 4", "video 49,152, cells of 2": "video 49,152"}
+    name = names.get(name, name)
     found = json.loads((measure.RESULTS / "search_rounds.json").read_text())["rows"]
     row = next(r for r in found if (r["case"], r["lists"]) == (name, "photographs"))
     return [row["groups"], row["scores"]] if of_groups else [row["scores"]]
@@ -113,22 +133,48 @@ def search_rounds(name: str, of_groups: bool) -> list[float]:
 
 def traffic(name: str, shape: Shape, programs: int, values: dict[str, Any]) -> tuple[float, float]:
     """The least bytes from memory, and bytes from the second cache."""
+    if shape.far is not None:
+        return _far_traffic(name, shape, programs, values)
     size = shape.dtype.itemsize
     unit = HEADS * shape.sites * shape.width * size
     means = HEADS * shape.blocks * shape.width * 4
     scores = HEADS * shape.cells * shape.blocks * 4
     gathered = HEADS * shape.cells * shape.kept * 2 * shape.width * size
+
+    def tiles() -> int:
+        """Programs of a cell."""
+        return -(-shape.places // values["ROWS"])
+
     found: dict[str, Callable[[], tuple[float, float]]] = {
         "sum_blocks": lambda: (2 * (unit + means), 0),
         "lse": lambda: (2 * means, programs * shape.blocks * shape.width * 4),
         "relevance": lambda: (2 * means + scores, _relevance_reads(shape, programs, values)),
         "top_k": lambda: (0, HEADS * shape.cells * _read(shape, values) * 4),
-        "forward": lambda: (4 * unit, gathered * shape.sites_per_block),
-        "query_major": lambda: (6 * unit, gathered * shape.sites_per_block),
+        "forward": lambda: (4 * unit, gathered * shape.sites_per_block * tiles()),
+        "query_major": lambda: (6 * unit, gathered * shape.sites_per_block * tiles()),
         "key_major": lambda: (6 * unit, gathered * shape.places),
         "add_parts": lambda: (0, 0),
     }
     return found[name]()
+
+
+def _far_traffic(
+    name: str, shape: Shape, programs: int, values: dict[str, Any]
+) -> tuple[float, float]:
+    """As `traffic`: outputs are float32, and a bundle of a block is a key and a value."""
+    if name == "mark_selected":
+        return 4 * HEADS * shape.cells * shape.blocks / 8, 0
+    size, bundles = shape.dtype.itemsize, shape.far or 1
+    width = shape.width * (2 if shape.far else 1)
+    unit = HEADS * _far_queries(shape) * shape.width * size
+    flow = HEADS * _far_queries(shape) * bundles * width
+    row = (shape.width + width) * size
+    found = {
+        "far_forward": (unit + 4 * flow, programs * shape.blocks / bundles * row),
+        "far_query": (2 * unit + (4 + size) * flow, programs * shape.blocks * row),
+        "far_key": (unit + size * flow, programs * _far_queries(shape) * row),
+    }
+    return found[name]
 
 
 def _relevance_reads(shape: Shape, programs: int, values: dict[str, Any]) -> float:
@@ -146,11 +192,10 @@ def _read(shape: Shape, values: dict[str, Any]) -> int:
 def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The floors of a shape added up, and what the selection and the forward are of it."""
     floor = {row["kernel"]: row["floor"] for row in rows}
-    forward = next(row for row in rows if row["kernel"] == "forward")
+    forward = next(row for row in rows if row["kernel"] in ("forward", "far_forward"))
     units = max(forward[unit] for unit in instructions.UNITS)
     shape = next(s for s in SHAPES if s.name == rows[0]["shape"])
-    keys = shape.sites_per_block * shape.kept
-    work = 4 * HEADS * shape.cells * shape.places * keys * shape.width
+    work = 2 * HEADS * _pairs(shape) * shape.width * (3 if shape.far else 2)
     selection = sum(floor.get(name, 0) for name in SELECTION)
     return {
         "shape": shape.name,
@@ -158,9 +203,16 @@ def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sum_ms": sum(floor.values()),
         "selection_ms": selection,
         "selection_share": selection / sum(floor.values()),
-        "forward_tflops": work / floor["forward"] / 1e9,
+        "forward_tflops": work / forward["floor"] / 1e9,
         "of_instructions": work / units / 1e9,
     }
+
+
+def _pairs(shape: Shape) -> int:
+    """Queries by keys, of one head."""
+    if shape.far is not None:
+        return _far_queries(shape) * shape.blocks
+    return shape.cells * shape.places * shape.sites_per_block * shape.kept
 
 
 def measured() -> dict[tuple[str, str, str], float]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ranking_tables import ranking
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MORPHING = ROOT / "examples/images/pose_morphing/results/shipped/evaluation.json"
@@ -40,6 +42,7 @@ def main() -> None:
     fill(ROOT / "docs" / "integrations" / "diffusers.md", memory)
     parallel = {f"parallel_{k}": plain(RESULTS / f"parallel_{k}.md") for k in PARALLEL}
     fill(ROOT / "docs" / "distributed.md", parallel)
+    fill(ROOT / "docs" / "ranking.md", ranking(RESULTS))
 
 
 def plain(path: Path) -> str:

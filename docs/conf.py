@@ -5,16 +5,17 @@ repository and on the site. API pages are made from docstrings.
 """
 
 import re
-import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
+
+import ndgpa
 
 ROOT = Path(__file__).parents[1]
 
 project = "ndgpa"
 author = "The ndgpa developers"
-release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+release = ndgpa.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"

@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 T = TypeVar("T")
 
@@ -73,6 +74,32 @@ def differentiate_gradient(
             weights = [*taken.values()]
             second = torch.autograd.grad(grads, leaves, weights, allow_unused=True)
     return list(second[len(given) :]), gradients(type(inputs), **dict(zip(given, second)))
+
+
+def call(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run an operator; in an export to ONNX, which has none of ours, trace its body instead."""
+    run = op._init_fn if torch.onnx.is_in_onnx_export() else op
+    return run(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def outside_traces() -> Iterator[None]:
+    """Compute what follows from structures alone: ordinary tensors, though inputs are traced.
+
+    So `torch.export` finds constants, whatever their making looked at.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if torch.compiler.is_exporting():
+            stack.enter_context(_disable_current_modes())
+        yield
+
+
+def has_values(*xs: Tensor) -> bool:
+    """Whether looking at the values costs nothing: on the CPU, and of no tensor that is traced."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return all(x.is_cpu and (type(x) is Tensor or not torch.compiler.is_compiling()) for x in xs)
 
 
 def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any = None) -> None:

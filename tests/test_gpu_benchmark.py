@@ -51,7 +51,8 @@ def test_a_rehearsal_that_is_killed_keeps_its_rows_and_goes_on(tmp_path: Path) -
     assert file.rows()[: len(kept)] == kept
     assert {row["case"] for row in rows} == {case.name for case in DRY}
     measured = {row["who"] for row in rows if "ms" in row}
-    assert measured == {"select", "gpa", "attend", "torch backend", "dense math"}
+    far = {"attend, far site", "attend, far block"}
+    assert measured == {"select", "gpa", "attend", *far, "torch backend", "dense math"}
     assert all(row["ms"] > 0 and row["least_ms"] > 0 for row in rows if "ms" in row)
     assert all(row["error"] < 1e-5 for row in rows if "error" in row)
     notes = {row["note"] for row in rows if "note" in row}
@@ -161,8 +162,10 @@ def test_the_least_work_is_counted_by_hand() -> None:
     case = Case("hand", lambda: ndgpa.Image((8, 8), 2, 2), 1, 2, 8, 2, torch.float32)
     problem = Problem(case, Here(), "random")
     assert problem.pairs() == 2 * 512
-    assert problem.operations(backward=False) == 2 * 2 * (2 * 512) * 8
-    assert problem.operations(backward=True, dense=True) == 7 * 2 * (2 * 64 * 64) * 8
+    assert problem.operations("attend", backward=False) == 2 * 2 * (2 * 512) * 8
+    far = 2 * 64 * 16
+    assert problem.operations("attend, far site", False) == 2 * 2 * (2 * 512 + far) * 8
+    assert problem.operations("dense math", backward=True) == 7 * 2 * (2 * 64 * 64) * 8
     assert problem.traffic(backward=False) == 4 * (2 * 64 * 8 * 4)
     assert problem.selection_work() == (2 * 2 * 16 * 16 * 8, 2 * (2 * 64 * 8 * 4))
 
@@ -176,13 +179,13 @@ def test_float32_has_a_dense_rival() -> None:
 def test_a_profile_stands_beside_its_prediction(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "profile.jsonl")
     kernels = {"lse_kernel": {"ms": 2.0, "launches": 1}, "sort": {"ms": 3.0, "launches": 2}}
-    file.end(("pivot 64",), {"kernels": kernels})
-    file.end(("ChaL 4",), {"note": "out of memory"})
+    file.end(("pivot 64", "gpa"), {"kernels": kernels})
+    file.end(("ChaL 4", "attend, far site"), {"note": "out of memory"})
     other, lse, note = gpu_profile.table(file, "NVIDIA H100")
     assert other == {"case": "pivot 64", "kernel": "sort", "ms": 3.0, "launches": 2}
     assert lse["kernel"] == "lse"
     assert lse["of_predicted"] == pytest.approx(2.0 / lse["predicted"])
-    assert note == {"case": "ChaL 4", "note": "out of memory"}
+    assert note == {"case": "ChaL 4, far site", "note": "out of memory"}
 
 
 def test_the_table_of_tests_says_what_failed(

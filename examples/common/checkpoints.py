@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.common.files import write_json, write_tensors
+from examples.common.files import check_folder, write_json, write_tensors
 from examples.common.untrusted import BadInput, fields, read_json, read_tensors
 
 Part = torch.nn.Module | torch.optim.Optimizer
@@ -46,6 +46,27 @@ def save(
     for old in later + records(folder)[len(later) + keep :]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def export(run: Path, out: Path, parts: tuple[str, ...]) -> int:
+    """Write some parts of a run's newest checkpoint in half precision, and return the bytes.
+
+    Raises:
+        BadInput: The run has no whole checkpoint, or `out` is the run itself.
+    """
+    check_folder(out)
+    if out.resolve() == run.resolve():
+        raise BadInput(f"{out} is the run itself; name another folder")
+    found = latest(run)
+    if found is None:
+        raise BadInput(f"{run} holds no checkpoint")
+    kept = {
+        name: x.half() if x.is_floating_point() else x
+        for name, x in found.tensors.items()
+        if name.partition("/")[0] in parts
+    }
+    save(out, found.step, kept, found.facts, keep=1)
+    return records(out)[0].with_suffix(".safetensors").stat().st_size
 
 
 def latest(folder: Path) -> Checkpoint | None:

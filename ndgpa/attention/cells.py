@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ndgpa._ops import wide
+from ndgpa._ops import has_values, wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
 from ndgpa.attention.rows import Rows, Run
@@ -63,7 +63,7 @@ class Cells:
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
         self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
         self.blocks = given.blocks.flatten(0, 2)
-        self.has_empty = given.blocks.is_cuda or bool((given.blocks < 0).any())
+        self.has_empty = not has_values(given.blocks) or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
         return map(self.tile, self.chunks())
@@ -81,7 +81,7 @@ class Cells:
         """
         count, width = self.blocks.shape
         causal = self.query_time is not None
-        lengths = None if self.query.is_cuda or not self.has_empty else self._lengths()
+        lengths = self._lengths() if has_values(self.blocks) and self.has_empty else None
         few = lengths is not None and 4 * int(lengths.sum()) <= 3 * lengths.numel() * width
         if lengths is None or not (causal or few):
             yield from (_Chunk(cells, width) for cells in chunks(count, self._room(width)))
@@ -116,7 +116,7 @@ class Cells:
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
         queries, keys = (
             Run(cells),
-            Rows(ids, empty.flatten() if self.has_empty else None, len(empty)),
+            Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0]),
         )
         query, key, value = (
             rows.take(table, self.wide)
@@ -130,7 +130,7 @@ class Cells:
             logits = logits + self._bias(chunk, ids, empty)
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
-            then = self.key_time[blocks.clamp(min=0)].flatten(1)
+            then = self.key_time[blocks.clamp(min=0).long()].flatten(1)
             logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
         weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
@@ -150,9 +150,9 @@ class Cells:
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs
         only those that read it. A GPU is not asked; it would be waited for."""
-        if self.query_time is not None or self.slot_bias is not None or ids.is_cuda:
+        if self.query_time is not None or self.slot_bias is not None:
             return False
-        if self.has_empty and bool(empty.any()):
+        if not has_values(empty, ids) or (self.has_empty and bool(empty.any())):
             return False
         return self.key_bias is None or not self._is_biased(self.key_bias, ids)
 
@@ -175,8 +175,8 @@ class Cells:
         assert self.query_offset is not None
         assert self.key_offset is not None
         of_query = self.query_offset[self._cell(cells)]
-        of_key = self.key_offset[blocks.clamp(min=0)].flatten(1)
-        rows = torch.arange(len(self.query), device=blocks.device)[cells] // self.cells
+        of_key = self.key_offset[blocks.clamp(min=0).long()].flatten(1)
+        rows = torch.arange(self.query.shape[0], device=blocks.device)[cells] // self.cells
         return rows[:, None, None], of_query[:, :, None] + of_key[:, None]
 
     def add_to_offsets(self, grad: Tensor, tile: Tile, slope: Tensor) -> None:
@@ -191,7 +191,7 @@ class Cells:
 
     def _cell(self, chunk: slice | Tensor) -> Tensor:
         """The cell of each tile of the chunk."""
-        tiles = torch.arange(len(self.query), device=self.query.device)[chunk]
+        tiles = torch.arange(self.query.shape[0], device=self.query.device)[chunk]
         return tiles % self.cells
 
 

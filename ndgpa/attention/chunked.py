@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     differentiate_gradient,
     fold_into_batch,
     gradients,
@@ -126,7 +127,8 @@ def attend_from_cells(
         table = offsets.table.unflatten(1, (tiles, -1)).flatten(2)
         first = torch.arange(heads // tiles, device=query.device) * offsets.table.shape[2]
         of_query = (offsets.of_query[:, None] + first[:, None]).flatten(1)
-    out, lse = attend_chunked(
+    out, lse = call(
+        attend_chunked,
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
         key,
         value,

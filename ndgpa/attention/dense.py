@@ -6,7 +6,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa._ops import wide
+from ndgpa._ops import call, wide
 from ndgpa.attention.chunked import attend_chunked
 
 # Queries and keys of one tile of logits.
@@ -32,7 +32,8 @@ def attend_to_all(
     key, value = _cut(key, _KEYS), _cut(value, _KEYS)
     cells, runs = query.shape[2], key.shape[2]
     run = torch.arange(runs, dtype=torch.int32, device=query.device).repeat_interleave(cells)
-    out, lse = attend_chunked(
+    out, lse = call(
+        attend_chunked,
         repeat(query, "b h c x d -> b h (r c) x d", r=runs),
         key,
         value,

@@ -108,9 +108,11 @@ class Layout:
     count: int
 
     @classmethod
-    def of(cls, bundle: Int[Tensor, "l B"], count: int) -> "Layout":
+    def of(cls, bundle: Int[Tensor, "l B"], count: int, width: int | None = None) -> "Layout":
+        """Lay out; `width` columns to a tile, None for as many as waste little."""
         pairs, blocks = bundle.shape[0], bundle.shape[1] + 1
-        width = blocks if count == 1 else max(1, blocks // (4 * count))
+        if width is None:
+            width = blocks if count == 1 else max(1, blocks // (4 * count))
         tiles = (blocks + count * (width - 1)) // width
         bundle = torch.cat([bundle, bundle.new_full((pairs, 1), count - 1)], dim=1)
         sizes = bundle.new_zeros(pairs, count).scatter_add_(1, bundle, torch.ones_like(bundle))

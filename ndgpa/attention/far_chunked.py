@@ -29,7 +29,7 @@ def chunked(queries: FarQueries, keys: FarKeys, selected: Tensor) -> tuple[Tenso
     """As `literal`, with the memory of one chunk beside the inputs and outputs."""
     no_tangents("torch", queries.query, keys.key, keys.value)
     return far_chunked(
-        queries.query,
+        queries.query.to(keys.key.dtype),
         keys.key,
         keys.value,
         keys.bias,
@@ -154,9 +154,21 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the gradient of the plain formula, tile by tile."""
     grad_out, grad_lse, *inputs = kept_inputs(ctx)
-    given = Inputs(*inputs)
+    by_out, by_lse, *by_inputs = backward_twice(grad_out, grad_lse, Inputs(*inputs), cotangents)
+    return by_out, by_lse, None, None, *by_inputs
+
+
+def backward_twice(
+    grad_out: Tensor, grad_lse: Tensor, given: Inputs, cotangents: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient of the plain formula, tile by tile.
+
+    Returns:
+        The gradients of `grad_out`, `grad_lse` and each of the inputs.
+    """
+    wider = given.query.to(given.key.dtype), cotangents[0].to(given.key.dtype)
+    given, cotangents = given._replace(query=wider[0]), (wider[1], *cotangents[1:])
     problem = FarRows(given)
     second = _zeros(grad_out, grad_lse, *given[:4])
     by_row = [problem.by_row(x) for x in second[:3]]
@@ -182,7 +194,7 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
             total[pairs] = problem.layout.of_pairs(pairs).collect(table)
     by_out, by_lse, *by_inputs = second
     named = dict(zip(Features._fields, by_inputs, strict=True))
-    return by_out, by_lse, None, None, *gradients(Inputs, **named)
+    return by_out, by_lse, *gradients(Inputs, **named)
 
 
 def _given(x: Tensor | None) -> Tensor:
@@ -199,15 +211,15 @@ far_chunked_backward.register_vmap(fold_into_batch(far_chunked_backward, batched
 @count_products("far_chunked")
 def _(*inputs: Any, **_: Any) -> int:
     given: Any = Inputs(*inputs)  # of shapes
-    return attention(_pairs(given), given.query[3], given.value[3])
+    return attention(far_pairs(given), given.query[3], given.value[3])
 
 
 @count_products("far_chunked_backward")
 def _(grad_out: Any, grad_lse: Any, out: Any, lse: Any, *inputs: Any, **_: Any) -> int:
     given: Any = Inputs(*inputs)  # of shapes
-    return attention_backward(_pairs(given), given.query[3], given.value[3])
+    return attention_backward(far_pairs(given), given.query[3], given.value[3])
 
 
-def _pairs(given: Any) -> int:
+def far_pairs(given: Any) -> int:
     """Queries by blocks, and by the one that an empty slot selects, given shapes."""
     return prod(given.query[:3]) * (given.key[2] + 1)

@@ -27,7 +27,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa._ops import wide
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.structures.base import SpatialStructure
@@ -104,10 +103,12 @@ class FarKeys:
 class FarQueries:
     """The queries of the far field and their cells; None as time or group means any may be seen.
 
-    `sites` are those that each stands for, -1 for an empty place.
+    `sites` are those that each stands for, -1 for an empty place; `dtype` is that of the features
+    of the call, where means are float32 or wider.
     """
 
     query: Float[Tensor, "b h Q d"]
+    dtype: torch.dtype
     cell: Int[Tensor, " Q"]
     time: Int[Tensor, " Q"] | None
     group: Int[Tensor, " Q"] | None
@@ -185,7 +186,7 @@ def literal(
         hidden = hidden | (keys.group != queries.group[:, None])
     no_key, no_value = ~key.isfinite().all(dim=-1), ~value.isfinite()
     key, value = (x.masked_fill(~x.isfinite(), 0) for x in (key, value))  # 0 NaN is NaN
-    logits = keys.scale * einsum(queries.query, key, "b h q d, b h j d -> b h q j")
+    logits = keys.scale * einsum(queries.query.to(key.dtype), key, "b h q d, b h j d -> b h q j")
     logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
     # (b, h, Q, G, B)
     bundle = _per_head(keys.bundle, heads)[:, :, None, None]
@@ -240,9 +241,8 @@ def _site_queries(problem: Problem) -> FarQueries:
     cell, group = space.cell_of_site, space.cell_group
     time = space.time if problem.causal else None
     sites = torch.arange(query.shape[2], device=query.device)[:, None]
-    return FarQueries(
-        query.to(wide(query)), cell, time, None if group is None else group[cell], sites
-    )
+    group = None if group is None else group[cell]
+    return FarQueries(query, query.dtype, cell, time, group, sites)
 
 
 def _block_queries(problem: Problem) -> FarQueries:
@@ -255,7 +255,9 @@ def _block_queries(problem: Problem) -> FarQueries:
         time = space.block_span[0]
         voters = _first(voters, time[space.block_of_site], problem)
     mean, _ = seen_means(space, problem.query, voters)
-    return FarQueries(mean, space.cell_of_block, time, space.group, space.blocks)
+    return FarQueries(
+        mean, problem.query.dtype, space.cell_of_block, time, space.group, space.blocks
+    )
 
 
 def _cell_queries(problem: Problem) -> FarQueries:
@@ -268,7 +270,7 @@ def _cell_queries(problem: Problem) -> FarQueries:
     count = row_means(problem.query[:, :, :, :0], space.cell_sites, voters)[1]
     cells = torch.arange(space.num_cells, device=sums.device)
     mean = sums / count.clamp(min=1)[:, None, :, None]
-    return FarQueries(mean, cells, time, space.cell_group, space.cell_sites)
+    return FarQueries(mean, problem.query.dtype, cells, time, space.cell_group, space.cell_sites)
 
 
 _MEAN = {"block": _block_queries, "cell": _cell_queries}

@@ -77,7 +77,7 @@ def attend_near_and_far(
             **given,
         )
         if field is not None and far is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(far, backend))
+            out, lse = field.merge((out, lse), selection, pick_far(far, backend, query, value))
         out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
         if lay_out:
             out, lse = block_order.in_own_order(own, out, lse)
@@ -101,7 +101,7 @@ def check_backend(
     backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
 ) -> None:
     if far is not None:
-        pick_far(far, backend)
+        pick_far(far, backend, query, value)
     pick(backend, query, value)
 
 

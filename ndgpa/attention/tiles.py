@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
 from ndgpa._ops import (
+    call,
     cast_for_autocast,
     differentiate_gradient,
     fold_into_batch,
     gradients,
+    has_values,
     keep_inputs,
     kept_inputs,
     wide,
@@ -86,7 +88,7 @@ def attend_in_tiles(
     if key_mask is not None:
         unseen = ~key_mask[:, None, :, None]
         key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-    return attend_tiles(query, key, value, key_mask, bias, **vars(tiles), scale=scale)
+    return call(attend_tiles, query, key, value, key_mask, bias, **vars(tiles), scale=scale)
 
 
 class Inputs(NamedTuple):
@@ -200,7 +202,7 @@ class _Engine:
         self.given, self.wide = given, wide(given.query)
         self.unseen = None if given.seen is None else self._minus_infinity(~given.seen)
         self.empty_keys, self.empty_queries = (
-            x.is_cuda or bool((x < 0).any()) for x in (given.keys, given.queries)
+            not has_values(x) or bool((x < 0).any()) for x in (given.keys, given.queries)
         )
         has_mask = given.key_mask is not None
         self.is_masked = has_mask or given.seen is not None or self.empty_keys

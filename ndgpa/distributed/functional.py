@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ndgpa._ops import cast_for_autocast, without_autocast
-from ndgpa.attention import BackendName, pick, pick_far
+from ndgpa.attention import FAR_BACKENDS, BackendName, pick
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import Far, FarKeys, Tangents, far_keys, latest_of_blocks
 from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
@@ -126,7 +126,7 @@ def _attend(
     query, key, value = cast_for_autocast(problem.query, problem.key, value)
     keys: Any = problem.key_structure
     table = None if read is None else read.sites(keys.whole)
-    merge = pick_far("site", "reference" if backend == "reference" else "torch").merge
+    merge = FAR_BACKENDS["reference" if backend == "reference" else "torch"].merge
     run = Apart(pick(backend, query, value), merge, table, part.num_cells == 0, after)
     out, _ = attend_near_and_far(
         run,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndgpa.problem import Problem, Selection
+from ndgpa.selection.ranking import in_order
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -85,10 +86,10 @@ def once(
     blocks: Int[Tensor, "b hs C K"], bias: Float[Tensor, "b hs C K"] | None, num_blocks: int
 ) -> Selection:
     """The same blocks in ascending order, each in the first of its slots; empty slots last."""
-    blocks, order = blocks.masked_fill(blocks < 0, num_blocks).sort(dim=-1, stable=True)
+    blocks, order = in_order(blocks.masked_fill(blocks < 0, num_blocks))
     again = torch.zeros_like(blocks, dtype=torch.bool)
     again[..., 1:] = blocks[..., 1:] == blocks[..., :-1]
-    blocks, moved = blocks.masked_fill(again, num_blocks).sort(dim=-1, stable=True)
+    blocks, moved = in_order(blocks.masked_fill(again, num_blocks))
     blocks = blocks.masked_fill(blocks == num_blocks, -1)
     if bias is not None:
         bias = bias.gather(-1, order).gather(-1, moved)

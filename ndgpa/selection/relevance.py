@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ndgpa._ops import has_values
+
 Relevance = Literal["mass", "logit"]
 Share = Literal["head", "group", "all"]
 RELEVANCE, SHARE = get_args(Relevance), get_args(Share)
@@ -120,7 +122,10 @@ def _seen(of: CoarseCells, cells: slice) -> Tensor | None:  # (c, B)
 
 
 def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut (L, cells) so that each tile of scores fits the budget."""
+    """Cut (L, cells) so that each tile of scores fits the budget; a graph for ONNX has one tile."""
+    if torch.onnx.is_in_onnx_export():
+        yield slice(None), slice(None)
+        return
     count_l, gk, g, num_cells, places, _ = query.shape
     budget = _TILE["cuda" if query.is_cuda else "cpu"]
     cells = min(num_cells, max(1, budget // (gk * g * places * key.shape[2])))
@@ -211,7 +216,7 @@ def _stays_finite(
 
     Asked on the CPU, where the answer costs little; a GPU is not made to wait for it.
     """
-    if query.is_cuda or not query.numel():
+    if not has_values(query, key) or not query.numel():
         return False
     most = query.abs().amax() * key.abs().amax() * (query.shape[-1] * max(1.0, abs(scale)))
     if bias is not None:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ndgpa._flops import count_products
-from ndgpa._ops import fold_into_batch, has_triton
+from ndgpa._ops import call, fold_into_batch, has_triton
 from ndgpa.problem import Problem
 from ndgpa.selection.base import Rule
 from ndgpa.selection.coarse import by_cell, coarse_in_two, coarse_level, takes_two_parts
@@ -61,7 +61,8 @@ def most_relevant(
     else:
         coarse = coarse_level(problem)
         query, weight = by_cell(coarse, structure)
-    return select_top_k(
+    return call(
+        select_top_k,
         query=query.detach(),
         key=coarse.key.detach(),
         bias=None if coarse.bias is None else coarse.bias.detach(),

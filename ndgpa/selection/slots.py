@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndgpa._ops import has_values
 from ndgpa.structures.base import SpatialStructure
 
 
@@ -27,7 +28,7 @@ def without_empty_columns(table: Int[Tensor, "*batch K"]) -> Int[Tensor, "*batch
     It looks at values, so a GPU, which would be made to wait, a device without any, and a compiled
     graph, whose shapes are fixed, keep the width.
     """
-    if not table.is_cpu or torch.compiler.is_compiling() or table.shape[-1] == 0:
+    if not has_values(table) or table.shape[-1] == 0:
         return table
     used = (table >= 0).flatten(0, -2).any(dim=0)
     return table[..., : max(1, int(used.sum()))]

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.coarse import by_cell, coarse_level
+from ndgpa.selection.ranking import in_order
 from ndgpa.selection.relevance import Share, selection_heads
 
 # Coarse scores of one tile of cells; they are recomputed in the backward.
@@ -103,7 +104,7 @@ def weighted(
     sees in part are read besides, at weight 1.
     """
     width = min(weight.shape[-1], weight.shape[-1] if at_most is None else at_most)
-    ids = weight.detach().sort(dim=-1, descending=True, stable=True).indices[..., :width]
+    ids = in_order(weight.detach(), descending=True, first=width)[1]
     ids = ids.sort(dim=-1).values
     chosen = weight.gather(-1, ids)
     empty = chosen <= 0

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa._ops import outside_traces
 from ndgpa.structures.candidates import blocks_between, count_candidates
 from ndgpa.structures.copies import KeepsCopies
 from ndgpa.structures.tables import (
@@ -240,11 +241,11 @@ class SpatialStructure(KeepsCopies):
 
         On device "meta" it is made from the structures that were copied there, which have values.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return make(self, other)
         tables = self._kept.setdefault(other, {})
         if name not in tables:
-            with torch.inference_mode(False):
+            with outside_traces():
                 tables[name] = make(self._with_values, other._with_values).to(self.device)
         return tables[name]
 
@@ -257,8 +258,9 @@ class SpatialStructure(KeepsCopies):
         kept = self._coarsened
         if factor in kept:
             return kept[factor]
-        made = self._with_values.coarsen(factor).to(self.device)
-        if not torch.compiler.is_compiling():
+        with outside_traces():
+            made = self._with_values.coarsen(factor).to(self.device)
+        if not torch.compiler.is_dynamo_compiling():
             kept[factor] = made
         return made
 

@@ -7,14 +7,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ndgpa._ops import has_values, outside_traces
+
 T = TypeVar("T")
 
 
 class cached(Generic[T]):
     """A property that is computed at its first use and kept.
 
-    What is computed inside a trace is not kept: it stands for a tensor and is none. What is
-    computed in inference mode is an ordinary tensor, which a later backward may save.
+    What the compiler traces is not kept: it stands for a tensor and is none. What is computed in
+    inference mode, or while `torch.export` traces, is an ordinary tensor, which a later backward
+    may save.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -31,9 +34,9 @@ class cached(Generic[T]):
     def __get__(self, owner: Any, kind: type | None = None) -> "T | cached[T]":
         if owner is None:
             return self
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self.compute(owner)
-        with torch.inference_mode(False):
+        with outside_traces():
             value = self.compute(owner)
         if not isinstance(value, Tensor) or type(value) is Tensor:
             owner.__dict__[self.name] = value
@@ -95,4 +98,4 @@ def members_of_rows(row_of_member: Int[Tensor, " members"]) -> Int[Tensor, "rows
 
 def is_full(rows: Int[Tensor, "rows R"]) -> bool:
     """Whether no place is empty, where looking costs nothing: on the CPU and outside traces."""
-    return rows.is_cpu and not torch.compiler.is_compiling() and bool((rows >= 0).all())
+    return has_values(rows) and bool((rows >= 0).all())

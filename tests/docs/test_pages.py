@@ -22,6 +22,9 @@ EXAMPLES = [
 def test_it_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "import timm" in code:  # `make test` runs it with timm's own tests
         pytest.importorskip("timm")
+    if "import onnxruntime" in code:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     try:

@@ -10,6 +10,12 @@ from ndgpa.attention import pick
 from ndgpa.attention.triton.ops import attend_triton, fused
 from ndgpa.selection.select_blocks import select_top_k
 from ndgpa.structures.means import block_sums, means_in_two, whole
+from tests.kernels.far_problems import (
+    far_problem,
+    moved,
+    problems as far_problems,
+    within_budget as far_within_budget,
+)
 from tests.kernels.kernel_problems import (
     attention,
     error,
@@ -63,16 +69,35 @@ def test_blocks_and_heads_of_any_size(sites, width, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_any_far_field_is_within_the_float64_budget(dtype, data):
+    far_within_budget(moved(data.draw(far_problems()), "cuda"), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 128, 160])
+@pytest.mark.parametrize("bundles", [1, 16])
+def test_a_large_far_field_is_within_the_float64_budget(bundles, width, dtype):
+    problem = far_problem(
+        queries=500, blocks=1000, cells=30, slots=12, heads=4, key_heads=2, selection_heads=2,
+        bundles=bundles, width=width, value_width=width, timed=True,
+    )  # fmt: skip
+    far_within_budget(moved(problem, "cuda"), dtype)
+
+
+@pytest.mark.parametrize("far", [None, "site", "block"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("space", SPACES)
-def test_repeats_are_identical_bit_for_bit(space, dtype):
-    first, second = (_run(SPACES[space](), dtype) for _ in range(2))
+def test_repeats_are_identical_bit_for_bit(space, dtype, far):
+    first, second = (_run(SPACES[space](), dtype, far=far) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("far", [None, "site", "block", "cell"])
 @pytest.mark.parametrize("space", SPACES)
-def test_the_torch_backend_agrees(space):
-    ours = _run(SPACES[space](), torch.float32)
-    other = _run(SPACES[space](), torch.float32, backend="torch")
+def test_the_torch_backend_agrees(space, far):
+    ours = _run(SPACES[space](), torch.float32, far=far)
+    other = _run(SPACES[space](), torch.float32, backend="torch", far=far)
     for a, b in zip(ours, other, strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -83,10 +108,10 @@ def _inputs(space, dtype, heads=2, width=64):
     return [torch.randn(shape, generator=g).to("cuda", dtype).requires_grad_() for _ in range(3)]
 
 
-def _run(space, dtype, backend=None):
+def _run(space, dtype, backend=None, far=None):
     inputs = _inputs(space, dtype)
     selection = ndgpa.select(*inputs[:2], space, 5)
-    out = ndgpa.attend(*inputs, selection, space, backend=backend)
+    out = ndgpa.attend(*inputs, selection, space, far=far, backend=backend)
     return [selection.blocks, out, *torch.autograd.grad(out.float().square().sum(), inputs)]
 
 

@@ -4,70 +4,91 @@ Compiled, so in a process without the interpreter.
 """
 
 import re
-from unittest import mock
 
 import pytest
 import torch
 
 from ndgpa import Clusters, Grid
-from tests.kernels.machine_code import inner_loop, kinds
 
 pytestmark = pytest.mark.compiled
 
-# Shared memory of one program in KiB (CUDA C++ Programming Guide, table of compute capabilities;
-# AMD CDNA3 instruction set reference).
-CHIPS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, "gfx942": 64}
-# Instructions that a warp runs in the inner loop on sm_90, by what runs them.
+CHIPS = (80, 86, 89, 90, 100, 120, "gfx942")
+# Instructions that a warp runs in the inner loop on sm_90, in all and of each unit.
 LOOPS = {
     ("pivot 64", "key_major"): {
-        "all": 281,
-        "matrix": 16,
+        "issue": 281,
+        "integer": 70,
+        "float": 65,
         "special": 8,
-        "memory": 56,
-        "integer": 80,
-        "float": 40,
+        "memory": 49,
+        "matrix": 16,
     },
     ("pivot 64", "query_major"): {
-        "all": 361,
-        "matrix": 12,
+        "issue": 361,
+        "integer": 72,
+        "float": 158,
         "special": 32,
-        "memory": 26,
-        "integer": 73,
-        "float": 144,
+        "memory": 23,
+        "matrix": 12,
     },
     ("pivot 64", "forward"): {
-        "all": 368,
-        "matrix": 8,
+        "issue": 368,
+        "integer": 103,
+        "float": 135,
         "special": 34,
-        "memory": 36,
-        "integer": 79,
-        "float": 160,
+        "memory": 32,
+        "matrix": 8,
     },
     ("video 49,152", "key_major"): {
-        "all": 784,
-        "matrix": 32,
+        "issue": 784,
+        "integer": 292,
+        "float": 196,
         "special": 32,
-        "memory": 89,
-        "integer": 299,
-        "float": 160,
+        "memory": 83,
+        "matrix": 32,
     },
     ("video 49,152", "query_major"): {
-        "all": 458,
-        "matrix": 20,
+        "issue": 458,
+        "integer": 83,
+        "float": 191,
         "special": 32,
-        "memory": 36,
-        "integer": 117,
-        "float": 144,
+        "memory": 32,
+        "matrix": 20,
     },
     ("video 49,152", "forward"): {
-        "all": 476,
-        "matrix": 12,
+        "issue": 476,
+        "integer": 125,
+        "float": 195,
         "special": 34,
-        "memory": 48,
-        "integer": 128,
-        "float": 192,
+        "memory": 44,
+        "matrix": 12,
+    },
+    ("pivot 64, far site", "far_query"): {
+        "issue": 641,
+        "integer": 319,
+        "float": 180,
+        "special": 32,
+        "memory": 34,
+        "matrix": 12,
+    },
+    ("pivot 64, far site", "far_key"): {
+        "issue": 841,
+        "integer": 349,
+        "float": 284,
+        "special": 41,
+        "memory": 68,
+        "matrix": 16,
+    },
+    ("pivot 64, far site", "far_forward"): {
+        "issue": 509,
+        "integer": 221,
+        "float": 143,
+        "special": 34,
+        "memory": 44,
+        "matrix": 8,
     },
 }
+PINNED = {shape for shape, _ in LOOPS}
 MARGIN = 1.15
 
 
@@ -81,17 +102,15 @@ def resources():
 
 @pytest.fixture(scope="module")
 def compiled(resources):
-    """The three kernels at the pivot and at the video shape, for sm_90."""
+    """The three kernels at the pivot and at the video shape, and of the far field, for sm_90."""
     from ahead_of_time import compile_for
 
-    shapes = {s.name: s for s in resources.SHAPES if s.name in ("pivot 64", "video 49,152")}
     return {
-        (name, _name(kernel)): compile_for(kernel, args, options, 90)
-        for name, shape in shapes.items()
-        for kernel, args, options in _launches(
-            resources, lambda s=shape: resources._attention(s), 90
-        )
-        if _name(kernel) != "add_parts"
+        (shape.name, _name(kernel)): compile_for(kernel, args, options, 90)
+        for shape in resources.SHAPES
+        if shape.name in PINNED
+        for kernel, args, options in _launches(lambda s=shape: resources.attend(s), 90)
+        if _name(kernel) not in ("add_parts", "mark_selected")
     }
 
 
@@ -99,19 +118,10 @@ def _name(kernel) -> str:
     return kernel.__name__.removesuffix("_kernel")
 
 
-def _launches(resources, run, chip):
-    """The launches on a chip, `chip` being a compute capability or the name of AMD's."""
-    amd = isinstance(chip, str)
+def _launches(run, chip):
+    from kernel_sweep import launches
 
-    def on_chip():
-        capability = (9, 4) if amd else divmod(chip, 10)
-        with (
-            mock.patch("torch.cuda.get_device_capability", return_value=capability),
-            mock.patch("torch.version.hip", "6.2" if amd else None),
-        ):
-            run()
-
-    return resources.record(on_chip, 90)
+    return launches(run, chip)
 
 
 def _attention(
@@ -144,14 +154,32 @@ slow = pytest.mark.slow
 )
 @pytest.mark.parametrize("chip", [c if c == 86 else pytest.param(c, marks=slow) for c in CHIPS])
 def test_every_chip_has_the_shared_memory_that_is_asked_for(resources, chip, width):
+    import kernel_sweep
     from ahead_of_time import compile_for
 
     space = Grid((32, 32), 4, 2)
     for kernel, args, options in _launches(
-        resources, lambda: _attention(resources, space, width, even=True), chip
+        lambda: _attention(resources, space, width, even=True), chip
     ):
         used = compile_for(kernel, args, options, chip)
-        assert used.metadata.shared <= CHIPS[chip] * 1024, (kernel, used.metadata.shared)
+        shared_kib = used.metadata.shared / 1024
+        assert shared_kib <= kernel_sweep.CHIPS[chip], (kernel, shared_kib)
+
+
+@slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel_fits_every_chip(resources, chip):
+    """Selection, attention and far field; no forward spills where it matters most."""
+    import kernel_sweep
+
+    found = list(kernel_sweep.kernels(chip))
+    names = {row["kernel"] for row in found}
+    assert {"sum_blocks", "lse", "relevance", "top_k", "forward", "key_major"} <= names
+    assert {"far_forward", "far_query", "far_key", "mark_selected"} <= names
+    for row in found:
+        assert row["shared_kib"] <= kernel_sweep.CHIPS[chip], row
+        if chip in (80, 90) and row["kernel"] in kernel_sweep.FORWARD:
+            assert row["spilled_bytes"] == 0, row
 
 
 def test_ragged_batches_of_other_sizes_compile_nothing_new(resources):
@@ -163,7 +191,7 @@ def test_ragged_batches_of_other_sizes_compile_nothing_new(resources):
         sizes = torch.tensor([largest] + [15] * (blocks - 1))
         numbers = torch.arange(blocks)
         space = Clusters(numbers.repeat_interleave(sizes), numbers // 3)
-        found = _launches(resources, lambda: _attention(resources, space, 64, biased=True), 90)
+        found = _launches(lambda: _attention(resources, space, 64, biased=True), 90)
         return {_name(kernel): specialize(kernel, args, options) for kernel, args, options in found}
 
     wanted, found = keys(17, 48), keys(18, 57)
@@ -180,27 +208,19 @@ def test_offsets_of_sites_and_heads_are_64_bit(compiled):
 
 
 def test_inner_loops_are_no_longer_than_they_were(compiled):
-    found = {name: kinds(inner_loop(kernel.asm["cubin"])) for name, kernel in compiled.items()}
+    from instructions import counts, program
+
+    loops = {name: program(kernel.asm["cubin"]).inner_loop for name, kernel in compiled.items()}
+    found = {name: counts(loop.instructions) for name, loop in loops.items()}
     assert set(found) == set(LOOPS), found
-    for name, counts in found.items():
-        for kind, count in counts.items():
-            assert count <= MARGIN * LOOPS[name][kind], (name, kind, found)
+    for name, of_unit in found.items():
+        for unit, count in of_unit.items():
+            assert count <= MARGIN * LOOPS[name][unit], (name, unit, found)
 
 
-def test_a_loop_by_hand():
-    text = [
-        "FFMA R0, R1, R2",
-        "IMAD.WIDE R0",
-        "MUFU.EX2 R1",
-        "LDS R2",
-        "HGMMA.64x64x16.F32",
-        "BRA x",
-    ]
-    assert kinds(text) == {
-        "all": 6,
-        "matrix": 1,
-        "special": 1,
-        "memory": 1,
-        "integer": 1,
-        "float": 1,
-    }
+def test_a_loop_by_hand(resources):
+    from instructions import counts
+
+    text = "FFMA R0, R1, R2", "IADD3 R0", "MUFU.EX2 R1", "LDS R2", "HGMMA.64x64x16.F32", "BRA x"
+    each = dict.fromkeys(("integer", "float", "special", "memory", "matrix"), 1)
+    assert counts(text) == {"issue": 6, **each}

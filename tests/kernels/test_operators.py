@@ -36,7 +36,7 @@ SMALL = {"heads": 2, "key_heads": 1, "width": 4, "value_width": 3, "slots": 2}
 FORMS = [{}, {"biased": True, "keyed": True, "causal": True, "selection_heads": 2}]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(FORMS[0], marks=pytest.mark.slow), FORMS[1]])
 def test_operators_keep_the_rules_of_the_library(form):
     problem = attention(Grid((5, 2), 2, (2, 1), time_axis=0), **SMALL, **form)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

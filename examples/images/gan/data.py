@@ -31,19 +31,27 @@ class Pictured:
     images: UInt8[Tensor, "n 3 size size"]
     labels: Int[Tensor, " n"]
     classes: int
+    mirrored: tuple[int, ...] | None = None  # the class of each class in a mirror; None: itself
 
     def draw(self, count: int, mirror: bool = True) -> tuple[Tensor, Tensor]:
         """Draw pictures, in -1 to 1, by torch's generator; half of them mirrored."""
         chosen = torch.randint(len(self.images), (count,))
-        pictures = self.images[chosen].float() / 127.5 - 1
+        pictures, labels = self.images[chosen].float() / 127.5 - 1, self.labels[chosen]
         if mirror:
-            flipped = torch.rand(count, 1, 1, 1) < 0.5
-            pictures = torch.where(flipped, pictures.flip(3), pictures)
-        return pictures, self.labels[chosen]
+            flipped = torch.rand(count) < 0.5
+            pictures = torch.where(flipped[:, None, None, None], pictures.flip(3), pictures)
+            others = torch.tensor(self.mirrored or range(self.classes))
+            labels = torch.where(flipped, others[labels], labels)
+        return pictures, labels
 
 
-def open_data(name: str, size: int) -> Pictured:
-    """Open `photographs`, a folder of drawn figures or other people, or a folder of pictures.
+def open_data(name: str, size: int, split: str = "train") -> Pictured:
+    """Open `photographs`, a folder of drawn figures, or a folder of pictures.
+
+    Args:
+        name: What.
+        size: Side to bring the pictures to.
+        split: Which part of drawn figures: train, validation or test. The others have one part.
 
     Raises:
         BadInput: It is none of these, holds no picture, or a picture cannot be read.
@@ -54,7 +62,7 @@ def open_data(name: str, size: int) -> Pictured:
     if not folder.is_dir():
         raise BadInput(f"{name} is neither a folder nor the word photographs")
     if (folder / "figures.json").is_file():
-        return heads(open_pictures(folder, "train"), size)
+        return heads(open_pictures(folder, split), size)
     return files(folder, size)
 
 
@@ -68,8 +76,9 @@ def heads(people: Pictures, size: int) -> Pictured:
     ]
     if not found:
         raise BadInput("these people have no head that is large enough in the picture")
-    images = torch.stack([torch.from_numpy(head) for head, _ in found]).permute(0, 3, 1, 2)
-    return Pictured(images.contiguous(), torch.tensor([side for _, side in found]), 4)
+    images = torch.from_numpy(np.stack([head for head, _ in found])).permute(0, 3, 1, 2)
+    labels = torch.tensor([side for _, side in found])
+    return Pictured(images.contiguous(), labels, 4, mirrored=(2, 1, 0, 3))
 
 
 def _head(people: Pictures, i: int, size: int) -> np.ndarray | None:
@@ -81,7 +90,7 @@ def _head(people: Pictures, i: int, size: int) -> np.ndarray | None:
         return None
     centre = np.mean([p[:2] for p in ears], axis=0)
     reach = max(4.0, HEAD / 2 * float(np.linalg.norm(centre - points[NECK, :2])))
-    top, left = (round(float(c - reach)) for c in centre)
+    left, top = (round(float(c - reach)) for c in centre)
     side = round(2 * reach)
     height, width = picture.shape[:2]
     if top < 0 or left < 0 or top + side > height or left + side > width or 2 * side < size:
@@ -97,8 +106,8 @@ def _facing(points: np.ndarray) -> int:
     seen = [points[e, 2] > 0 for e in EARS]
     if all(seen) or not any(seen):
         return 1
-    ear = points[EARS[seen.index(True)], 1]
-    return 0 if points[NOSE, 1] < ear else 2
+    ear = points[EARS[seen.index(True)], 0]
+    return 0 if points[NOSE, 0] < ear else 2
 
 
 def photographs(size: int) -> Pictured:

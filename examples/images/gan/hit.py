@@ -9,6 +9,7 @@ latent.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
+from examples.common.stylegan2 import halve, merge
 from examples.images.gan.attention import operator_of
-from examples.images.pose_morphing.layers import halve, merge
 from ndgpa.nn import SpatialAttention
 
 FIRST, TOKENS, TOKEN_WIDTH = 8, 16, 512  # side of the first stage; tokens of the latent
@@ -52,7 +53,7 @@ class HiTConfig:
 
 
 PRESETS = {
-    "tiny32": HiTConfig((1, 1, 1), (64, 64, 32), (4, 4, 4), (4, 4, None), 64),
+    "tiny32": HiTConfig((1, 1, 1), (64, 48, 24), (4, 4, 4), (4, 4, None), 64),
     "tiny64": HiTConfig((1, 1, 1, 1), (128, 96, 64, 32), (4, 4, 4, 4), (4, 4, 8, None), 128),
     "imagenet128": HiTConfig(
         (2, 2, 2, 2, 2), (512, 512, 256, 128, 128), (16, 8, 4, 4, 4), (4, 4, 8, 8, None), 256
@@ -203,24 +204,31 @@ def _place(sites: int, channels: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(sites, channels), std=0.02))
 
 
+def official_widths(size: int, multiplier: int = 2) -> tuple[int, ...]:
+    """Return the discriminator's channels of the released code, from `size` down to 4 pixels.
+
+    Args:
+        size: Side of the pictures, a power of 2.
+        multiplier: Of the channels at 64 pixels and more; 1 for ImageNet, 2 for faces.
+    """
+    sides = [2**i for i in range(int(math.log2(size)), 1, -1)]
+    return tuple(min(512, 16384 * multiplier // side) for side in sides)
+
+
 class Discriminator(nn.Module):
     """A residual network of StyleGAN2's form, without its equalised rate and minibatch deviation.
 
     Args:
-        size: Side of the pictures, a power of 2 above 4.
-        widest: Channels at the smallest sizes.
-        multiplier: Of the channels at 64 pixels and more; 1 for ImageNet, 2 for faces.
+        widths: Channels at each size, from the pictures' own down to 4 pixels.
     """
 
-    def __init__(self, size: int, widest: int = 512, multiplier: int = 2) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        sizes = [2**i for i in range(int(math.log2(size)), 1, -1)]
-        widths = [min(widest, 16384 * multiplier // side) for side in sizes]
         self.from_rgb = nn.Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
-        self.dense = nn.Linear(16 * widths[-1], widest)
-        self.score = nn.Linear(widest, 1)
+        self.dense = nn.Linear(16 * widths[-1], widths[-1])
+        self.score = nn.Linear(widths[-1], 1)
 
     def forward(self, picture: Float[Tensor, "b 3 size size"]) -> Float[Tensor, " b"]:
         x = F.leaky_relu(self.from_rgb(picture), 0.2)

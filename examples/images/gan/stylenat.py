@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
-from examples.images.gan.attention import operator_of
-from examples.images.pose_morphing.layers import SLOPE, double
+from examples.common.stylegan2 import Linear, Mapping, double
+from examples.images.gan.attention import operator_of, read_by
 
 STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
 
@@ -59,7 +59,7 @@ class StyleNATConfig:
 
 _DILATIONS = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128))
 PRESETS = {
-    "tiny32": StyleNATConfig((128, 128, 64, 64), ((1,), (1,), (1, 2), (1, 4)), 7, 128),
+    "tiny32": StyleNATConfig((64, 64, 32, 16), ((1,), (1,), (1, 3), (1, 6)), 5, 64),
     "tiny64": StyleNATConfig((128, 128, 128, 64, 64), _DILATIONS[:5], 7, 128),
     "ffhq256": StyleNATConfig((512, 512, 512, 512, 512, 256, 128), _DILATIONS[:7]),
     "ffhq1024": StyleNATConfig((512, 512, 512, 512, 512, 256, 128, 64, 32), _DILATIONS),
@@ -88,6 +88,28 @@ class Generator(nn.Module):
             x, picture = level(x, styles[:, 2 * i], styles[:, 2 * i + 1], picture)
         assert picture is not None
         return picture
+
+
+@torch.no_grad()
+def attention_map(
+    generator: Generator, latent: Float[Tensor, "b style"], level: int, site: int
+) -> Float[Tensor, "b heads side side"]:
+    """Return where a pixel of a level looks, in the level's first block, head by head.
+
+    Args:
+        level: Its number; its side is 4 * 2^level.
+        site: The pixel's number in raster order.
+    """
+    block, seen = generator.levels[level].blocks[0], []
+    handle = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    try:
+        generator(latent)
+    finally:
+        handle.remove()
+    x, style, image = seen[0]
+    query, key, _ = block.by_head(x, style)
+    read = read_by(block.operator, query, key, image, site)
+    return rearrange(read, "b h (y x) -> b h y x", y=FIRST * 2**level)
 
 
 class Level(nn.Module):
@@ -144,11 +166,16 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"], image: ndgpa.Grid
     ) -> Float[Tensor, "b n c"]:
-        y = self.to_query_key_value(self.norms[0](x, style))
-        query, key, value = rearrange(y, "b n (k h d) -> k b h n d", k=3, h=self.heads)
-        out = self.operator(query, key, value, image)
+        out = self.operator(*self.by_head(x, style), image)
         x = x + self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         return x + self.pixels(self.norms[1](x, style))
+
+    def by_head(
+        self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"]
+    ) -> Float[Tensor, "3 b h n d"]:
+        """Return queries, keys and values."""
+        y = self.to_query_key_value(self.norms[0](x, style))
+        return rearrange(y, "b n (k h d) -> k b h n d", k=3, h=self.heads)
 
 
 def _attention(config: StyleNATConfig, i: int, heads: int) -> Any:
@@ -184,7 +211,7 @@ class StyledNorm(nn.Module):
 
     def __init__(self, channels: int, style: int) -> None:
         super().__init__()
-        self.to_gain_shift = EqualLinear(style, 2 * channels)
+        self.to_gain_shift = Linear(style, 2 * channels)
 
     def forward(
         self, x: Float[Tensor, "b n c"], style: Float[Tensor, "b style"]
@@ -219,30 +246,3 @@ def _sinusoids(channels: int, side: int, like: Tensor) -> Float[Tensor, "c side 
     column = line[:, None].expand(-1, side, -1)
     row = line[:, :, None].expand(-1, -1, side)
     return torch.cat([column, row])
-
-
-class Mapping(nn.Module):
-    """Eight dense layers, from a latent of unit mean square to a style."""
-
-    def __init__(self, style: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(EqualLinear(style, style, lr=0.01) for _ in range(8))
-
-    def forward(self, latent: Float[Tensor, "b style"]) -> Float[Tensor, "b style"]:
-        x = latent * (latent.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), SLOPE) * math.sqrt(2)
-        return x
-
-
-class EqualLinear(nn.Module):
-    """A dense layer with equalised learning rate; `lr` is a multiplier of it."""
-
-    def __init__(self, features_in: int, features_out: int, lr: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(features_out, features_in) / lr)
-        self.bias = nn.Parameter(torch.zeros(features_out))
-        self.scale, self.lr = lr / math.sqrt(features_in), lr
-
-    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
-        return F.linear(x, self.weight * self.scale, self.bias * self.lr)

@@ -1,9 +1,12 @@
 """Train a generator, `python -m examples.images.gan.train --system hit --out runs/hit`.
 
-A run that was killed goes on where it stopped; on a CPU with the same bits.
+A run that was killed goes on where it stopped; on a CPU with the same bits. Several processes:
+`torchrun --nproc-per-node N -m examples.images.gan.train ...`; they share the batch, and the
+number of them may change when a run goes on.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from examples.common.adversarial import LOSSES, PathLength, balanced_consistency, lazy_adam, r1
 from examples.common.commands import (
     check_count,
     check_device,
@@ -22,11 +26,14 @@ from examples.common.commands import (
 )
 from examples.common.files import check_folder
 from examples.common.loop import run
+from examples.common.processes import average_gradients, start_processes
+from examples.common.untrusted import BadInput
+from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, open_data
-from examples.images.gan.losses import LOSSES, augment, r1
-from examples.images.gan.systems import SYSTEMS, config_of, latent_width
+from examples.images.gan.systems import SYSTEMS, Regularizers, config_of, latent_width
 
 SHOWN = 32  # pictures of a sheet
+EMA_FROM = 10  # steps; before that the averaged weights are copies
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,17 @@ class TrainConfig:
     """Options of a training run."""
 
     out: Path  # checkpoints and curves; a run that is there goes on
-    system: str = "hit"  # hit, ylg or stylenat
+    system: str = "hit"  # hit, ylg, sagan, stylenat or stylegan2
     preset: str = "tiny32"  # of the system
     data: str = "photographs"  # or a folder: drawn figures (their heads), or pictures by class
     attention: str | None = None  # instead of the system's own, such as GPA(12,far=block)
     steps: int = 2000
-    batch: int = 16
-    faster: float = 5.0  # learning rates over the system's own, for small networks
-    ema: float = 0.995
-    augmented: bool = True  # what the discriminator is shown
+    batch: int = 16  # of all processes together
+    faster: float = 1.0  # learning rates over the system's own
+    added: Regularizers | None = None  # to the losses, instead of the system's own
+    ema: float = 0.999
+    augmented: bool = False  # what the discriminator is shown
+    bfloat16: bool = False  # autocast
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 0  # of torch on the CPU; 0: as it chooses
     seed: int = 0
@@ -51,26 +60,44 @@ class TrainConfig:
 
 
 class Trainer:
-    """Networks, optimisers and one step of training."""
+    """Networks, optimisers and one step of training.
 
-    def __init__(self, config: TrainConfig, pictured: Pictured) -> None:
-        self.config, self.pictured = config, pictured
+    Args:
+        config: The options.
+        pictured: What is to be imitated.
+        rank, processes: Which part of each batch is this process's, and of how many.
+    """
+
+    def __init__(
+        self, config: TrainConfig, pictured: Pictured, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.config, self.pictured, self.rank, self.processes = config, pictured, rank, processes
         self.system = SYSTEMS[config.system]
         self.model = config_of(config.system, config.preset, config.attention, pictured.classes)
+        self.added = config.added or self.system.added
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self.generator = self.system.generator(self.model).to(self.device)
         self.discriminator = self.system.discriminator(self.model).to(self.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.optimizers = [
-            torch.optim.Adam(network.parameters(), config.faster * rate, betas=(0.0, 0.99))
-            for network, rate in zip((self.generator, self.discriminator), self.system.rates)
+            lazy_adam(network.parameters(), config.faster * rate, every)
+            for network, rate, every in zip(
+                (self.generator, self.discriminator),
+                self.system.rates,
+                (
+                    self.added.path_length_every if self.added.path_length else 1,
+                    self.added.r1_every,
+                ),
+            )
         ]
         self.of_discriminator, self.of_generator = LOSSES[self.system.loss]
+        self.path_length = PathLength().to(self.device)
         self.parts = {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "average": self.average,
+            "path_length": self.path_length,
             "generator_optimizer": self.optimizers[0],
             "discriminator_optimizer": self.optimizers[1],
         }
@@ -81,38 +108,87 @@ class Trainer:
 
     def advance(self, step: int) -> dict[str, float]:
         """Take one step of the discriminator and one of the generator, from one batch."""
-        real, label = (x.to(self.device) for x in self.pictured.draw(self.config.batch))
-        fake = self.generator(self.latents(self.config.batch), label)
+        real, label, latent = self.draw()
+        with self.autocast():
+            fake = self.generator(latent, label).float()
         figures = self.advance_discriminator(real, fake.detach(), label, step)
-        loss = self.of_generator(self.score(fake, label))
-        self.update(0, loss)
+        self.discriminator.requires_grad_(False)
+        figures |= self.advance_generator(fake, label, latent, step)
+        self.discriminator.requires_grad_(True)
         self.update_ema(step)
-        return figures | {"generator": loss.item()}
+        return figures
+
+    def advance_generator(
+        self, fake: Tensor, label: Tensor, latent: Tensor, step: int
+    ) -> dict[str, float]:
+        loss = self.of_generator(self.score(fake, label))
+        figures = {"generator": loss.item()}
+        if self.added.path_length and step % self.added.path_length_every == 0:
+            penalty = self.path_penalty(latent[: max(1, len(latent) // 2)])
+            loss = loss + self.added.path_length * self.added.path_length_every * penalty
+            figures["path_length"] = penalty.item()
+        self.update(0, loss)
+        return figures
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a batch of pictures, labels and latents, and return this process's part of it.
+
+        Every process draws the whole batch, so how many there are changes nothing; what is drawn
+        after that differs between them. Parts are interleaved: so are the groups of which a
+        discriminator takes the deviation.
+        """
+        drawn = (*self.pictured.draw(self.config.batch), self.latents(self.config.batch))
+        if self.processes > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
+        real, label, latent = (x[self.rank :: self.processes].to(self.device) for x in drawn)
+        return real, label, latent
 
     def advance_discriminator(
         self, real: Tensor, fake: Tensor, label: Tensor, step: int
     ) -> dict[str, float]:
         loss = self.of_discriminator(self.score(real, label), self.score(fake, label))
         figures = {"discriminator": loss.item()}
-        if self.system.r1 and step % self.system.r1_every == 0:
-            penalty = r1(lambda x: self.discriminator(x, label), real, self.system.r1)
-            loss = loss + self.system.r1_every * penalty
+        added = self.added
+        if added.bcr:
+            moved = balanced_consistency(lambda x: self.judge(x, label), real, fake, augment)
+            loss = loss + added.bcr * moved
+            figures["consistency"] = moved.item()
+        if added.r1 and step % added.r1_every == 0:
+            penalty = r1(lambda x: self.judge(x, label), real, added.r1)
+            loss = loss + added.r1_every * penalty
             figures["penalty"] = penalty.item()
-        self.update(1, loss)
+        self.update(1, loss, added.clip)
         return figures
 
-    def score(self, picture: Tensor, label: Tensor) -> Tensor:
-        return self.discriminator(augment(picture) if self.config.augmented else picture, label)
+    def path_penalty(self, latent: Tensor) -> Tensor:
+        """Penalise the generator by the path length from its styles."""
+        network: Any = self.generator.network
+        styles = network.mapping(latent)[:, None].expand(-1, self.model.latents, -1)
+        return self.path_length(network.of_styles, styles)
 
-    def update(self, which: int, loss: Tensor) -> None:
+    def score(self, picture: Tensor, label: Tensor) -> Tensor:
+        return self.judge(augment(picture) if self.config.augmented else picture, label)
+
+    def judge(self, picture: Tensor, label: Tensor) -> Tensor:
+        with self.autocast():
+            return self.discriminator(picture, label).float()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+
+    def update(self, which: int, loss: Tensor, clip: float = 0.0) -> None:
+        network = (self.generator, self.discriminator)[which]
         self.optimizers[which].zero_grad()
         loss.backward()
+        average_gradients(network)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         self.optimizers[which].step()
 
     @torch.no_grad()
     def update_ema(self, step: int) -> None:
         """Move averaged weights towards the new ones; buffers, such as norms' means, are copied."""
-        kept = min(self.config.ema, (step + 1) / (step + 10))
+        kept = 0.0 if step < EMA_FROM else self.config.ema
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - kept)
         for mean, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
@@ -131,24 +207,45 @@ def sheet(pictures: Tensor, columns: int = 8) -> Tensor:
     return (torch.cat(rows, dim=1).clamp(-1, 1) + 1) / 2
 
 
-def train(config: TrainConfig, pictured: Pictured | None = None) -> Trainer:
-    """Train, or go on training, and return the networks."""
+def train(
+    config: TrainConfig,
+    pictured: Pictured | None = None,
+    watch: Callable[[Trainer, int], dict[str, float]] | None = None,
+) -> Trainer:
+    """Train, or go on training, and return the networks.
+
+    Args:
+        config: The options.
+        pictured: Instead of `config.data`.
+        watch: Called after every step with how many have been taken; what it returns is logged.
+    """
     check_options(config)
+    rank, processes = start_processes(config.device)
+    check_share(config, processes)
     set_threads(config.threads)
+    torch.set_flush_denormal(True)
     model = config_of(config.system, config.preset, config.attention, 1)
+    check_styles(config, model)
     pictured = open_data(config.data, model.size) if pictured is None else pictured
-    trainer = Trainer(config, pictured)
+    trainer = Trainer(config, pictured, rank, processes)
+
+    def advance(step: int) -> dict[str, float]:
+        return trainer.advance(step) | (watch(trainer, step + 1) if watch else {})
+
     run(
         config.out,
         trainer.parts,
-        trainer.advance,
+        advance,
         config.steps,
         seed=config.seed,
-        facts=facts(config),
+        facts=facts(config) | {"classes": pictured.classes},
         save_every_s=config.save_every_s,
         pictures=trainer.pictures,
         pictures_every=config.pictures_every,
+        writes=rank == 0,
     )
+    if processes > 1:
+        torch.distributed.destroy_process_group()
     return trainer
 
 
@@ -157,14 +254,28 @@ def check_options(config: TrainConfig) -> None:
     check_count("--batch", config.batch, 2)
     check_number("--faster", config.faster, 0, above=True)
     check_number("--ema", config.ema, 0, 1)
+    for name, weight in asdict(config.added or Regularizers()).items():
+        check_number(f"--added.{name.replace('_', '-')}", weight, int(name.endswith("every")))
     check_seed(config.seed)
     check_device(config.device)
     check_folder(config.out)
 
 
+def check_styles(config: TrainConfig, model: Any) -> None:
+    """Refuse a penalty on styles of a system that has none."""
+    if config.added and config.added.path_length and not hasattr(model, "latents"):
+        raise BadInput(f"{config.system} has no styles, so no path length")
+
+
+def check_share(config: TrainConfig, processes: int) -> None:
+    """Refuse a batch that processes cannot share evenly."""
+    if config.batch % processes:
+        raise BadInput(f"--batch {config.batch} is no multiple of the {processes} processes")
+
+
 def facts(config: TrainConfig) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning."""
-    free = ("out", "steps", "device", "threads", "save_every_s", "pictures_every")
+    free = ("out", "data", "steps", "device", "threads", "save_every_s", "pictures_every")
     return {name: x for name, x in asdict(config).items() if name not in free}
 
 

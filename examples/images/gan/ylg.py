@@ -9,7 +9,7 @@ attention at a quarter of the size; its keys are at half the size of its queries
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 import ndgpa
 from examples.images.gan.attention import operator_of
 
-FIRST, HEADS = 4, 8
+FIRST, LEAST_HEADS = 4, 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class YLGConfig:
     latent: Features of the latent.
     classes: How many classes there are.
     attention: What attends in place of the paper's patterns, by name; None for YLG itself.
+    heads: Of the attention, at most.
     """
 
     channels: tuple[int, ...]
@@ -41,6 +42,7 @@ class YLGConfig:
     latent: int = 128
     classes: int = 1000
     attention: str | None = None
+    heads: int = 8
 
     @property
     def size(self) -> int:
@@ -48,9 +50,12 @@ class YLGConfig:
 
 
 PRESETS = {
-    "tiny32": YLGConfig((64, 64, 32), 16, 64, 4),
+    "tiny32": YLGConfig((64, 32, 16), 16, 64, 4),
     "tiny64": YLGConfig((128, 96, 64, 32), 32, 64, 4),
     "imagenet128": YLGConfig((1024, 512, 256, 128, 64), 32),
+}
+SAGAN_PRESETS = {
+    name: replace(config, attention="Full(scale=1.0)", heads=1) for name, config in PRESETS.items()
 }
 
 
@@ -67,7 +72,7 @@ class Generator(nn.Module):
             Up(a, b, config.classes) for a, b in zip(widths, config.channels)
         )
         blocks = int(math.log2(config.attend_at // FIRST))
-        self.attention = SelfAttention(config.channels[blocks - 1], config.attention)
+        self.attention = SelfAttention(config.channels[blocks - 1], config.attention, config.heads)
         self.norm = nn.BatchNorm2d(config.channels[-1])
         self.to_rgb = spectral_norm(nn.Conv2d(config.channels[-1], 3, 3, padding=1))
 
@@ -96,7 +101,7 @@ class Discriminator(nn.Module):
         self.last = Down(widths[-1], widths[-1], halve=False)
         # blocks between the first, which halves the picture, and the attention
         self.before = int(math.log2(config.size // config.attend_at)) - 1
-        self.attention = SelfAttention(widths[self.before], config.attention)
+        self.attention = SelfAttention(widths[self.before], config.attention, config.heads)
         self.score = spectral_norm(nn.Linear(widths[-1], 1))
         self.of_class = spectral_norm(nn.Embedding(config.classes, widths[-1]))
 
@@ -120,27 +125,42 @@ class Discriminator(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of SAGAN: queries at full size, keys and values at half; begins as the identity."""
 
-    def __init__(self, channels: int, attention: str | None) -> None:
+    def __init__(self, channels: int, attention: str | None, heads: int = 8) -> None:
         super().__init__()
-        self.heads = min(HEADS, channels // 8)
-        self.to_query = _conv1(channels, channels // 8)
-        self.to_key = _conv1(channels, channels // 8)
+        width = max(channels // 8, LEAST_HEADS)
+        self.heads = min(heads, width)
+        self.to_query = _conv1(channels, width)
+        self.to_key = _conv1(channels, width)
         self.to_value = _conv1(channels, channels // 2)
         self.to_out = _conv1(channels // 2, channels)
         self.strength = nn.Parameter(torch.zeros(()))
         self.operator: Any = _pattern(self.heads) if attention is None else operator_of(attention)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        query = self.to_query(x)
-        key, value = (F.max_pool2d(to(x), 2) for to in (self.to_key, self.to_value))
-        size, key_size = x.shape[2:], key.shape[2:]
-        sites = [
-            rearrange(y, "b (h d) y x -> b h (y x) d", h=self.heads) for y in (query, key, value)
-        ]
-        image, key_image = ndgpa.Image(tuple(size), 2), ndgpa.Image(tuple(key_size), 2)
-        out = self.operator(*sites, image, key_image)
-        out = rearrange(out, "b h (y x) d -> b (h d) y x", y=size[0])
+        out = self.attend(x, self.by_head(F.max_pool2d(self.to_value(x), 2)))
+        out = rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2])
         return x + self.strength * self.to_out(out)
+
+    def attend(
+        self, x: Float[Tensor, "b c h w"], value: Float[Tensor, "b heads k d"]
+    ) -> Float[Tensor, "b heads q d"]:
+        key = F.max_pool2d(self.to_key(x), 2)
+        image, key_image = (ndgpa.Image(tuple(y.shape[2:]), 2) for y in (x, key))
+        return self.operator(
+            self.by_head(self.to_query(x)), self.by_head(key), value, image, key_image
+        )
+
+    def by_head(self, x: Float[Tensor, "b h*d y x"]) -> Float[Tensor, "b h y*x d"]:
+        return rearrange(x, "b (h d) y x -> b h (y x) d", h=self.heads)
+
+    def weights(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads q k"]:
+        """Return how much each site reads of each key: what is read where values are the identity.
+
+        Of a far field, a key's share of what is read through means is counted too.
+        """
+        keys = x.shape[2] * x.shape[3] // 4
+        identity = torch.eye(keys, dtype=x.dtype, device=x.device)
+        return self.attend(x, identity.expand(len(x), self.heads, -1, -1))
 
 
 def _pattern(heads: int) -> ndgpa.operators.LocalSparse:

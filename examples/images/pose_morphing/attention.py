@@ -8,9 +8,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from examples.common.stylegan2 import Conv, activate, merge
 from examples.images.pose_morphing.config import AttentionName, ModelConfig
-from examples.images.pose_morphing.layers import Conv, activate, merge
-from ndgpa import Full
+from examples.images.pose_morphing.levels import Carried, Given, Level
+from ndgpa import GPA, Full
+from ndgpa.operators import NoAttention
 
 START = 0.1  # size of what a level adds to the queries and keys of the coarser one, at first
 
@@ -52,6 +54,18 @@ class CopyAttention(nn.Module):
             self.strength = nn.Parameter(torch.tensor(0.1))
         if config.temperature:
             self.log_temperature = nn.Parameter(torch.tensor(2 * math.log(name.factor(size))))
+
+    def active(self, coarse_only: bool) -> bool:
+        if isinstance(self.operator, NoAttention):
+            return False
+        return not (coarse_only and isinstance(self.operator, GPA))
+
+    def forward(self, given: Given) -> Carried:
+        projected = self.project(given.target, given.source, given.handed)
+        features, copied, query, key = self.attend(*projected, given.source, given.pixels)
+        level = Level(self.size, copied, query, key, self.structure, self.operator)
+        target = self.fused(given.target, features)
+        return Carried(target, given.source, copied, handed=projected, level=level)
 
     def project(
         self,

@@ -12,7 +12,8 @@ from ndgpa.operators import NoAttention, Nystrom, Operator, Performer
 
 COUNT = r"([1-9]\d*)"
 GPA_NAME, LOW_RANK_NAME = rf"(GPA){COUNT}_{COUNT}_{COUNT}", rf"(NYF|PER){COUNT}_{COUNT}"
-PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO)_(\d+)|(FULL)")
+PLAIN = "FULL|SKIP|PARTS|FLOW|BFT"
+PATTERN = re.compile(rf"{GPA_NAME}|{LOW_RANK_NAME}|(FULL|NO|XING)_(\d+)|({PLAIN})")
 QUICK = 12.0  # learning-rate multiplier of convolutions: see `layers.Conv`
 CANDIDATES = 4  # times kappa, for a second look
 SLOTS = 2  # times kappa, for what may have a weight below 1
@@ -31,7 +32,8 @@ class AttentionName:
     * `GPA<m>_<kappa>_<s>`: m cells, kappa key blocks each, Phase 1 where the short side is s;
     * `NYF<r>_<s>`, `PER<r>_<s>`: Nystromformer with r landmarks, Performer with r features;
     * `NO_<s>`: nothing; `FULL_<s>`: full attention, there in the wiring of the others;
-    * `FULL`: full attention at every size.
+    * `FULL`: full attention at every size;
+    * `SKIP`, `PARTS`, `FLOW`, `BFT`, `XING_<s>`: what stands in `rivals/` instead of an attention.
 
     After a GPA may follow `+site` or `+block`, the far field of that name, and one of the rules
     that `RULES` names: `GPA128_4_8+site+soft`.
@@ -107,9 +109,9 @@ def parse(name: str) -> AttentionName:
     if found is None:
         raise ValueError(
             f"unknown attention {name!r}; expected GPA<m>_<kappa>_<s>, NYF<r>_<s>, PER<r>_<s>, "
-            "NO_<s>, FULL_<s> or FULL, for example GPA1024_12_64"
+            "NO_<s>, FULL_<s>, FULL or one of rivals/, for example GPA1024_12_64"
         )
-    gpa, cells, kappa, s, low_rank, rank, low_rank_s, plain, plain_s, _ = found.groups()
+    gpa, cells, kappa, s, low_rank, rank, low_rank_s, until, until_s, plain = found.groups()
     far, rules = [x for x in extras if x in FAR], [x for x in extras if x in RULES]
     if extras != far + rules or len(far) > 1 or len(rules) > 1 or (extras and not gpa):
         raise ValueError(
@@ -127,7 +129,7 @@ def parse(name: str) -> AttentionName:
         )
     if low_rank:
         return AttentionName(low_rank, rank=int(rank), full_until=int(low_rank_s))
-    return AttentionName(plain, full_until=int(plain_s)) if plain else AttentionName("FULL")
+    return AttentionName(plain) if plain else AttentionName(until, full_until=int(until_s))
 
 
 @dataclass(frozen=True)

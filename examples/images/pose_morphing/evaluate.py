@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from examples.common.commands import check_count, check_device, check_seed, command
 from examples.common.files import check_folder, write_text
+from examples.common.frechet import Frechet, frechet_of
 from examples.images.pose_morphing.losses import TextureEnergy
 from examples.images.pose_morphing.measures.report import (
     Scores,
@@ -47,7 +48,6 @@ from examples.images.pose_morphing.measures.tasks import (
 )
 from examples.images.pose_morphing.model import Generator, Morph
 from examples.images.pose_morphing.perceptual import VGG, Perceptual
-from examples.images.pose_morphing.studies.frechet import Frechet, frechet_of
 from examples.images.pose_morphing.studies.memory import level_bytes
 from examples.images.pose_morphing.trained import Trained, load_trained
 from examples.people import open_pictures

@@ -10,7 +10,6 @@ import tyro
 
 from examples.common import checkpoints
 from examples.common.commands import command
-from examples.common.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,8 @@ class Options:
 
 
 def export(options: Options) -> int:
-    """Write it, and return its size in bytes.
-
-    Raises:
-        ValueError: The run has no whole checkpoint.
-    """
-    check_folder(options.out)
-    if options.out.resolve() == options.run.resolve():
-        raise ValueError(f"{options.out} is the run itself; name another folder")
-    found = checkpoints.latest(options.run)
-    if found is None:
-        raise ValueError(f"{options.run} holds no checkpoint")
-    kept = {name: x.half() for name, x in found.tensors.items() if name.startswith("average/")}
-    checkpoints.save(options.out, found.step, kept, found.facts, keep=1)
-    return checkpoints.records(options.out)[0].with_suffix(".safetensors").stat().st_size
+    """Write it, and return its size in bytes."""
+    return checkpoints.export(options.run, options.out, ("average",))
 
 
 def main(options: Options) -> None:

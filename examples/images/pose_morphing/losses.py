@@ -1,4 +1,4 @@
-"""The losses: pixels, edges, copies, texture, correspondence, adversarial."""
+"""The losses: pixels, edges, copies, texture, correspondence."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.model import Discriminator, Level
+from examples.images.pose_morphing.levels import Level
 from ndgpa import Full
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
@@ -39,15 +39,15 @@ def edge_l1(image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) ->
     return torch.stack(terms).sum()
 
 
-def copy_loss(levels: list[Level], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+def copy_loss(
+    copied: list[Float[Tensor, "b 3 _ _"]], truth: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, ""]:
     """Compare what each level copied with the target at its size, and add over levels.
 
     Without it attention learns no correspondence within minutes, even where it is full: colours
     that a network paints by itself lower the other losses faster.
     """
-    terms = [
-        (level.copied - F.adaptive_avg_pool2d(truth, level.size)).abs().mean() for level in levels
-    ]
+    terms = [(x - F.adaptive_avg_pool2d(truth, x.shape[2:])).abs().mean() for x in copied]
     return torch.stack(terms).sum() if terms else truth.new_zeros(())
 
 
@@ -154,26 +154,3 @@ def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:
     """Spread x linearly over the two whole numbers beside it."""
     numbers = torch.arange(length, device=x.device)
     return (1 - (x[..., None] - numbers).abs()).clamp(min=0)
-
-
-def generator_loss(fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """softplus(-D(G)), from the logits of made pictures."""
-    return F.softplus(-fake).mean()
-
-
-def discriminator_loss(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """softplus(-D(real)) + softplus(D(G)), from logits."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def gradient_penalty(
-    discriminator: Discriminator,
-    image: Float[Tensor, "b 3 h w"],
-    maps: Float[Tensor, "b 18 h w"],
-    gamma: float = R1_GAMMA,
-) -> Float[Tensor, ""]:
-    """R1 of Mescheder et al. 2018: gamma / 2 times the mean squared gradient at real pictures."""
-    image = image.detach().requires_grad_()
-    logits = discriminator(image, maps)
-    (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
-    return gamma / 2 * gradient.square().sum((1, 2, 3)).mean()

@@ -1,29 +1,30 @@
 """The generator: two UNets with a copy attention at every level; and the discriminator."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.attention import CopyAttention
-from examples.images.pose_morphing.config import ModelConfig, parse
-from examples.images.pose_morphing.layers import (
+from examples.common.stylegan2 import (
     Conv,
-    Linear,
+    Discriminator,
     ModulatedConv,
     Noise,
+    ResidualDown,
     activate,
     double,
-    halve,
     merge,
 )
-from ndgpa import GPA, Image
-from ndgpa.operators import NoAttention, Operator
+from examples.images.pose_morphing.attention import CopyAttention
+from examples.images.pose_morphing.config import ModelConfig, parse
+from examples.images.pose_morphing.levels import Given, Level
+from examples.images.pose_morphing.rivals import RIVALS
+from ndgpa import GPA
 
 KEY_POINTS = 18
 MASK_START = -1.0  # of the mask's logit: at first the network's own colours count for more
@@ -44,20 +45,6 @@ class Encoder(nn.Module):
         for block in self.down:
             levels.append(block(levels[-1]))
         return levels
-
-
-class ResidualDown(nn.Module):
-    """Half the size: the residual block of StyleGAN2's discriminator."""
-
-    def __init__(self, channels_in: int, channels_out: int, lr: float = 1.0) -> None:
-        super().__init__()
-        self.first = Conv(channels_in, channels_in, lr=lr)
-        self.second = Conv(channels_in, channels_out, lr=lr)
-        self.skip = Conv(channels_in, channels_out, 1, lr=lr)
-
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h/2 w/2"]:
-        y = activate(self.second(halve(activate(self.first(x)))))
-        return merge(y, self.skip(halve(x)))
 
 
 class LightDown(nn.Module):
@@ -156,34 +143,21 @@ def style_of(levels: list[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c"]:
 
 
 @dataclass(frozen=True)
-class Level:
-    """What one attention was asked and what it copied, for losses, measures and pictures."""
-
-    size: tuple[int, int]  # pixels
-    copied: Float[Tensor, "b 3 h w"]  # source pixels, averaged as the attention weighs them
-    query: Float[Tensor, "b k n d"]  # k heads
-    key: Float[Tensor, "b k n d"]
-    structure: Image
-    operator: Operator
-
-    def split(self, counts: list[int]) -> "list[Level]":
-        """Split the samples into groups of these sizes."""
-        parts = zip(*(x.split(counts) for x in (self.copied, self.query, self.key)), strict=True)
-        return [replace(self, copied=copied, query=query, key=key) for copied, query, key in parts]
-
-
-@dataclass(frozen=True)
 class Morph:
     """The person of the source in the pose of the target, and how it was copied."""
 
     image: Float[Tensor, "b 3 h w"]  # about -1 to 1
     levels: list[Level]  # the finest first; levels without attention are left out
+    copied: list[Float[Tensor, "b 3 k l"]]  # source pixels in the target's places, the finest first
 
     def split(self, counts: list[int]) -> "list[Morph]":
         """Split the samples into groups of these sizes."""
         levels = [level.split(counts) for level in self.levels]
-        images = self.image.split(counts)
-        return [Morph(image, [each[i] for each in levels]) for i, image in enumerate(images)]
+        copied = [x.split(counts) for x in self.copied]
+        return [
+            Morph(image, [each[i] for each in levels], [each[i] for each in copied])
+            for i, image in enumerate(self.image.split(counts))
+        ]
 
 
 class Generator(nn.Module):
@@ -196,13 +170,12 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        name = parse(config.attention)
         lr = config.weight_lr
         self.source_encoder = Encoder(3 + KEY_POINTS, config)
         self.target_encoder = Encoder(KEY_POINTS, config)
         self.source_decoder, self.target_decoder = up_blocks(config), up_blocks(config)
         self.attentions = nn.ModuleList(
-            CopyAttention(size, width, name, config)
+            carrier(size, width, config)
             for size, width in zip(config.sizes, config.channels, strict=True)
         )
         out = 3 + config.copy_rgb
@@ -217,6 +190,7 @@ class Generator(nn.Module):
         source_maps: Float[Tensor, "b 18 h w"],
         target_maps: Float[Tensor, "b 18 h w"],
         coarse_only: bool = False,
+        features: Sequence[Tensor] | None = None,
     ) -> Morph:
         """Render the person of `source` in the pose of `target_maps`.
 
@@ -224,34 +198,58 @@ class Generator(nn.Module):
             source: Pixels from -1 to 1.
             source_maps, target_maps: Heat maps of the 18 key points.
             coarse_only: Leave out the attentions that select, as in a warm-up.
+            features: What `read` gave for this source, to save that work.
         """
-        from_source = self.source_encoder(torch.cat([source, source_maps], dim=1))
+        from_source = [] if features else self.encode(source, source_maps)
         from_target = self.target_encoder(target_maps)
-        styles = style_of(from_source), style_of(from_target)
-        pixels = pyramid(source, len(from_source))
-        s = t = projected = image = None
-        levels = []
-        active = [attends(attention.operator, coarse_only) for attention in self.attentions]
+        style, pixels = style_of(from_target), pyramid(source, len(from_target))
+        s = t = handed = image = None
+        levels: list[Level] = []
+        copies: list[Tensor] = []
+        active = [attention.active(coarse_only) for attention in self.attentions]
         for i in reversed(range(len(self.attentions))):
-            attention = self.attentions[i]
             copied = mask = None
-            t = self.target_decoder[i](t, from_target[i], styles[1])
-            if any(active[: i + 1]):  # nobody reads the source at finer levels
-                s = self.source_decoder[i](s, from_source[i], styles[0])
+            t = self.target_decoder[i](t, from_target[i], style)
+            if features:
+                s = features[i]
+            elif any(active[: i + 1]):  # nobody reads the source at finer levels
+                s = self.source_decoder[i](s, from_source[i], style_of(from_source))
             if active[i]:
-                projected = attention.project(t, s, projected)
-                features, copied, query, key = attention.attend(*projected, s, pixels[i])
-                t = attention.fused(t, features)
-                level = Level(
-                    attention.size, copied, query, key, attention.structure, attention.operator
-                )
-                levels.insert(0, level)
+                given = Given(t, s, pixels[i], source_maps, target_maps, handed)
+                carried = self.attentions[i](given)
+                t, s, handed = carried.target, carried.source, carried.handed
+                copied = carried.copied if self.config.copy_rgb else None
+                levels = [carried.level, *levels] if carried.level else levels
+                copies = copies if copied is None else [copied, *copies]
             rgb = self.to_rgb[i](t)
             if self.config.copy_rgb:
                 rgb, mask = rgb[:, :3], rgb[:, 3:].sigmoid()
             image = self.paint(image, rgb, copied, mask)
         assert image is not None
-        return Morph(image, levels)
+        return Morph(image, levels, copies)
+
+    def encode(
+        self, source: Float[Tensor, "b 3 h w"], source_maps: Float[Tensor, "b 18 h w"]
+    ) -> list[Tensor]:
+        levels: list[Tensor] = self.source_encoder(torch.cat([source, source_maps], dim=1))
+        return levels
+
+    def read(
+        self, source: Float[Tensor, "b 3 h w"], source_maps: Float[Tensor, "b 18 h w"]
+    ) -> list[Tensor]:
+        """Make what does not depend on the pose: features of the source, the finest level first.
+
+        Raises:
+            ValueError: Something at a level changes the features of the source for finer ones.
+        """
+        if not all(isinstance(each, CopyAttention) for each in self.attentions):
+            raise ValueError(f"{self.config.attention} reads a source anew for every pose")
+        from_source, s = self.encode(source, source_maps), None
+        features = []
+        for i in reversed(range(len(from_source))):
+            s = self.source_decoder[i](s, from_source[i], style_of(from_source))
+            features.insert(0, s)
+        return features
 
     def paint(
         self, coarser: Tensor | None, rgb: Tensor, copied: Tensor | None, mask: Tensor | None
@@ -263,16 +261,25 @@ class Generator(nn.Module):
         return image + rgb
 
 
+def selecting(generator: Generator) -> list[CopyAttention]:
+    """List the levels whose attention reads key blocks that it chooses."""
+    copying = [each for each in generator.attentions if isinstance(each, CopyAttention)]
+    return [each for each in copying if isinstance(each.operator, GPA)]
+
+
 def set_kappa(generator: Generator, kappa: int) -> None:
     """Read another number of key blocks from now on; a trained generator takes any."""
-    for attention in generator.attentions:
-        if isinstance(attention.operator, GPA):
-            rule = replace(attention.name, kappa=kappa).rule
-            attention.operator = replace(attention.operator, rule=rule)
+    for attention in selecting(generator):
+        rule = replace(attention.name, kappa=kappa).rule
+        attention.operator = replace(attention.operator, rule=rule)
 
 
-def attends(operator: Operator, coarse_only: bool) -> bool:
-    return not isinstance(operator, NoAttention) and not (coarse_only and isinstance(operator, GPA))
+def carrier(size: tuple[int, int], width: int, config: ModelConfig) -> nn.Module:
+    """Build what looks at the source at a level: a `Carrier`, by the name of the attention."""
+    name = parse(config.attention)
+    if name.kind in RIVALS:
+        return RIVALS[name.kind](size, width, config)
+    return CopyAttention(size, width, name, config)
 
 
 def pyramid(image: Float[Tensor, "b 3 h w"], levels: int) -> list[Float[Tensor, "b 3 k l"]]:
@@ -280,41 +287,6 @@ def pyramid(image: Float[Tensor, "b 3 h w"], levels: int) -> list[Float[Tensor, 
     return [F.avg_pool2d(image, 2**i) if i else image for i in range(levels)]
 
 
-class Discriminator(nn.Module):
-    """The residual discriminator of StyleGAN2 over (picture, heat maps), as wide as the generator.
-
-    Source: Karras et al. 2020, and table 3 of Jetchev et al. 2021.
-    """
-
-    def __init__(self, config: ModelConfig, channels_in: int = 21) -> None:
-        super().__init__()
-        widths = config.channels
-        self.stem = Conv(channels_in, widths[0], 1)
-        self.blocks = nn.ModuleList(ResidualDown(i, o) for i, o in pairwise(widths))
-        self.last = Conv(widths[-1] + 1, widths[-1])
-        area = math.prod(config.sizes[-1])
-        self.dense = Linear(widths[-1] * area, widths[-1])
-        self.out = Linear(widths[-1], 1)
-
-    def forward(
-        self, image: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 18 h w"]
-    ) -> Float[Tensor, " b"]:
-        """Return one logit for each pair; higher is more real."""
-        x = activate(self.stem(torch.cat([image, maps], dim=1)))
-        for block in self.blocks:
-            x = block(x)
-        x = activate(self.last(with_deviation(x)))
-        return self.out(activate(self.dense(rearrange(x, "b c h w -> b (c h w)")))).squeeze(1)
-
-
-def with_deviation(x: Float[Tensor, "b c h w"], group: int = 4) -> Float[Tensor, "b c+1 h w"]:
-    """Append the standard deviation over a group of samples, averaged over features.
-
-    The group is the largest divisor of the batch up to `group`, so that any batch will do.
-    """
-    size = max(g for g in range(1, group + 1) if len(x) % g == 0)
-    groups = rearrange(x, "(g m) c h w -> g m c h w", g=size)
-    deviation = (groups.var(dim=0, correction=0) + 1e-8).sqrt()
-    deviation = reduce(deviation, "m c h w -> m", "mean")
-    channel = repeat(deviation, "m -> (g m) 1 h w", g=size, h=x.shape[2], w=x.shape[3])
-    return torch.cat([x, channel], dim=1)
+def discriminator_of(config: ModelConfig) -> Discriminator:
+    """Build the judge of (picture, heat maps), as wide as the generator: table 3 of the paper."""
+    return Discriminator(3 + KEY_POINTS, config.channels, math.prod(config.sizes[-1]))

@@ -15,9 +15,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from examples.common.adversarial import lazy_adam, non_saturating, non_saturating_generator, r1
 from examples.common.commands import command, set_threads
 from examples.common.loop import run
+from examples.common.processes import average_gradients, start_processes
 from examples.common.schedule import warm_up_cosine
+from examples.common.stylegan2 import Discriminator
 from examples.images.pose_morphing.data import (
     Batch,
     distorted,
@@ -32,13 +35,10 @@ from examples.images.pose_morphing.losses import (
     TextureEnergy,
     copy_loss,
     correspondence_loss,
-    discriminator_loss,
     edge_l1,
-    generator_loss,
-    gradient_penalty,
     multi_scale_l1,
 )
-from examples.images.pose_morphing.model import Discriminator, Generator, Morph
+from examples.images.pose_morphing.model import Generator, Morph, discriminator_of
 from examples.images.pose_morphing.perceptual import perceptual_of
 from examples.images.pose_morphing.train_options import TrainConfig, check_options, facts, paper
 from examples.people.pictures import Pictures
@@ -90,10 +90,9 @@ class Trainer:
             self.perceptual = perceptual_of(config.vgg, config.lpips).to(self.device)
         self.discriminator: Discriminator | None = None
         if config.weights.gan:
-            self.discriminator = Discriminator(config.model).to(self.device)
-            kept = R1_EVERY / (R1_EVERY + 1)
-            self.discriminator_optimizer = torch.optim.Adam(
-                self.discriminator.parameters(), lr=kept * 2e-3, betas=(0.0, 0.99**kept)
+            self.discriminator = discriminator_of(config.model).to(self.device)
+            self.discriminator_optimizer = lazy_adam(
+                self.discriminator.parameters(), 2e-3, R1_EVERY
             )
             self.parts |= {
                 "discriminator": self.discriminator,
@@ -174,7 +173,7 @@ class Trainer:
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
         }
         if self.config.model.copy_rgb:
-            losses["copying"] = lambda: copy_loss(morph.levels, truth)
+            losses["copying"] = lambda: copy_loss(morph.copied, truth)
         if self.perceptual is not None:
             perceptual = self.perceptual
             losses["perceptual"] = lambda: perceptual(image, truth)
@@ -184,7 +183,7 @@ class Trainer:
     def adversarial_loss(self, image: Tensor, maps: Tensor) -> Tensor:
         """Ask the discriminator about made pictures."""
         assert self.discriminator is not None
-        return generator_loss(self.discriminator(image, maps))
+        return non_saturating_generator(self.discriminator(image, maps))
 
     def uses_discriminator(self, done: float) -> bool:
         return self.discriminator is not None and done >= self.config.gan_from
@@ -197,18 +196,22 @@ class Trainer:
         for part in made:
             real = self.discriminator(part.source, part.source_maps)
             fake = self.discriminator(part.image, part.maps)
-            loss = discriminator_loss(real, fake) / len(made)
+            loss = non_saturating(real, fake) / len(made)
             figures["discriminator"] += loss.item()
             if step % R1_EVERY == 0:
-                penalty = gradient_penalty(
-                    self.discriminator, part.source, part.source_maps, self.config.r1_gamma
-                ) / len(made)
+                penalty = self.gradient_penalty(part) / len(made)
                 loss = loss + R1_EVERY * penalty
                 figures["penalty"] = figures.get("penalty", 0.0) + penalty.item()
             loss.backward()
         average_gradients(self.discriminator)
         self.discriminator_optimizer.step()
         return figures
+
+    def gradient_penalty(self, part: Made) -> Tensor:
+        """R1 at the sources; their heat maps are given."""
+        judge = self.discriminator
+        assert judge is not None
+        return r1(lambda x: judge(x, part.source_maps), part.source, self.config.r1_gamma / 2)
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -256,17 +259,6 @@ def clipped(module: nn.Module, largest: float) -> float:
     return torch.nn.utils.clip_grad_norm_(module.parameters(), largest).item()
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Average over all processes, where there are several."""
-    if not torch.distributed.is_initialized():
-        return
-    count = torch.distributed.get_world_size()
-    for p in module.parameters():
-        if p.grad is not None:
-            torch.distributed.all_reduce(p.grad)
-            p.grad /= count
-
-
 def train(
     config: TrainConfig,
     pictures: Pictures | None = None,
@@ -308,17 +300,6 @@ def train(
     if count > 1:
         torch.distributed.destroy_process_group()
     return trainer
-
-
-def start_processes(device: str) -> tuple[int, int]:
-    """Return the rank of this process and how many there are, as `torchrun` says."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    backend = "nccl" if "cuda" in device else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group(backend)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def check_fit(config: TrainConfig, pictures: Pictures) -> None:

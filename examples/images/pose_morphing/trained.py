@@ -11,8 +11,7 @@ from examples.common import checkpoints, untrusted
 from examples.common.commands import check_count
 from examples.common.untrusted import BadInput, number
 from examples.images.pose_morphing.config import ModelConfig
-from examples.images.pose_morphing.model import Generator, set_kappa
-from ndgpa import GPA
+from examples.images.pose_morphing.model import Generator, selecting, set_kappa
 
 KINDS: dict[Any, Any] = {
     tuple[int, int]: list,
@@ -94,6 +93,6 @@ def read(generator: Generator, kappa: int) -> None:
         ValueError: The generator has no GPA.
     """
     check_count("kappa", kappa)
-    if not any(isinstance(level.operator, GPA) for level in generator.attentions):
+    if not selecting(generator):
         raise ValueError(f"{generator.config.attention} has no kappa to change")
     set_kappa(generator, kappa)

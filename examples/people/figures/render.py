@@ -14,6 +14,7 @@ from examples.people.figures.poses import draw_skeleton
 from examples.people.figures.skeleton import (
     KEY_POINTS,
     SIDES,
+    Pose,
     Skeleton,
 )
 
@@ -67,6 +68,11 @@ def render(looks: Looks, identity: int, pose: int, shape: tuple[int, int], seed:
     camera = Camera(*shape)
     generator = np.random.default_rng([11, seed, identity, pose])
     posed, skeleton = draw_skeleton(generator, looks.body, camera)
+    return picture(looks, posed, skeleton, camera)
+
+
+def picture(looks: Looks, posed: Pose, skeleton: Skeleton, camera: Camera) -> Figure:
+    """Draw somebody in a pose, whose skeleton it is."""
     shapes = capsules(skeleton, looks.long_hair)
     surface = cast(shapes, camera, FINER)
     feet = np.stack(

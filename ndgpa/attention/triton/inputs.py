@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+LOG2_E = 1.4426950408889634
+
 
 class Inputs(NamedTuple):
     """What `attend_triton` takes, in its order."""

@@ -54,7 +54,7 @@ def fused(
     no_tangents("triton", query, key, value)
     selection = with_a_slot(selection)
     if causal:
-        key_bias = _with_non_finite(key, value, key_bias)
+        key_bias = with_non_finite(key, value, key_bias)
     out, lse, _ = attend_triton(
         query,
         key,
@@ -192,7 +192,7 @@ def _(
     return _empty_grads(query, key, value, slot_bias, key_bias)
 
 
-def _with_non_finite(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:
+def with_non_finite(key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:
     """The bias of each key (b, hk, n_k), NaN for one that is not finite or whose value is not.
 
     The future has a weight of 0, and 0 NaN is NaN: the kernels do not load such a key, and its bias

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ndgpa.attention.triton.inputs import Inputs
+from ndgpa.attention.triton.inputs import LOG2_E as LOG2_E, Inputs
 
-LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 
 

@@ -1,6 +1,11 @@
 """Training of generators: resumed bit by bit, losses as defined, bad input refused."""
 
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +13,15 @@ import torch
 from PIL import Image
 
 from examples.common import checkpoints
+from examples.common.adversarial import r1
 from examples.common.commands import command
 from examples.common.untrusted import BadInput
 from examples.images.gan.attention import operator_of
-from examples.images.gan.data import Pictured, open_data, photographs
-from examples.images.gan.losses import augment, r1
-from examples.images.gan.train import TrainConfig, train
+from examples.images.gan.augment import augment
+from examples.images.gan.data import Pictured, heads, open_data, photographs
+from examples.images.gan.systems import Regularizers
+from examples.images.gan.train import TrainConfig, Trainer, train
+from examples.people.pictures import Arrays
 
 OPTIONS = {"system": "ylg", "batch": 2, "threads": 1, "pictures_every": 2, "device": "cpu"}
 
@@ -35,6 +43,127 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors)
 
 
+def trainer_of(tmp_path: Path, **options: Any) -> Trainer:
+    return Trainer(TrainConfig(tmp_path, **{**OPTIONS, **options}), some_pictures())
+
+
+def penalties(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What 17 steps add to the discriminator's loss where R1 is its gamma."""
+    monkeypatch.setattr("examples.images.gan.train.r1", lambda score, x, gamma: torch.tensor(gamma))
+    losses: list[torch.Tensor] = []
+    trainer.update = lambda _, loss, clip: losses.append(loss)  # type: ignore[method-assign]
+    trainer.judge = lambda x, label: torch.zeros(len(x))  # type: ignore[method-assign]
+    for step in range(17):
+        trainer.advance_discriminator(*torch.zeros(2, 2, 3, 32, 32), torch.zeros(2).long(), step)
+    base = losses[1].item() if trainer.added.r1_every > 1 else 2 * torch.tensor(2.0).log().item()
+    return [round(loss.item() - base, 4) for loss in losses]
+
+
+def test_r1_of_hit_comes_in_every_step_and_is_not_halved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert penalties(trainer_of(tmp_path, system="hit"), monkeypatch) == [10.0] * 17
+
+
+def test_r1_of_stylenat_comes_in_every_16th_step_as_half_of_10_times_16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = penalties(trainer_of(tmp_path, system="stylenat"), monkeypatch)
+    assert found == [80.0, *[0.0] * 15, 80.0]
+
+
+def test_averaged_weights_are_copies_until_step_10(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, ema=0.9)
+    mean, now = (next(x.parameters()) for x in (trainer.average, trainer.generator))
+    for step in range(10):
+        with torch.no_grad():
+            now += 1
+        trainer.update_ema(step)
+    assert torch.equal(mean, now)
+    before = mean.clone()
+    with torch.no_grad():
+        now += 1
+    trainer.update_ema(10)
+    torch.testing.assert_close(mean, before + 0.1)
+
+
+@pytest.mark.parametrize("system", ["hit", "sagan", "stylenat", "stylegan2"])
+def test_every_system_takes_a_step_with_all_that_it_adds(tmp_path: Path, system: str) -> None:
+    trainer = trainer_of(tmp_path, system=system)
+    before = [p.clone() for p in trainer.generator.parameters()]
+    figures = trainer.advance(0)
+    assert all(math.isfinite(x) for x in figures.values())
+    assert ("path_length" in figures) == (system == "stylegan2")
+    assert ("consistency" in figures) == (system in ("hit", "stylenat"))
+    after = trainer.generator.parameters()
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) / 2
+
+
+def test_bfloat16_steps_are_near_those_of_float32(tmp_path: Path) -> None:
+    figures = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        trainer = trainer_of(tmp_path, system="stylenat", bfloat16=bfloat16)
+        torch.manual_seed(1)
+        figures.append(trainer.advance(1))
+    for name, value in figures[0].items():
+        assert figures[1][name] == pytest.approx(value, abs=0.05)
+    assert figures[0] != figures[1]
+
+
+def test_processes_share_a_batch_that_does_not_depend_on_their_number(tmp_path: Path) -> None:
+    pictures = some_pictures()
+    config = TrainConfig(tmp_path, **{**OPTIONS, "batch": 6})
+    drawn = []
+    for rank, processes in ((0, 1), (0, 2), (1, 2)):
+        trainer = Trainer(config, pictures, rank, processes)
+        torch.manual_seed(3)
+        drawn.append(trainer.draw())
+    for whole, *parts in zip(*drawn):
+        assert torch.equal(whole, torch.stack(parts, dim=1).flatten(0, 1))
+
+
+PARALLEL = """
+import os, sys
+from pathlib import Path
+import torch
+from examples.images.gan.data import Pictured
+from examples.images.gan.systems import Regularizers
+from examples.images.gan.train import TrainConfig, train
+
+out = Path(sys.argv[1])
+images = torch.arange(12 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(12, 3, 32, 32)
+config = TrainConfig(
+    out / "run", "stylegan2", steps=1, batch=8, threads=1, device="cpu",
+    added=Regularizers(r1=5.0),
+)
+trainer = train(config, Pictured(images, torch.zeros(12).long(), 1))
+networks = trainer.discriminator, trainer.generator
+torch.save(
+    [p.grad for network in networks for p in network.parameters()],
+    out / f"{os.environ.get('RANK', 'one')}.pt",
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
+    """All gradients of a step; noise has strength 0, and deviations are of four pictures."""
+    (tmp_path / "parallel.py").write_text(PARALLEL)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29556"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    for out, start in (("one", []), ("two", launch)):
+        (tmp_path / out).mkdir()
+        command = [sys.executable, *start, str(tmp_path / "parallel.py"), str(tmp_path / out)]
+        assert subprocess.run(command, env=environment, check=False).returncode == 0
+    one = torch.load(tmp_path / "one" / "one.pt")
+    for rank in (0, 1):
+        two = torch.load(tmp_path / "two" / f"{rank}.pt")
+        for whole, shared in zip(one, two, strict=True):
+            if whole.ndim:  # strengths of noise depend on what is drawn
+                assert (whole - shared).norm() <= 1e-4 * whole.norm()
+
+
 def test_r1_of_a_linear_score_is_the_square_of_its_slope() -> None:
     slope = torch.randn(3, 4, 4)
     penalty = r1(lambda x: (x * slope).sum(dim=(1, 2, 3)), torch.randn(5, 3, 4, 4), 10.0)
@@ -48,6 +177,27 @@ def test_augmentation_has_a_gradient_and_keeps_the_size() -> None:
     assert y.shape == x.shape
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def test_heads_are_cut_out_where_they_are() -> None:
+    """A red head at x 30, y 12 that looks to the left, and in a mirror to the right."""
+    image = np.zeros((64, 48, 3), np.uint8)
+    image[6:19, 24:37, 0] = 255
+    points = np.tile(np.float32([-1, -1, 0]), (1, 18, 1))
+    points[0, 0], points[0, 1], points[0, 16] = (28, 12, 1), (30, 22, 1), (32, 12, 1)
+    people = Arrays(image[None], points, np.zeros((0, 2), np.int64))
+    found = heads(people, 16)
+    assert found.labels.tolist() == [0]
+    middle = found.images[0, :, 4:12, 4:12].float().mean(dim=(1, 2))
+    assert middle[0] > 250
+    assert middle[1:].max() == 0
+    torch.manual_seed(0)
+    pictures, labels = found.draw(8)
+    flipped = labels == 2
+    assert flipped.any()
+    assert not flipped.all()
+    assert all(torch.equal(x, pictures[~flipped][0]) for x in pictures[~flipped])
+    assert torch.equal(pictures[flipped][0].flip(2), pictures[~flipped][0])
 
 
 def test_photographs_are_four_classes() -> None:
@@ -98,6 +248,8 @@ def test_a_wrong_attention_is_refused_in_one_sentence(name: str) -> None:
         ({"preset": "huge"}, "has no preset 'huge'"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"batch": 1}, "--batch must be at least 2"),
+        ({"added": Regularizers(r1_every=0)}, "--added.r1-every must be at least 1"),
+        ({"added": Regularizers(path_length=1)}, "ylg has no styles, so no path length"),
     ],
 )
 def test_wrong_options_end_the_command(

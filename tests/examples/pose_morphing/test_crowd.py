@@ -1,5 +1,6 @@
 """Counting what people took for real, on clicks made up here."""
 
+import html
 import json
 import re
 import shutil
@@ -174,3 +175,67 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         main(["page", "--real", str(tmp_path), "--made", str(tmp_path)])
     with pytest.raises(ValueError, match=r"missing\.csv is not a file$"):
         main(["count", str(tmp_path / "missing.csv")])
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PERSON = """
+<script>
+const seen = []
+const visible = (node) => getComputedStyle(node).visibility === "visible"
+const wait = (ms) => new Promise((done) => setTimeout(done, ms))
+async function judge() {
+  element("person").value = "browser"
+  element("start").click()
+  while (place < pictures.length) {
+    const states = [visible(element("picture"))]
+    element("reveal").click()
+    for (const ms of [1900, 200, 3700, 300]) {
+      await wait(ms)
+      states.push(visible(element("picture")))
+    }
+    seen.push(states.join() + element("picture").naturalWidth)
+    buttons[pictures[place].kind === "real" ? 0 : 1].click()
+  }
+  const foreign = document.querySelectorAll("img").length
+  document.body.append(`SEEN ${foreign} ${[...new Set(seen)]} END`)
+}
+judge()
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_judges_all_pictures_of_the_page(tmp_path: Path) -> None:
+    """55 + 55 and golden ones in Chromium, whose clock is turned forward while it waits."""
+    for kind, some in (("real", 55), ("made", 55), ("golden", 3)):
+        (tmp_path / kind).mkdir()
+        for i in range(some):
+            name = f"{i}<img src=x onerror=alert(1)>.png"
+            PIL.Image.fromarray(np.full((6, 4, 3), 4 * i, np.uint8)).save(tmp_path / kind / name)
+    out = tmp_path / "page.html"
+    folders = [("real", "real"), ("made", "made"), ("golden-real", "golden")]
+    named = [word for name, folder in folders for word in (f"--{name}", str(tmp_path / folder))]
+    main(["page", *named, "--out", str(out)])
+    out.write_text(out.read_text() + PERSON)
+    ran = subprocess.run(
+        [
+            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *(f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3600000"),
+            out.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    found = re.search(r"SEEN (\d+) (.*) END", ran.stdout)
+    assert found is not None, ran.stdout[-2000:]
+    assert found[1] == "1"  # the picture to judge: no name became an element
+    assert found[2] == "false,false,true,true,false4"  # hidden, after 2 s seen, after 4 s hidden
+    said = re.search(r'<pre id="answers">(.*?)</pre>', ran.stdout, re.DOTALL)
+    assert said is not None
+    (tmp_path / "answers.csv").write_text(html.unescape(said[1]))
+    answers = read_answers(tmp_path / "answers.csv")
+    assert sum(answer.golden for answer in answers) == 3
+    counted = count(answers)
+    assert (counted.r2g, counted.g2r, counted.of_real, counted.of_made) == (0.0, 0.0, 55, 55)

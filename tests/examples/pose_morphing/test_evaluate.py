@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
+from examples.common.frechet import frechet_of
 from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.config import PRESETS
 from examples.images.pose_morphing.evaluate import Rendered, render, scores
@@ -21,7 +22,6 @@ from examples.images.pose_morphing.measures.tasks import (
     part_of,
 )
 from examples.images.pose_morphing.model import Generator
-from examples.images.pose_morphing.studies.frechet import frechet_of
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.figures import cache
 from examples.people.figures.truth import open_truth
@@ -131,7 +131,7 @@ class Oracle(Generator):
 
     def forward(self, source, source_maps, target_maps, coarse_only=False):  # type: ignore[no-untyped-def]
         morph = super().forward(source, source_maps, target_maps)
-        return type(morph)(self.task.batch.truth, [])
+        return type(morph)(self.task.batch.truth, [], [])
 
 
 def test_true_places_of_a_pair_hold_the_same_surface(figures: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import ndgpa
 from examples.images.pose_morphing import figures
-from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.studies import low_rank
 from examples.people.keypoints import NAMES, on_picture
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.images.pose_morphing.studies import gan, gan_report
+from examples.images.pose_morphing.studies import gan, gan_report, judge
 from examples.images.pose_morphing.studies.gan import Case
 from examples.people import recogniser
 from examples.people.figures.cache import Options, build
@@ -58,7 +58,7 @@ def test_the_queue_goes_on_and_the_report_judges_what_is_complete(
     monkeypatch.setattr(gan, "cases", lambda _: wanted[:1])
     monkeypatch.setattr(gan_report, "cases", lambda _: wanted)
     monkeypatch.setattr(gan, "WATCHED", 2)
-    monkeypatch.setattr(gan_report, "KEYED", 2)
+    monkeypatch.setattr(judge, "KEYED", 2)
     options = gan.Options(figures, figures, tmp_path / "runs", steps=2, watch_every=1)
     gan.main(options)
     curve = json.loads((tmp_path / "runs/paper-gpa-gan-paired-0/keys.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.images.pose_morphing.studies.inception import Inception, load_inception, pooled
+from examples.common.inception import Inception, load_inception, pooled
 
 PARAMETERS = 23_834_568  # of torchvision's inception_v3 without its auxiliary head
 

@@ -11,6 +11,8 @@ from einops import rearrange
 from skimage.metrics import peak_signal_noise_ratio
 
 import ndgpa
+from examples.common.frechet import RandomFeatures, frechet_distance
+from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.measures.scores import (
     best_keys,
     copy_accuracy,
@@ -22,8 +24,6 @@ from examples.images.pose_morphing.measures.scores import (
     sites_of,
     ssim,
 )
-from examples.images.pose_morphing.model import Level
-from examples.images.pose_morphing.studies.frechet import RandomFeatures, frechet_distance
 from examples.images.pose_morphing.studies.memory import attention_bytes
 from ndgpa.operators import Operator
 

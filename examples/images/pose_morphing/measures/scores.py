@@ -14,7 +14,7 @@ from torch import Tensor
 import ndgpa
 from examples.common.measures import ssim_map
 from examples.images.pose_morphing.euclidean import EuclideanByDot
-from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.levels import Level
 from ndgpa.analysis import key_weights
 
 SSIM_BORDER = 5  # pixels, half of the Gaussian window of 11

@@ -13,17 +13,14 @@ STRANGERS are people that no run saw; keys within 3 pixels are measured on them 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
 
 from examples.common import checkpoints
 from examples.common.commands import check_count, command
 from examples.common.files import check_folder, write_json
 from examples.common.untrusted import read_json
-from examples.images.pose_morphing.evaluate import BATCH
-from examples.images.pose_morphing.measures.scores import NEAR_PX, ROWS, key_distances
-from examples.images.pose_morphing.measures.tasks import Task, pair_task, part_of
-from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.measures.tasks import Task, pair_task
+from examples.images.pose_morphing.studies.judge import keys_within
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import EQUATION_2, TrainConfig, Weights, paper
 from examples.people.figures.truth import open_truth
@@ -134,28 +131,6 @@ def watched(strangers: Path) -> Task:
     """Draw the pairs on which keys are followed."""
     pictures = open_pictures(strangers, "train")
     return pair_task(pictures, WATCHED, seed=5, truth=open_truth(strangers, "train"))
-
-
-@torch.no_grad()
-def keys_within(generator: Generator, task: Task) -> dict[str, float]:
-    """Measure for each level the share of copyable pixels whose strongest key is near the truth.
-
-    Near is within 3 pixels of a picture of 128 rows, which a random key is in 0.3 % of the cases,
-    or within three quarters of the side of a coarser level's site.
-    """
-    near: dict[str, list[torch.Tensor]] = {}
-    for ids in torch.arange(len(task)).split(BATCH):
-        part = part_of(task, ids)
-        batch = part.batch
-        morph = generator(batch.source, batch.source_maps, batch.target_maps)
-        for level in morph.levels:
-            found = [
-                key_distances(level, i, part.places[i], part.copyable[i]) for i in range(len(part))
-            ]
-            name = f"keys/{level.size[0]}x{level.size[1]}"
-            least = max(NEAR_PX[0], 0.75 * ROWS / level.size[0])
-            near.setdefault(name, []).append(torch.cat(found) <= least)
-    return {name: torch.cat(x).float().mean().item() for name, x in near.items()}
 
 
 if __name__ == "__main__":

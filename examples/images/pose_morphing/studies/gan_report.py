@@ -8,55 +8,30 @@ gan/sheet.jpg.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 import tyro
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.common import checkpoints
 from examples.common.commands import check_count, command
 from examples.common.figures import save_figure
 from examples.common.files import check_folder, write_json, write_text
 from examples.common.tables import machine, markdown_table
 from examples.common.untrusted import read_json
-from examples.images.pose_morphing.data import to_tensors
-from examples.images.pose_morphing.evaluate import BATCH
-from examples.images.pose_morphing.losses import TextureEnergy
 from examples.images.pose_morphing.measures.report import contact_sheet
-from examples.images.pose_morphing.measures.scores import l1, ssim
 from examples.images.pose_morphing.measures.sheet import save_picture
-from examples.images.pose_morphing.measures.tasks import Task, in_unit_range, pair_task, part_of
-from examples.images.pose_morphing.model import Discriminator, Generator
-from examples.images.pose_morphing.studies.frechet import frechet_distance
-from examples.images.pose_morphing.studies.gan import Case, cases, keys_within
+from examples.images.pose_morphing.measures.tasks import Task, part_of
+from examples.images.pose_morphing.studies.gan import Case, cases
+from examples.images.pose_morphing.studies.judge import TITLES, Judge, cells, is_complete, made
 from examples.images.pose_morphing.trained import load_trained
-from examples.people import recogniser
-from examples.people.figures.truth import open_truth
-from examples.people.keypoints import on_picture
-from examples.people.pictures import Pictures
-from examples.people.recogniser.train import NEAR
 from examples.people.sources import open_pictures
 
-KEYED = 128  # pairs on which keys are compared with the truth
 SHOWN = 8  # rows of the sheet
-TITLES = {
-    "frechet": "Frechet distance",
-    "texture": "texture distance",
-    "ssim": "SSIM",
-    "l1": "L1",
-    "pose": "key points found",
-    "keys": "keys within 3 pixels",
-    "right_over_wrong": "D(right pose) > D(wrong)",
-}
-FORMS = {"frechet": ".1f", "texture": ".4f"}
 ABOUT = """Means over seeds ± standard deviation; {pictures} pairs of people that no run saw, of
 64x32 pixels; {steps} steps of training; machine: {machine}. The Frechet distance is between made
 and true pictures, on the means of the features of a network that was trained on figures (the
@@ -92,7 +67,8 @@ def main(options: Options) -> None:
     for case in tqdm(complete, desc="runs"):
         path = record(options, case)
         if not path.is_file():
-            write_json(path, judge(options.runs / case.name))
+            folder = options.runs / case.name
+            write_json(path, {**judge(folder), "curve": read_json(folder / "keys.json")})
     said = {case: read_json(record(options, case)) for case in complete}
     truth = judge.of_pictures(judge.task.batch.truth)
     truth["frechet"] = judge.others(open_pictures(options.data, "train"))
@@ -104,96 +80,6 @@ def main(options: Options) -> None:
 
 def record(options: Options, case: Case) -> Path:
     return options.results / "gan" / "runs" / f"{case.name}.json"
-
-
-def is_complete(folder: Path) -> bool:
-    """Tell whether a run has taken all of its steps."""
-    if not folder.is_dir():
-        return False
-    found = checkpoints.records(folder)
-    return bool(found) and read_json(found[0])["facts"]["steps"] == checkpoints.step_of(found[0])
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What runs are judged on."""
-
-    pictures: Pictures
-    task: Task
-    keyed: Task  # some of it, with the true correspondence
-    network: recogniser.Recogniser
-    truths: Float[Tensor, "n 240"]  # features of the true pictures
-
-    @classmethod
-    def of(cls, strangers: Path, count: int) -> "Judge":
-        pictures = open_pictures(strangers, "train")
-        task = pair_task(pictures, count, seed=77)
-        truth = open_truth(strangers, "train")
-        keyed = pair_task(pictures, min(KEYED, count), seed=77, truth=truth)
-        network = recogniser.shipped("judge")
-        return cls(pictures, task, keyed, network, batched(network.means, task.batch.truth))
-
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        """Measure what the run in a folder has learnt."""
-        trained = load_trained(folder)
-        found = {"steps": trained.step, **self.of_pictures(made(trained.generator, self.task))}
-        found["keys"] = next(iter(keys_within(trained.generator, self.keyed).values()))
-        saved = checkpoints.latest(folder)
-        assert saved is not None
-        if any(name.startswith("discriminator/") for name in saved.tensors):
-            discriminator = Discriminator(trained.generator.config)
-            checkpoints.restore({"discriminator": discriminator}, saved.tensors)
-            found["right_over_wrong"] = self.right_over_wrong(discriminator)
-        return {**found, "curve": read_json(folder / "keys.json")}
-
-    def of_pictures(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """Measure made pictures of the task, in -1 to 1."""
-        images = images.clamp(-1, 1)
-        truth = self.task.batch.truth
-        pair = in_unit_range(images), in_unit_range(truth)
-        asked = torch.from_numpy(self.task.target_points)
-        seen = on_picture(asked, self.pictures.size)
-        far = (batched(self.network.points, images) - asked[..., :2]).norm(dim=2)[seen]
-        return {
-            "frechet": frechet_distance(batched(self.network.means, images), self.truths),
-            "texture": TextureEnergy()(images, truth).item(),
-            "ssim": ssim(*pair).mean().item(),
-            "l1": l1(*pair).mean().item(),
-            "pose": (far <= NEAR * self.pictures.size[0]).float().mean().item(),
-        }
-
-    def others(self, pictures: Pictures) -> float:
-        """Measure the Frechet distance of other people's true pictures, as many."""
-        ids = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
-        images, _ = to_tensors(pictures.at(ids[: len(self.task)].numpy()), torch.device("cpu"))
-        return frechet_distance(batched(self.network.means, images), self.truths)
-
-    @torch.no_grad()
-    def right_over_wrong(self, discriminator: Discriminator) -> float:
-        """Measure the share of true pictures that are preferred with their own pose."""
-        count = len(self.task)
-        ids = torch.arange(count)
-        images, maps = to_tensors(self.pictures.at(ids.numpy()), torch.device("cpu"))
-        others = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        others = torch.where(others == ids, (others + 1) % count, others)
-        batches = [
-            discriminator(images[i], maps[i]) > discriminator(images[i], maps[others[i]])
-            for i in ids.split(BATCH)
-        ]
-        return torch.cat(batches).float().mean().item()
-
-
-@torch.no_grad()
-def batched(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in images.split(BATCH)])
-
-
-@torch.no_grad()
-def made(generator: Generator, task: Task) -> Float[Tensor, "n 3 h w"]:
-    """Make the pictures of a task, in -1 to 1; noise is the same for every generator."""
-    torch.manual_seed(0)
-    parts = [part_of(task, ids).batch for ids in torch.arange(len(task)).split(BATCH)]
-    return torch.cat([generator(x.source, x.source_maps, x.target_maps).image for x in parts])
 
 
 def made_by(runs: Path, complete: list[Case], task: Task) -> dict[str, Tensor]:
@@ -241,17 +127,6 @@ def report(said: dict[Case, dict[str, Any]], truth: dict[str, float], pictures: 
             "",
         ]
     )
-
-
-def cells(each: list[dict[str, Any]]) -> list[str]:
-    return [cell([x[name] for x in each if name in x], FORMS.get(name, ".3f")) for name in TITLES]
-
-
-def cell(values: list[float], form: str) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{spread}"
 
 
 def differences(said: dict[Case, dict[str, Any]]) -> list[list[str]]:

@@ -22,8 +22,8 @@ from examples.common.files import check_folder, write_json, write_text
 from examples.common.tables import machine, markdown_table
 from examples.images.pose_morphing import figures
 from examples.images.pose_morphing.config import parse
+from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.measures.tasks import pair_task
-from examples.images.pose_morphing.model import Level
 from examples.images.pose_morphing.trained import load_trained
 from ndgpa import Full
 

@@ -3,8 +3,9 @@
 import torch
 
 from examples.images.pose_morphing.euclidean import EuclideanByDot
+from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.measures.tasks import Task, part_of
-from examples.images.pose_morphing.model import Generator, Level
+from examples.images.pose_morphing.model import Generator
 from ndgpa import GPA, Full
 from ndgpa.analysis import full_entries, gpa_entries, low_rank_entries, peak_bytes
 from ndgpa.operators import Nystrom, Performer

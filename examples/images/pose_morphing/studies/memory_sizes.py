@@ -17,7 +17,7 @@ import tyro
 from examples.common.commands import check_count, command
 from examples.common.files import check_folder, write_json, write_text
 from examples.common.tables import machine, markdown_table
-from examples.images.pose_morphing.model import Level
+from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.studies.memory import attention_bytes, level_entries
 from ndgpa import GPA, Full, Image
 from ndgpa.operators import Nystrom, Operator, Performer

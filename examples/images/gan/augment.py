@@ -1,49 +1,16 @@
-"""Adversarial losses by name, R1, and the augmentation that discriminator and generator share."""
+"""Augmentation that generator and discriminator share, differentiable.
 
-from collections.abc import Callable
+Source: Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training".
+"""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from examples.images.pose_morphing.losses import discriminator_loss, generator_loss
-
-Scores = Float[Tensor, " b"]
-
-
-def hinge(real: Scores, fake: Scores) -> Float[Tensor, ""]:
-    """The discriminator's loss of SAGAN."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-
-
-def hinge_generator(fake: Scores) -> Float[Tensor, ""]:
-    return -fake.mean()
-
-
-LOSSES = {
-    "non_saturating": (discriminator_loss, generator_loss),
-    "hinge": (hinge, hinge_generator),
-}
-
-
-def r1(
-    score: Callable[[Tensor], Scores], picture: Float[Tensor, "b 3 h w"], gamma: float
-) -> Float[Tensor, ""]:
-    """Gamma times the mean squared norm of the gradient at real pictures (Mescheder et al. 2018).
-
-    HiT's gamma is 10 with no half and in every step; StyleGAN2's 10/2 in every 16th, times 16.
-    """
-    picture = picture.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(score(picture).sum(), picture, create_graph=True)
-    return gamma * gradient.square().sum(dim=(1, 2, 3)).mean()
-
 
 def augment(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Change colour, place and a part of each picture at random, differentiably.
-
-    Source: Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training".
-    """
+    """Change colour, place and a part of each picture at random, differentiably."""
     return _cut_out(_moved(_coloured(x)))
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from examples.images.pose_morphing.studies.inception import load_inception
+from examples.common.inception import load_inception
 
 WIDTHS = (12, 12, 16)
 BATCH = 8

@@ -1,0 +1,240 @@
+"""Finding the latent of a picture, as Your Local GAN does: by the discriminator's attention.
+
+    python -m examples.images.gan.inversion --run FOLDER --data FOLDER --out inversion.png
+
+A latent is moved by gradient until the discriminator's features of the made picture are those of
+the real one. Each feature counts as much as the real picture's attention looks there (saliency),
+head by head. The sheet shows pictures, what was found with and without these weights, and the
+saliency of each head; a JSON file beside it has the figures.
+
+Source: Daras et al. 2020, "Your Local GAN", section 5 and its released code.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from examples.common.commands import check_count, command, set_threads
+from examples.common.figures import save_figure, show_picture
+from examples.common.files import check_output, write_json
+from examples.common.untrusted import BadInput
+from examples.images.gan import ylg
+from examples.images.gan.data import open_data
+from examples.images.gan.trained import Trained, load
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """How a latent is looked for.
+
+    Args:
+        steps: Of Adam.
+        rate: Of Adam.
+        restarts: Latents that are tried for each picture; the best is kept.
+        weighted: By saliency; else every place counts alike.
+        seed: Draws the latents to begin with.
+    """
+
+    steps: int = 300
+    rate: float = 0.07
+    restarts: int = 8
+    weighted: bool = True
+    seed: int = 1
+
+    def __call__(
+        self,
+        trained: Trained,
+        picture: Float[Tensor, "b 3 h w"],
+        label: Int[Tensor, " b"],
+    ) -> "Found":
+        """Invert pictures in -1 to 1 of known classes.
+
+        Raises:
+            BadInput: The discriminator has no attention.
+        """
+        judge = _with_attention(trained)
+        with torch.no_grad():
+            wanted = judge.features(picture)
+            weights = self.weights(judge, wanted)
+        wanted, weights, label = (self.repeated(x) for x in (wanted, weights, label))
+        latent = self.draw(len(label), trained.model.latent).requires_grad_()
+        adam = torch.optim.Adam([latent], self.rate)
+        first: Tensor | None = None
+        for _ in range(self.steps):
+            features = judge.features(trained.generator(latent, label))
+            loss = feature_loss(features, wanted, weights)
+            first = loss.detach() if first is None else first
+            adam.zero_grad()
+            loss.sum().backward()
+            adam.step()
+        assert first is not None
+        return self.best(trained, latent.detach(), label, wanted, weights, first)
+
+    def weights(
+        self, judge: ylg.Discriminator, features: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b m h w"]:
+        """Return the saliency of the first half of the heads, or 1 everywhere."""
+        if not self.weighted:
+            return torch.ones_like(features[:, :1])
+        found = saliency(judge.attention, features)
+        return found[:, : max(1, found.shape[1] // 2)]
+
+    def repeated(self, x: Tensor) -> Tensor:
+        return repeat(x, "b ... -> (b r) ...", r=self.restarts)
+
+    def draw(self, count: int, width: int) -> Float[Tensor, "n z"]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.nn.init.trunc_normal_(torch.empty(count, width), generator=generator)
+
+    @torch.no_grad()
+    def best(
+        self,
+        trained: Trained,
+        latent: Tensor,
+        label: Tensor,
+        wanted: Tensor,
+        weights: Tensor,
+        first: Tensor,
+    ) -> "Found":
+        """Keep the best latent of each picture."""
+        picture = trained.generator(latent, label)
+        features = _with_attention(trained).features(picture)
+        loss = rearrange(feature_loss(features, wanted, weights), "(b r) -> b r", r=self.restarts)
+        first = rearrange(first, "(b r) -> b r", r=self.restarts)
+        own = torch.arange(len(loss)) * self.restarts + loss.argmin(dim=1)
+        return Found(latent[own], picture[own], loss.amin(dim=1), first.amin(dim=1))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best latent of each picture, what is made of it, and the losses.
+
+    The loss at the beginning is that of the best of the latents that were drawn.
+    """
+
+    latent: Float[Tensor, "b z"]
+    picture: Float[Tensor, "b 3 h w"]
+    loss: Float[Tensor, " b"]
+    first_loss: Float[Tensor, " b"]
+
+
+def saliency(
+    attention: ylg.SelfAttention, features: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b heads h w"]:
+    """Return how much each place is read, as the mean over the sites that read it at all."""
+    weights = attention.weights(features)
+    read = (weights > 0).sum(dim=2).clamp(min=1)
+    height = features.shape[2] // 2
+    looked = rearrange(weights.sum(dim=2) / read, "b n (h w) -> b n h w", h=height)
+    return F.interpolate(looked, scale_factor=2)
+
+
+def feature_loss(
+    found: Float[Tensor, "b c h w"],
+    wanted: Float[Tensor, "b c h w"],
+    weights: Float[Tensor, "b m h w"],
+) -> Float[Tensor, " b"]:
+    """Add over the m weights the norm of the weighted difference, each picture by itself."""
+    difference = (found - wanted)[:, None] * weights[:, :, None]
+    return difference.flatten(2).square().sum(dim=2).clamp(min=1e-24).sqrt().sum(dim=1)
+
+
+def _with_attention(trained: Trained) -> ylg.Discriminator:
+    if not isinstance(trained.discriminator, ylg.Discriminator):
+        raise BadInput(
+            f"{trained.system} has a discriminator without attention; inversion needs ylg or sagan"
+        )
+    return trained.discriminator
+
+
+@dataclass(frozen=True)
+class Options:
+    """Invert pictures that the generator made itself, and pictures that no run saw."""
+
+    run: Path  # of training, or shipped weights
+    data: str  # as of training; of figures the test split is taken
+    out: Path = Path("inversion.png")
+    pictures: int = 6  # of each kind
+    steps: int = 300
+    restarts: int = 8
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Invert, and write the sheet and its figures."""
+    for name in ("pictures", "steps", "restarts"):
+        check_count(f"--{name}", getattr(options, name))
+    check_output(options.out)
+    set_threads(1)
+    trained = load(options.run)
+    _with_attention(trained)
+    inversion = Inversion(options.steps, restarts=options.restarts)
+    held_out = open_data(options.data, trained.model.size, "test")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        real, label = held_out.draw(options.pictures, mirror=False)
+        latent = torch.randn(options.pictures, trained.model.latent)
+        own_label = torch.arange(options.pictures) % trained.model.classes
+    kinds = {
+        "made by itself": (trained.generator(latent, own_label), own_label),
+        "held out": (real, label),
+    }
+    figure = Figure(figsize=(1.1 * options.pictures * 2 + 0.6, 7.2), layout="constrained")
+    figures = {}
+    for part, (name, asked) in zip(figure.subfigures(1, 2), kinds.items()):
+        both = [replace(inversion, weighted=w)(trained, *asked) for w in (True, False)]
+        figures[name] = compared(asked[0], *both)
+        part.suptitle(name)
+        draw(part, trained, asked[0], both)
+    save_figure(figure, options.out, 110)
+    write_json(options.out.with_suffix(".json"), {"steps": options.steps, **figures})
+    return figures
+
+
+def compared(picture: Tensor, weighted: Found, plain: Found) -> dict[str, float]:
+    """Compare the two ways: losses, and the error of the pictures that were found."""
+    return {
+        "loss_falls_times": (weighted.first_loss / weighted.loss).median().item(),
+        "plain_loss_falls_times": (plain.first_loss / plain.loss).median().item(),
+        "rms_weighted": _rms(weighted.picture - picture),
+        "rms_plain": _rms(plain.picture - picture),
+    }
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean(dim=(1, 2, 3)).sqrt().mean().item()
+
+
+def draw(part: Any, trained: Trained, picture: Tensor, found: list[Found]) -> None:
+    """Draw one column a picture: it, what was found with weights and without, its saliency."""
+    judge = _with_attention(trained)
+    maps = saliency(judge.attention, judge.features(picture))
+    rows = [picture, *(each.picture for each in found)]
+    names = ["picture", "by saliency", "without", *(f"head {i}" for i in range(maps.shape[1]))]
+    axes = part.subplots(len(names), len(picture), squeeze=False)
+    for line, name in zip(axes, names):
+        line[0].set_ylabel(name, fontsize=8)
+    for column in range(len(picture)):
+        for row, images in enumerate(rows):
+            show_picture(axes[row][column], (images[column] + 1) / 2)
+        for head, seen in enumerate(maps[column]):
+            axes[len(rows) + head][column].imshow(seen.numpy(), cmap="magma")
+    for at in axes.flat:
+        _without_ticks(at)
+
+
+def _without_ticks(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+if __name__ == "__main__":
+    command(lambda: main(tyro.cli(Options)))

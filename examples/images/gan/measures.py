@@ -1,0 +1,106 @@
+"""How near made pictures come to real ones, as distributions of named features.
+
+Features are those of Inception-v3 where its weights are given, else of the recogniser of figures
+that was trained here and comes with the examples ("judge"). Only distances of the published
+network's features are called FID.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from examples.common.frechet import frechet_distance
+from examples.common.inception import load_inception
+from examples.images.gan.data import Pictured
+from examples.people.recogniser import shipped
+
+BATCH = 32
+NEIGHBOURS = 3  # of the sets that precision and recall compare
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures of a generator, against one sample of real pictures.
+
+    Args:
+        name: Of the features.
+        features: Of pictures in -1 to 1.
+        real: Features of the real pictures.
+    """
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+    real: Float[Tensor, "n d"]
+
+    @classmethod
+    def of(cls, pictured: Pictured, count: int, inception: Path | None = None) -> "Measures":
+        """Choose features, and take those of `count` real pictures, or of all if there are fewer.
+
+        Raises:
+            ValueError: `inception` is no file of Inception's weights.
+        """
+        name, features = _features(inception)
+        return cls(name, features, _batched(features, some_real(pictured, count)))
+
+    def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
+        """Measure made pictures, in -1 to 1."""
+        found = _batched(self.features, made.clamp(-1, 1))
+        precision, recall = precision_recall(self.real, found)
+        return {
+            f"frechet_{self.name}": frechet_distance(found, self.real),
+            "precision": precision,
+            "recall": recall,
+        }
+
+
+def some_real(pictured: Pictured, count: int, skip: int = 0) -> Float[Tensor, "n 3 h w"]:
+    """Take real pictures in a fixed random order, in -1 to 1."""
+    order = torch.randperm(len(pictured.images), generator=torch.Generator().manual_seed(0))
+    return pictured.images[order[skip : skip + count]].float() / 127.5 - 1
+
+
+def _features(inception: Path | None) -> tuple[str, Callable[[Tensor], Tensor]]:
+    if inception is not None:
+        name, network = load_inception(inception)
+        return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
+    return "recogniser", shipped("judge").means
+
+
+@torch.no_grad()
+def _batched(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    return torch.cat([network(some) for some in pictures.split(BATCH)])
+
+
+@torch.no_grad()
+def made_by(
+    generator: nn.Module, latents: Float[Tensor, "n z"], classes: int
+) -> Float[Tensor, "n 3 h w"]:
+    """Make a picture of each latent, of the classes in turn; noise is the same each time."""
+    labels = torch.arange(len(latents)) % classes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = zip(latents.split(BATCH), labels.split(BATCH))
+        return torch.cat([generator(*part) for part in parts])
+
+
+def precision_recall(
+    real: Float[Tensor, "n d"], made: Float[Tensor, "m d"], neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """Share of made samples near real ones, and of real samples near made ones.
+
+    A sample is near a set if it lies within the distance of some element to that element's own
+    k-th neighbour in its set.
+
+    Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing
+    Generative Models".
+    """
+    return _near(made, real, neighbours), _near(real, made, neighbours)
+
+
+def _near(samples: Float[Tensor, "n d"], others: Float[Tensor, "m d"], neighbours: int) -> float:
+    reach = torch.cdist(others, others).kthvalue(neighbours + 1, dim=1).values  # itself is first
+    return (torch.cdist(samples, others) <= reach).any(dim=1).float().mean().item()

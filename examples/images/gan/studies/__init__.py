@@ -1,0 +1,1 @@
+"""Comparisons of the systems, and what was found."""

@@ -1,0 +1,102 @@
+"""Measures of generators, and the comparison of systems by processor time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from examples.common.untrusted import BadInput, read_json
+from examples.images.gan.data import Pictured
+from examples.images.gan.measures import Measures, precision_recall, some_real
+from examples.images.gan.studies import compare, report
+from examples.images.gan.studies.compare import Case
+from examples.images.gan.trained import Options, load, main as export
+
+
+def some_pictures(count: int = 12) -> Pictured:
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    return Pictured(images, torch.arange(count) % 3, 3)
+
+
+def colours(x: Tensor) -> Tensor:
+    return x.mean(dim=(2, 3))
+
+
+def test_precision_and_recall_of_points_on_a_line() -> None:
+    """With one neighbour each point reaches to the next one; 5 reaches down to 0.6, so to 1."""
+    real = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    made = torch.tensor([[0.5], [0.6], [5.0]])
+    assert precision_recall(real, made, 1) == (pytest.approx(2 / 3), 0.25)
+    assert precision_recall(made, real, 1) == (0.25, pytest.approx(2 / 3))
+    assert precision_recall(real, real, 3) == (1.0, 1.0)
+
+
+def test_measures_of_the_same_pictures_are_perfect_and_named() -> None:
+    pictured = some_pictures(300)
+    found = Measures.of(pictured, 300)(some_real(pictured, 300))
+    assert found["frechet_recogniser"] == pytest.approx(0, abs=1e-3)
+    assert (found["precision"], found["recall"]) == (1, 1)
+    worse = Measures.of(pictured, 300)(some_real(pictured, 300) / 2)
+    assert worse["frechet_recogniser"] > 10 * found["frechet_recogniser"] + 1
+
+
+def test_measures_are_read_between_two_times() -> None:
+    curve = {
+        "10": {"interval_s": 4.0, "frechet": 8.0},
+        "20": {"interval_s": 2.0, "frechet": 2.0},
+    }
+    assert report.at_time(curve, 5.0) == {"steps": 15.0, "frechet": 5.0}
+    assert report.times(curve) == [4.0, 6.0]
+
+
+def test_the_run_that_had_least_time_goes_on_and_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictured = some_pictures()
+    measures = Measures("colours", colours, colours(some_real(pictured, 12)))
+    for module in (compare, report):
+        monkeypatch.setattr(module, "open_data", lambda *_: pictured)
+        monkeypatch.setattr(module, "Measures", type("", (), {"of": lambda *_: measures}))
+    trained: list[tuple[str, int]] = []
+    real_train = compare.train
+    monkeypatch.setattr(
+        compare,
+        "train",
+        lambda c, *more: trained.append((c.out.name, c.steps)) or real_train(c, *more),
+    )
+    runs = tmp_path / "runs"
+    options = compare.Options(
+        "", runs, minutes=1e-4, seeds=1, systems=("stylegan2",), every=1, pictures=12
+    )
+    compare.main(options)
+    assert trained == [("stylegan2-own-0", 1), ("stylegan2-gpa-0", 1)]
+    own = compare.curve_of(runs / "stylegan2-own-0")
+    longer = compare.time_of(Case("stylegan2", "gpa"), runs) / 60 + 1e-6
+    compare.main(compare.Options(**{**vars(options), "minutes": longer, "attentions": ("own",)}))
+    assert trained[2] == ("stylegan2-own-0", 2) or own["1"]["interval_s"] > 60 * longer
+    report.main(report.Options(runs, "", tmp_path, 1, pictures=6, shown=2))
+    table = (tmp_path / "gans.md").read_text()
+    assert "| StyleGAN2 | none | 1 |" in table
+    assert "| StyleGAN2 | GPA(4, far=block) | 1 |" in table
+    assert "`colours`" in table
+    found = read_json(tmp_path / "gans.json")
+    assert found["runs"].keys() == {"stylegan2-own-0", "stylegan2-gpa-0"}
+    assert all((tmp_path / f"gans_{name}.png").is_file() for name in ("curves", "sheet"))
+
+    small = tmp_path / "small"
+    export(Options(runs / "stylegan2-own-0", small))
+    latent = torch.randn(2, 64)
+    a, b = (load(x).generator(latent, None) for x in (runs / "stylegan2-own-0", small))
+    assert (a - b).abs().max() < 0.05 * a.abs().max()
+
+
+@pytest.mark.bad_input
+def test_folders_without_runs_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="holds no measured run"):
+        report.main(report.Options(tmp_path, "photographs", tmp_path))
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(BadInput, match="holds no trained generator"):
+            load(folder)
+    with pytest.raises(BadInput, match="no system 'gan'"):
+        compare.main(compare.Options("photographs", tmp_path, systems=("gan",)))

@@ -1,0 +1,122 @@
+"""`torch.onnx.export` of a module that calls `gpa`: onnxruntime gives the numbers of torch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ndgpa
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+]
+
+SEQUENCE = ndgpa.Sequence(24, block=4, cell=2)
+IMAGE = ndgpa.Image((7, 6), block=2, cell=2)  # ragged
+VIDEO = ndgpa.Video((3, 4, 4), block=(1, 2, 2))
+BATCH = torch.export.Dim("batch", min=1)
+
+
+class Attention(nn.Module):
+    def __init__(self, space: ndgpa.Grid, rule: ndgpa.Rule | int, **options: Any) -> None:
+        super().__init__()
+        self.space, self.rule, self.options = space, rule, options
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return ndgpa.gpa(query, key, value, self.space, self.rule, **self.options)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = ndgpa.Image((8, 8), block=2, cell=2)
+        self.attend = ndgpa.nn.SpatialAttention(8, heads=2, operator=ndgpa.GPA(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, self.image)
+
+
+def sites(space: ndgpa.Grid, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = torch.randn(3, batch, 2, space.num_sites, 4)
+    return query, key, value
+
+
+def exported(module: nn.Module, path: Path, *inputs: Tensor) -> Any:
+    """Return what runs the module in onnxruntime, for a batch of any size."""
+    dynamic = [{0: BATCH} for _ in inputs]
+    torch.onnx.export(
+        module.eval(), inputs, path, dynamo=True, dynamic_shapes=dynamic, verbose=False
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*xs: Tensor) -> Tensor:
+        (out,) = session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))
+        return torch.from_numpy(out)
+
+    return run
+
+
+def assert_same(module: nn.Module, path: Path, example: tuple[Tensor, ...], *others: Any) -> None:
+    run = exported(module, path / "model.onnx", *example)
+    for inputs in (example, *others):
+        torch.testing.assert_close(run(*inputs), module(*inputs), atol=1e-5, rtol=0)
+
+
+def test_an_image_of_any_batch_gives_the_same_numbers(tmp_path: Path) -> None:
+    assert_same(Attention(IMAGE, 2), tmp_path, sites(IMAGE, 2), sites(IMAGE, 1), sites(IMAGE, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "rule", "options"),
+    [
+        (SEQUENCE, 2, {}),
+        (VIDEO, ndgpa.TopK(2, share="all", force=ndgpa.Own()), {}),
+        (SEQUENCE, 2, {"causal": True}),
+        (VIDEO, 2, {"causal": True}),
+        (ndgpa.Video((4, 4, 4), 2), 2, {"causal": True}),
+        (IMAGE, 2, {"affinity": "euclidean"}),
+        (IMAGE, ndgpa.TopP(0.7, at_most=4), {}),
+        (IMAGE, ndgpa.TopRatio(0.4), {}),
+        (IMAGE, ndgpa.TopK(2) | ndgpa.Window(1), {}),
+        (IMAGE, 2, {"backend": "reference"}),
+    ],
+    ids=lambda x: f"{x.shape}" if isinstance(x, ndgpa.Grid) else str(x),
+)
+def test_every_space_and_rule_of_any_batch(
+    space: ndgpa.Grid, rule: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert_same(Attention(space, rule, **options), tmp_path, sites(space, 3), sites(space, 1))
+
+
+@pytest.mark.slow
+def test_a_layer_with_its_weights_gives_the_same_numbers(tmp_path: Path) -> None:
+    assert_same(Layer(), tmp_path, (torch.randn(2, 64, 8),), (torch.randn(3, 64, 8),))
+
+
+@pytest.mark.slow
+def test_of_equals_the_lowest_block_is_read_in_onnx_too(tmp_path: Path) -> None:
+    same = torch.ones(2, 2, SEQUENCE.num_sites, 4)
+    value = torch.arange(24.0).view(1, 1, 24, 1).expand(2, 2, 24, 4).contiguous()
+    run = exported(Attention(SEQUENCE, 1), tmp_path / "model.onnx", same, same.clone(), value)
+    torch.testing.assert_close(run(same, same, value), torch.full_like(value, 1.5))
+
+
+def test_what_is_causal_exports_and_keeps_its_tables_as_constants() -> None:
+    module = Attention(ndgpa.Video((3, 4, 4), block=(1, 2, 2)), ndgpa.TopK(2), causal=True)
+    inputs = sites(VIDEO, 2)
+    program = torch.export.export(module, inputs, dynamic_shapes=[{0: BATCH}] * 3)
+    more = sites(VIDEO, 5)
+    torch.testing.assert_close(program.module()(*more), module(*more))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "ndgpa.select_top_k.default" in targets
+    assert "aten.bincount.default" not in targets
