@@ -151,7 +151,7 @@ def _gpa_far(place: Place, block: int) -> Iterator[Setting]:
     """The entries of the far field are those of Phase 1, and one a query for each bundle."""
     space = place.space(block, 1)
     for k in COUNTS:
-        entries = phase_1(place, space) + block * k + ndgpa.Tangents().bundles
+        entries = phase_1(place, space) + block * k + ndgpa.Bundles().count
         yield of_operator(ndgpa.GPA(k, far="block"), space, entries, f"k = {k}")
 
 
@@ -160,7 +160,7 @@ def gpa_refined(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
         rule = ndgpa.Refine(ndgpa.TopK(2 * k), k, parts=2)  # an entry a query for each candidate
-        entries = phase_1(place, space) + 4 * k + 2 * k + ndgpa.Tangents().bundles
+        entries = phase_1(place, space) + 4 * k + 2 * k + ndgpa.Bundles().count
         operator = ndgpa.GPA(rule, far="block")
         yield of_operator(operator, space, entries, f"k = {k} of {2 * k}")
 
@@ -264,7 +264,7 @@ def hydra(place: Place) -> Iterator[Setting]:
     """A dilation of up to 4, with which a window of half an axis still fits."""
     if place.kind == "points":
         return
-    dilation = min(4, min(place.shape) // 8)
+    dilation = max(2, min(4, min(place.shape) // 8))
     for window in windows(place, dilation):
         operator = ndgpa.operators.Hydra.of([window], [1, dilation])
         text = f"{by(window)}, dilations 1 and {dilation}"
@@ -380,7 +380,7 @@ def causal_gpa_far(place: Place) -> Iterator[Setting]:
     space = place.space(4, 1)
     for k in COUNTS:
         operator = ndgpa.GPA(ndgpa.TopK(k, force=ndgpa.Own()), causal=True, far="block")
-        entries = phase_1(place, space) / 2 + 4 * (k + 1) + ndgpa.Tangents().bundles
+        entries = phase_1(place, space) / 2 + 4 * (k + 1) + ndgpa.Bundles().count
         yield of_operator(operator, space, entries, f"k = {k} and its own")
 
 

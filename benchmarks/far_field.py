@@ -1,6 +1,6 @@
 """How near does GPA with a far field and a second look come to full attention, at what cost?
 
-    python benchmarks/far_field.py [--quick] [--only errors|coverage|time] [--operators REGEX]
+    python benchmarks/far_field.py [--quick] [--only MEASURE] [--operators REGEX]
 
 4096 sites with 16 features of one length and values to copy, as in benchmarks/operators.py:
 `astronaut`, on which the far field was developed, and what it was not: three other photographs
@@ -12,6 +12,10 @@ sites, cells of one block, unless said.
 errors: `entries/query` entries of the affinity matrix that are computed, Phase 1 and the second
 look included; `error_K` relative error of the outputs against full attention (root mean square)
 where K keys share the attention.
+
+adaptive: one head; 12 blocks for each cell against as many as hold a share `p` of its coarse
+attention, at most 32, with p such that the mean is 12 too. That share is what the near field covers
+of near and far field, as far as means tell. Errors as above.
 
 coverage: 12 blocks a cell. `share_K` the attention mass on the selected blocks over that on the
 best 12 blocks of each cell, at the temperature where K keys share the attention (found by every
@@ -40,17 +44,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Refine, Tangents, TopK
+from ndgpa import Bundles, MultiLevel, Refine, TopK, TopP
 from ndgpa.analysis import gpa_entries, low_rank_entries
 
 KEPT = 12
-BUNDLES = Tangents().bundles
+BUNDLES = Bundles().count
 ROUNDS = 3
 
 
 def main(quick: bool, only: str | None, operators: str) -> None:
     torch.manual_seed(SEED)
-    measures = {"errors": partial(errors, again=operators), "coverage": coverages, "time": times}
+    measures = {
+        "errors": partial(errors, again=operators),
+        "adaptive": adaptive,
+        "coverage": coverages,
+        "time": times,
+    }
     for name, measure in measures.items():
         if only not in (None, name):
             continue
@@ -105,18 +114,16 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     block = 4  # entries a query for each block that is read
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
-        'GPA(12, far=Tangents("block", 1))': (ndgpa.GPA(KEPT, far=Tangents("block", 1)), near),
         'GPA(8, far="block")': (ndgpa.GPA(8, far="block"), near - 4 * block + BUNDLES),
         'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + BUNDLES),
-        'GPA(12, far=Tangents("block", 64))': (
-            ndgpa.GPA(KEPT, far=Tangents("block", 64)),
-            near + 64,
-        ),
     }
-    for parts in (2, 4):  # of a block of 4 sites, so parts^2 / 4 entries for each candidate
-        many, count = Refine(TopK(48), KEPT, parts), near + 12 * parts**2
-        title = f'GPA(Refine(TopK(48), 12, {parts}), far="block")'
-        found[title] = ndgpa.GPA(many, far="block"), count + BUNDLES
+    factor = 2 if isinstance(space, ndgpa.Grid) and len(space.shape) == 2 else 4
+    nodes, opened = space.coarsened(factor).num_blocks / block, 96
+    for kept, count in ((32, 16), (28, 32), (20, 64)):  # a quarter of the nodes' products, opened
+        rule = MultiLevel((opened, kept), factor, estimate="mean")
+        title = f"GPA(MultiLevel(({opened}, {kept})), far=Bundles({count}))"
+        cost = nodes + opened + kept * block + count
+        found[title] = ndgpa.GPA(rule, far=Bundles(count)), cost
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
     found["Nystrom(128)"] = ndgpa.operators.Nystrom(128), low_rank_entries(128, n) / n
@@ -136,6 +143,49 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         for title, operator in of_grid.items():
             found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())
     return found
+
+
+# Adaptive budget
+
+
+def adaptive(quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for name, make in held_out(quick).items():
+        found = make()
+        space = found.space(4, 1)
+        for k in tqdm(SHARED_BY, desc=name):
+            x = shared_by(k, found.features)[:, :1]
+            value = found.value[:, :1]
+            exact = ndgpa.Full()(x, x, value, space)
+            p = share_of_mean(KEPT, x, space)
+            for title, rule in (("TopK(12)", TopK(KEPT)), (f"TopP({p:.3f})", at_most_32(p))):
+                blocks = ndgpa.select(x, x, space, rule).blocks
+                count = (blocks >= 0).sum(dim=-1).double()
+                row: dict[str, Any] = {"features": name, "shared by": k, "rule": title}
+                row |= {
+                    "blocks": float(count.mean()),
+                    "cells at 32": float((count >= 32).double().mean()),
+                }
+                for far in (None, "block", "site"):
+                    out = ndgpa.attend(x, x, value, ndgpa.Selection(blocks), space, far=far)
+                    row[f"error, far {far}"] = float((out - exact).norm() / exact.norm())
+                rows.append(row)
+    return rows
+
+
+def at_most_32(p: float) -> TopP:
+    return TopP(p, at_most=32)
+
+
+def share_of_mean(kept: int, x: Tensor, space: ndgpa.SpatialStructure) -> float:
+    """The share that takes so many blocks on the mean of all cells."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        p = (low + high) / 2
+        blocks = ndgpa.select(x, x, space, at_most_32(p)).blocks
+        fewer = (blocks >= 0).sum(dim=-1).double().mean() < kept
+        low, high = (p, high) if fewer else (low, p)
+    return high
 
 
 # Coverage
@@ -208,12 +258,8 @@ def times(quick: bool) -> list[dict[str, Any]]:
         k: lambda r=r: ndgpa.select(*(x.detach() for x in inputs[:2]), image, r)
         for k, r in rules.items()
     }
-    fbs = {
-        "TopK(12)": lambda: both(KEPT, None),
-        'TopK(12), far=Tangents("cell", 1)': lambda: both(KEPT, Tangents("cell", 1)),
-        'TopK(12), far="cell"': lambda: both(KEPT, "cell"),
-        'TopK(12), far="block"': lambda: both(KEPT, "block"),
-    }
+    fars: dict[str, Any] = {f", far=Bundles({n})": Bundles(n) for n in (8, 16, 32)}
+    fbs = {f"TopK(12){name}": partial(both, KEPT, far) for name, far in ({"": None} | fars).items()}
     select_s, fb_s = interleaved(selects), interleaved(fbs)
     rows = []
     for name in dict.fromkeys([*selects, *fbs]):
@@ -242,7 +288,7 @@ def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two features; writes nothing")
-    parser.add_argument("--only", choices=("errors", "coverage", "time"))
+    parser.add_argument("--only", choices=("errors", "adaptive", "coverage", "time"))
     parser.add_argument("--operators", default="", help="of errors: the others keep their rows")
     arguments = parser.parse_args()
     main(arguments.quick, arguments.only, arguments.operators)

@@ -30,7 +30,12 @@ def errors(rows: list[Row]) -> Figure:
     rows = [row for row in rows if "error_16" in row and row["attention"] not in EXACT]
     panels = list(dict.fromkeys(row["features"] for row in rows))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels) + 1.6, 6.4), sharey=True, squeeze=False
+        1,
+        len(panels),
+        figsize=(3.2 * len(panels) + 1.6, 6.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     names = ordered(rows)
     for ax, features in zip(axes[0], panels):

@@ -15,7 +15,7 @@ from ndgpa import (
     presets as presets,
 )
 from ndgpa.analysis.suggest import suggest as suggest
-from ndgpa.attention.far_field import Tangents as Tangents
+from ndgpa.attention.far_field import Bundles as Bundles
 from ndgpa.attention.scores import Scores as Scores
 from ndgpa.cache import Cache as Cache
 from ndgpa.functional import (

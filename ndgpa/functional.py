@@ -9,7 +9,7 @@ from torch import Tensor
 from ndgpa import arguments
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import BackendName
-from ndgpa.attention.far_field import Far, Tangents
+from ndgpa.attention.far_field import Bundles, Far
 from ndgpa.attention.near_and_far import (
     attend_near_and_far,
     check_backend,
@@ -39,7 +39,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     scores: Scores | None = None,
     layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
@@ -65,10 +65,9 @@ def gpa(
         read: Which sites are read where a block is selected, e.g. `ndgpa.structures.Strided(2)`;
             None means the sites of the block.
         far: How the blocks that a cell does not select take part in the softmax, each through the
-            mean of what would be read (docs/far_field.md): "site" compares them with the query of
-            every site; "block" and "cell" with the mean query of each block or cell, over the sites
-            that take part, to first order for each of 16 bundles of similar blocks; `Tangents` says
-            how many bundles. None leaves them out.
+            mean of what would be read (docs/far_field.md): "site" as one key for each block;
+            "block" as 16 keys for each cell, the means of bundles of similar blocks, of which
+            `Bundles` says how many. None leaves them out.
         scores: What happens to scores before the softmax, such as a bias for each relative position
             or a soft cap; None means nothing.
         layout: "bhnd", or "bnhd" for tensors that come, and an output that goes, as (batch, sites,
@@ -156,7 +155,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     scores: Scores | None = None,
     layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
@@ -179,7 +178,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     scores: Scores | None = None,
     layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
@@ -201,7 +200,7 @@ def attend(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     scores: Scores | None = None,
     layout: Layout = "bhnd",
     backend: BackendName | str | None = None,
@@ -213,7 +212,7 @@ def attend(
 
     Args:
         selection: From `select`, or ids of one's own.
-        query_mask: As for `gpa`; nothing but a far field by tangents depends on it.
+        query_mask: As for `gpa`; checked, and nothing depends on it.
         return_lse: Also return the log-sum-exp of the logits of each query, (b, h, n), float32 or
             wider, -inf for a query that sees nothing. It has a gradient.
     """
@@ -265,7 +264,7 @@ def _attend(
     value: Tensor,
     selection: Selection,
     read: Sampling | None,
-    far: Far | Tangents | None,
+    far: Far | Bundles | None,
     scores: Scores | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)

@@ -50,7 +50,7 @@ def main(
 
 
 def check_deepfashion(root: Path) -> Report:
-    """The splits that have a list of annotations, or else all."""
+    """Return the splits that have a list of annotations, or all if none has."""
     splits = [s for s in deepfashion.SPLITS if deepfashion.annotation_list(root, s).exists()]
     problems, summaries = [], []
     for split in splits or deepfashion.SPLITS:
@@ -66,7 +66,7 @@ def check_deepfashion(root: Path) -> Report:
 
 
 def check_singles(root: Path, least: float) -> Report:
-    """Pictures, and the bank of poses if there is one."""
+    """Check the pictures, and the bank of poses if there is one."""
     found = singles.survey(root, least)
     lines = {each.path: each.line for each in found.singles}
     broken = [
@@ -79,7 +79,7 @@ def check_singles(root: Path, least: float) -> Report:
 
 
 def unreadable(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    """The images that cannot be decoded, and why."""
+    """List the images that cannot be decoded, and why."""
     for file in tqdm(files, "decoding", disable=None):
         try:
             ImageFile(file).read()
@@ -88,7 +88,7 @@ def unreadable(files: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def check_clips(root: Path, least: float) -> Report:
-    """Every frame of every clip."""
+    """Check every frame of every clip."""
     from examples.people import clips  # needs PyAV
 
     found, problems = clips.survey(root, least)

@@ -64,7 +64,7 @@ class Options:
 
 
 def open_clips(root: Path, size: tuple[int, int], options: Options = Options()) -> Files:
-    """Every frame with a person in it, cut to `size`, and random pairs of frames of one clip.
+    """Open every frame with a person in it, cut to `size`, with random pairs of frames of one clip.
 
     Clips with a fault are left out; the log says how many, `check` says why.
 
@@ -105,7 +105,7 @@ def _pictures(clip: Clip, size: tuple[int, int], options: Options) -> Files:
 
 
 def draw_pairs(frames: int, count: int, seed: list[int]) -> np.ndarray:
-    """So many ordered pairs of different frames, or all that there are; (P, 2) int64."""
+    """Draw ordered pairs of different frames, or all where there are fewer; (P, 2) int64."""
     possible = frames * (frames - 1)
     drawn = np.random.default_rng(seed).choice(possible, min(count, possible), replace=False)
     source, target = np.divmod(drawn, max(frames - 1, 1))
@@ -128,7 +128,7 @@ def survey(root: Path, least: float) -> tuple[list[Clip], list[Problem]]:
 
 
 def read_clip(folder: Path, least: float) -> tuple[Clip | None, list[Problem]]:
-    """A clip with its smaller faults; or no clip, and why not."""
+    """Read a clip and its minor faults, or return no clip and the reason."""
     try:
         path = find_points(folder)
         file, problems = read_points(path, named=False, least=least)
@@ -151,7 +151,7 @@ def read_clip(folder: Path, least: float) -> tuple[Clip | None, list[Problem]]:
 
 
 def check_match(frames: list[Frame], points: Float[np.ndarray, "frames 18 3"]) -> None:
-    """Raises ValueError if the points are not those of the frames, or are nobody's."""
+    """Raise ValueError if the points do not match the frames, or show nobody."""
     if len(frames) != len(points):
         raise ValueError(f"has {len(frames)} frames, but key points of {len(points)}")
     if not peopled(points).any():
@@ -159,7 +159,7 @@ def check_match(frames: list[Frame], points: Float[np.ndarray, "frames 18 3"]) -
 
 
 def find_frames(folder: Path) -> list[Frame]:
-    """The frames of the one video in a folder, or the images in its folder `frames`.
+    """Find the frames of the one video in a folder, or the images in its folder `frames`.
 
     Raises:
         ValueError: There are none, or several videos.
@@ -175,7 +175,7 @@ def find_frames(folder: Path) -> list[Frame]:
 
 
 def frame_faults(clip: Clip) -> list[Problem]:
-    """What is wrong with any frame, each of them decoded."""
+    """Decode every frame and list what is wrong."""
     faults = []
     for path in dict.fromkeys(frame.path for frame in clip.frames):
         fault = (

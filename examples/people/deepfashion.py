@@ -60,7 +60,7 @@ class Survey:
 
 
 def open_deepfashion(root: Path, split: str, size: tuple[int, int] = (256, 256)) -> Files:
-    """The pictures of a split with white columns added to the proportions of `size`, a square.
+    """Open the pictures of a split, padded with white columns to the proportions of `size`.
 
     Pictures and pairs with a fault are left out; the log says how many, `check` says why.
 
@@ -117,7 +117,7 @@ def pair_list(root: Path, split: str) -> Path:
 
 
 def read_annotations(root: Path, split: str) -> tuple[dict[str, Annotation], list[Problem]]:
-    """The points by name; a point off the picture is missing, and a problem."""
+    """Read the points by name; a point outside its picture counts as missing and is reported."""
     path = annotation_list(root, split)
     try:
         header, lines = read_table(path, ":", ("name", "keypoints_y", "keypoints_x"))
@@ -137,7 +137,7 @@ def read_annotations(root: Path, split: str) -> tuple[dict[str, Annotation], lis
 
 
 def mentioned(root: Path, split: str) -> set[str]:
-    """Every name in the list of annotations, in lines with a fault too."""
+    """Return every name in the list of annotations, even from lines with a fault."""
     path = annotation_list(root, split)
     lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
     return {with_suffix(re.split("[:,;\t]", line)[0].strip()) for line in lines}
@@ -176,7 +176,7 @@ def _wrong_count(fields: list[str], header: list[str], separator: str) -> str:
 
 
 def with_suffix(name: str) -> str:
-    """A picture's file name; some lists leave out the ending."""
+    """Return a picture's file name; some lists leave out the suffix."""
     return name if name.endswith(".jpg") else f"{name}.jpg"
 
 
@@ -211,7 +211,7 @@ def _picture_fault(folder: Path, name: str) -> str | None:
 def read_pairs(
     root: Path, split: str, known: set[str]
 ) -> tuple[list[tuple[str, str]], list[Problem]]:
-    """Names of source and target; one that is not known is a problem, unless none is known."""
+    """Read names of source and target; an unknown name is reported, unless all are unknown."""
     path = pair_list(root, split)
     try:
         header, lines = read_table(path, ",", ("from", "to"))

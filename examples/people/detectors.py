@@ -89,11 +89,11 @@ def triples(raw: list[Any], name: str) -> Float[np.ndarray, "k 3"]:
 
 
 def main_person(people: list[Person]) -> Person:
-    """Choose the one with the most key points, of equals the largest; nobody of none."""
+    """Choose the person with the most key points, the largest in a tie; nobody if there is none."""
     return max(people, key=lambda each: (each[:, 2].sum(), extent(each)), default=NOBODY)
 
 
 def extent(points: Person) -> float:
-    """The longer side of what is around the points."""
+    """Return the longer side of the bounding box of the points."""
     places = points[points[:, 2] > 0][:, :2]
     return float(np.ptp(places, axis=0).max()) if len(places) else 0.0

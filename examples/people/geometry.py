@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]
 
 
 def whole_box(image_size: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The smallest box of the proportions of `size` around a picture; sizes are height, width."""
+    """Return the smallest box with the proportions of `size` around a picture (height, width)."""
     h, w = image_size
     return box_around((0, 0, w, h), size)
 
@@ -25,7 +25,7 @@ def whole_box(image_size: tuple[int, int], size: tuple[int, int]) -> Box:
 def person_box(
     points: Float[np.ndarray, "*frames 18 3"], size: tuple[int, int], margin: float = 0.12
 ) -> Box:
-    """A box of the proportions of `size` around all the points that are there.
+    """Return a box with the proportions of `size` around all points that exist.
 
     Args:
         points: Of one picture, or of all frames of a clip; at least one is there.
@@ -40,7 +40,7 @@ def person_box(
 
 
 def box_around(inner: tuple[float, float, float, float], size: tuple[int, int]) -> Box:
-    """The smallest box of the proportions of `size`, with the same centre."""
+    """Return the smallest box around this one, centred alike, with the proportions of `size`."""
     left, top, right, bottom = inner
     scale = max((right - left) / size[1], (bottom - top) / size[0])
     w, h = math.ceil(scale * size[1]), math.ceil(scale * size[0])
@@ -49,7 +49,7 @@ def box_around(inner: tuple[float, float, float, float], size: tuple[int, int]) 
 
 
 def moved_inside(box: Box, image_size: tuple[int, int]) -> Box:
-    """The box moved into a picture (height, width) along each axis on which it fits."""
+    """Move the box into a picture (height, width) along each axis on which it fits."""
     left, right = _moved(box[0], box[2], image_size[1])
     top, bottom = _moved(box[1], box[3], image_size[0])
     return left, top, right, bottom
@@ -85,7 +85,7 @@ def cut(
 def cut_points(
     points: Float[np.ndarray, "*frames 18 3"], box: Box, size: tuple[int, int]
 ) -> Float[np.ndarray, "*frames 18 3"]:
-    """Where `cut` brings the points; those outside the box are missing."""
+    """Move the points as `cut` moves the picture; those outside the box count as missing."""
     left, top, right, bottom = box
     scale = np.array([size[1] / (right - left), size[0] / (bottom - top)])
     moved = points.astype(np.float64)

@@ -47,7 +47,7 @@ Points = TypeVar("Points", Tensor, np.ndarray)
 def heat_maps(
     points: Float[Tensor, "b 18 3"], size: tuple[int, int], sigma: float, compat: str | None = None
 ) -> Float[Tensor, "b 18 h w"]:
-    """One map a point: a Gaussian bump of height 1; nothing if it is missing or off the picture.
+    """Make a map for each point: a Gaussian of height 1, zeros if the point is missing or outside.
 
     Args:
         points: Of each picture.
@@ -78,14 +78,14 @@ def _bumps(centre: Tensor, length: int, sigma: float) -> Tensor:  # (b, 18) -> (
 
 
 def on_picture(points: Points, size: tuple[int, int]) -> Points:
-    """Which of the points (..., 18, 3) are there and lie on one of the pixels, as booleans."""
+    """Tell which of the points (..., 18, 3) exist and lie on a pixel."""
     x, y, present = points[..., 0], points[..., 1], points[..., 2]
     within = (x >= -0.5) & (x < size[1] - 0.5) & (y >= -0.5) & (y < size[0] - 0.5)
     return within & (present > 0)
 
 
 def locate(maps: Float[Tensor, "b 18 h w"], threshold: float = 0.1) -> Float[Tensor, "b 18 3"]:
-    """The pixel where each map is highest; missing where that is not above the threshold."""
+    """Find the pixel where each map is highest; missing unless above the threshold."""
     height, place = maps.flatten(2).max(dim=2)
     points = torch.stack([place % maps.shape[3], place // maps.shape[3], 0 * place + 1], dim=2)
     missing = points.new_tensor([-1, -1, 0])
@@ -93,7 +93,7 @@ def locate(maps: Float[Tensor, "b 18 h w"], threshold: float = 0.1) -> Float[Ten
 
 
 def flip(points: Points, width: int) -> Points:
-    """The points (..., 18, 3) of the mirrored picture: what was left is right."""
+    """Mirror the points (..., 18, 3): what was left is right."""
     flipped = points[..., list(MIRRORED), :]
     flipped[..., 0] = flipped[..., 2] * (width - flipped[..., 0]) - 1
     return flipped
@@ -102,7 +102,7 @@ def flip(points: Points, width: int) -> Points:
 def tidy(
     points: Float[np.ndarray, "*frames k c"], least: float = 0.0
 ) -> Float[np.ndarray, "*frames k 3"]:
-    """Points of any detector in the form of this file.
+    """Bring the points of any detector into the form of this file.
 
     Args:
         points: x, y or x, y and confidence (or COCO's visibility). Missing ones are negative, not
@@ -120,7 +120,7 @@ def tidy(
 def from_coco(
     points: Float[np.ndarray, "*frames 17 c"], least: float = 0.0
 ) -> Float[np.ndarray, "*frames 18 3"]:
-    """COCO's 17 points in this order; the neck is midway between the shoulders if both are there.
+    """Reorder COCO's 17 points; the neck is midway between the shoulders if both exist.
 
     `least` is as in `tidy`.
     """
@@ -134,7 +134,7 @@ def from_coco(
 def draw_skeleton(
     image: UInt8[np.ndarray, "h w 3"], points: Float[np.ndarray, "18 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the person's limbs drawn on it, each in its own colour."""
+    """Draw the limbs of a person onto the picture, each in its own colour."""
     finer = 4  # a smooth edge: drawn so many times larger
     h, w, _ = image.shape
     layer = PIL.Image.new("RGBA", (w * finer, h * finer))

@@ -27,12 +27,12 @@ class Person:
 
     @property
     def pixels(self) -> Float[Tensor, "1 3 h w"]:
-        """From -1 to 1."""
+        """Scale the picture to the range from -1 to 1."""
         return rearrange(torch.from_numpy(self.image), "h w c -> 1 c h w").float() / 127.5 - 1
 
 
 def find_person(text: str, pictures: Pictures | None, size: tuple[int, int]) -> Person:
-    """A person from the command line.
+    """Find the person that the command line names.
 
     Args:
         text: A number, of `pictures`; or a picture's file, beside which a JSON file of the same
@@ -57,7 +57,7 @@ def find_person(text: str, pictures: Pictures | None, size: tuple[int, int]) -> 
 def find_pose(
     text: str, pictures: Pictures | None, size: tuple[int, int]
 ) -> Float[np.ndarray, "18 3"]:
-    """Key points from the command line: as `find_person`, or a JSON file without a picture."""
+    """Find the key points that the command line names: as `find_person`, or a JSON file alone."""
     if not text.endswith(".json"):
         return find_person(text, pictures, size).points
     points = read_one(Path(text))
@@ -84,7 +84,7 @@ def points_beside(path: Path) -> Float[np.ndarray, "18 3"]:
 
 
 def read_one(path: Path) -> Float[np.ndarray, "18 3"]:
-    """The points of a file of one frame."""
+    """Read the points of a file of one frame."""
     file, problems = read_points(path, named=False, least=LEAST)
     if file is None or problems:
         raise ValueError("; ".join(map(str, problems)) or f"{path} holds no key points")

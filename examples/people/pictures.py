@@ -28,7 +28,7 @@ class Unreadable(ValueError):
 
     @classmethod
     def because(cls, path: Path, error: Exception) -> "Unreadable":
-        """Of an error whose text begins with the file's name, or does not."""
+        """Return the reason of an error, without the file name that its text may begin with."""
         return cls(path, str(error).removeprefix(f"{path} "))
 
 
@@ -40,7 +40,7 @@ class People(NamedTuple):
 
 
 def mirrored(people: People) -> People:
-    """As in a mirror; the points' left is right."""
+    """Mirror pictures and points; left becomes right."""
     return People(people.images[:, :, ::-1].copy(), flip(people.points, people.images.shape[2]))
 
 
@@ -63,7 +63,7 @@ class Pictures(abc.ABC):
 
     @abc.abstractmethod
     def image(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
-        """One picture.
+        """Read one picture.
 
         Raises:
             Unreadable: It is missing or broken.
@@ -74,19 +74,19 @@ class Pictures(abc.ABC):
 
     @property
     def poses(self) -> Float[np.ndarray, "M 18 3"]:
-        """Points to draw a target from where there are no pairs."""
+        """The points that targets are drawn from where there are no pairs."""
         return self.points if self.bank is None else self.bank
 
     def at(self, ids: Int[np.ndarray, "b"]) -> People:
-        """These pictures; for one that cannot be read stands the next that can, with its points."""
+        """Read pictures with their points; for an unreadable one, the next that is readable."""
         return self._rows(np.arange(len(self))[:, None], ids)[0]
 
     def images_at(self, ids: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """As `at`, without the points."""
+        """Read pictures as `at` does, without their points."""
         return self.at(ids).images
 
     def pairs_at(self, rows: Int[np.ndarray, "b"]) -> tuple[People, People]:
-        """Sources and targets of these pairs; in place of one that cannot be read, the next pair.
+        """Read sources and targets of pairs; a pair that cannot be read is replaced by the next.
 
         The same numbers give the same pictures in every run, in whatever order they are asked for.
         """

@@ -53,12 +53,12 @@ class PointFile:
     left_out: tuple[str, ...] = ()
 
     def line(self, frame: int) -> int | None:
-        """Where a frame stands."""
+        """Return the line of a frame."""
         return None if self.lines is None else self.lines[frame]
 
 
 def has_points(folder: Path, stem: str = "keypoints") -> bool:
-    """Whether there are key points in a folder."""
+    """Tell whether a folder has key points."""
     return bool(_point_files(folder, stem))
 
 
@@ -82,7 +82,7 @@ def _point_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_points(path: Path, named: bool, least: float) -> tuple[PointFile | None, list[Problem]]:
-    """Read everything in the file that makes sense; frames that do not have nobody in them.
+    """Read everything in the file that makes sense; other frames count as empty.
 
     Args:
         named: Whether it is one of single pictures, with names.

@@ -16,12 +16,12 @@ LEAST_PEOPLE = 8  # below which nothing is said of them as a whole
 
 
 def peopled(points: Float[np.ndarray, "N 18 3"]) -> np.ndarray:
-    """In which pictures there is enough of a person."""
+    """Tell in which pictures enough of a person is seen."""
     return points[..., 2].sum(-1) >= LEAST_POINTS
 
 
 def oddities(points: Points) -> Iterator[str]:
-    """One sentence for each thing that is so for most people, and should be for few."""
+    """Write a sentence for each oddity that most people show, though few should."""
     lying = lies(points)
     if len(lying) >= LEAST_PEOPLE and lying.mean() > 0.5:
         yield f"{lying.sum()} of {len(lying)} people lie on their side: x and y look swapped"
@@ -34,7 +34,7 @@ def oddities(points: Points) -> Iterator[str]:
 
 
 def lies(points: Points) -> np.ndarray:
-    """Who of those with a neck and a hip has them further apart in x than in y."""
+    """Tell whose neck and hip, if both are seen, are further apart in x than in y."""
     seen = points[_there(points, "neck", "rhip")]
     across, down = np.abs(_at(seen, "rhip") - _at(seen, "neck")).T
     return across > down
@@ -56,7 +56,7 @@ def _at(points: Points, name: str) -> np.ndarray:
 
 
 def check_pixels(points: Points) -> None:
-    """Refuse people whose points lie between 0 and 1, or further off than any picture reaches.
+    """Refuse people whose points lie between 0 and 1, or beyond any possible picture.
 
     Raises:
         ValueError: Of the first such person.
@@ -72,13 +72,13 @@ def check_pixels(points: Points) -> None:
 
 
 def without_far(points: Points, image_sizes: Int[np.ndarray, "N 2"]) -> Points:
-    """Take the points far off their picture as missing."""
+    """Count points far outside their picture as missing."""
     far = off_picture(points, image_sizes)[..., None]
     return np.where(far, np.float32([-1, -1, 0]), points)
 
 
 def off_picture(points: Points, image_sizes: Int[np.ndarray, "N 2"]) -> np.ndarray:
-    """Which points are off their picture by more than a part of its size; (N, 18) of bool.
+    """Tell which points are outside their picture by more than a share of its size; (N, 18) bool.
 
     Detectors put points a little outside a picture where somebody is cut off by its edge.
     """

@@ -45,7 +45,7 @@ def store_splits(
     size: tuple[int, int] = (256, 256),
     splits: tuple[str, ...] = ("train", "test"),
 ) -> list[str]:
-    """Decode, cut and scale all pictures once; gives what could not be read.
+    """Decode, cut and scale all pictures once; return what could not be read.
 
     Args:
         source: Folder of DeepFashion, of clips or of single pictures.
@@ -62,7 +62,7 @@ def store_splits(
 
 
 def cut_deepfashion(raw: tyro.conf.Positional[Path], root: tyro.conf.Positional[Path]) -> list[str]:
-    """Cut every picture that the lists of annotations name; gives what could not be.
+    """Cut every picture that the lists of annotations name; return those that could not be cut.
 
     Args:
         raw: Folder of the download, the one that has WOMEN and MEN in it.
@@ -87,7 +87,7 @@ def cut_deepfashion(raw: tyro.conf.Positional[Path], root: tyro.conf.Positional[
 
 
 def mangled(path: Path) -> str:
-    """PATN's name of a picture of the download.
+    """Return the name that PATN gives to a picture of the download.
 
     `WOMEN/Blouses_Shirts/id_00000693/02_3_back.jpg` is
     `fashionWOMENBlouses_Shirtsid0000069302_3back.jpg`.
@@ -114,7 +114,7 @@ def _cut_one(source: Path | None, target: Path) -> str | None:
 
 
 def _write_pairs(people: dict[str, Annotation], path: Path) -> None:
-    """All ordered pairs of pictures of one outfit whose torsos are seen, as PATN pairs them."""
+    """Write all ordered pairs of pictures of one outfit whose torsos are seen, as PATN does."""
     outfits = defaultdict(list)
     for name, each in people.items():
         if each.points[TORSO, 2].all():
@@ -127,7 +127,7 @@ def _write_pairs(people: dict[str, Annotation], path: Path) -> None:
 
 
 def outfit(name: str) -> str:
-    """What the pictures of one person in one outfit share: all up to the last `_`."""
+    """Return what pictures of one outfit share: the name up to the last `_`."""
     return name.rsplit("_", 1)[0]
 
 

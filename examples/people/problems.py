@@ -26,12 +26,12 @@ class Problem:
 
 
 def counted(count: int, noun: str) -> str:
-    """As in "1 picture" and "2 pictures"."""
+    """Write a count and its noun, as in "1 picture" and "2 pictures"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def log_opened(root: Path, contents: str, problems: int) -> None:
-    """What a folder holds: by the way, or as a warning if something was left out."""
+    """Log what a folder holds, as a warning if something was left out."""
     level = logging.WARNING if problems else logging.INFO
     log.log(level, "%s: %s, %s", root, contents, counted(problems, "problem"))
 
@@ -39,7 +39,7 @@ def log_opened(root: Path, contents: str, problems: int) -> None:
 def parse_lines(
     path: Path, lines: Iterable[tuple[int, str]], parse: Callable[[str], Record]
 ) -> tuple[dict[int, Record], list[Problem]]:
-    """What each numbered line says; a line that `parse` refuses with ValueError is a problem."""
+    """Parse numbered lines; a line that `parse` refuses with ValueError is reported."""
     records, problems = {}, []
     for number, line in lines:
         try:
@@ -52,7 +52,7 @@ def parse_lines(
 def read_table(
     path: Path, separator: str, columns: tuple[str, ...]
 ) -> tuple[list[str], list[tuple[int, str]]]:
-    """The header's columns and the numbered lines under it, blank ones left out.
+    """Read the columns of the header and the numbered lines below it, without blank ones.
 
     Raises:
         ValueError: The file cannot be read, or the header has other columns or another separator.

@@ -62,7 +62,7 @@ class Survey:
 def open_singles(
     root: Path, size: tuple[int, int], margin: float = 0.12, least: float = 0.3
 ) -> Files:
-    """The pictures with a person in them, cut to `size`, without pairs.
+    """Open the pictures with a person in them, cut to `size`, without pairs.
 
     Pictures with a fault are left out; the log says how many, `check` says why.
 
@@ -123,7 +123,7 @@ def survey(root: Path, least: float) -> Survey:
 
 
 def _near(single: Single) -> Single | None:
-    """Without the points far off the picture; None if too few are left."""
+    """Leave out points far outside the picture; return None if too few are left."""
     points = without_far(single.points[None], np.array([single.image_size]))
     return replace(single, points=points[0]) if peopled(points)[0] else None
 
@@ -148,7 +148,7 @@ def _oddities(path: Path, singles: list[Single]) -> list[Problem]:
 
 
 def read_bank(root: Path, least: float) -> tuple[Float[np.ndarray, "M 18 3"], list[Problem]]:
-    """The poses of the file `poses`, those with enough points; none if there is no such file."""
+    """Read the poses with enough points from the file `poses`; none if there is no such file."""
     if not has_points(root, "poses"):
         return NOBODY[None][:0], []
     try:

@@ -1,4 +1,4 @@
-"""Opening any of the data by its folder, whose files say what it is."""
+"""Open any of the data by its folder, whose files say what it is."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ KINDS = "figures, stored pictures, DeepFashion, single pictures or clips"
 
 
 def open_pictures(folder: Path, split: str, size: tuple[int, int] = (256, 256)) -> Pictures:
-    """Pictures of people.
+    """Open the pictures of people in a folder.
 
     Args:
         folder: Figures rendered ahead, stored pictures, DeepFashion, single pictures or clips: the

@@ -22,7 +22,7 @@ ABOUT = "about.json"
 
 
 def store(pictures: Pictures, folder: Path) -> list[str]:
-    """Read every picture into a folder; gives the reasons of those that could not be read."""
+    """Read every picture into a folder; return the reasons why some could not be read."""
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)
@@ -50,7 +50,7 @@ def _write_images(pictures: Pictures, path: Path) -> dict[int, str]:
 
 
 def renumbered(pairs: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The pairs whose pictures are both kept, by the pictures' new numbers; `kept` is sorted."""
+    """Return the pairs whose pictures are both kept, renumbered; `kept` is sorted."""
     pairs = pairs[np.isin(pairs, kept).all(1)]
     return np.searchsorted(kept, pairs)
 
@@ -61,7 +61,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def open_stored(folder: Path) -> Arrays:
-    """What `store` wrote, the pictures memory-mapped.
+    """Open what `store` wrote, with memory-mapped pictures.
 
     Raises:
         ValueError: The folder is not complete.

@@ -15,7 +15,7 @@ VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 def decoded(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """All frames in the order they are shown.
+    """Decode all frames in the order in which they are shown.
 
     Raises:
         Unreadable: The file is missing, no video, or breaks off.
@@ -51,12 +51,12 @@ class VideoFrame:
 
 
 def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture, turned as the camera says."""
+    """Rotate the picture as the camera says."""
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()
 
 
 def video_frames(path: Path) -> list[VideoFrame]:
-    """The frames of a video, in the order they are shown.
+    """List the frames of a video in the order in which they are shown.
 
     Nothing is decoded: one may yet turn out to be broken.
 

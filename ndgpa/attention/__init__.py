@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa.attention.chunked import chunked
+from ndgpa.attention.far_beside import read_beside
 from ndgpa.attention.far_chunked import chunked as far_chunked
-from ndgpa.attention.far_field import Far, FarBackend, Tangents, check_far, literal
+from ndgpa.attention.far_field import Bundles, Far, FarBackend, check_far, literal
 from ndgpa.attention.far_merge import merge_far, merged
 from ndgpa.attention.reference import reference
 from ndgpa.attention.token_merge import formula, merge_tokens
@@ -43,12 +44,17 @@ def pick(name: str | None, query: Tensor, value: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def pick_far(far: Far | Tangents, name: str | None, query: Tensor, value: Tensor) -> FarBackend:
-    """How the far field is computed beside a near field of the backend of that name."""
+def pick_far(far: Far | Bundles, name: str | None, query: Tensor, value: Tensor) -> FarBackend:
+    """How the far field "site" is computed beside a near field of the backend of that name."""
     check_far(far)
     if name is None:
         name = "triton" if is_usable(query, value) else "torch"
     return FAR_BACKENDS.get(name, FAR_BACKENDS["torch"])
+
+
+def reading_far_keys(run: Backend) -> Backend:
+    """The same backend, with an argument `far` more: the far keys of the cells."""
+    return run if run is chunked else partial(read_beside, run)
 
 
 def pick_tokens(name: str | None, run: Backend) -> TokenBackend:

@@ -1,18 +1,20 @@
 """Which rows a cell reads: the engine of the `torch` backend.
 
 A tile is the queries of one cell, of all heads that share its selection; it reads whole blocks,
-each gathered as a single row.
+each gathered as a single row, and after them the far keys of the cell.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ndgpa._ops import has_values, wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
+from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTiles
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import softmax
 
@@ -27,12 +29,27 @@ class Inputs(NamedTuple):
     slot_bias: Tensor | None  # (b, t, C, K)
     key_bias: Tensor | None  # (b, hk, B, R)
     offset_bias: Tensor | None  # (b, t, entries of all heads of a tile)
+    far_sums: Tensor | None  # (b, hk, B, f): `block_sums`, whose gradient key and value get
+    far_bundle: Tensor | None  # this and the others: as in `FarPlan`
+    far_less: Tensor | None
     query_time: Tensor | None  # (C, X)
     key_time: Tensor | None  # (B, R)
     query_offset: Tensor | None  # (C, X), added to key_offset: the entry of a pair
     key_offset: Tensor | None  # (B, R)
+    far_place: Tensor | None
+    far_table: Tensor | None
+    far_space: Tensor | None
+    far_bundles: int
+    far_square: float
     scale: float
     softcap: float = 0.0  # none
+
+    @property
+    def plan(self) -> FarPlan | None:
+        tables: Any = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
+        if self.far_bundle is None:
+            return None
+        return FarPlan(*tables, self.far_bundles, self.query_time is not None, self.far_square)
 
 
 class _Chunk(NamedTuple):
@@ -63,6 +80,11 @@ class Cells:
         heads = heads + key_heads * torch.arange(batch, device=device)[:, None]
         self.first_row = (heads * num_blocks).repeat_interleave(self.cells)  # (tiles,)
         self.blocks = given.blocks.flatten(0, 2)
+        plan, sums = given.plan, given.far_sums
+        self.far = self.far_grads = None
+        if plan is not None and sums is not None:
+            self.far = FarTiles(plan, sums, given.key.shape[4])
+            self.far_grads = FarGrads(plan, sums)
         self.has_empty = not has_values(given.blocks) or bool((given.blocks < 0).any())
 
     def tiles(self) -> Iterator[Tile]:
@@ -100,7 +122,7 @@ class Cells:
 
     def _room(self, width: int) -> int:
         """How many cells of so many slots fit."""
-        keys = width * self.sites
+        keys = width * self.sites + (0 if self.far is None else self.far.bundles)
         pairs = self.places * keys * (2 if self.offset_bias is None else 5)
         return room(pairs + keys * (self.key.shape[2] + self.value.shape[2]), self.query)
 
@@ -114,24 +136,25 @@ class Cells:
         blocks = self.blocks[cells, :slots]
         empty = blocks < 0
         ids = (blocks.clamp(min=0) + self.first_row[cells, None]).flatten()
-        queries, keys = (
-            Run(cells),
-            Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0]),
-        )
-        query, key, value = (
-            rows.take(table, self.wide)
-            for rows, table in ((queries, self.query), (keys, self.key), (keys, self.value))
-        )
-        is_plain = self._is_plain(ids, empty)
+        keys = Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0])
+        query = Run(cells).take(self.query, self.wide)
+        far = None if self.far is None else self.far.tile(cells)
+        key = self._taken(keys, self.key, None if far is None else far.key)
+        value = self._taken(keys, self.value, None if far is None else far.value)
+        is_plain, near = self._is_plain(ids, empty), slots * self.sites
         logits, bend = _capped(scaled_bmm(query, key.mT, self.scale), self.softcap)
         if self.offset_bias is not None:
             logits = logits + self.offset_bias.to(self.wide)[self.entries(cells, blocks)]
         if not is_plain:
-            logits = logits + self._bias(chunk, ids, empty)
+            logits[..., :near] += self._bias(chunk, ids, empty)
+        if far is not None:
+            logits[..., near:] += far.bias[:, None]
         if self.query_time is not None and self.key_time is not None:
             now = self.query_time[self._cell(cells)]
             then = self.key_time[blocks.clamp(min=0).long()].flatten(1)
-            logits = logits.masked_fill(then[:, None] > now[:, :, None], -torch.inf)
+            later = then[:, None] > now[:, :, None]
+            later = F.pad(later, (0, logits.shape[2] - near))
+            logits = logits.masked_fill(later, -torch.inf)
         weights = softmax(logits, may_see_nothing=not is_plain)
         return Tile(
             cells,
@@ -140,12 +163,37 @@ class Cells:
             value,
             weights,
             self.scale,
-            queries,
+            Run(cells),
             keys,
             is_masked=not is_plain,
             contains=self.query_time is not None,
             bend=bend,
+            far=far,
         )
+
+    def _taken(self, rows: Rows, table: Tensor, besides: Tensor | None) -> Tensor:
+        """Copy the rows of each tile, and put what is besides after them."""
+        if besides is None:
+            return rows.take(table, self.wide)
+        near = len(rows.ids) // rows.tiles
+        more = -(-besides.shape[1] // self.sites)  # rows that are written over
+        room = Rows(F.pad(rows.ids.view(-1, near), (0, more)).flatten(), None, rows.tiles)
+        if rows.empty is not None:
+            empty = F.pad(rows.empty.view(-1, near), (0, more)).flatten()
+            room = Rows(room.ids, empty, rows.tiles)
+        taken = room.take(table, self.wide)[:, : near * self.sites + besides.shape[1]]
+        taken[:, near * self.sites :] = besides
+        return taken
+
+    def add_to_far(self, tile: Tile, slope: Tensor, grad_out: Tensor) -> None:
+        """Add what a tile's far keys get to `far_grads`."""
+        if self.far is None or self.far_grads is None or tile.far is None:
+            return
+        last, g = slice(tile.near.stop, None), tile.queries.take(grad_out, self.wide)
+        slope, weights = slope[..., last], tile.softmax.weights[..., last]
+        by_key = scaled_bmm(slope.mT, tile.query, self.scale)
+        by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
+        self.far.add(self.far_grads, tile.chunk, tile.far, by_key, by_value, by_bias)
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

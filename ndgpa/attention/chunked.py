@@ -30,6 +30,7 @@ from ndgpa._ops import (
 )
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
+from ndgpa.attention.far_cells import FarCells, block_sums
 from ndgpa.attention.scores import Offsets
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
@@ -48,12 +49,16 @@ def chunked(
     key_bias: Float[Tensor, "b hk n_k"] | None = None,
     key_sites: Int[Tensor, "B S"] | None = None,
     causal: bool = False,
+    far: FarCells | None = None,
     offsets: Offsets | None = None,
     softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
     Heads that share a selection and a key head share one tile of queries.
+
+    Args:
+        far: What each cell reads besides.
     """
     no_tangents("torch", query, key, value)
     if key_sites is None:
@@ -80,6 +85,7 @@ def chunked(
         key_bias=key_bias,
         query_time=query_time,
         key_time=key_time,
+        far=far,
         offsets=None if offsets is None else _by_cell_and_block(offsets, structure, read),
         softcap=softcap,
     )
@@ -103,6 +109,7 @@ def attend_from_cells(
     key_bias: Float[Tensor, "b hk B R"] | None = None,
     query_time: Int[Tensor, "C X"] | None = None,
     key_time: Int[Tensor, "B R"] | None = None,
+    far: FarCells | None = None,
     offsets: Offsets | None = None,
     softcap: float = 0.0,
 ) -> tuple[Float[Tensor, "b h C X dv"], Float[Tensor, "b h C X"]]:
@@ -112,6 +119,7 @@ def attend_from_cells(
         key_bias: Added to every logit of a key, -inf for an empty place of a block.
         query_time, key_time: Keys of a later time than the query do not exist; None for no times.
         offsets: With `of_query` (C, X) and `of_key` (B, R).
+        far: What each cell reads besides; not with offsets or a cap.
     """
     selection = with_a_slot(selection)
     heads, key_heads = query.shape[1], key.shape[1]
@@ -127,6 +135,10 @@ def attend_from_cells(
         table = offsets.table.unflatten(1, (tiles, -1)).flatten(2)
         first = torch.arange(heads // tiles, device=query.device) * offsets.table.shape[2]
         of_query = (offsets.of_query[:, None] + first[:, None]).flatten(1)
+    sums = plan = None
+    if far is not None:
+        sums = block_sums(key.detach(), value.detach(), key_bias)
+        plan = far.plan(sums)
     out, lse = call(
         attend_chunked,
         rearrange(query, "b (t g) c x d -> b t c (g x) d", t=tiles),
@@ -136,10 +148,18 @@ def attend_from_cells(
         slot_bias=slot_bias,
         key_bias=key_bias,
         offset_bias=table,
+        far_sums=sums,
+        far_bundle=plan and plan.bundle,
+        far_less=plan and plan.less,
         query_time=query_time,
         key_time=key_time,
         query_offset=of_query,
         key_offset=None if offsets is None else offsets.of_key,
+        far_place=plan and plan.place,
+        far_table=plan and plan.table,
+        far_space=plan and plan.space,
+        far_bundles=plan.bundles if plan else 0,
+        far_square=plan.square if plan else 0.0,
         scale=scale,
         softcap=softcap,
     )
@@ -166,17 +186,28 @@ def attend_chunked(
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
     offset_bias: Tensor | None,
+    far_sums: Tensor | None,
+    far_bundle: Tensor | None,
+    far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_offset: Tensor | None,
     key_offset: Tensor | None,
+    far_place: Tensor | None,
+    far_table: Tensor | None,
+    far_space: Tensor | None,
+    far_bundles: int,
+    far_square: float,
     scale: float,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
-    tables = (slot_bias, key_bias, offset_bias, query_time, key_time, query_offset, key_offset)
-    engine = Cells(Inputs(query, key, value, blocks, *tables, scale, softcap))
+    biases = slot_bias, key_bias, offset_bias
+    far = far_sums, far_bundle, far_less
+    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
+    options = far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -204,32 +235,52 @@ def attend_chunked_backward(
     slot_bias: Tensor | None,
     key_bias: Tensor | None,
     offset_bias: Tensor | None,
+    far_sums: Tensor | None,
+    far_bundle: Tensor | None,
+    far_less: Tensor | None,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_offset: Tensor | None,
     key_offset: Tensor | None,
+    far_place: Tensor | None,
+    far_table: Tensor | None,
+    far_space: Tensor | None,
+    far_bundles: int,
+    far_square: float,
     scale: float,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and the three biases (empty where a bias is None)."""
-    tables = (slot_bias, key_bias, offset_bias, query_time, key_time, query_offset, key_offset)
-    engine = Cells(Inputs(query, key, value, blocks, *tables, scale, softcap))
-    biases = (slot_bias, key_bias, offset_bias)
+    biases = slot_bias, key_bias, offset_bias
+    far = far_sums, far_bundle, far_less
+    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
+    options = far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
     *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
     totals = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
     with without_autocast(query):
         for tile, slope in differentiate(engine.tiles(), totals, of_out, of_lse):
+            near = slope[..., tile.near]
             if slot_bias is not None:
-                by_slot = slope.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
+                by_slot = near.unflatten(2, (-1, key.shape[3])).sum(dim=(1, 3))
                 grad_slot.flatten(0, 2)[tile.chunk, : by_slot.shape[1]] = by_slot
             if key_bias is not None:
-                tile.keys.add(grad_bias.flatten(0, 2), slope.sum(dim=1))
+                tile.keys.add(grad_bias.flatten(0, 2), near.sum(dim=1))
             if offset_bias is not None:
                 engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
-            del tile, slope
+            engine.add_to_far(tile, slope, of_out)
+            del tile, slope, near
+        if engine.far_grads is not None:
+            by_sums = engine.far_grads.of_sums[:, :, :, None].split([*map(_width, grads[1:])], -1)
+            for grad, by_sum in zip(grads[1:], by_sums):
+                grad += by_sum
     by_key, by_value = grads[1].to(key.dtype), grads[2].to(value.dtype)
     return grads[0], by_key, by_value, grad_slot, grad_bias, grad_offset
+
+
+def _width(x: Tensor) -> int:
+    return x.shape[-1]
 
 
 @attend_chunked_backward.register_fake
@@ -267,18 +318,14 @@ def _empty_grads(
     )
 
 
+_NAMES = ("query", "key", "value", "slot_bias", "key_bias", "offset_bias")
+
+
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     given = Inputs(*kept_inputs(ctx))
-    query, key, value, slot, bias, offset = attend_chunked_backward(grad_out, grad_lse, *given)
-    return gradients(
-        Inputs,
-        query=query,
-        key=key,
-        value=value,
-        slot_bias=None if given.slot_bias is None else slot,
-        key_bias=None if given.key_bias is None else bias,
-        offset_bias=None if given.offset_bias is None else offset,
-    )
+    grads = attend_chunked_backward(grad_out, grad_lse, *given)
+    found = {n: g for n, g in zip(_NAMES, grads) if getattr(given, n) is not None}
+    return gradients(Inputs, **found)
 
 
 def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -286,21 +333,22 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     grad_out, grad_lse, *given = kept_inputs(ctx)
 
     def formula(given: Inputs) -> tuple[Tensor, Tensor]:
+        if given.far_sums is not None:
+            given = given._replace(far_sums=block_sums(given.key, given.value, given.key_bias))
         tile = Cells(given).whole().contained
         out = tile.out.to(given.value.dtype)
         return out.view(grad_out.shape), tile.softmax.lse.view(grad_lse.shape)
 
-    names = ("query", "key", "value", "slot_bias", "key_bias", "offset_bias")
     by_grads, by_inputs = differentiate_gradient(
-        formula, Inputs(*given), names, [grad_out, grad_lse], cotangents
+        formula, Inputs(*given), _NAMES, [grad_out, grad_lse], cotangents
     )
     return *by_grads, *by_inputs
 
 
 attend_chunked.register_autograd(_backward, setup_context=keep_inputs)
 attend_chunked_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=7))
-attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=9))
+attend_chunked.register_vmap(fold_into_batch(attend_chunked, batched=10))
+attend_chunked_backward.register_vmap(fold_into_batch(attend_chunked_backward, batched=12))
 
 
 @count_products("attend_chunked")
@@ -316,5 +364,5 @@ def _(grad_out: Any, grad_lse: Any, *inputs: Any, **_: Any) -> int:
 
 
 def _pairs(given: Any) -> int:
-    """Queries by the keys of all slots, given shapes."""
-    return math.prod(given.query[:4]) * given.blocks[3] * given.key[3]
+    """Queries by the keys of all slots and by far keys, given shapes."""
+    return math.prod(given.query[:4]) * (given.blocks[3] * given.key[3] + given.far_bundles)

@@ -6,8 +6,9 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ndgpa._ops import call, wide
-from ndgpa.attention.chunked import attend_chunked
+from ndgpa._ops import wide
+from ndgpa.attention.chunked import attend_from_cells
+from ndgpa.problem import Selection
 
 # Queries and keys of one tile of logits.
 _QUERIES, _KEYS = 256, 2048
@@ -32,21 +33,9 @@ def attend_to_all(
     key, value = _cut(key, _KEYS), _cut(value, _KEYS)
     cells, runs = query.shape[2], key.shape[2]
     run = torch.arange(runs, dtype=torch.int32, device=query.device).repeat_interleave(cells)
-    out, lse = call(
-        attend_chunked,
-        repeat(query, "b h c x d -> b h (r c) x d", r=runs),
-        key,
-        value,
-        repeat(run, "c -> b h c 1", b=query.shape[0], h=query.shape[1]),
-        slot_bias=None,
-        key_bias=key_bias,
-        offset_bias=None,
-        query_time=None,
-        key_time=None,
-        query_offset=None,
-        key_offset=None,
-        scale=scale,
-    )
+    blocks = repeat(run, "c -> b h c 1", b=query.shape[0], h=query.shape[1])
+    query = repeat(query, "b h c x d -> b h (r c) x d", r=runs)
+    out, lse = attend_from_cells(query, key, value, Selection(blocks), scale, key_bias=key_bias)
     lse = rearrange(lse, "b h (r c) x -> b h r (c x) 1", r=runs)
     out = rearrange(out, "b h (r c) x d -> b h r (c x) d", r=runs)
     if runs == 1:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ndgpa._ops import has_values
+from ndgpa.attention.far_cells import FarTile
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import Softmax
 
@@ -28,6 +29,7 @@ class Tile:
         queries, keys: The rows of the tables of queries and of keys.
         is_masked: Whether a key may be hidden from a query.
         contains: Whether a key may be hidden that is not finite. A weight of 0 does not hide NaN.
+        far: The far keys, which come after those of rows.
         bend: How steep the logits are in the products; None means 1.
     """
 
@@ -42,6 +44,12 @@ class Tile:
     is_masked: bool
     contains: bool = False
     bend: Tensor | None = None  # (c, X, Y)
+    far: FarTile | None = None
+
+    @property
+    def near(self) -> slice:
+        """Which of the keys are those of rows."""
+        return slice(self.key.shape[1] - (0 if self.far is None else self.far.bias.shape[1]))
 
     @property
     def out(self) -> Tensor:  # (c, X, dv)
@@ -106,8 +114,9 @@ def differentiate(
         slope = tile.slope(g, None if grad_lse is None else tile.queries.take(grad_lse, wide))
         products = slope if tile.bend is None else slope * tile.bend
         tile.queries.put(grads.query, scaled_bmm(products, tile.key, tile.scale))
-        tile.keys.add(grads.key, scaled_bmm(products.mT, tile.query, tile.scale))
-        tile.keys.add(grads.value, torch.bmm(tile.softmax.weights.mT, g))
+        weights = tile.softmax.weights[..., tile.near]
+        tile.keys.add(grads.key, scaled_bmm(products[..., tile.near].mT, tile.query, tile.scale))
+        tile.keys.add(grads.value, torch.bmm(weights.mT, g))
         yield tile, slope
         del tile, slope, products, g  # before the next are made; who asked for them does so too
 

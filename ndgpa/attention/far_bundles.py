@@ -1,9 +1,10 @@
-"""Bundles of far blocks: blocks whose mean keys are alike, which share one tangent.
+"""Bundles of far blocks: blocks whose mean keys are alike, which share one key.
 
 A bundle is what is nearest to a landmark. The landmarks of a space are the mean keys of some of its
 blocks, evenly spaced among those of which anything is seen; of equally near ones the first counts.
-If causal, a block looks only at landmarks that are past when it is, so that its bundle does not
-depend on later keys. Bundles carry no gradient.
+Twice each landmark moves to the mean of its bundle, as in k-means. If causal, landmarks stay, and a
+block looks only at those that are past when it is, so that its bundle does not depend on later
+keys. Bundles carry no gradient.
 
 For products, the blocks are laid out bundle after bundle, in tiles of one bundle each.
 """
@@ -16,6 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa._ops import fold_into_batch, without_autocast
+from ndgpa.attention.rows import add_rows_
+
+# Moves of the landmarks.
+_ROUNDS = 2
 
 
 # One opaque operator: how many spaces there are is a value, on which a graph cannot depend.
@@ -56,19 +61,48 @@ def _nearest_landmark(
     row = ids.flatten(2).clamp(min=0)
     seen = exists.gather(2, row).view(ids.shape)
     ids = ids.masked_fill(~seen, -1)  # (b, hk, S, G)
-    marks = key.gather(2, row[..., None].expand(-1, -1, -1, key.shape[3])).unflatten(
-        2, ids.shape[2:]
-    )
-    half = marks.square().sum(dim=-1) / 2
-    if group is None:  # (b, hk, B, G)
-        distance = half - key @ marks[:, :, 0].mT
-    else:
-        ids, half, marks = (x[:, :, group] for x in (ids, half, marks))
-        distance = half - (marks @ key[..., None])[..., 0]
-    hidden = ids < 0
+    marks = key.gather(2, row[..., None].expand(-1, -1, -1, key.shape[3]))
+    marks = marks.unflatten(2, ids.shape[2:])
+    space = exists.new_zeros(exists.shape[2], dtype=torch.int64) if group is None else group
+    hidden = ids[:, :, space] < 0  # (b, hk, B, G)
     if time is not None:
-        hidden = hidden | (time[ids.clamp(min=0)] > time[:, None])
-    return distance.masked_fill(hidden, torch.inf).argmin(dim=-1)
+        hidden = hidden | (time[ids[:, :, space].clamp(min=0)] > time[:, None])
+    bundle = _nearest(key, marks, space, hidden)
+    for _ in range(_ROUNDS if time is None else 0):
+        marks = _centres(key, marks, space, bundle, exists)
+        bundle = _nearest(key, marks, space, hidden)
+    return bundle
+
+
+def _nearest(
+    key: Float[Tensor, "b hk B d"],
+    marks: Float[Tensor, "b hk S G d"],
+    space: Int[Tensor, " B"],
+    hidden: Bool[Tensor, "b hk B G"],
+) -> Int[Tensor, "b hk B"]:
+    half = marks.square().sum(dim=-1) / 2
+    if marks.shape[2] == 1:
+        product = key @ marks[:, :, 0].mT
+    else:
+        product = (marks[:, :, space] @ key[..., None])[..., 0]
+    return (half[:, :, space] - product).masked_fill(hidden, torch.inf).argmin(dim=-1)
+
+
+def _centres(
+    key: Float[Tensor, "b hk B d"],
+    marks: Float[Tensor, "b hk S G d"],
+    space: Int[Tensor, " B"],
+    bundle: Int[Tensor, "b hk B"],
+    exists: Bool[Tensor, "b hk B"],
+) -> Float[Tensor, "b hk S G d"]:
+    """The mean of each bundle; a mark of which nothing is nearest stays."""
+    pair = torch.arange(bundle.shape[:2].numel(), device=key.device).view(*bundle.shape[:2], 1)
+    rows = ((pair * marks.shape[2] + space) * marks.shape[3] + bundle).flatten()
+    key = torch.cat([key, exists[..., None].to(key)], dim=-1)
+    key = key.masked_fill(~exists[..., None], 0).flatten(0, 2)
+    sums = add_rows_(key.new_zeros(marks.shape[:4].numel(), key.shape[1]), rows, key)
+    mean, count = sums[:, :-1], sums[:, -1:]
+    return torch.where(count > 0, mean / count.clamp(min=1), marks.flatten(0, 3)).view(marks.shape)
 
 
 def _landmarks(

@@ -1,23 +1,18 @@
 """The far field: the blocks that a cell did not select take part through their means.
 
-A key block j that the cell of a query q did not select is one key at its mean,
+What a query q does not read site by site, it reads as keys at means,
 
-    scale q.k'_j + log s_j ,  with the value v'_j ,
+    scale q.k' + log m ,  with the value v' ,
 
-where k'_j and v'_j are means over its s_j seen sites. It is attended to
+where k' and v' are means over m seen sites: those of one block each (`far="site"`, the field of
+this file), or those of a bundle of similar blocks (`Bundles`; `far_cells` makes them keys of each
+cell, which any backend reads beside those that are selected).
 
-* from each site ("site"), or
-* from the mean query q' of each block or of each cell (`Tangents`). The far blocks are in bundles
-  of similar keys; for each, the log-sum-exp L of its logits is moved to the query of the site along
-  its gradient: L(q') + (q - q').L'(q'). L'(q') is scale times the mean key of the bundle under the
-  weights of q', so a bundle is one key, one value and one bias.
-  L is convex in the query, so a tangent never gives the far field more weight than "site" does.
-
-Near and far field are merged by their log-sum-exp, as parts of one softmax.
+Near field and far field are parts of one softmax. Here they are merged by their log-sum-exp.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -27,56 +22,78 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.structures.base import SpatialStructure
-from ndgpa.structures.means import row_means, seen_means, seen_sums
-from ndgpa.structures.tables import span_of_rows, take_sites
-
-At = Literal["block", "cell"]
+from ndgpa.structures.means import row_means, seen_means
+from ndgpa.structures.tables import span_of_rows
 
 
 @dataclass(frozen=True)
-class Tangents:
-    """A far field by tangents: expanded about mean queries, one tangent for each bundle of blocks.
+class Bundles:
+    """A far field of so many keys for each cell: each is the mean of a bundle of similar blocks.
 
     Args:
-        at: Whose mean query: of each "block", or of each "cell", which has fewer products.
-        bundles: How many bundles the far blocks are in; each costs one entry of the affinity matrix
-            for each query.
+        count: How many bundles the blocks are in; each costs one entry of the affinity matrix for
+            each query, and memory for one key and one value for each cell.
 
     Raises:
-        ValueError, TypeError: `at` is an unknown word, or `bundles` no positive int.
+        ValueError, TypeError: `count` is no positive int.
     """
 
-    at: At = "block"
-    bundles: int = 16
+    count: int = 16
 
     def __post_init__(self) -> None:
-        arguments.one_of("at", self.at, get_args(At))
-        arguments.positive_count("bundles", self.bundles)
+        arguments.positive_count("count", self.count)
 
 
-Far = Literal["site", "block", "cell"]
+Far = Literal["site", "block"]
 FAR = get_args(Far)
 
 
 def check_far(far: Any) -> None:
-    if not isinstance(far, Tangents):
+    if not isinstance(far, Bundles):
         arguments.one_of("far", far, FAR)
 
 
-def as_tangents(far: "Far | Tangents") -> Tangents | None:
-    """Return the tangents; None for "site"."""
-    if isinstance(far, Tangents):
+def as_bundles(far: "Far | Bundles") -> Bundles | None:
+    """Return the bundles; None for "site"."""
+    if isinstance(far, Bundles):
         return far
-    return None if far == "site" else Tangents(far)
+    return None if far == "site" else Bundles()
 
 
-def bundles_of(far: "Far | Tangents") -> int:
-    """Into how many bundles the blocks are put."""
-    tangents = as_tangents(far)
-    return 1 if tangents is None else tangents.bundles
+@dataclass(frozen=True)
+class BlockMeans:
+    """The mean keys and values of all blocks, and of how many seen sites they are.
+
+    `time` is the latest of each block, None if not causal.
+    """
+
+    key: Float[Tensor, "b hk B d"]
+    value: Float[Tensor, "b hk B w"]
+    seen: Float[Tensor, "b hk B"]
+    time: Int[Tensor, " B"] | None
+    group: Int[Tensor, " B"] | None
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        value: Float[Tensor, "b hk n_k dv"],
+        key_sites: Int[Tensor, "B S"] | None = None,
+    ) -> "BlockMeans":
+        """Average over the seen sites that are read of each block.
+
+        Args:
+            key_sites: The sites that are read where a block is selected; None means the blocks.
+        """
+        structure, mask = problem.key_structure, problem.key_mask
+        means = partial(seen_means, structure, seen=mask)
+        if key_sites is not None:
+            means = partial(row_means, rows=key_sites, seen=mask)
+        (key, seen), (value, _) = means(problem.key), means(value)
+        latest = latest_of_blocks(structure, key_sites) if problem.causal else None
+        return cls(key, value, seen[:, None].expand(key.shape[:3]), latest, structure.group)
 
 
 @dataclass(frozen=True)
@@ -98,13 +115,20 @@ class FarKeys:
     group: Int[Tensor, " B"] | None
     scale: float
 
+    @classmethod
+    def of(cls, means: BlockMeans, problem: Problem) -> "FarKeys":
+        bias, scale = dot_form(means.key, problem.affinity, problem.scale)
+        size = means.seen.log()
+        bias = size if bias is None else size + bias
+        one = torch.zeros_like(means.seen, dtype=torch.int64)
+        return cls(means.key, means.value, bias, one, 1, means.time, means.group, scale)
+
 
 @dataclass(frozen=True)
 class FarQueries:
     """The queries of the far field and their cells; None as time or group means any may be seen.
 
-    `sites` are those that each stands for, -1 for an empty place; `dtype` is that of the features
-    of the call, where means are float32 or wider.
+    `dtype` is that of the features of the call.
     """
 
     query: Float[Tensor, "b h Q d"]
@@ -112,7 +136,6 @@ class FarQueries:
     cell: Int[Tensor, " Q"]
     time: Int[Tensor, " Q"] | None
     group: Int[Tensor, " Q"] | None
-    sites: Int[Tensor, "Q X"]
 
 
 @dataclass(frozen=True)
@@ -125,28 +148,20 @@ class FarBackend:
 
 @dataclass(frozen=True)
 class FarField:
-    """The far field of a call, before it is known what the cells select.
+    """The far field "site" of a call, before it is known what the cells select.
 
     A block is in the far field of a query if the query's cell did not select it, if it is of the
-    query's group and, if causal, wholly past: at the time of the query for "site", at the earliest
-    time of its block or cell for tangents.
+    query's group and, if causal, wholly past.
     """
 
-    tangents: Tangents | None
-    problem: Problem
     queries: FarQueries
     keys: FarKeys
 
     @classmethod
-    def of(cls, far: Far | Tangents, problem: Problem, keys: FarKeys) -> "FarField":
-        """Take the mean queries.
-
-        Call it before the near field: then its gradients are computed first, and are not in memory
-        together with those of the near field.
-        """
-        tangents = as_tangents(far)
-        queries = _site_queries(problem) if tangents is None else _MEAN[tangents.at](problem)
-        return cls(tangents, problem, queries, keys)
+    def of(cls, problem: Problem, means: BlockMeans) -> "FarField":
+        """Call it before the near field: then its gradients are computed first, and are not in
+        memory together with those of the near field."""
+        return cls(_site_queries(problem), FarKeys.of(means, problem))
 
     def merge(
         self,
@@ -160,14 +175,9 @@ class FarField:
             near: What a backend of `attend` returned, the log-sum-exp without the term of a
                 euclidean affinity that depends on the query alone.
         """
-        keys, mean = self.keys, None
-        if self.tangents is not None:  # which are made of the mean query and the mean keys
-            mean = self.queries.query
-            keys = replace(keys, value=torch.cat([keys.value, keys.key], dim=-1))
-        value, bias = backend.attend(self.queries, keys, selection.blocks)
-        given = *near, self.problem.query, mean, value, bias, self.queries.sites
-        out, lse = backend.merge(*given, keys.scale, self.problem.causal)
-        return out.to(near[0].dtype), lse
+        far, far_lse = backend.attend(self.queries, self.keys, selection.blocks)
+        hides = self.keys.time is not None
+        return backend.merge(*near, far[:, :, :, 0], far_lse[..., 0], hides)
 
 
 def literal(
@@ -201,31 +211,6 @@ def literal(
     return out, lse
 
 
-def far_keys(
-    problem: Problem,
-    value: Float[Tensor, "b hk n_k dv"],
-    key_sites: Int[Tensor, "B S"] | None = None,
-    bundles: int = 1,
-) -> FarKeys:
-    """Average keys and values over the seen sites that are read of each block, and bundle them.
-
-    Args:
-        key_sites: The sites that are read where a block is selected; None means the blocks.
-    """
-    structure, mask, latest = problem.key_structure, problem.key_mask, None
-    means = partial(seen_means, structure, seen=mask)
-    if key_sites is not None:
-        means = partial(row_means, rows=key_sites, seen=mask)
-    (key, seen), (value, _) = means(problem.key), means(value)
-    bias, scale = dot_form(key, problem.affinity, problem.scale)
-    size = seen.log()[:, None].expand(key.shape[:3])
-    if problem.causal:
-        latest = latest_of_blocks(structure, key_sites)
-    bundle = bundle_blocks(key.detach(), size > -torch.inf, latest, structure.group, bundles)
-    bias = size if bias is None else size + bias
-    return FarKeys(key, value, bias, bundle, bundles, latest, structure.group, scale)
-
-
 def latest_of_blocks(
     structure: SpatialStructure, key_sites: Int[Tensor, "B S"] | None
 ) -> Int[Tensor, " B"]:
@@ -240,53 +225,12 @@ def _site_queries(problem: Problem) -> FarQueries:
     space, query = problem.structure, problem.query
     cell, group = space.cell_of_site, space.cell_group
     time = space.time if problem.causal else None
-    sites = torch.arange(query.shape[2], device=query.device)[:, None]
     group = None if group is None else group[cell]
-    return FarQueries(query, query.dtype, cell, time, group, sites)
-
-
-def _block_queries(problem: Problem) -> FarQueries:
-    """Average each block over the sites that take part, if causal over those of its first time.
-
-    The mean is 0 where no site takes part.
-    """
-    space, voters, time = problem.structure, problem.query_mask, None
-    if problem.causal:
-        time = space.block_span[0]
-        voters = _first(voters, time[space.block_of_site], problem)
-    mean, _ = seen_means(space, problem.query, voters)
-    return FarQueries(
-        mean, problem.query.dtype, space.cell_of_block, time, space.group, space.blocks
-    )
-
-
-def _cell_queries(problem: Problem) -> FarQueries:
-    """The same for the sites of each cell."""
-    space, voters, time = problem.structure, problem.query_mask, None
-    if problem.causal:
-        time = space.cell_span[0]
-        voters = _first(voters, time[space.cell_of_site], problem)
-    sums = take_sites(seen_sums(space, problem.query, voters), space.cells).sum(dim=-2)
-    count = row_means(problem.query[:, :, :, :0], space.cell_sites, voters)[1]
-    cells = torch.arange(space.num_cells, device=sums.device)
-    mean = sums / count.clamp(min=1)[:, None, :, None]
-    return FarQueries(mean, problem.query.dtype, cells, time, space.cell_group, space.cell_sites)
-
-
-_MEAN = {"block": _block_queries, "cell": _cell_queries}
-
-
-def _first(
-    voters: Bool[Tensor, "b n"] | None, first: Int[Tensor, " n"], problem: Problem
-) -> Bool[Tensor, "b n"]:
-    """Of those that take part, the sites of the first time."""
-    assert problem.structure.time is not None
-    now = (problem.structure.time == first).expand(len(problem.query), -1)
-    return now if voters is None else now & voters
+    return FarQueries(query, query.dtype, cell, time, group)
 
 
 def far_mask(
-    far: Far | Tangents,
+    far: Far | Bundles,
     structure: SpatialStructure,
     key_structure: SpatialStructure,
     key_sites: Int[Tensor, "B S"],
@@ -298,11 +242,9 @@ def far_mask(
     if structure.cell_group is not None and key_structure.group is not None:
         blocks &= structure.cell_group[structure.cell_of_site, None] == key_structure.group
     if causal:
-        time, tangents = structure.time, as_tangents(far)
-        if tangents is not None:
-            by_cell = tangents.at == "cell"
-            row = structure.cell_of_site if by_cell else structure.block_of_site
-            time = (structure.cell_span if by_cell else structure.block_span)[0][row]
+        time = structure.time
+        if as_bundles(far) is not None:
+            time = structure.cell_span[0][structure.cell_of_site]
         assert time is not None
         blocks &= time[:, None] >= latest_of_blocks(key_structure, key_sites)
     members = blocks.new_zeros(key_structure.num_blocks, key_structure.num_sites + 1)

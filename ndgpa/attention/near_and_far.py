@@ -2,14 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ndgpa._ops import wide, without_autocast
-from ndgpa.attention import Backend, block_order, pick, pick_far, pick_tokens, skips_hidden_keys
+from ndgpa.attention import (
+    Backend,
+    block_order,
+    pick,
+    pick_far,
+    pick_tokens,
+    reading_far_keys,
+    skips_hidden_keys,
+)
 from ndgpa.attention.chunked import chunked
-from ndgpa.attention.far_field import Far, FarField, FarKeys, Tangents, bundles_of, far_keys
+from ndgpa.attention.far_beside import read_alone
+from ndgpa.attention.far_cells import FarCells
+from ndgpa.attention.far_field import BlockMeans, Bundles, Far, FarField, as_bundles
 from ndgpa.attention.scores import Scores, needs_pairs, offsets_of
 from ndgpa.attention.tokens import Tokens
 from ndgpa.problem import Problem, Selection, dot_form, hide_keys
@@ -27,9 +38,10 @@ def attend_near_and_far(
     value: Tensor,  # (b, hk, n_k, dv)
     selection: Selection,
     sites_of: Callable[[SpatialStructure], Tensor | None],
-    far: Far | Tangents | None,
+    far: Far | Bundles | None,
     backend: str | None,
-    means_of: Callable[..., FarKeys] = far_keys,
+    means_of: Callable[..., BlockMeans] = BlockMeans.of,
+    alone: Backend | None = None,
     scores: Scores | None = None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
@@ -37,7 +49,8 @@ def attend_near_and_far(
     Args:
         sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
         backend: The name of the backend, by which that of the far field is picked.
-        means_of: Makes the keys of the far field, as `far_keys` does.
+        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
+        alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
         scores: What happens to scores; checked.
     """
     query, key, mask = problem.query, problem.key, problem.key_mask
@@ -59,11 +72,17 @@ def attend_near_and_far(
         else:
             tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
-        field = None
-        if far is not None:
-            keys = means_of(sites, site_value, key_sites, bundles_of(far))
-            field = FarField.of(far, sites, keys)
-        out, lse = run(
+        bundles = None if far is None else as_bundles(far)
+        field = cells = means = None
+        if far is not None and (bundles is None or alone is not None):
+            means = means_of(sites, site_value, key_sites)
+        if means is not None and bundles is None:
+            field = FarField.of(sites, means)
+        attend = run
+        if bundles is not None:
+            cells = FarCells(bundles, sites, selection, key_sites)
+            attend = run if alone is not None else partial(reading_far_keys(run), far=cells)
+        near = attend(
             sites.query,
             sites.key,
             site_value,
@@ -76,9 +95,14 @@ def attend_near_and_far(
             causal=problem.causal,
             **given,
         )
-        if field is not None and far is not None:
-            out, lse = field.merge((out, lse), selection, pick_far(far, backend, query, value))
-        out, lse = tokens.complete((out, lse), scale, pick_tokens(backend, run))
+        site = pick_far("site", backend, query, value)
+        if field is not None:
+            near = field.merge(near, selection, site)
+        if cells is not None and means is not None and alone is not None:
+            options = sites.structure, cells, means, scale, problem.causal
+            besides = read_alone(alone, sites.query, sites.key, *options)
+            near = site.merge(*near, *besides, problem.causal)
+        out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
         if lay_out:
             out, lse = block_order.in_own_order(own, out, lse)
         if problem.affinity == "euclidean":
@@ -98,7 +122,7 @@ def _of_pairs(scores: Scores | None, sites: Problem) -> dict[str, Any]:
 
 
 def check_backend(
-    backend: str | None, far: Far | Tangents | None, query: Tensor, value: Tensor
+    backend: str | None, far: Far | Bundles | None, query: Tensor, value: Tensor
 ) -> None:
     if far is not None:
         pick_far(far, backend, query, value)

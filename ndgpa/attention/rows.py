@@ -37,10 +37,7 @@ class Rows:
         total, part = total.view(len(total), -1), part.reshape(len(self.ids), -1)
         if self.empty is not None:
             part = part.masked_fill(self.empty[:, None], 0)
-        if total.is_cuda:  # index_add_ is atomic there; this sorts
-            total.index_put_((self.ids,), part, accumulate=True)
-        else:
-            total.index_add_(0, self.ids, part)
+        add_rows_(total, self.ids, part)
 
 
 @dataclass(frozen=True)
@@ -54,3 +51,17 @@ class Run:
 
     def put(self, table: Tensor, x: Tensor) -> None:
         table[self.ids] = x.to(table.dtype)
+
+
+def add_rows_(total: Tensor, ids: Tensor, part: Tensor) -> Tensor:
+    """Add each row of `part` to the row of `total` that its number names, always in one order."""
+    if total.is_cuda:  # index_add_ is atomic there; this sorts
+        return total.index_put_((ids,), part, accumulate=True)
+    return total.index_add_(0, ids, part)
+
+
+def add_rows(total: Tensor, ids: Tensor, part: Tensor) -> Tensor:
+    """As `add_rows_`, to a copy."""
+    if total.is_cuda:
+        return total.index_put((ids,), part, accumulate=True)
+    return total.index_add(0, ids, part)

@@ -105,9 +105,7 @@ class Apart:
         )
         far = rearrange(far, "1 g (b k n) d -> b (k g) n d", **tall)
         far_lse = rearrange(far_lse, "1 g (b k n) -> b (k g) n", **tall)
-        field = far.to(far_lse.dtype)[:, :, :, None], far_lse[..., None]  # one key a site
-        sites = torch.arange(query.shape[2], device=query.device)[:, None]
-        out, lse = self.merge(near, near_lse, query, None, *field, sites, scale, causal)
+        out, lse = self.merge(near, near_lse, far.to(far_lse.dtype), far_lse, causal)
         return out.to(value.dtype), lse
 
 

@@ -12,8 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import FAR_BACKENDS, BackendName, pick
-from ndgpa.attention.far_bundles import bundle_blocks
-from ndgpa.attention.far_field import Far, FarKeys, Tangents, far_keys, latest_of_blocks
+from ndgpa.attention.far_field import BlockMeans, Bundles, Far, latest_of_blocks
 from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
 from ndgpa.distributed.agreement import agree, telling_of_failure, told
 from ndgpa.distributed.apart import Apart
@@ -44,7 +43,7 @@ def gpa(
     key_mask: Bool[Tensor, "b n_k"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     read: Sampling | None = None,
-    far: Far | Tangents | None = None,
+    far: Far | Bundles | None = None,
     backend: BackendName | str | None = None,
 ) -> Float[Tensor, "b h n dv"]:
     """Grid Partitioned Attention over the ranks of a mesh: what `ndgpa.gpa` computes on one.
@@ -117,7 +116,7 @@ def _attend(
     selection: Selection,
     read: Sampling | None,
     sites: Tensor | None,  # that are read of each block, in the numbers of this rank
-    far: Far | Tangents | None,
+    far: Far | Bundles | None,
     backend: str | None,
     after: Tensor,
     part: Part,
@@ -127,7 +126,8 @@ def _attend(
     keys: Any = problem.key_structure
     table = None if read is None else read.sites(keys.whole)
     merge = FAR_BACKENDS["reference" if backend == "reference" else "torch"].merge
-    run = Apart(pick(backend, query, value), merge, table, part.num_cells == 0, after)
+    alone = pick(backend, query, value)
+    run = Apart(alone, merge, table, part.num_cells == 0, after)
     out, _ = attend_near_and_far(
         run,
         replace(problem, query=query, key=key),
@@ -136,7 +136,8 @@ def _attend(
         lambda _: sites,
         far,
         backend,
-        partial(_far_keys_of_all, read=table, after=after),
+        partial(_means_of_all, read=table, after=after),
+        alone,
     )
     return out[:, :, : part.num_sites]
 
@@ -156,27 +157,24 @@ def _coarse(problem: Problem, rule: Rule, after: Tensor) -> Problem:
     return replace(known, key_means=(means, count[:, 0, :, 0].long()))
 
 
-def _far_keys_of_all(
+def _means_of_all(
     problem: Problem,
     value: Tensor,
     key_sites: Tensor | None,
-    bundles: int,
     *,
     read: Tensor | None,
     after: Tensor,
-) -> FarKeys:
-    """As `far_keys`, for the blocks of all ranks.
+) -> BlockMeans:
+    """As `BlockMeans.of`, for the blocks of all ranks.
 
     Args:
         key_sites, read: The sites that are read of each block, of this rank and of the whole.
     """
     keys: Any = problem.key_structure
-    own = far_keys(problem, value, key_sites)
-    key, value, bias = _of_all(keys, after, own.key, own.value, own.bias[..., None])
-    bias, group = bias[..., 0], keys.whole.group
+    own = BlockMeans.of(problem, value, key_sites)
+    key, value, seen = _of_all(keys, after, own.key, own.value, own.seen[..., None])
     latest = latest_of_blocks(keys.whole, read) if problem.causal else None
-    bundle = bundle_blocks(key.detach(), bias > -torch.inf, latest, group, bundles)
-    return FarKeys(key, value, bias, bundle, bundles, latest, group, own.scale)
+    return BlockMeans(key, value, seen[..., 0], latest, keys.whole.group)
 
 
 def _of_all(keys: Part, after: Tensor, *xs: Tensor) -> list[Tensor]:
@@ -234,7 +232,7 @@ def _check_same_ranks(part: Part, keys: Part) -> None:
 
 
 def _said(
-    problem: Problem, value: Tensor, rule: Rule, read: Sampling | None, far: Far | Tangents | None
+    problem: Problem, value: Tensor, rule: Rule, read: Sampling | None, far: Far | Bundles | None
 ) -> str:
     """Tell of a call what must be the same on all ranks, one line for each of `SUBJECTS`."""
     part: Any = problem.structure

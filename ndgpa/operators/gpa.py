@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._ops import without_autocast
-from ndgpa.attention.far_field import Far, Tangents, check_far, far_mask
+from ndgpa.attention.far_field import Bundles, Far, check_far, far_mask
 from ndgpa.attention.scores import Scores
 from ndgpa.functional import gpa, select
 from ndgpa.operators.coarse import add_by_block, coarse_attention
@@ -31,8 +31,8 @@ class GPA:
             "gate" first multiplies it by the gate given to the call. None means no coarse branch.
         coarse_sizes: Whether the coarse branch weights a key block by its number of sites.
         read: Which sites are read where a block is selected, e.g. `Strided(2)`; None means its own.
-        far: How the blocks that are not selected take part: "site", "block", "cell", `Tangents`, or
-            not at all (None).
+        far: How the blocks that are not selected take part: "site", "block", `Bundles`, or not
+            at all (None).
     """
 
     rule: Rule | int
@@ -43,7 +43,7 @@ class GPA:
     coarse: Literal["add", "gate"] | None = None
     coarse_sizes: bool = True
     read: Sampling | None = None
-    far: Far | Tangents | None = None
+    far: Far | Bundles | None = None
 
     def __post_init__(self) -> None:
         if self.coarse is not None:

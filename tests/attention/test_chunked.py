@@ -20,12 +20,22 @@ class TestChunked(BackendContract):
 class TestOneTileAChunk(TestChunked):
     """The same with chunks as small as they can be."""
 
+    test_errors_keep_to_twice_those_of_plain_torch: Any = None  # below
+
     @pytest.fixture(autouse=True)
     def _small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(BUDGET, "cpu", 1)
 
 
+@pytest.mark.slow
+class TestErrorsOfOneTileAChunk(TestOneTileAChunk):
+    test_errors_keep_to_twice_those_of_plain_torch = (
+        BackendContract.test_errors_keep_to_twice_those_of_plain_torch
+    )
+
+
 @given(st.data())
+@draw.FEW
 def test_gradients_of_first_and_second_order(data: Any) -> None:
     problem = data.draw(draw.problems(max_batch=1))
     selection = data.draw(draw.selections(problem, bias=True))

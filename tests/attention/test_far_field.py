@@ -10,17 +10,16 @@ from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor
 
 import ndgpa
-from ndgpa import Tangents
+from ndgpa import Bundles
 from ndgpa.attention.far_bundles import bundle_blocks
-from ndgpa.attention.far_field import as_tangents
+from ndgpa.attention.far_field import as_bundles
 from ndgpa.structures import Jittered, Sampling, Strided
 from ndgpa.testing import CausalContract, draw
 from ndgpa.testing.derivatives import _ramp, everything, plain_derivatives
-from ndgpa.testing.oracle import full_attention, rows, voters_of
+from ndgpa.testing.oracle import full_attention, rows
 
-KINDS = ("block", "cell", "site")
-FEW_BUNDLES = st.builds(Tangents, st.sampled_from(["block", "cell"]), st.integers(1, 3))
-kinds = FEW_BUNDLES | st.sampled_from(KINDS)
+KINDS = ("block", "site")
+kinds = st.builds(Bundles, st.integers(1, 3)) | st.sampled_from(KINDS)
 RARE = settings(draw.FEW, max_examples=max(1, draw.FEW.max_examples // 2))
 
 
@@ -36,7 +35,6 @@ class FarLaws:
         problem, selection, kind = _drawn(data)
         options = {
             "causal": data.draw(st.booleans()) and _has_time(problem),
-            "query_mask": _query_mask(data, problem),
             "read": data.draw(st.sampled_from([None, Strided(2), Jittered(2)])),
         }
         ours, theirs = [], []
@@ -68,16 +66,12 @@ class FarLaws:
         out = ndgpa.attend(query, key, value, nothing, grid, far="site", backend=self.backend)
         means = [grid.downsample(x) for x in (key, value)]
         torch.testing.assert_close(out, full_attention(query, *means, 3**-0.5, "dot", None))
-        by_block = grid.downsample(query)
-        flat = by_block.index_select(2, grid.block_of_site)  # every site asks as its block does
-        out = ndgpa.attend(flat, key, value, nothing, grid, far="block", backend=self.backend)
-        expected = full_attention(by_block, *means, 3**-0.5, "dot", None)
-        torch.testing.assert_close(out, expected.index_select(2, grid.block_of_site))
-        by_cell = torch.stack([query[:, :, x].mean(2) for x in grid.cell_sites], dim=2)
-        flat = by_cell.index_select(2, grid.cell_of_site)
-        out = ndgpa.attend(flat, key, value, nothing, grid, far="cell", backend=self.backend)
-        expected = full_attention(by_cell, *means, 3**-0.5, "dot", None)
-        torch.testing.assert_close(out, expected.index_select(2, grid.cell_of_site))
+        each = ndgpa.attend(
+            query, key, value, nothing, grid, far=Bundles(grid.num_blocks), backend=self.backend
+        )
+        torch.testing.assert_close(each, out)
+        one = ndgpa.attend(query, key, value, nothing, grid, far=Bundles(1), backend=self.backend)
+        torch.testing.assert_close(one, value.mean(dim=2, keepdim=True).expand_as(one))
 
     @given(st.data())
     def test_equal_keys_and_values_in_each_block_leave_no_error(self, data: Any) -> None:
@@ -99,24 +93,22 @@ class FarLaws:
         )
 
     @given(st.data())
-    def test_tangents_never_claim_more_weight_than_site(self, data: Any) -> None:
-        """A convex function lies above its tangents."""
+    def test_bundles_never_claim_more_weight_than_site(self, data: Any) -> None:
+        """By Jensen's inequality, of products; not causal, where they may know fewer blocks."""
         problem, selection, _ = _drawn(data)
+        assume(problem.affinity == "dot")
         exact = self.attend(problem, selection, "site", return_lse=True)[1]
-        for kind in ("block", "cell"):
-            tangent = self.attend(problem, selection, kind, return_lse=True)[1]
-            assert bool((tangent <= exact + 1e-9).all())
+        for kind in (Bundles(1), Bundles(2), "block"):
+            lse = self.attend(problem, selection, kind, return_lse=True)[1]
+            assert bool((lse <= exact + 1e-9).all())
 
     @given(st.data())
     @RARE
-    def test_a_bundle_for_each_block_is_every_site_by_itself(self, data: Any) -> None:
+    def test_a_bundle_for_each_block_is_site(self, data: Any) -> None:
         problem, selection, _ = _drawn(data, masked=False)
         exact = self.attend(problem, selection, "site", return_lse=True)
-        for at in ("block", "cell"):
-            each = Tangents(at, problem.key_structure.num_blocks)
-            torch.testing.assert_close(
-                self.attend(problem, selection, each, return_lse=True), exact
-            )
+        each = Bundles(problem.key_structure.num_blocks)
+        torch.testing.assert_close(self.attend(problem, selection, each, return_lse=True), exact)
 
     @given(st.data())
     @draw.FEW
@@ -263,7 +255,7 @@ class FarLaws:
         bend = torch.stack([g.square().sum() for g in grads]).sum()
         assert [x.shape for x in torch.autograd.grad(bend, inputs)] == 3 * [shape]
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", [Bundles(90), "site"], ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_errors_keep_to_twice_those_of_plain_torch(self, dtype: torch.dtype, kind: Any) -> None:
         """Blocks of one site: either kind is full attention, of whatever selection."""
@@ -330,8 +322,8 @@ class TestChunked(FarLaws):
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One query, or one site, a chunk."""
-    for name in ("far_rows", "far_merge"):
-        monkeypatch.setitem(import_module(f"ndgpa.attention.{name}")._CHUNK, "cpu", 1)
+    for name, budget in (("far_rows", "_CHUNK"), ("far_merge", "_CHUNK"), ("chunks", "BUDGET")):
+        monkeypatch.setitem(getattr(import_module(f"ndgpa.attention.{name}"), budget), "cpu", 1)
 
 
 @pytest.mark.slow
@@ -372,14 +364,10 @@ class TestCausalSelectionWithFarField(CausalContract):
 @pytest.mark.bad_input
 def test_what_cannot_be_is_said() -> None:
     x, space = torch.randn(1, 1, 16, 4), ndgpa.Sequence(16, 4)
-    with pytest.raises(
-        ValueError, match="unknown far 'cells'; expected one of 'site', 'block', 'cell'"
-    ):
+    with pytest.raises(ValueError, match="unknown far 'cells'; expected one of 'site', 'block'"):
         ndgpa.gpa(x, x, x, space, 2, far="cells")
-    with pytest.raises(ValueError, match="unknown at 'site'; expected one of 'block', 'cell'"):
-        Tangents("site")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="bundles must be at least 1"):
-        Tangents(bundles=0)
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        Bundles(0)
     with pytest.raises(ValueError, match="unknown far 'cells'"):
         ndgpa.GPA(2, far="cells")
     with pytest.raises(ValueError, match="backend 'triton' needs tensors on a GPU; query is on"):
@@ -414,20 +402,19 @@ def test_the_error_keeps_to_its_bound(data: Any) -> None:
 
 
 @given(st.data())
-def test_the_tangent_keeps_to_its_bound(data: Any) -> None:
-    """docs/far_field.md: at most u^2 / 8 below the log-sum-exp."""
+def test_a_bundle_keeps_to_its_bound(data: Any) -> None:
+    """docs/far_field.md: at most u^2 / 8 below the log-sum-exp of its blocks."""
     generator = draw.seeded(data.draw(st.integers(0, 2**20)))
     space = data.draw(draw.clusters(time=False))
     query, key = 2 * torch.randn(2, 1, 1, space.num_sites, 3, generator=generator).double()
     nothing = ndgpa.Selection(torch.empty(1, 1, space.num_cells, 0, dtype=torch.int32))
-    tangent, exact = (
+    bundle, exact = (
         ndgpa.attend(query, key, key, nothing, space, far=far, return_lse=True)[1][0, 0]
-        for far in (Tangents("block", 1), "site")
+        for far in (Bundles(1), "site")
     )
-    from_mean = query - space.downsample(query).index_select(2, space.block_of_site)
-    change = 3**-0.5 * from_mean[0, 0] @ space.downsample(key)[0, 0].mT
-    width = change.amax(dim=1) - change.amin(dim=1)
-    assert bool((exact - tangent <= width**2 / 8 + 1e-12).all())
+    logits = 3**-0.5 * query[0, 0] @ space.downsample(key)[0, 0].mT
+    width = logits.amax(dim=1) - logits.amin(dim=1)
+    assert bool((exact - bundle <= width**2 / 8 + 1e-12).all())
 
 
 @given(st.data())
@@ -464,12 +451,9 @@ def test_the_operators_pass_opcheck() -> None:
     tables = selected, bundle, cell, cell, times, None, None
     torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 2, 0.5))
     torch.library.opcheck(bundle_blocks, (torch.randn(1, 1, 4, 3), keys[2] > 0, times, None, 2))
-    near = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 3)
-    sites = torch.tensor([[0, 3, -1], [1, 2, 4]])
-    far = normal(1, 2, 2, 3), normal(1, 2, 2, 4, 5), normal(1, 2, 2, 4)
-    torch.library.opcheck(merge_far, (*near, *far, sites, 0.5, True))
-    by_site = None, normal(1, 2, 5, 1, 2), normal(1, 2, 5, 1), torch.arange(5)[:, None]
-    torch.library.opcheck(merge_far, (*near, *by_site, 0.5, False))
+    fields = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 2), normal(1, 2, 5)
+    for contain in (False, True):
+        torch.library.opcheck(merge_far, (*fields, contain))
 
 
 def test_it_maps() -> None:
@@ -498,7 +482,7 @@ def test_a_case_by_hand() -> None:
 def test_backward_holds_no_matrix_of_sites_and_blocks() -> None:
     image = ndgpa.Image((64, 64), 2, 2)
     inputs = [torch.randn(1, 1, 4096, 16, requires_grad=True) for _ in range(3)]
-    for kind in (Tangents("block", 4), "cell", "site"):
+    for kind in ("block", "site"):
         saved: list[int] = []
 
         def count(x: Tensor, saved: list[int] = saved) -> Tensor:
@@ -518,28 +502,25 @@ def dense(
     selection: ndgpa.Selection,
     kind: Any,
     causal: bool,
-    query_mask: Tensor | None,
     read: Sampling | None,
 ) -> Tensor:
     """Loops over batches, heads and sites; plain torch within, so that it has its gradients."""
     space, keys = problem.structure, problem.key_structure
     blocks = rows(keys.blocks if read is None else read.sites(keys))
-    own_blocks = rows(space.blocks)
-    of_block, of_cell = space.block_of_site.tolist(), space.cell_of_site.tolist()
+    of_cell = space.cell_of_site.tolist()
     scale, affinity = problem.logit_scale, problem.affinity
     heads, outs = problem.query.shape[1], []
     for b in range(len(problem.query)):
         seen = [True] * keys.num_sites
         if problem.key_mask is not None:
             seen = problem.key_mask[b].tolist()
-        masks = [None if mask is None else mask[b] for mask in (problem.key_mask, query_mask)]
-        voters = voters_of(space, keys, *masks)
         sites = [[y for y in block if seen[y]] for block in blocks]
         for h in range(heads):
             g, s = (h * x.shape[1] // heads for x in (problem.key, selection.blocks))
             key, value = problem.key[b, g], problem.value[b, g]
             latest = [max(int(keys.time[y]) for y in block) for block in blocks] if causal else None
-            count = 1 if kind == "site" else as_tangents(kind).bundles
+            bundled = as_bundles(kind)
+            count = 1 if bundled is None else bundled.count
             bundle = bundles(key, sites, latest, None, count)
             for x in range(space.num_sites):
                 slots = selection.blocks[b, s, of_cell[x]].tolist()
@@ -560,25 +541,19 @@ def dense(
                                 value[y],
                             )
                         )
-                members = own_blocks[of_block[x]]
-                if kind == "cell" or getattr(kind, "at", None) == "cell":
-                    members = [y for y in range(space.num_sites) if of_cell[y] == of_cell[x]]
                 if causal:
+                    members = [y for y in range(space.num_sites) if of_cell[y] == of_cell[x]]
                     begin = min(int(space.time[y]) for y in members)
                     now = int(space.time[x]) if kind == "site" else begin
                     far_blocks = [j for j in far_blocks if latest[j] <= now]
-                    members = [y for y in members if space.time[y] == begin]
-                members = [y for y in members if voters[y]]
-                mean_query = problem.query[b, h, members].sum(dim=0) / max(1, len(members))
                 outs.append(
                     _softmax_of(
                         near,
                         _far(
                             problem.query[b, h, x],
-                            mean_query,
-                            kind,
-                            far_blocks,
-                            bundle,
+                            [[j] for j in far_blocks]
+                            if kind == "site"
+                            else _by_bundle(far_blocks, bundle),
                             sites,
                             key,
                             value,
@@ -592,42 +567,19 @@ def dense(
     return torch.stack(outs).view(*problem.query.shape[:3], -1)
 
 
-def _far(q, mean_query, kind, far_blocks, bundle, sites, key, value, scale, affinity):
-    """Logits and values of the far field."""
-    if kind != "site":
-        parts = [[j for j in far_blocks if bundle[j] == g] for g in set(bundle)]
-        common = (sites, key, value, scale, affinity)
-        return [_tangent(q, mean_query, part, *common) for part in parts if part]
-    return [
-        (_logit(q, k, scale, affinity) + math.log(s), v)
-        for k, v, s in _means(far_blocks, sites, key, value)
-    ]
+def _by_bundle(far_blocks, bundle):
+    parts = [[j for j in far_blocks if bundle[j] == g] for g in sorted(set(bundle))]
+    return [part for part in parts if part]
 
 
-def _means(far_blocks, sites, key, value):
-    return [
-        (key[sites[j]].mean(dim=0), value[sites[j]].mean(dim=0), len(sites[j])) for j in far_blocks
-    ]
-
-
-def _tangent(q, mean_query, far_blocks, sites, key, value, scale, affinity):
-    """The logit and the value of one bundle."""
-    means = _means(far_blocks, sites, key, value)
-
-    def of(query: Tensor) -> Tensor:
-        return torch.stack([_logit(query, k, scale, affinity) + math.log(s) for k, _, s in means])
-
-    # In the dot form, from which a euclidean affinity differs by -scale |q|^2.
-    square = (
-        (lambda x: scale * x.square().sum()) if affinity == "euclidean" else (lambda x: 0 * x.sum())
-    )
-    weights = of(mean_query).softmax(dim=0)
-    factor = scale if affinity == "dot" else 2 * scale
-    slope = factor * sum(w * k for w, (k, _, _) in zip(weights, means))
-    total = (
-        of(mean_query).logsumexp(dim=0) + square(mean_query) + (q - mean_query) @ slope - square(q)
-    )
-    return total, sum(w * v for w, (_, v, _) in zip(weights, means))
+def _far(q, parts, sites, key, value, scale, affinity):
+    """Logits and values of the far field: each part is one key."""
+    found = []
+    for part in parts:
+        members = [y for j in part for y in sites[j]]
+        logit = _logit(q, key[members].mean(dim=0), scale, affinity) + math.log(len(members))
+        found.append((logit, value[members].mean(dim=0)))
+    return found
 
 
 def bundles(
@@ -637,24 +589,42 @@ def bundles(
     group: list[int] | None,
     count: int,
 ) -> list[int]:
-    """The bundle of each block: the landmark of its space that its mean key is nearest to."""
+    """The bundle of each block, by k-means from evenly spaced landmarks of its space.
+
+    If causal, of landmarks that are past, which do not move.
+    """
     means = [key[members].mean(dim=0).detach() if members else None for members in sites]
-    found = []
-    for j, mean in enumerate(means):
-        own = [i for i in range(len(sites)) if group is None or group[i] == group[j]]
-        if latest is None:
-            own = [i for i in own if sites[i]]
-        best, nearest = 0, math.inf
-        for g in range(count):
-            if not own or mean is None:
-                break
-            mark = own[(2 * g + 1) * len(own) // (2 * count)]
-            if not sites[mark] or (latest is not None and latest[mark] > latest[j]):
-                continue
-            distance = float((means[mark] - mean).square().sum())
-            if distance < nearest - 1e-9:
-                best, nearest = g, distance
-        found.append(best)
+    spaces = [0] * len(sites) if group is None else group
+    marks: dict[int, list[tuple[int, Tensor] | None]] = {}
+    for space in set(spaces):
+        own = [i for i in range(len(sites)) if spaces[i] == space]
+        own = own if latest is not None else [i for i in own if sites[i]]
+        places = [own[(2 * g + 1) * len(own) // (2 * count)] for g in range(count) if own]
+        marks[space] = [
+            (i, means[i]) if sites[i] and i not in places[:g] else None
+            for g, i in enumerate(places)
+        ]
+    found = [0] * len(sites)
+    for _ in range(1 if latest is not None else 3):
+        for j, mean in enumerate(means):
+            nearest = math.inf
+            for g, mark in enumerate(marks[spaces[j]]):
+                if mark is None or mean is None:
+                    continue
+                if latest is not None and latest[mark[0]] > latest[j]:
+                    continue
+                distance = float((mark[1] - mean).square().sum())
+                if distance < nearest - 1e-9:
+                    found[j], nearest = g, distance
+        for space, own_marks in marks.items():
+            for g, mark in enumerate(own_marks):
+                own = [
+                    means[j]
+                    for j in range(len(sites))
+                    if spaces[j] == space and found[j] == g and sites[j]
+                ]
+                if mark is not None and own:
+                    own_marks[g] = mark[0], torch.stack(own).mean(dim=0)
     return found
 
 
@@ -675,13 +645,6 @@ def _drawn(
 ) -> tuple[draw.Problem, ndgpa.Selection, Any]:
     problem = data.draw(draw.problems(masked=masked))
     return problem, data.draw(draw.selections(problem, bias=bias)), data.draw(kinds)
-
-
-def _query_mask(data: Any, problem: draw.Problem) -> Tensor | None:
-    if data.draw(st.booleans()):
-        return None
-    generator = draw.seeded(data.draw(st.integers(0, 2**20)))
-    return torch.rand(len(problem.query), problem.structure.num_sites, generator=generator) < 0.6
 
 
 def _has_time(problem: draw.Problem) -> bool:

@@ -9,8 +9,9 @@ import torch
 from tests.docs.pages import PAGES, examples
 
 ELSEWHERE = "docs/extending.md"  # its examples are tests themselves
+SLOW = pytest.mark.slow  # an export takes a quarter of a minute; tests/test_onnx.py has a quick one
 EXAMPLES = [
-    pytest.param(page, code, id=f"{name}: {title}")
+    pytest.param(page, code, id=f"{name}: {title}", marks=SLOW if "onnx" in code else ())
     for name, page in PAGES.items()
     if not name.startswith(ELSEWHERE)
     for title, code in examples(page).items()

@@ -53,7 +53,6 @@ def far_problem(
         ids(cells, queries),
         ids(4, queries) if timed else None,
         ids(2, queries) if grouped else None,
-        torch.arange(queries)[:, None],
     )
     return asking, keys, ids(blocks, batch, selection_heads, cells, slots, least=-1).int()
 

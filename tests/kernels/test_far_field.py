@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import ndgpa
-from ndgpa import Grid, Tangents
+from ndgpa import Bundles, Grid
 from ndgpa.attention.far_field import FarKeys, FarQueries, literal
 from ndgpa.attention.triton import far_backward
 from ndgpa.attention.triton.far_ops import far_fused, far_triton, far_triton_backward
@@ -68,7 +68,7 @@ def test_two_blocks_by_hand():
         torch.zeros(1, 1, 4).long(), 1, torch.tensor([0, 9, 0, 0]), torch.tensor([0, 0, 1, 0]), 2.0,
     )  # fmt: skip
     zero = torch.tensor([0])
-    asking = FarQueries(torch.ones(1, 1, 1, 1), torch.float32, zero, zero, zero, zero[:, None])
+    asking = FarQueries(torch.ones(1, 1, 1, 1), torch.float32, zero, zero, zero)
     selected = torch.tensor([[[[0, -1]]]]).int()
     out, lse = far_fused(asking, keys, selected)
     assert out.item() == 30
@@ -154,7 +154,7 @@ def test_vmap_maps_over_batches():
     assert torch.equal(out[:, 0], far_triton(*args)[0])
 
 
-@pytest.mark.parametrize("far", ["site", Tangents("block", 3)])
+@pytest.mark.parametrize("far", ["site", Bundles(3)])
 def test_the_public_call_runs_the_kernels(far):
     space = Grid((4, 9), (2, 3), (1, 2), time_axis=0)
     x = torch.randn(1, 2, 36, 8, generator=torch.Generator().manual_seed(0))

@@ -54,7 +54,7 @@ def _places(x):
     return [tuple(i.tolist()) for i in torch.ones_like(x).nonzero()]
 
 
-@pytest.mark.parametrize("selection_heads", [1, 2, 4])
+@pytest.mark.parametrize("selection_heads", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("longest", [1, 3, 1000])
 def test_a_block_that_everyone_reads_is_summed_in_order(longest, selection_heads, monkeypatch):
     monkeypatch.setattr(f"{BACKWARD}.longest_segment", lambda *_: longest)

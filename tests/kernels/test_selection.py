@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import ndgpa
 from ndgpa import Clusters, Grid
 from ndgpa.selection import select_blocks
 from ndgpa.selection.relevance import CoarseCells
@@ -205,7 +206,6 @@ def test_logits_that_overflow_name_no_block_twice():
 
 def test_groups_and_grids_through_the_public_rule(monkeypatch):
     """The public call with the kernels put in place of the torch formula."""
-    import ndgpa
 
     structures = [
         Grid((5, 7), 2, (2, 1), time_axis=0),
@@ -368,7 +368,6 @@ def test_blocks_of_two_parts_are_those_of_the_torch_formula(places, relevance):
 
 @pytest.mark.parametrize("structure", [Grid((6, 8), 2, 2), Grid((5, 7), 2, (2, 1), time_axis=0)])
 def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, monkeypatch):
-    import ndgpa
 
     g = torch.Generator().manual_seed(11)
     shape = (1, 2, structure.num_sites, 8)
@@ -385,6 +384,18 @@ def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, m
     monkeypatch.setattr(select_blocks, "select_top_k", kernels)
     assert torch.equal(ndgpa.select(q, k, structure, ndgpa.TopK(3), causal=causal).blocks, wanted)
     assert asked == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("cell", [1, 2])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_what_is_not_finite_leaves_no_slot_of_a_full_selection_empty(junk, cell, monkeypatch):
+    for module in (select_blocks, means):
+        monkeypatch.setattr(module, "has_triton", lambda _: True)
+    query, key = torch.randn(2, 1, 1, 16, 4, generator=torch.Generator().manual_seed(0))
+    key[:, :, ::5], query[:, :, 3], query[:, :, 8:] = junk, junk, junk
+    found = ndgpa.select(query, key, ndgpa.Grid((16,), 2, cell), 3)
+    assert found.full
+    assert (found.blocks >= 0).all()
 
 
 def test_amd_has_no_tf32x3(monkeypatch):

@@ -26,37 +26,6 @@ class TestGPAOnTwoSpaces(OperatorContract):
         return ndgpa.GPA(2)
 
 
-class TestGPAWithFarField(OperatorContract):
-    def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(3, far="site")
-
-
-class TestGPAWithFarFieldByBlock(OperatorContract):
-    key_structure = ndgpa.Sequence(30, 4)
-
-    def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(2, far="block", affinity="euclidean")
-
-
-class CausalFarField(OperatorContract):
-    structure = ndgpa.Video((3, 4, 6), 2, (1, 2, 1))
-
-    def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(2, far="block", causal=True)
-
-
-class SampledFarField(OperatorContract):
-    key_structure = ndgpa.Sequence(30, 4)
-
-    def operator(self, heads: int, width: int) -> Operator:
-        return ndgpa.GPA(2, far="block", read=ndgpa.structures.Strided(2))
-
-
-def test_the_mask_knows_what_the_far_field_reads() -> None:
-    for contract in (CausalFarField(), SampledFarField()):
-        contract.test_what_the_mask_hides_has_no_influence()
-
-
 def test_options_are_passed_on() -> None:
     x = torch.randn(1, 1, 16, 4)
     structure = ndgpa.Sequence(16, 4)

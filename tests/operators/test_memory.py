@@ -9,7 +9,7 @@ from ndgpa.operators import Operator
 
 OPERATORS: list[Operator] = [
     ndgpa.GPA(12),
-    ndgpa.GPA(12, far=ndgpa.Tangents("block", 8)),
+    ndgpa.GPA(12, far="block"),
     ndgpa.GPA(12, far="site"),
     ndgpa.operators.Neighborhood(7),
     ndgpa.operators.Hydra.of([5], [1, 3]),

@@ -237,6 +237,23 @@ def test_equal_blocks_are_equal_to_the_last_bit(kind: str) -> None:
             assert kept.tolist() == [[[[0, 1]]]]
 
 
+@pytest.mark.parametrize("kind", ["mass", "logit"])
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 3e38])
+def test_what_is_not_finite_leaves_no_slot_of_a_full_selection_empty(
+    kind: str, junk: float
+) -> None:
+    """Kernels would read block 0 there."""
+    for space in (ndgpa.Image((8, 8), 2, 1), ndgpa.Image((8, 8), 2, 2)):
+        query, key = torch.randn(2, 1, 2, 64, 4, generator=torch.Generator().manual_seed(0))
+        key[:, :, ::9] = junk
+        for lost in (slice(0), slice(None, None, 7), slice(None)):
+            query[:, :, lost] = junk
+            for share in ("head", "all"):
+                found = ndgpa.select(query, key, space, ndgpa.TopK(3, kind, share=share))
+                assert found.full
+                assert (found.blocks >= 0).all()
+
+
 def test_a_full_selection_is_promised_where_no_slot_can_be_empty() -> None:
     space = ndgpa.Grid((7, 4), 2, 2, time_axis=0)
     x = torch.randn(2, 2, 28, 4, generator=torch.Generator().manual_seed(0))

@@ -26,6 +26,7 @@ from torch import Tensor
 from examples.common.commands import check_count, command, set_threads
 from examples.common.figures import save_figure, show_picture
 from examples.common.files import check_output, write_json
+from examples.common.tables import machine
 from examples.common.untrusted import BadInput
 from examples.images.gan import ylg
 from examples.images.gan.data import open_data
@@ -195,7 +196,14 @@ def main(options: Options) -> dict[str, Any]:
         part.suptitle(name)
         draw(part, trained, asked[0], both)
     save_figure(figure, options.out, 110)
-    write_json(options.out.with_suffix(".json"), {"steps": options.steps, **figures})
+    about = {
+        "machine": machine(),
+        "trained_steps": trained.steps,
+        "steps": options.steps,
+        "restarts": options.restarts,
+        "pictures": options.pictures,
+    }
+    write_json(options.out.with_suffix(".json"), {**about, **figures})
     return figures
 
 

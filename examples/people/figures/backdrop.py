@@ -1,4 +1,4 @@
-"""A wall and a floor, the same in every picture of somebody."""
+"""A wall and a floor, the same in every picture of a figure."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Backdrop:
 
 
 def draw_backdrop(generator: np.random.Generator) -> Backdrop:
-    """Pale, so that it does not hide the figure."""
+    """Draw a pale one, so that it does not hide the figure."""
     tone = generator.uniform(165, 245)
     wall, floor = (tone * generator.uniform(0.85, 1.0, 3) for _ in range(2))
     stripes = int(generator.integers(2, 6)) if generator.random() < 0.3 else 0
@@ -37,7 +37,7 @@ def draw_backdrop(generator: np.random.Generator) -> Backdrop:
 
 
 def paint(backdrop: Backdrop, camera: Camera, feet: np.ndarray) -> np.ndarray:
-    """(height, width, 3) float32 with shadows under the (n, 3) feet."""
+    """Paint it, (height, width, 3) float32, with shadows under the (n, 3) feet."""
     y = (np.arange(camera.height, dtype=np.float32)[:, None] + 0.5) / camera.height
     x = (np.arange(camera.width, dtype=np.float32) + 0.5) / camera.width - 0.5
     striped = (np.floor((x + 0.5) * (2 * backdrop.stripes + 1)) % 2)[None, :, None]
@@ -49,7 +49,7 @@ def paint(backdrop: Backdrop, camera: Camera, feet: np.ndarray) -> np.ndarray:
 
 
 def _shadow(camera: Camera, feet: np.ndarray) -> np.ndarray:
-    """(height, width) of factors."""
+    """Return the factors by which the shadow darkens, (height, width)."""
     y, x = (np.arange(n, dtype=np.float32) for n in (camera.height, camera.width))
     light = np.ones((camera.height, camera.width), np.float32)
     for foot in feet:

@@ -34,12 +34,12 @@ class Capsule:
 
     @property
     def length(self) -> float:
-        """Between the balls' centres."""
+        """The distance between the centres of the two balls."""
         return float(np.linalg.norm(self.high - self.low))
 
 
 def capsules(skeleton: Skeleton, long_hair: bool) -> list[Capsule]:
-    """One of each of PARTS."""
+    """Make a capsule for each of PARTS."""
     limbs = [part for side in SIDES for part in (*_arm(skeleton, side), *_leg(skeleton, side))]
     return [*_trunk(skeleton), *_head(skeleton, long_hair), *limbs]
 
@@ -102,7 +102,7 @@ def _capsule(
     squeeze: tuple[float, float] = (1.0, 1.0),
     open_below: bool = False,
 ) -> Capsule:
-    """With y along the bone and x as near to the frame's as that allows."""
+    """Make a capsule with y along the bone and x as near to the frame's as that allows."""
     y = (high - low) / np.linalg.norm(high - low)
     x = frame[:, 0] - y * (y @ frame[:, 0])
     x /= np.linalg.norm(x)

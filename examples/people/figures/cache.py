@@ -74,7 +74,7 @@ class Options:
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Of the arrays, with their dtypes."""
+        """The shapes and dtypes of the arrays."""
         n = self.identities * self.poses
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
             "images": ((n, *self.size, 3), np.uint8),
@@ -88,7 +88,7 @@ class Options:
         return shapes
 
     def written(self) -> dict[str, Any]:
-        """As they stand in the JSON files."""
+        """The options as the JSON files have them."""
         return json.loads(json.dumps({"version": VERSION, **asdict(self)}))
 
 
@@ -130,7 +130,7 @@ def _build(folder: Path, options: Options, workers: int) -> None:
 
 
 def _read(path: Path, options: Options) -> dict[str, Any] | None:
-    """The options that a folder was made with, which have to be these."""
+    """Read the options that a folder was made with, and refuse others."""
     if not path.is_file():
         return None
     found = read_json(path)
@@ -142,7 +142,7 @@ def _read(path: Path, options: Options) -> dict[str, Any] | None:
 
 
 def _start(folder: Path, options: Options) -> None:
-    """Empty arrays, and then the file which says that they are there."""
+    """Create empty arrays, then the file that says they exist."""
     needed = sum(
         math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in options.shapes.values()
     )
@@ -158,7 +158,7 @@ def _start(folder: Path, options: Options) -> None:
 def fill(
     folder: Path, options: Options, identities: Iterable[int], parent: int | None = None
 ) -> None:
-    """Render some identities into the arrays; stops when the parent process is gone."""
+    """Render some identities into the arrays; stop when the parent process is gone."""
     if parent is not None:
         ignore_interrupts()
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in options.shapes}
@@ -196,7 +196,7 @@ def _fill_in_processes(
 
 
 def _watch(processes: Sequence[BaseProcess], done: np.ndarray) -> None:
-    """A progress bar over all processes, until they end."""
+    """Show a progress bar over all processes until they end."""
     with tqdm(total=len(done), initial=int(done.sum()), desc="identities", smoothing=0) as bar:
         while alive := [process for process in processes if process.is_alive()]:
             alive[0].join(timeout=0.5)
@@ -232,13 +232,13 @@ class Figures:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """With the version."""
+        """The options together with the version."""
         path = Path(self.folder) / "figures.json"
         return fields(read_json(path), KINDS, str(path))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Of the arrays, as the options say."""
+        """The shapes of the arrays, as the options say."""
         said = {name: x for name, x in self.options.items() if name != "version"}
         try:
             return Options(**said | {"size": tuple(said["size"])}).shapes
@@ -263,22 +263,22 @@ class Figures:
 
     @cached_property
     def yaw(self) -> Float[np.ndarray, "n"]:
-        """Turn of the body in radians."""
+        """The turn of the body in radians."""
         return self._open("yaw")
 
     @cached_property
     def part(self) -> UInt8[np.ndarray, "n h w"]:
-        """0 for the background; only of folders with the truth."""
+        """The part of each pixel, 0 for the background; only in folders with the truth."""
         return self._open("part")
 
     @cached_property
     def local(self) -> Float[np.ndarray, "n h w 3"]:
-        """The surface point, float16; only of folders with the truth."""
+        """The surface point of each pixel, float16; only in folders with the truth."""
         return self._open("local")
 
     @cached_property
     def pairs(self) -> Int[np.ndarray, "p 2"]:
-        """Source and target of one identity: near turns, and 4 % of any."""
+        """Pairs of source and target of one identity: 96 % with similar turns, 4 % with any."""
         poses = self.options["poses"]
         source, target = np.nonzero(~np.eye(poses, dtype=bool))
         first = poses * np.arange(len(self.identities))[:, None, None]

@@ -35,11 +35,11 @@ class Camera:
 
     @property
     def scale(self) -> float:
-        """Pixels of a body height."""
+        """The number of pixels in a body height."""
         return FIGURE * self.height
 
     def project(self, points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 2"]:
-        """x and y in pixels; the first pixel's centre is 0, 0."""
+        """Project to x and y in pixels; the centre of the first pixel is 0, 0."""
         x = self.width / 2 + points[..., 0] * self.scale
         y = self.height * (1 - GROUND) - points[..., 1] * self.scale
         return np.stack([x, y], axis=-1) - 0.5
@@ -47,7 +47,7 @@ class Camera:
     def contains(
         self, points: Float[np.ndarray, "*n 3"], margin: Float[np.ndarray, "*n"] | float = 0.0
     ) -> Bool[np.ndarray, "*n"]:
-        """Which points are in the picture, and `margin` body heights from its edge."""
+        """Tell which points are in the picture, at least `margin` body heights from its edge."""
         pixels, inset = self.project(points), np.asarray(margin)[..., None] * self.scale - 0.5
         edge = np.array([self.width, self.height]) - 1
         return ((pixels >= inset) & (pixels <= edge - inset)).all(axis=-1)

@@ -49,7 +49,7 @@ def cast(shapes: list[Capsule], camera: Camera, finer: int) -> Surface:
 
 
 def _box(shape: Capsule, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that the capsule can cover; x rises, y falls."""
+    """Find the rows and columns that the capsule can cover; x rises, y falls."""
     ends = np.stack([shape.low, shape.high])[:, :2]
     reach = np.array(shape.radii)[:, None] * max(1.0, *shape.squeeze)
     left, bottom = (ends - reach).min(axis=0)
@@ -61,7 +61,7 @@ def _box(shape: Capsule, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
 def meet(
     shape: Capsule, x: Float[np.ndarray, "w"], y: Float[np.ndarray, "h"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
-    """Depth, NOWHERE where it is missed, and point of the rays at x and y."""
+    """Return depth (NOWHERE where the capsule is missed) and point for the rays at x and y."""
     into = (shape.frame * (1 / shape.squeeze[0], 1, 1 / shape.squeeze[1])).T
     step = into[:, 2].astype(np.float32)
     across = into[:, :1] * (x - shape.low[0])
@@ -75,7 +75,7 @@ def meet(
 
 
 def _ball(base: np.ndarray, step: np.ndarray, centre: float, radius: float) -> np.ndarray:
-    """A ball at (0, centre, 0)."""
+    """Intersect with a ball at (0, centre, 0)."""
     u, v, w = base[0], base[1] - np.float32(centre), base[2]
     a = step @ step
     b = u * step[0] + v * step[1] + w * step[2]
@@ -84,7 +84,7 @@ def _ball(base: np.ndarray, step: np.ndarray, centre: float, radius: float) -> n
 
 
 def _cone(base: np.ndarray, step: np.ndarray, shape: Capsule) -> np.ndarray:
-    """The cone that touches both balls, between the circles where it does."""
+    """Intersect with the cone that touches both balls, between the circles of contact."""
     low, high = shape.radii
     sine = (low - high) / shape.length
     cosine = np.sqrt(1 - sine**2)
@@ -102,7 +102,7 @@ def _cone(base: np.ndarray, step: np.ndarray, shape: Capsule) -> np.ndarray:
 
 
 def _front(a: np.float32, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The root on the viewer's side.
+    """Return the root on the viewer's side.
 
     On a cone that points steeply at the viewer, a < 0, this is the smaller root: the larger lies
     on the cone's other half.
@@ -113,7 +113,7 @@ def _front(a: np.float32, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def normals(shape: Capsule, point: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Unit normals in the world at points in the capsule's axes.
+    """Return unit normals in world axes at points in the axes of the capsule.
 
     The normal starts on the bone, at the centre of the ball that touches the surface there.
     """

@@ -1,4 +1,4 @@
-"""Somebody's looks: a body, and a texture for every part of it, from one seed.
+"""What a figure looks like: a body, and a texture for every part of it, from one seed.
 
 Sizes of patterns and prints are in body heights and depend on the picture's rows, so that half a
 period is never under 4 pixels and letters can be read: a small picture has broader stripes and
@@ -36,7 +36,7 @@ HAIRS = ((30, 24, 22), (70, 45, 28), (130, 85, 45), (200, 160, 90), (150, 60, 30
 
 @dataclass(frozen=True)
 class Looks:
-    """What stays the same between two pictures of somebody."""
+    """What two pictures of a figure share."""
 
     body: Body
     textures: dict[str, np.ndarray]
@@ -53,12 +53,12 @@ class Tailor:
 
     @property
     def density(self) -> float:
-        """Texels of a body height."""
+        """The number of texels in a body height."""
         return 2.0 * self.rows
 
     @property
     def pixel(self) -> float:
-        """In body heights."""
+        """The size of a pixel in body heights."""
         return 1 / (FIGURE * self.rows)
 
     def shape(self, part: str) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class Tailor:
         return round(length * self.density), round(girth * self.density)
 
     def cloth(self, part: str, cloth: Cloth) -> np.ndarray:
-        """The texture of a part of a garment."""
+        """Make the texture of a part of a garment."""
         return fabric.weave(cloth, self.shape(part), self.density)
 
     def plain(self, part: str, colour: Colour) -> np.ndarray:
@@ -76,7 +76,7 @@ class Tailor:
         return fabric.draw_cloth(self.generator, HALF_PERIOD * self.pixel)
 
     def draw_word(self, width: float) -> str:
-        """Letters and digits that fit `width` body heights."""
+        """Draw letters and digits that fit into `width` body heights."""
         letters = self.generator.choice(list(prints.GLYPHS), LONGEST)
         most = int(np.clip(width / (LETTER * self.pixel), 1, LONGEST))
         least = min(2, most)
@@ -84,7 +84,7 @@ class Tailor:
 
 
 def draw_looks(generator: np.random.Generator, rows: int) -> Looks:
-    """Somebody at random."""
+    """Draw the looks of a random figure."""
     tailor = Tailor(generator, rows)
     skin: Colour = SKINS[generator.integers(len(SKINS))]
     body = Body(height=generator.uniform(0.95, 1.04), girth=generator.uniform(0.9, 1.15))
@@ -93,7 +93,7 @@ def draw_looks(generator: np.random.Generator, rows: int) -> Looks:
 
 
 def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
-    """Trunk and arms, a print on the breast, a number on the back."""
+    """Draw trunk and arms, a print on the chest, a number on the back."""
     generator, cloth = tailor.generator, tailor.draw_cloth()
     trim = cloth.colours[1] if generator.random() < 0.5 else fabric.draw_colour(generator)
     trunk = tailor.cloth("trunk", cloth)
@@ -109,7 +109,7 @@ def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
 
 
 def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
-    """Pelvis, legs and shoes."""
+    """Draw pelvis, legs and shoes."""
     cloth = tailor.draw_cloth()
     length = tailor.generator.choice((0.7, 1.0, 1.5, 2.0), p=(0.15, 0.1, 0.1, 0.65))  # of legs
     trim = cloth.colours[1]
@@ -122,7 +122,7 @@ def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
 
 
 def draw_shoe(tailor: Tailor) -> np.ndarray:
-    """With a sole all along its lower side."""
+    """Draw a shoe with a sole along its lower side."""
     colour = fabric.draw_colour(tailor.generator)
     shoe = tailor.plain("shoe", colour)
     sole = round(0.14 * shoe.shape[1])
@@ -131,7 +131,7 @@ def draw_shoe(tailor: Tailor) -> np.ndarray:
 
 
 def draw_skin(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
-    """Head, neck, hands and hair."""
+    """Draw head, neck, hands and hair."""
     generator = tailor.generator
     hair: Colour = HAIRS[generator.integers(len(HAIRS))]
     if generator.random() < 0.25:
@@ -151,7 +151,7 @@ def draw_skin(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
 
 
 def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
-    """Text or a logo, on most shirts."""
+    """Print text or a logo on most shirts."""
     generator, density = tailor.generator, tailor.density
     panel = fabric.draw_colour(generator)
     ink = fabric.draw_contrast(generator, panel)
@@ -172,7 +172,7 @@ def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
 
 
 def print_back(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
-    """A number, whole across the texture's seam."""
+    """Print a number that continues across the seam of the texture."""
     number = str(tailor.generator.integers(1, 100))
     number = number if tailor.rows >= 128 else number[-1]
     edge = fabric.draw_colour(tailor.generator)
@@ -182,7 +182,7 @@ def print_back(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
 
 
 def cut(texture: np.ndarray, length: float, skin: Colour, trim: Colour) -> np.ndarray:
-    """A sleeve that ends after a share of the part, with a cuff; below it is skin."""
+    """End a sleeve after a share of the part, with a cuff; below it is skin."""
     if length == 1:
         return texture
     rows = round(length * len(texture))
@@ -192,7 +192,7 @@ def cut(texture: np.ndarray, length: float, skin: Colour, trim: Colour) -> np.nd
 
 
 def band(texture: np.ndarray, end: float, width: float, colour: Colour) -> np.ndarray:
-    """A ring of one colour that ends at a share of the rows."""
+    """Draw a ring of one colour that ends at a share of the rows."""
     ringed = texture.copy()
     ringed[round((end - width) * len(texture)) : round(end * len(texture))] = colour
     return ringed

@@ -25,7 +25,7 @@ class Correspondence:
 
     @property
     def copyable(self) -> Bool[np.ndarray, "h w"]:
-        """Whether the source shows that point."""
+        """Tell whether the source shows the point."""
         return self.distance < COPYABLE
 
 

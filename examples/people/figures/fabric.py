@@ -27,7 +27,7 @@ Colour = tuple[int, int, int]
 
 
 def pattern(name: str, shape: tuple[int, int], half: float) -> np.ndarray:
-    """(rows, columns) from 0 to 1: how much of the second colour each texel has.
+    """Make a pattern, (rows, columns) from 0 to 1: the share of the second colour.
 
     Args:
         name: One of PATTERNS, without "photo".
@@ -89,7 +89,7 @@ class Cloth:
 
 
 def draw_cloth(generator: np.random.Generator, least_half: float) -> Cloth:
-    """A cloth at random; `least_half` bounds `half` from below."""
+    """Draw a random cloth; `least_half` bounds `half` from below."""
     first = draw_colour(generator)
     return Cloth(
         pattern=str(generator.choice(PATTERNS)),
@@ -102,14 +102,14 @@ def draw_cloth(generator: np.random.Generator, least_half: float) -> Cloth:
 
 
 def weave(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
-    """A texture of a shape, with `density` texels on a body height."""
+    """Weave a texture of a shape, with `density` texels to a body height."""
     if cloth.pattern == "photo":
         return photo(cloth, shape, density)
     return dye(pattern(cloth.pattern, shape, cloth.half * density), *cloth.colours)
 
 
 def photo(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
-    """A crop of a photograph: itself on the front half, mirrored on the back."""
+    """Crop a photograph, as it is on the front half and mirrored on the back."""
     rows, columns = shape
     pixels = load_photo(cloth.photo)
     texels = np.array([rows, columns / 2])
@@ -126,13 +126,13 @@ def photo(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
 
 @cache
 def load_photo(name: str) -> np.ndarray:
-    """(height, width, 3) of uint8."""
+    """Load a photograph, (height, width, 3) uint8."""
     pixels = np.asarray(getattr(skimage.data, name)())
     return np.ascontiguousarray(np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)))
 
 
 def dye(mask: np.ndarray, first: Colour, second: Colour) -> np.ndarray:
-    """A mask from 0 to 1 in two colours, as a texture."""
+    """Colour a mask from 0 to 1 with two colours."""
     ends = np.array(first, np.float64), np.array(second, np.float64)
     return (ends[0] + mask[..., None] * (ends[1] - ends[0])).astype(np.uint8)
 
@@ -144,7 +144,7 @@ def draw_colour(generator: np.random.Generator) -> Colour:
 
 
 def draw_contrast(generator: np.random.Generator, *others: Colour) -> Colour:
-    """A colour that is lighter or darker than each of the others; black or white if need be."""
+    """Draw a colour lighter or darker than each of the others, black or white if need be."""
     for _ in range(20):
         colour = draw_colour(generator)
         if all(abs(grey(colour) - grey(other)) >= CONTRAST for other in others):
@@ -153,11 +153,11 @@ def draw_contrast(generator: np.random.Generator, *others: Colour) -> Colour:
 
 
 def grey(colour: Colour) -> float:
-    """Rec. 601 luma."""
+    """Return the luma of Rec. 601."""
     return float(np.dot(colour, (0.299, 0.587, 0.114)))
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """Darker below 1, lighter above."""
+    """Scale the brightness: darker below 1, lighter above."""
     red, green, blue = (min(255, int(part * factor)) for part in colour)
     return red, green, blue

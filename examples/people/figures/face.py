@@ -8,7 +8,7 @@ LINE = 0.03  # of the canvas' height
 
 
 def face(skin: Colour, iris: Colour, brow: Colour) -> Drawing:
-    """A drawing for a canvas that covers the front half of the head."""
+    """Draw a face on a canvas that covers the front half of the head."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
         line = max(2, round(LINE * height))
@@ -33,5 +33,5 @@ def _lips(skin: Colour) -> Colour:
 def _box(
     height: int, width: int, x: float, y: float, across: float, down: float
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom around a place; everything in shares of the canvas."""
+    """Return left, top, right and bottom around a place, in shares of the canvas."""
     return (x - across) * width, (y - down) * height, (x + across) * width, (y + down) * height

@@ -16,7 +16,7 @@ CALMER = 0.97  # every further try
 def draw_skeleton(
     generator: np.random.Generator, body: Body, camera: Camera
 ) -> tuple[Pose, Skeleton]:
-    """A pose at random that fits the picture.
+    """Draw a random pose that fits the picture.
 
     Limbs are drawn again until they do, each time a little nearer to hanging straight down, so a
     narrow picture has fewer outstretched arms, and a figure of the same size.
@@ -54,13 +54,13 @@ def _draw_arm(generator: np.random.Generator) -> np.ndarray:
 
 
 def _signs(generator: np.random.Generator) -> np.ndarray:
-    """Legs swing both ways; they spread and bend only one."""
+    """Return signs: legs swing both ways, but spread and bend only one way."""
     swing = generator.choice((-1, 1), 2)
     return np.stack([np.ones(2), swing, np.ones(2)], axis=1)
 
 
 def fits(skeleton: Skeleton, camera: Camera) -> bool:
-    """Whether all of it is in the picture."""
+    """Tell whether the whole figure is in the picture."""
     ends = [(f"{side} {end}", bulk) for side in SIDES for end, bulk in REACH.items()]
     names, bulks = zip(("skull", SKULL), *ends)
     points = np.stack([skeleton.joints[name] for name in names])

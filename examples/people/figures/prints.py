@@ -24,7 +24,7 @@ def stamp(
     size: tuple[float, float],
     draw: Drawing,
 ) -> np.ndarray:
-    """The texture with a drawing on it, whole also where the texture's ends meet.
+    """Put a drawing on a texture, whole even where the ends of the texture meet.
 
     Args:
         centre: (v, u) of the drawing, from the top and around the part, in shares of the texture.
@@ -47,7 +47,7 @@ def stamp(
 
 
 def panel(words: str, ink: Colour, ground: Colour) -> Drawing:
-    """Bold letters on a board that fills the canvas."""
+    """Draw bold letters on a board that fills the canvas."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
         board = (0, 0, width - 1, height - 1)
@@ -60,7 +60,7 @@ def panel(words: str, ink: Colour, ground: Colour) -> Drawing:
 
 
 def outlined(words: str, ink: Colour, edge: Colour) -> Drawing:
-    """Bold letters with an edge, which can be read on any ground."""
+    """Draw bold letters with an outline, legible on any background."""
 
     def draw(canvas: Draw, height: int, width: int) -> None:
         font, stroke = fitting_font(words, 0.9 * height, 0.9 * width)
@@ -72,7 +72,7 @@ def outlined(words: str, ink: Colour, edge: Colour) -> Drawing:
 
 
 def fitting_font(words: str, height: float, width: float) -> tuple[Font, int]:
-    """The largest font for a canvas, and how much bolder to draw it, in pixels."""
+    """Find the largest font for a canvas, and how much bolder to draw it, in pixels."""
     trial = PIL.ImageFont.load_default(100)
     left, top, right, bottom = trial.getbbox(words, stroke_width=4)
     size = 100 * min(height / (bottom - top), width / (right - left))

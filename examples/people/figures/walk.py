@@ -6,9 +6,9 @@ from examples.people.figures.camera import Camera
 from examples.people.figures.render import Figure, looks_of, picture
 from examples.people.figures.skeleton import Pose, place
 
-STRIDE, BEND, SWING = 0.35, 0.45, 0.4  # radians: of a leg, its knee, an arm
-LIFT, ELBOW = 0.2, 0.5  # radians: how far arms hang off the trunk, and are bent
-TURN = 0.6  # radians to each side
+STRIDE, BEND, SWING = 0.35, 0.45, 0.35  # radians: of a leg, its knee, an arm
+LIFT, ELBOW = 0.12, 0.4  # radians: how far arms hang off the trunk, and are bent
+TURN = 0.5  # radians to each side
 FRAMES_A_STEP = 12  # of one leg; two make a cycle
 
 

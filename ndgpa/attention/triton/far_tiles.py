@@ -209,7 +209,7 @@ def far_forward_tile(problem: Problem) -> Tile:
 def far_key_tile(problem: Problem) -> Tile:
     """As the near field's, but that keys are the rows of its products: there are always many."""
     if problem.size == 2 and problem.wide == 128 and problem.chip.hopper:
-        return Tile(64, 64, 4, 2)
+        return Tile(32, 64, 4, 2)
     return key_major_tile(problem)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from examples.images.gan import hit, stylenat, ylg
+from examples.images.gan.systems import SYSTEMS, config_of, latent_width
 
 
 def count(network: nn.Module) -> int:
@@ -36,6 +37,31 @@ def test_hit_stage_by_stage() -> None:
     picture = generator(torch.randn(2, 128))
     assert sides == [(64, 128), (256, 96), (1024, 64), (4096, 32)]
     assert picture.shape == (2, 3, 64, 64)
+
+
+def test_the_table_of_hit_at_256() -> None:
+    with torch.device("meta"):
+        generator = hit.Generator(hit.PRESETS["ffhq256"]).eval()
+        found: list[tuple[int, int]] = []
+        for stage in generator.stages:
+            stage.from_tokens.register_forward_hook(lambda _, __, x: found.append((*x.shape[1:],)))
+        assert generator(torch.empty(1, 512)).shape == (1, 3, 256, 256)
+    assert found == [(64, 512), (256, 512), (1024, 256), (4096, 128), (16384, 64), (65536, 64)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "preset"),
+    [("hit", "ffhq256"), ("ylg", "imagenet128"), ("sagan", "imagenet128"), ("stylenat", "ffhq256")],
+)
+@torch.no_grad()
+def test_full_presets_make_a_picture_on_a_cpu(system: str, preset: str) -> None:
+    config = config_of(system, preset, None, 1000)
+    generator = SYSTEMS[system].generator(config).eval()
+    picture = generator(torch.randn(1, latent_width(config)), torch.tensor([3]))
+    assert picture.shape == (1, 3, config.size, config.size)
+    assert picture.isfinite().all()
+    assert picture.std() > 0
 
 
 def test_a_latent_reaches_every_stage_of_hit_through_its_tokens() -> None:

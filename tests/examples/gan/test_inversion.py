@@ -8,7 +8,7 @@ from examples.common.untrusted import BadInput
 from examples.images.gan import hit, ylg
 from examples.images.gan.inversion import Inversion, feature_loss, saliency
 from examples.images.gan.systems import Unconditional
-from examples.images.gan.trained import Trained
+from examples.images.gan.trained import SHIPPED, Trained, load
 
 
 def some_trained() -> Trained:
@@ -66,10 +66,27 @@ def test_a_picture_that_was_made_is_found_again() -> None:
     trained = some_trained()
     label = torch.tensor([1])
     picture = trained.generator(torch.randn(1, 8), label)
-    found = Inversion(steps=100, restarts=2)(trained, picture, label)
+    found = Inversion(steps=70, restarts=2)(trained, picture, label)
     assert (found.first_loss > 10 * found.loss).all()
     start = Inversion(steps=1, restarts=2)(trained, picture, label)
     assert (found.picture - picture).norm() < (start.picture - picture).norm() / 3
+
+
+def test_the_shipped_network_makes_different_heads() -> None:
+    trained = load(SHIPPED / "ylg")
+    pictures = trained.generator(torch.randn(8, trained.model.latent), torch.arange(8) % 4)
+    assert pictures.shape == (8, 3, 32, 32)
+    assert pictures.std(dim=0).mean() > 0.1
+
+
+@pytest.mark.slow
+def test_the_shipped_network_finds_its_own_pictures() -> None:
+    trained = load(SHIPPED / "ylg")
+    label = torch.arange(2)
+    picture = trained.generator(torch.randn(2, trained.model.latent), label)
+    found = Inversion(steps=300, restarts=2)(trained, picture, label)
+    assert (found.first_loss / found.loss).median() >= 10
+    assert (found.picture - picture).square().mean().sqrt() < 0.1
 
 
 @pytest.mark.bad_input

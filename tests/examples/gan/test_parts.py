@@ -94,7 +94,7 @@ def test_late_stages_of_hit_cost_the_same_for_each_pixel() -> None:
         replace(
             base, layers=(1,) * n, channels=(64,) * n, heads=(4,) * n, block=(4, *[None] * (n - 1))
         )
-        for n in (2, 3, 4, 5)
+        for n in (2, 3, 4)
     ]
     cost = [flops(config) for config in more]
     each = [(b - a) / config.size**2 for a, b, config in zip(cost, cost[1:], more[1:])]

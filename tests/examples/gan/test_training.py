@@ -200,7 +200,8 @@ def test_heads_are_cut_out_where_they_are() -> None:
     assert torch.equal(pictures[flipped][0].flip(2), pictures[~flipped][0])
 
 
-def test_photographs_are_four_classes() -> None:
+def test_photographs_are_four_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.images.gan.data.PATCHES", 20)
     found = photographs(16)
     assert found.images.shape[1:] == (3, 16, 16)
     assert found.labels.unique().tolist() == [0, 1, 2, 3]

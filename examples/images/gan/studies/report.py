@@ -34,15 +34,20 @@ from examples.images.gan.trained import load
 TITLES = {"hit": "HiT", "ylg": "Your Local GAN", "sagan": "SAGAN", "stylenat": "StyleNAT"}
 TITLES |= {"stylegan2": "StyleGAN2"}
 OWN = {"hit": "MultiAxis", "ylg": "LocalSparse", "sagan": "Full", "stylenat": "Hydra"}
+FEATURES = {
+    "recogniser": "the recogniser of drawn figures that comes with the examples; this is no FID",
+    "inception": "Inception-v3 with weights of torchvision; this is no FID",
+    "fid": "the published Inception-v3",
+}
 ABOUT = """\
 Networks of the tiny presets (32x32, batches of 8) trained on one core each to make the heads of
 drawn figures; the settings are those of `examples/images/gan/quick.py`. All figures are read at
 {seconds:.0f} s of processor time, which every run has had, from the measures along the training.
-The machine was shared with other work, so steps took longer than they would alone. "Frechet" is the
-Frechet distance between features of {pictures} made and as many real pictures; precision and recall
-are those of Kynkäänniemi et al. with 3 neighbours. The features are those of `{features}`, a small
-network trained on drawn figures or what was given: this is no FID, and compares only with
-distances in this table. {machine}."""
+"Frechet" is the Frechet distance between features of {pictures} made and as many real pictures;
+precision and recall are those of Kynkäänniemi et al. with 3 neighbours. The features are those of
+{features}.
+
+{machine}. {note}"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Options:
     pictures: int = 1024  # as of `compare`
     shown: int = 16  # of each run
     inception: Path | None = None  # as of `compare`
+    note: str = ""  # at the end of what is said of the machine
 
 
 def main(options: Options) -> None:
@@ -86,8 +92,9 @@ def main(options: Options) -> None:
     about = ABOUT.format(
         seconds=at,
         pictures=options.pictures,
-        features=feature.removeprefix("frechet_"),
+        features=FEATURES.get(name := feature.removeprefix("frechet_"), name),
         machine=machine(),
+        note=options.note,
     )
     text = page(found, real, feature, about)
     write_text(options.out / "gans.md", text)

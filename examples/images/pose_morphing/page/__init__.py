@@ -1,0 +1,1 @@
+"""The page on which one drags the pose; `build.py` builds it."""
