@@ -24,7 +24,10 @@ def resources():
 def test_forward_of_every_shape_spills_nothing_and_multiplies_on_matrix_units(
     resources, capability
 ) -> None:
+    """Of what is selected; `test_every_kernel_fits_every_chip` has the far field's."""
     for shape in resources.SHAPES:
+        if shape.far is not None:
+            continue
         (row,) = resources.rows(shape, capability, only=("forward",))
         assert row.spilled_bytes == 0, row
         assert row.shared_kib <= row.shared_limit_kib, row

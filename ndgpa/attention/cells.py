@@ -46,10 +46,12 @@ class Inputs(NamedTuple):
 
     @property
     def plan(self) -> FarPlan | None:
-        tables: Any = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
         if self.far_bundle is None:
             return None
-        return FarPlan(*tables, self.far_bundles, self.query_time is not None, self.far_square)
+        tables = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
+        causal = self.query_time is not None
+        given: Any = *tables, self.far_bundles, causal, self.far_square
+        return FarPlan(*given)
 
 
 class _Chunk(NamedTuple):
@@ -194,6 +196,14 @@ class Cells:
         by_key = scaled_bmm(slope.mT, tile.query, self.scale)
         by_value, by_bias = torch.bmm(weights.mT, g), slope.sum(dim=1)
         self.far.add(self.far_grads, tile.chunk, tile.far, by_key, by_value, by_bias)
+
+    def add_sums(self, by_key: Tensor, by_value: Tensor) -> None:
+        """Add the gradients of the sums over blocks to those of keys and values."""
+        if self.far_grads is not None:
+            widths = [by_key.shape[-1], by_value.shape[-1]]
+            parts = self.far_grads.of_sums[:, :, :, None].split(widths, dim=-1)
+            by_key += parts[0]
+            by_value += parts[1]
 
     def _is_plain(self, ids: Tensor, empty: Tensor) -> bool:
         """Whether a softmax of bare logits is all there is to do, so that a short last block costs

@@ -30,7 +30,7 @@ from ndgpa._ops import (
 )
 from ndgpa.attention.cells import Cells, Inputs
 from ndgpa.attention.engine import Tables, attend, differentiate
-from ndgpa.attention.far_cells import FarCells, block_sums
+from ndgpa.attention.far_cells import FarCells, block_sums, far_arguments
 from ndgpa.attention.scores import Offsets
 from ndgpa.problem import Selection, check_block_ids
 from ndgpa.structures.base import SpatialStructure
@@ -55,10 +55,8 @@ def chunked(
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h n"]]:
     """As `reference`, with the memory of one chunk beside the inputs and outputs.
 
-    Heads that share a selection and a key head share one tile of queries.
-
-    Args:
-        far: What each cell reads besides.
+    Heads that share a selection and a key head share one tile of queries. `far` is what each cell
+    reads besides.
     """
     no_tangents("torch", query, key, value)
     if key_sites is None:
@@ -148,18 +146,11 @@ def attend_from_cells(
         slot_bias=slot_bias,
         key_bias=key_bias,
         offset_bias=table,
-        far_sums=sums,
-        far_bundle=plan and plan.bundle,
-        far_less=plan and plan.less,
         query_time=query_time,
         key_time=key_time,
         query_offset=of_query,
         key_offset=None if offsets is None else offsets.of_key,
-        far_place=plan and plan.place,
-        far_table=plan and plan.table,
-        far_space=plan and plan.space,
-        far_bundles=plan.bundles if plan else 0,
-        far_square=plan.square if plan else 0.0,
+        **far_arguments(plan, sums),
         scale=scale,
         softcap=softcap,
     )
@@ -206,8 +197,8 @@ def attend_chunked(
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
     tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    options = far_bundles, far_square, scale, softcap
-    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
+    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *given))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
         attend(engine.tiles(), out.flatten(0, 2), lse.flatten(0, 2))
@@ -254,8 +245,8 @@ def attend_chunked_backward(
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
     tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    options = far_bundles, far_square, scale, softcap
-    engine = Cells(Inputs(query, key, value, blocks, *biases, *far, *tables, *options))
+    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    engine = Cells(Inputs(query, key, value, blocks, *given))
     *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
     totals = Tables(*(x.flatten(0, 2) for x in grads))
     of_out, of_lse = grad_out.flatten(0, 2), grad_lse.flatten(0, 2)
@@ -271,16 +262,9 @@ def attend_chunked_backward(
                 engine.add_to_offsets(grad_offset.flatten(0, 1), tile, slope)
             engine.add_to_far(tile, slope, of_out)
             del tile, slope, near
-        if engine.far_grads is not None:
-            by_sums = engine.far_grads.of_sums[:, :, :, None].split([*map(_width, grads[1:])], -1)
-            for grad, by_sum in zip(grads[1:], by_sums):
-                grad += by_sum
+        engine.add_sums(grads[1], grads[2])
     by_key, by_value = grads[1].to(key.dtype), grads[2].to(value.dtype)
     return grads[0], by_key, by_value, grad_slot, grad_bias, grad_offset
-
-
-def _width(x: Tensor) -> int:
-    return x.shape[-1]
 
 
 @attend_chunked_backward.register_fake
@@ -291,13 +275,10 @@ def _(
     key: Tensor,
     value: Tensor,
     blocks: Tensor,
-    slot_bias: Tensor | None,
-    key_bias: Tensor | None,
-    offset_bias: Tensor | None,
-    *_: Any,
-    **__: Any,
+    *others: Any,
+    **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _empty_grads(query, key, value, slot_bias, key_bias, offset_bias)
+    grads = _empty_grads(query, key, value, *others[:3])
     return grads[0], grads[1].to(key.dtype), grads[2].to(value.dtype), *grads[3:]
 
 

@@ -10,7 +10,7 @@ tables of selections, f features: of key, value and the number of sites, side by
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,14 @@ class FarPlan(NamedTuple):
     bundles: int
     causal: bool
     square: float  # times |k|^2 is what a key loses of its logit
+
+
+def far_arguments(plan: FarPlan | None, sums: Tensor | None) -> dict[str, Any]:
+    """What `attend_chunked` takes of a plan."""
+    names = "bundle", "less", "place", "table", "space", "bundles", "square"
+    none = dict.fromkeys(names) | {"bundles": 0, "square": 0.0}
+    given = none if plan is None else {name: getattr(plan, name) for name in names}
+    return {f"far_{name}": x for name, x in (given | {"sums": sums}).items()}
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Inputs(NamedTuple):
 
     def part(self, sites: slice) -> "Inputs":
         """Cut out some of the sites, in the dtype of the far field."""
-        parts = [x[:, :, sites].to(self.far.dtype) for x in self[:4]]
-        return Inputs(*parts, contain=self.contain)
+        near, near_lse, far, far_lse = (x[:, :, sites].to(self.far.dtype) for x in self[:4])
+        return Inputs(near, near_lse, far, far_lse, self.contain)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:  # three times (b, h, n)
         """The weights of near and far field, and the log-sum-exp, -inf where nothing is seen."""

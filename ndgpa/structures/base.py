@@ -258,11 +258,11 @@ class SpatialStructure(KeepsCopies):
         kept = self._coarsened
         if factor in kept:
             return kept[factor]
+        if torch.compiler.is_dynamo_compiling():
+            return self._with_values.coarsen(factor).to(self.device)
         with outside_traces():
-            made = self._with_values.coarsen(factor).to(self.device)
-        if not torch.compiler.is_dynamo_compiling():
-            kept[factor] = made
-        return made
+            kept[factor] = self._with_values.coarsen(factor).to(self.device)
+        return kept[factor]
 
     # The paper's operators
 

@@ -42,7 +42,8 @@ FEATURES = {
 ABOUT = """\
 Networks of the tiny presets (32x32, batches of 8) trained on one core each to make the heads of
 drawn figures; the settings are those of `examples/images/gan/quick.py`. All figures are read at
-{seconds:.0f} s of processor time, which every run has had, from the measures along the training.
+{seconds:.0f} s of processor time, which every run has had, from the measures along the training;
+runs that were first measured later are left out of the table.
 "Frechet" is the Frechet distance between features of {pictures} made and as many real pictures;
 precision and recall are those of Kynkäänniemi et al. with 3 neighbours. The features are those of
 {features}.
@@ -79,14 +80,14 @@ def main(options: Options) -> None:
     half = min(options.pictures, len(pictured.images) // 2)
     real = Measures.of(pictured, half, options.inception)(some_real(pictured, half, skip=half))
     at = min(times(curve)[-1] for curve in curves.values())
-    found = {case: at_time(curve, at) for case, curve in curves.items()}
+    found = {case: at_time(curve, at) for case, curve in curves.items() if times(curve)[0] <= at}
     write_json(
         options.out / "gans.json",
         {
             "seconds": at,
             "machine": machine(),
             "real": real,
-            "runs": {case.name: {"at": found[case], "curve": curves[case]} for case in curves},
+            "runs": {case.name: {"at": found.get(case), "curve": curves[case]} for case in curves},
         },
     )
     about = ABOUT.format(
@@ -109,7 +110,7 @@ def times(curve: dict[str, dict[str, float]]) -> list[float]:
 
 
 def at_time(curve: dict[str, dict[str, float]], seconds: float) -> dict[str, float]:
-    """Interpolate all measures, and the steps taken, at a time; before the first, they are its."""
+    """Interpolate all measures, and the steps taken, at a time between the first and the last."""
     along = times(curve)
     columns: dict[str, list[float]] = {"steps": [float(step) for step in curve]}
     for point in curve.values():
@@ -199,7 +200,8 @@ def draw_sheet(options: Options, some: list[Case], pictured: Pictured) -> Figure
                 options.shown, latent_width(trained.model), generator=generator.manual_seed(0)
             )
             made = made_by(trained.generator, latents, pictured.classes)
-            rows[f"{label(case)}\n{trained.steps} steps"] = made
+            name = f"{TITLES[case.system]}\n{attention_of(case)}\n{trained.steps} steps"
+            rows[name] = made
     rows["real"] = some_real(pictured, options.shown)
     figure = Figure(figsize=(0.62 * options.shown + 2, 0.66 * len(rows)), layout="constrained")
     for axes, (name, images) in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows.items()):
