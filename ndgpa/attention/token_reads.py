@@ -31,7 +31,7 @@ from ndgpa.attention.chunks import chunks
 from ndgpa.attention.softmax import Softmax, softmax
 
 # Keys of a run.
-_KEYS = 512
+_KEYS = 2048
 
 
 class Inputs(NamedTuple):
