@@ -141,6 +141,6 @@ def test_the_committed_table_holds_the_limits() -> None:
     rows = json.loads(TABLE.read_text())["rows"]
     assert {row["capability"] for row in rows} == {80, 90}
     forward = [row for row in rows if row["kernel"] == "forward"]
-    assert len(forward) == 18
+    assert len(forward) == 2 * len({row["shape"] for row in forward}) > 0
     assert all(row["spilled_bytes"] == 0 for row in forward)
     assert all(row["shared_kib"] <= row["shared_limit_kib"] for row in rows)

@@ -59,7 +59,7 @@ def draw_key_lines(
     height = max(query_image.shape[1], key_image.shape[1])
     width = query_image.shape[2] + key_image.shape[2]
     if isinstance(to, (str, PathLike)):
-        _save(Path(to), (10, 10 * height / width), draw)
+        _save(Path(to), (10.0, 10.0 * height / width), draw)
     else:
         draw(to)
 
@@ -96,7 +96,7 @@ def draw_graph_key_lines(
         lines=(queries, keys, weights),
     )
     if isinstance(to, (str, PathLike)):
-        _save(Path(to), (8, 8), draw)
+        _save(Path(to), (8.0, 8.0), draw)
     else:
         draw(to)
 

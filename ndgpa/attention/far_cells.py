@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa._ops import wide
+from ndgpa._ops import is_transformed, wide
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import BlockMeans, Bundles, latest_of_blocks
 from ndgpa.attention.rows import add_rows, add_rows_
@@ -66,7 +66,8 @@ class FarCells:
         """
         problem, keys = self.problem, self.problem.key_structure
         heads, key_heads, blocks = problem.query.shape[1], sums.shape[1], self.selection.blocks
-        check_block_ids(blocks, keys.num_blocks)
+        if not is_transformed():
+            check_block_ids(blocks, keys.num_blocks)
         blocks = blocks.expand(-1, heads if blocks.shape[1] == heads else key_heads, -1, -1)
         latest = latest_of_blocks(keys, self.key_sites) if problem.causal else None
         sums, seen = sums[..., : problem.key.shape[3]].detach(), sums[..., -1].detach()

@@ -41,6 +41,7 @@ def attend_near_and_far(
     far: Far | Bundles | None,
     backend: str | None,
     means_of: Callable[..., BlockMeans] = BlockMeans.of,
+    cells_of: Callable[..., FarCells] = FarCells,
     alone: Backend | None = None,
     scores: Scores | None = None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
@@ -50,6 +51,7 @@ def attend_near_and_far(
         sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
         backend: The name of the backend, by which that of the far field is picked.
         means_of: Takes the means of the blocks, as `BlockMeans.of` does.
+        cells_of: Makes the far field of bundles, as `FarCells` does.
         alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
         scores: What happens to scores; checked.
     """
@@ -80,7 +82,7 @@ def attend_near_and_far(
             field = FarField.of(sites, means)
         attend = run
         if bundles is not None:
-            cells = FarCells(bundles, sites, selection, key_sites)
+            cells = cells_of(bundles, sites, selection, key_sites)
             attend = run if alone is not None else partial(reading_far_keys(run), far=cells)
         near = attend(
             sites.query,

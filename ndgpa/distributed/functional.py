@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import FAR_BACKENDS, BackendName, pick
+from ndgpa.attention.far_cells import FarCells
 from ndgpa.attention.far_field import BlockMeans, Bundles, Far, latest_of_blocks
 from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
 from ndgpa.distributed.agreement import agree, telling_of_failure, told
@@ -137,6 +138,7 @@ def _attend(
         far,
         backend,
         partial(_means_of_all, read=table, after=after),
+        partial(_far_of_all, read=table),
         alone,
     )
     return out[:, :, : part.num_sites]
@@ -175,6 +177,19 @@ def _means_of_all(
     key, value, seen = _of_all(keys, after, own.key, own.value, own.seen[..., None])
     latest = latest_of_blocks(keys.whole, read) if problem.causal else None
     return BlockMeans(key, value, seen[..., 0], latest, keys.whole.group)
+
+
+def _far_of_all(
+    bundles: Bundles,
+    problem: Problem,
+    selection: Selection,
+    key_sites: Tensor | None,
+    *,
+    read: Tensor | None,
+) -> FarCells:
+    """As `FarCells`, for the blocks of all ranks, which the selection names."""
+    keys: Any = problem.key_structure
+    return FarCells(bundles, replace(problem, key_structure=keys.whole), selection, read)
 
 
 def _of_all(keys: Part, after: Tensor, *xs: Tensor) -> list[Tensor]:

@@ -92,9 +92,9 @@ class Mutant(NamedTuple):
 MUTANTS = (
     # Structures
     Mutant(
-        "tables of inference mode are kept", TABLES,
-        "with torch.inference_mode(False):\n            value",
-        "with torch.inference_mode(torch.is_inference_mode_enabled()):\n            value",
+        "tables of inference mode are kept", "ndgpa/_ops.py",
+        "stack.enter_context(torch.inference_mode(False))",
+        "stack.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))",
         (T_GRID, T_CLUSTERS, T_CALLS),
     ),
     Mutant(
@@ -399,7 +399,7 @@ MUTANTS = (
     ),
     # Losses of the examples
     Mutant(
-        "the generator wants to be found out", POSE_LOSSES,
+        "the generator wants to be found out", "examples/common/adversarial.py",
         "return F.softplus(-fake).mean()", "return F.softplus(fake).mean()", (T_POSE_LOSSES,),
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,7 @@ def test_levels_are_descended_as_the_definition_says(data: Any) -> None:
     problem = data.draw(draw.problems(max_batch=1, masked=False))
     problem.affinity = "dot"
     problem.scale = data.draw(st.sampled_from([None, 0.3, -0.7]))
-    rule = data.draw(multi_levels(problem))
-    assume(rule.share == "head" and rule.force is None)
+    rule = replace(data.draw(multi_levels(problem)), share="head", force=None)
     kept = ndgpa.select(
         problem.query, problem.key, problem.structure, rule, **problem.options
     ).blocks

@@ -240,7 +240,7 @@ def test_the_encoder_of_whisper_changes_and_its_decoder_stays() -> None:
 def test_layers_can_have_rules_of_their_own() -> None:
     model, inputs = of("ViT", rule=EVERYTHING, block=4)
     enable(model, ndgpa.TopK(1), block=2, cell=2, layers=[1])
-    rules = [layer.attention.ndgpa.rule for layer in model.layers]
+    rules = [layer.attention.ndgpa.operator.rule for layer in model.layers]
     assert rules == [ndgpa.TopK(EVERYTHING), ndgpa.TopK(1)]
     disable(model)
     dense = output(model, inputs)
