@@ -16,8 +16,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [
+        pytest.param(name, causal, marks=[pytest.mark.slow] if causal and "tile" in name else [])
+        for name in SMALL
+        for causal in (False, True)
+    ],
+)
 def test_small_cells_are_within_the_budget(name, causal):
     structure, heads = SMALL[name]
     small = Grid((25,), 3, 1) if "more than" in name else structure
