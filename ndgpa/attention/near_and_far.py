@@ -1,7 +1,7 @@
 """Phase 2 of a call: what is selected, the far field and special tokens, in one softmax."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,22 @@ def sites_read_by(read: Sampling | None) -> Callable[[SpatialStructure], Tensor 
     return lambda keys: None if read is None else read.sites(keys)
 
 
+@dataclass(frozen=True)
+class FarWays:
+    """How a far field is made: where all keys are here, unless something else is said.
+
+    Args:
+        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
+        cells_of: Makes the far field of bundles, as `FarCells` does.
+        alone: The backend that reads far keys, where that of the call cannot read them beside its
+            blocks.
+    """
+
+    means_of: Callable[..., BlockMeans] = BlockMeans.of
+    cells_of: Callable[..., FarCells] = FarCells
+    alone: Backend | None = None
+
+
 def attend_near_and_far(
     run: Backend,
     problem: Problem,
@@ -40,9 +56,7 @@ def attend_near_and_far(
     sites_of: Callable[[SpatialStructure], Tensor | None],
     far: Far | Bundles | None,
     backend: str | None,
-    means_of: Callable[..., BlockMeans] = BlockMeans.of,
-    cells_of: Callable[..., FarCells] = FarCells,
-    alone: Backend | None = None,
+    ways: FarWays = FarWays(),
     scores: Scores | None = None,
 ) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
     """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
@@ -50,21 +64,11 @@ def attend_near_and_far(
     Args:
         sites_of: Lists the sites that are read of each block of the keys, as `sites_read_by`.
         backend: The name of the backend, by which that of the far field is picked.
-        means_of: Takes the means of the blocks, as `BlockMeans.of` does.
-        cells_of: Makes the far field of bundles, as `FarCells` does.
-        alone: The backend that reads far keys, where `run` cannot read them beside its blocks.
+        ways: How the far field is made.
         scores: What happens to scores; checked.
     """
-    query, key, mask = problem.query, problem.key, problem.key_mask
-    with without_autocast(query):
-        if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
-            unseen = ~mask[:, None, :, None]
-            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        problem = replace(problem, query=query, key=key)
-        bias, scale = dot_form(key, problem.affinity, problem.scale)
-        if scores is not None and scores.key_bias is not None:
-            bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
-        bias = hide_keys(bias, key, mask)
+    with without_autocast(problem.query):
+        problem, value, bias, scale = _hidden(run, problem, value, scores)
         given = _of_pairs(scores, problem.without_tokens)
         own, key_sites = problem.structure, sites_of(problem.key_structure.inner)
         lay_out = run is chunked and key_sites is None and far is None and "offsets" not in given
@@ -74,17 +78,10 @@ def attend_near_and_far(
         else:
             tokens = Tokens.of(problem, value, bias)
         sites, site_value, site_bias = tokens.sites
-        bundles = None if far is None else as_bundles(far)
-        field = cells = means = None
-        if far is not None and (bundles is None or alone is not None):
-            means = means_of(sites, site_value, key_sites)
-        if means is not None and bundles is None:
-            field = FarField.of(sites, means)
-        attend = run
-        if bundles is not None:
-            cells = cells_of(bundles, sites, selection, key_sites)
-            attend = run if alone is not None else partial(reading_far_keys(run), far=cells)
-        near = attend(
+        reads, complete = _reading_far(
+            run, far, sites, site_value, selection, key_sites, backend, ways, scale
+        )
+        near = reads(
             sites.query,
             sites.key,
             site_value,
@@ -97,19 +94,60 @@ def attend_near_and_far(
             causal=problem.causal,
             **given,
         )
-        site = pick_far("site", backend, query, value)
-        if field is not None:
-            near = field.merge(near, selection, site)
-        if cells is not None and means is not None and alone is not None:
-            options = sites.structure, cells, means, scale, problem.causal
-            besides = read_alone(alone, sites.query, sites.key, *options)
-            near = site.merge(*near, *besides, problem.causal)
-        out, lse = tokens.complete(near, scale, pick_tokens(backend, run))
+        out, lse = tokens.complete(complete(near), scale, pick_tokens(backend, run))
         if lay_out:
             out, lse = block_order.in_own_order(own, out, lse)
         if problem.affinity == "euclidean":
-            lse = lse - problem.scale * query.to(lse.dtype).square().sum(dim=-1)
+            lse = lse - problem.scale * problem.query.to(lse.dtype).square().sum(dim=-1)
     return out, lse
+
+
+def _hidden(
+    run: Backend, problem: Problem, value: Tensor, scores: Scores | None
+) -> tuple[Problem, Tensor, Tensor | None, float]:
+    """Hide what the key mask hides; return the bias of the keys and the scale of the products."""
+    key, mask = problem.key, problem.key_mask
+    if mask is not None and not (skips_hidden_keys(run) and problem.affinity == "dot"):
+        unseen = ~mask[:, None, :, None]
+        key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+    bias, scale = dot_form(key, problem.affinity, problem.scale)
+    if scores is not None and scores.key_bias is not None:
+        bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
+    return replace(problem, key=key), value, hide_keys(bias, key, mask), scale
+
+
+Fields = tuple[Tensor, Tensor]  # (b, h, n, dv), (b, h, n)
+
+
+def _reading_far(
+    run: Backend,
+    far: Far | Bundles | None,
+    sites: Problem,
+    value: Tensor,
+    selection: Selection,
+    key_sites: Tensor | None,
+    backend: str | None,
+    ways: FarWays,
+    scale: float,
+) -> tuple[Callable[..., Fields], Callable[[Fields], Fields]]:
+    """Return the backend that reads what it can of the far field, and what adds the rest."""
+    if far is None:
+        return run, lambda near: near
+    site, bundles = pick_far("site", backend, sites.query, value), as_bundles(far)
+    if bundles is None:
+        field = FarField.of(sites, ways.means_of(sites, value, key_sites))
+        return run, lambda near: field.merge(near, selection, site)
+    cells = ways.cells_of(bundles, sites, selection, key_sites)
+    alone = ways.alone
+    if alone is None:
+        return partial(reading_far_keys(run), far=cells), lambda near: near
+    means = ways.means_of(sites, value, key_sites)
+
+    def add(near: Fields) -> Fields:
+        options = sites.structure, cells, means, scale, sites.causal
+        return site.merge(*near, *read_alone(alone, sites.query, sites.key, *options), sites.causal)
+
+    return run, add
 
 
 def _of_pairs(scores: Scores | None, sites: Problem) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from ndgpa._ops import cast_for_autocast, without_autocast
 from ndgpa.attention import FAR_BACKENDS, BackendName, pick
 from ndgpa.attention.far_cells import FarCells
 from ndgpa.attention.far_field import BlockMeans, Bundles, Far, latest_of_blocks
-from ndgpa.attention.near_and_far import attend_near_and_far, check_backend, check_read
+from ndgpa.attention.near_and_far import (
+    FarWays,
+    attend_near_and_far,
+    check_backend,
+    check_read,
+)
 from ndgpa.distributed.agreement import agree, telling_of_failure, told
 from ndgpa.distributed.apart import Apart
 from ndgpa.distributed.collectives import gather_blocks
@@ -137,9 +142,11 @@ def _attend(
         lambda _: sites,
         far,
         backend,
-        partial(_means_of_all, read=table, after=after),
-        partial(_far_of_all, read=table),
-        alone,
+        FarWays(
+            partial(_means_of_all, read=table, after=after),
+            partial(_far_of_all, read=table),
+            alone,
+        ),
     )
     return out[:, :, : part.num_sites]
 
