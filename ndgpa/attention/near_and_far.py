@@ -17,6 +17,7 @@ from ndgpa.attention import (
     reading_far_keys,
     skips_hidden_keys,
 )
+from ndgpa.attention.block_order import Fields
 from ndgpa.attention.chunked import chunked
 from ndgpa.attention.far_beside import read_alone
 from ndgpa.attention.far_cells import FarCells
@@ -58,7 +59,7 @@ def attend_near_and_far(
     backend: str | None,
     ways: FarWays = FarWays(),
     scores: Scores | None = None,
-) -> tuple[Tensor, Tensor]:  # (b, h, n, dv), (b, h, n)
+) -> Fields:
     """Attend with a backend to what is selected, and to the far field; return log-sum-exps too.
 
     Args:
@@ -114,9 +115,6 @@ def _hidden(
     if scores is not None and scores.key_bias is not None:
         bias = scores.key_bias.to(wide(key)).expand(key.shape[:3])
     return replace(problem, key=key), value, hide_keys(bias, key, mask), scale
-
-
-Fields = tuple[Tensor, Tensor]  # (b, h, n, dv), (b, h, n)
 
 
 def _reading_far(

@@ -9,10 +9,11 @@ from examples.common.stylegan2 import Conv
 from examples.images.pose_morphing.attention import to_sites
 from examples.images.pose_morphing.config import ModelConfig, parse
 from examples.images.pose_morphing.levels import Carried, Given
+from examples.images.pose_morphing.rivals.rival import Rival
 from ndgpa import Full, Image
 
 
-class Crossing(nn.Module):
+class Crossing(Rival):
     """Both sides read all sites of the other, by one matrix of affinities, at coarse levels alone.
 
     Each side's own strength of what it reads begins at 0.

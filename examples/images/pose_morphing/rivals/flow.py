@@ -11,9 +11,10 @@ from examples.images.pose_morphing.attention import enlarge
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given
 from examples.images.pose_morphing.rivals.fusion import Fusion
+from examples.images.pose_morphing.rivals.rival import Rival
 
 
-class Flow(nn.Module):
+class Flow(Rival):
     """A field of offsets, found from coarse to fine, by which features and pixels are sampled.
 
     It begins at nothing: every site reads its own place.
@@ -30,9 +31,6 @@ class Flow(nn.Module):
         self.to_offset = Conv(width, 2, lr=config.weight_lr)
         nn.init.zeros_(self.to_offset.weight)
         self.fuse = Fusion(width, config)
-
-    def active(self, coarse_only: bool) -> bool:
-        return True
 
     def forward(self, given: Given) -> Carried:
         target, source = given.target, given.source

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from examples.common.stylegan2 import Conv
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given
+from examples.images.pose_morphing.rivals.rival import Rival
 
 
-class Modulation(nn.Module):
+class Modulation(Rival):
     """Normalise each side's features, then scale and shift every site as the other side says.
 
     Source: AlBahar and Huang 2019 ("Guided image-to-image translation with bi-directional feature
@@ -25,9 +26,6 @@ class Modulation(nn.Module):
         )
         for conv in (self.by_source, self.by_target):
             nn.init.zeros_(conv.weight)
-
-    def active(self, coarse_only: bool) -> bool:
-        return True
 
     def forward(self, given: Given) -> Carried:
         target, source = given.target, given.source

@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given
 from examples.images.pose_morphing.rivals.fusion import Fusion
+from examples.images.pose_morphing.rivals.rival import Rival
 from examples.people.keypoints import NAMES, locate
 
 LIMBS = (
@@ -21,7 +22,7 @@ HEAD = 1.6  # times the way from the neck to the nose reaches its top
 NOWHERE = 4.0  # beyond every picture, which spans -1 to 1
 
 
-class Parts(nn.Module):
+class Parts(Rival):
     """Ten boxes around limbs, torso and head: each shows at its new place what it held at its old.
 
     Where boxes overlap, the largest feature stays; the whole source at its own place is one more.
@@ -35,9 +36,6 @@ class Parts(nn.Module):
     def __init__(self, size: tuple[int, int], width: int, config: ModelConfig) -> None:
         super().__init__()
         self.fuse = Fusion(width, config)
-
-    def active(self, coarse_only: bool) -> bool:
-        return True
 
     def forward(self, given: Given) -> Carried:
         source = given.source

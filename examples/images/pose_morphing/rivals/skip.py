@@ -1,13 +1,12 @@
 """Plain skip connections: the source's features stay where they are."""
 
-from torch import nn
-
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given
 from examples.images.pose_morphing.rivals.fusion import Fusion
+from examples.images.pose_morphing.rivals.rival import Rival
 
 
-class Skip(nn.Module):
+class Skip(Rival):
     """A UNet whose convolutions alone have to move what the source shows.
 
     Source: what Ma et al. 2017 ("Pose guided person image generation") and Zhu et al. 2019 begin
@@ -22,9 +21,6 @@ class Skip(nn.Module):
     def __init__(self, size: tuple[int, int], width: int, config: ModelConfig) -> None:
         super().__init__()
         self.fuse = Fusion(width, config)
-
-    def active(self, coarse_only: bool) -> bool:
-        return True
 
     def forward(self, given: Given) -> Carried:
         return Carried(self.fuse(given.target, given.source), given.source)
