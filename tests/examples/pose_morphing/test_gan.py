@@ -1,6 +1,8 @@
 """The queue of the paper's own trainings, and the report of what is complete."""
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from examples.images.pose_morphing.studies import gan, gan_report, judge
 from examples.images.pose_morphing.studies.gan import Case
+from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people import recogniser
 from examples.people.figures.cache import Options, build
 from examples.people.recogniser import train
@@ -23,13 +26,12 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_seed_of_all_comes_first() -> None:
     found = gan.cases(3)
-    assert len(found) == len({case.name for case in found}) == 3 * 12
+    assert len(found) == len({case.name for case in found}) == 3 * 18
     assert [case.seed for case in found] == sorted(case.seed for case in found)
-    paper = [case for case in found[:12] if case.attention in ("gpa", "none")]
-    paper = [case for case in paper if case.wiring == "paper"]
-    assert {(c.attention, c.discriminator, c.paired) for c in paper} == {
-        (a, d, p) for a in ("gpa", "none") for d in (True, False) for p in (True, False)
-    }
+    first = [case for case in found[:18] if case.attention in ("gpa", "none")]
+    assert {(c.wiring, c.attention, c.discriminator, c.paired) for c in first} == set(
+        product(("learnable", "paper"), ("gpa", "none"), (True, False), (True, False))
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,25 @@ def test_a_case_is_equation_2_or_what_is_left_of_it(
     assert (config.weights.perceptual, config.weights.gan) == (1.0, gan_weight)
     assert config.weights.pixels == config.weights.copying == config.coarse_first == 0
     assert not config.model.pyramid
+
+
+@pytest.mark.parametrize(
+    ("paired", "discriminator", "setting"),
+    [
+        (True, True, "mixed"),
+        (True, False, "mixed"),
+        (False, True, "unpaired"),
+        (False, False, "distortion"),
+    ],
+)
+def test_the_learnable_wiring_is_that_of_the_example(
+    tmp_path: Path, paired: bool, discriminator: bool, setting: str
+) -> None:
+    config = Case("gpa", "learnable", discriminator, paired).config(tmp_path, tmp_path, 10)
+    usual = TrainConfig(tmp_path, tmp_path, preset="tiny64")
+    assert config.setting == setting
+    assert config.model == replace(usual.model, attention="GPA128_4_8")
+    assert config.weights == replace(usual.weights, gan=float(discriminator))
 
 
 def test_the_queue_goes_on_and_the_report_judges_what_is_complete(
