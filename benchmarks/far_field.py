@@ -9,9 +9,9 @@ points with colours (the surroundings of random pixels of a stereo picture, plac
 disparity). Three temperatures: 1024, 128 and 16 keys share the attention of a query. Blocks of 4
 sites, cells of one block, unless said.
 
-errors: `entries/query` entries of the affinity matrix that are computed, Phase 1 and the second
-look included; `error_K` relative error of the outputs against full attention (root mean square)
-where K keys share the attention.
+errors: `entries/query` entries of the affinity matrix that are computed, and as many products of
+that width as find blocks (Phase 1) and bundles; `error_K` relative error of the outputs against
+full attention (root mean square) where K keys share the attention.
 
 adaptive: one head; 12 blocks for each cell against as many as hold a share `p` of its coarse
 attention, at most 32, with p such that the mean is 12 too. That share is what the near field covers
@@ -48,7 +48,6 @@ from ndgpa import Bundles, MultiLevel, Refine, TopK, TopP
 from ndgpa.analysis import gpa_entries, low_rank_entries
 
 KEPT = 12
-BUNDLES = Bundles().count
 ROUNDS = 3
 
 
@@ -108,21 +107,24 @@ def last_errors() -> dict[tuple[str, str], dict[str, Any]]:
 
 def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     """Operators that the space allows, and their entries a query."""
-    n = space.num_sites
+    n, blocks, block = space.num_sites, space.num_blocks, 4
     near = gpa_entries(space, KEPT).total / n
-    blocks = space.num_blocks
-    block = 4  # entries a query for each block that is read
+    phase_1 = near - KEPT * block
+    own = ndgpa.Own()
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
-        'GPA(8, far="block")': (ndgpa.GPA(8, far="block"), near - 4 * block + BUNDLES),
-        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + BUNDLES),
+        "GPA(TopK(11, force=Own()))": (ndgpa.GPA(TopK(KEPT - 1, force=own)), near),
+        'GPA(5, far="block")': (ndgpa.GPA(5, far="block"), phase_1 + 5 * block + far_entries(16)),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + far_entries(16)),
     }
     factor = 2 if isinstance(space, ndgpa.Grid) and len(space.shape) == 2 else 4
-    nodes, opened = space.coarsened(factor).num_blocks / block, 96
-    for kept, count in ((32, 16), (28, 32), (20, 64)):  # a quarter of the nodes' products, opened
-        rule = MultiLevel((opened, kept), factor, estimate="mean")
-        title = f"GPA(MultiLevel(({opened}, {kept})), far=Bundles({count}))"
-        cost = nodes + opened + kept * block + count
+    opened = 64  # nodes, of four blocks each
+    levels = space.coarsened(factor).num_blocks / block + opened
+    for kept, count, force in ((30, 32, None), (36, 16, own), (29, 32, own), (15, 64, own)):
+        rule = MultiLevel((opened, kept), factor, force=force, estimate="mean")
+        named = "" if force is None else ", force=Own()"
+        title = f"GPA(MultiLevel(({opened}, {kept}){named}), far=Bundles({count}))"
+        cost = levels + (kept + (force is not None)) * block + far_entries(count)
         found[title] = ndgpa.GPA(rule, far=Bundles(count)), cost
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
@@ -143,6 +145,12 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         for title, operator in of_grid.items():
             found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())
     return found
+
+
+def far_entries(bundles: int) -> float:
+    """Entries a query of reading so many bundles, and of asking three times for each block of four
+    sites which landmark is nearest."""
+    return bundles + 3 * bundles / 4
 
 
 # Adaptive budget
