@@ -135,21 +135,27 @@ class FarTiles:
         parts = sums.tensor_split([-1], dim=3)
         self.sums, sizes = (F.pad(x.flatten(0, 2), (0, 0, 0, 1)) for x in parts)
         self.total, total_sizes = (_totals(x, plan) for x in parts)
-        self.sizes, self.total_sizes = sizes.detach()[:, 0], total_sizes.detach()[..., 0]
         self.numbers = torch.arange(plan.bundles, device=sums.device)[:, None]
+        size = self._sizes(sizes.detach()[:, 0], total_sizes.detach()[..., 0])
+        self.share = torch.where(size > 0, 1 / size, 0)[..., None]
+        self.bias = size.clamp(min=0).log()
         self.features, self.square = features, plan.square
+
+    def _sizes(self, sizes: Tensor, total_sizes: Tensor) -> Float[Tensor, "tiles N"]:
+        """Count the sites that are left of each bundle."""
+        count = total_sizes.index_select(0, self.total_row)
+        first = count.shape[1] * torch.arange(len(count), device=count.device)
+        rows = (self.bundle + first[:, None]).flatten()
+        part = sizes[self.rows] * self.sign
+        return add_rows(count.flatten(), rows, part.flatten()).view(count.shape)
 
     def tile(self, chunk: slice | Tensor) -> FarTile:
         """Average what is left of each bundle; differentiable."""
-        rows, total_row = self.rows[chunk], self.total_row[chunk]
-        members = (self.bundle[chunk][:, None] == self.numbers) * self.sign
-        size = self.total_sizes[total_row] + (members * self.sizes[rows][:, None]).sum(dim=2)
-        share = torch.where(size > 0, 1 / size, 0)[..., None]
-        members = members * share
+        rows, share, bias = self.rows[chunk], self.share[chunk], self.bias[chunk]
+        members = (self.bundle[chunk][:, None] == self.numbers) * self.sign * share
         added = self.sums.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        mean = self.total.index_select(0, total_row) * share  # (c, N, f)
+        mean = self.total.index_select(0, self.total_row[chunk]) * share  # (c, N, f)
         key, value = mean.baddbmm_(members, added).tensor_split([self.features], dim=2)
-        bias = size.clamp(min=0).log()
         if self.square:
             bias = bias - self.square * key.square().sum(dim=-1)
         return FarTile(key, value, bias, share, members)
