@@ -25,6 +25,10 @@ time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one hea
 float32, in processor time (which other programs on the machine disturb less): medians of
 interleaved rounds, `select_ms` Phase 1 alone, `fb_ms` forward and backward, and both over those of
 plain GPA.
+
+causal: a line of 4096 sites, blocks of 4 and cells of one block, 12 blocks, two heads of 16
+channels and values of 64, float32. `fb_ms` as above, and over that of GPA(12) that is not causal;
+`fb_mb` the most that forward and backward allocate, in MB.
 """
 
 import argparse
@@ -45,10 +49,11 @@ from tqdm import tqdm
 
 import ndgpa
 from ndgpa import Bundles, MultiLevel, Refine, TopK, TopP
-from ndgpa.analysis import gpa_entries, low_rank_entries
+from ndgpa.analysis import gpa_entries, low_rank_entries, peak_bytes
 
 KEPT = 12
-ROUNDS = 3
+ROUNDS = 9
+FARS = None, "block", "site"
 
 
 def main(quick: bool, only: str | None, operators: str) -> None:
@@ -58,6 +63,7 @@ def main(quick: bool, only: str | None, operators: str) -> None:
         "adaptive": adaptive,
         "coverage": coverages,
         "time": times,
+        "causal": causals,
     }
     for name, measure in measures.items():
         if only not in (None, name):
@@ -110,12 +116,15 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     n, blocks, block = space.num_sites, space.num_blocks, 4
     near = gpa_entries(space, KEPT).total / n
     phase_1 = near - KEPT * block
-    own = ndgpa.Own()
+    own, means = ndgpa.Own(), far_entries(Bundles().count)
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
         "GPA(TopK(11, force=Own()))": (ndgpa.GPA(TopK(KEPT - 1, force=own)), near),
-        'GPA(5, far="block")': (ndgpa.GPA(5, far="block"), phase_1 + 5 * block + far_entries(16)),
-        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + far_entries(16)),
+        'GPA(5, far="block")': (
+            ndgpa.GPA(5, far="block"),
+            phase_1 + 5 * block + far_entries(BUNDLES),
+        ),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + far_entries(BUNDLES)),
     }
     factor = 2 if isinstance(space, ndgpa.Grid) and len(space.shape) == 2 else 4
     opened = 64  # nodes, of four blocks each
@@ -174,7 +183,7 @@ def adaptive(quick: bool) -> list[dict[str, Any]]:
                     "blocks": float(count.mean()),
                     "cells at 32": float((count >= 32).double().mean()),
                 }
-                for far in (None, "block", "site"):
+                for far in FARS:
                     out = ndgpa.attend(x, x, value, ndgpa.Selection(blocks), space, far=far)
                     row[f"error, far {far}"] = float((out - exact).norm() / exact.norm())
                 rows.append(row)
@@ -281,6 +290,30 @@ def times(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def causals(quick: bool) -> list[dict[str, Any]]:
+    sites = SITES // 4 if quick else SITES
+    space = ndgpa.Sequence(sites, 4, 1)
+    query, value = (torch.randn(1, 2, sites, d, requires_grad=True) for d in (16, 64))
+
+    def both(far: Any, causal: bool) -> None:
+        out = ndgpa.gpa(query, query, value, space, KEPT, far=far, causal=causal)
+        torch.autograd.grad(out, (query, value), torch.ones_like(out))
+
+    calls = {(far, causal): partial(both, far, causal) for causal in (False, True) for far in FARS}
+    names = {key: f"GPA(12, far={key[0]!r}{', causal' if key[1] else ''})" for key in calls}
+    taken = interleaved({names[key]: call for key, call in calls.items()})
+    plain = taken[names[None, False]]
+    return [
+        {
+            "operator": names[key],
+            "fb_ms": 1000 * taken[names[key]],
+            "fb/plain": taken[names[key]] / plain,
+            "fb_mb": peak_bytes(call) / 1e6,
+        }
+        for key, call in calls.items()
+    ]
+
+
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Median processor time of each call, in seconds; every call has its turn in every round."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -296,7 +329,7 @@ def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two features; writes nothing")
-    parser.add_argument("--only", choices=("errors", "adaptive", "coverage", "time"))
+    parser.add_argument("--only", choices=("errors", "adaptive", "coverage", "time", "causal"))
     parser.add_argument("--operators", default="", help="of errors: the others keep their rows")
     arguments = parser.parse_args()
     main(arguments.quick, arguments.only, arguments.operators)
