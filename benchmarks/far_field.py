@@ -120,11 +120,8 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
         "GPA(TopK(11, force=Own()))": (ndgpa.GPA(TopK(KEPT - 1, force=own)), near),
-        'GPA(5, far="block")': (
-            ndgpa.GPA(5, far="block"),
-            phase_1 + 5 * block + far_entries(BUNDLES),
-        ),
-        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + far_entries(BUNDLES)),
+        'GPA(5, far="block")': (ndgpa.GPA(5, far="block"), phase_1 + 5 * block + means),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + means),
     }
     factor = 2 if isinstance(space, ndgpa.Grid) and len(space.shape) == 2 else 4
     opened = 64  # nodes, of four blocks each
