@@ -9,9 +9,9 @@ points with colours (the surroundings of random pixels of a stereo picture, plac
 disparity). Three temperatures: 1024, 128 and 16 keys share the attention of a query. Blocks of 4
 sites, cells of one block, unless said.
 
-errors: `entries/query` entries of the affinity matrix that are computed, Phase 1 and the second
-look included; `error_K` relative error of the outputs against full attention (root mean square)
-where K keys share the attention.
+errors: `entries/query` entries of the affinity matrix that are computed, and as many products of
+that width as find blocks (Phase 1) and bundles; `error_K` relative error of the outputs against
+full attention (root mean square) where K keys share the attention.
 
 adaptive: one head; 12 blocks for each cell against as many as hold a share `p` of its coarse
 attention, at most 32, with p such that the mean is 12 too. That share is what the near field covers
@@ -25,6 +25,10 @@ time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one hea
 float32, in processor time (which other programs on the machine disturb less): medians of
 interleaved rounds, `select_ms` Phase 1 alone, `fb_ms` forward and backward, and both over those of
 plain GPA.
+
+causal: a line of 4096 sites, blocks of 4 and cells of one block, 12 blocks, two heads of 16
+channels and values of 64, float32. `fb_ms` as above, and over that of GPA(12) that is not causal;
+`fb_mb` the most that forward and backward allocate, in MB.
 """
 
 import argparse
@@ -45,11 +49,11 @@ from tqdm import tqdm
 
 import ndgpa
 from ndgpa import Bundles, MultiLevel, Refine, TopK, TopP
-from ndgpa.analysis import gpa_entries, low_rank_entries
+from ndgpa.analysis import gpa_entries, low_rank_entries, peak_bytes
 
 KEPT = 12
-BUNDLES = Bundles().count
-ROUNDS = 3
+ROUNDS = 9
+FARS = None, "block", "site"
 
 
 def main(quick: bool, only: str | None, operators: str) -> None:
@@ -59,6 +63,7 @@ def main(quick: bool, only: str | None, operators: str) -> None:
         "adaptive": adaptive,
         "coverage": coverages,
         "time": times,
+        "causal": causals,
     }
     for name, measure in measures.items():
         if only not in (None, name):
@@ -108,21 +113,24 @@ def last_errors() -> dict[tuple[str, str], dict[str, Any]]:
 
 def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     """Operators that the space allows, and their entries a query."""
-    n = space.num_sites
+    n, blocks, block = space.num_sites, space.num_blocks, 4
     near = gpa_entries(space, KEPT).total / n
-    blocks = space.num_blocks
-    block = 4  # entries a query for each block that is read
+    phase_1 = near - KEPT * block
+    own, means = ndgpa.Own(), far_entries(Bundles().count)
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
-        'GPA(8, far="block")': (ndgpa.GPA(8, far="block"), near - 4 * block + BUNDLES),
-        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + BUNDLES),
+        "GPA(TopK(11, force=Own()))": (ndgpa.GPA(TopK(KEPT - 1, force=own)), near),
+        'GPA(5, far="block")': (ndgpa.GPA(5, far="block"), phase_1 + 5 * block + means),
+        'GPA(12, far="block")': (ndgpa.GPA(KEPT, far="block"), near + means),
     }
     factor = 2 if isinstance(space, ndgpa.Grid) and len(space.shape) == 2 else 4
-    nodes, opened = space.coarsened(factor).num_blocks / block, 96
-    for kept, count in ((32, 16), (28, 32), (20, 64)):  # a quarter of the nodes' products, opened
-        rule = MultiLevel((opened, kept), factor, estimate="mean")
-        title = f"GPA(MultiLevel(({opened}, {kept})), far=Bundles({count}))"
-        cost = nodes + opened + kept * block + count
+    opened = 64  # nodes, of four blocks each
+    levels = space.coarsened(factor).num_blocks / block + opened
+    for kept, count, force in ((30, 32, None), (36, 16, own), (29, 32, own), (15, 64, own)):
+        rule = MultiLevel((opened, kept), factor, force=force, estimate="mean")
+        named = "" if force is None else ", force=Own()"
+        title = f"GPA(MultiLevel(({opened}, {kept}){named}), far=Bundles({count}))"
+        cost = levels + (kept + (force is not None)) * block + far_entries(count)
         found[title] = ndgpa.GPA(rule, far=Bundles(count)), cost
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
@@ -143,6 +151,12 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         for title, operator in of_grid.items():
             found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())
     return found
+
+
+def far_entries(bundles: int) -> float:
+    """Entries a query of reading so many bundles, and of asking three times for each block of four
+    sites which landmark is nearest."""
+    return bundles + 3 * bundles / 4
 
 
 # Adaptive budget
@@ -166,7 +180,7 @@ def adaptive(quick: bool) -> list[dict[str, Any]]:
                     "blocks": float(count.mean()),
                     "cells at 32": float((count >= 32).double().mean()),
                 }
-                for far in (None, "block", "site"):
+                for far in FARS:
                     out = ndgpa.attend(x, x, value, ndgpa.Selection(blocks), space, far=far)
                     row[f"error, far {far}"] = float((out - exact).norm() / exact.norm())
                 rows.append(row)
@@ -273,6 +287,30 @@ def times(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def causals(quick: bool) -> list[dict[str, Any]]:
+    sites = SITES // 4 if quick else SITES
+    space = ndgpa.Sequence(sites, 4, 1)
+    query, value = (torch.randn(1, 2, sites, d, requires_grad=True) for d in (16, 64))
+
+    def both(far: Any, causal: bool) -> None:
+        out = ndgpa.gpa(query, query, value, space, KEPT, far=far, causal=causal)
+        torch.autograd.grad(out, (query, value), torch.ones_like(out))
+
+    calls = {(far, causal): partial(both, far, causal) for causal in (False, True) for far in FARS}
+    names = {key: f"GPA(12, far={key[0]!r}{', causal' if key[1] else ''})" for key in calls}
+    taken = interleaved({names[key]: call for key, call in calls.items()})
+    plain = taken[names[None, False]]
+    return [
+        {
+            "operator": names[key],
+            "fb_ms": 1000 * taken[names[key]],
+            "fb/plain": taken[names[key]] / plain,
+            "fb_mb": peak_bytes(call) / 1e6,
+        }
+        for key, call in calls.items()
+    ]
+
+
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Median processor time of each call, in seconds; every call has its turn in every round."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -288,7 +326,7 @@ def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two features; writes nothing")
-    parser.add_argument("--only", choices=("errors", "adaptive", "coverage", "time"))
+    parser.add_argument("--only", choices=("errors", "adaptive", "coverage", "time", "causal"))
     parser.add_argument("--operators", default="", help="of errors: the others keep their rows")
     arguments = parser.parse_args()
     main(arguments.quick, arguments.only, arguments.operators)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MORPHING = ROOT / "examples/images/pose_morphing/results/shipped/evaluation.json"
 GRAPHS = ROOT / "examples/graphs/results"
+FAR_FIELD = ("errors", "adaptive", "coverage", "time", "causal")
 PARALLEL = ("bytes", "real", "simulated")
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     graphs = {path.stem: path.read_text().strip() for path in GRAPHS.glob("*.md")}
     graphs["coarsening"] = made(RESULTS / "coarsening.json", coarsening)
     fill(ROOT / "docs" / "graphs.md", graphs)
-    far = {f"far_{k}": plain(RESULTS / f"far_field_{k}.md") for k in ("errors", "coverage", "time")}
+    far = {f"far_{k}": plain(RESULTS / f"far_field_{k}.md") for k in FAR_FIELD}
     fill(ROOT / "docs" / "far_field.md", far)
     models = {name: plain(RESULTS / f"{name}.md") for name in ("transformers_memory", "windows")}
     fill(ROOT / "docs" / "integrations" / "transformers.md", models)

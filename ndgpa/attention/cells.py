@@ -14,7 +14,7 @@ from torch import Tensor
 from ndgpa._ops import has_values, wide
 from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tile, scaled_bmm
-from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTiles
+from ndgpa.attention.far_cells import FarGrads, FarPlan, FarTile, FarTiles
 from ndgpa.attention.rows import Rows, Run
 from ndgpa.attention.softmax import softmax
 
@@ -36,9 +36,10 @@ class Inputs(NamedTuple):
     key_time: Tensor | None  # (B, R)
     query_offset: Tensor | None  # (C, X), added to key_offset: the entry of a pair
     key_offset: Tensor | None  # (B, R)
-    far_place: Tensor | None
-    far_table: Tensor | None
+    far_segment: Tensor | None
     far_space: Tensor | None
+    far_table: Tensor | None
+    far_more: Tensor | None
     far_bundles: int
     far_square: float
     scale: float
@@ -48,10 +49,8 @@ class Inputs(NamedTuple):
     def plan(self) -> FarPlan | None:
         if self.far_bundle is None:
             return None
-        tables = self.far_bundle, self.far_less, self.far_place, self.far_table, self.far_space
-        causal = self.query_time is not None
-        given: Any = *tables, self.far_bundles, causal, self.far_square
-        return FarPlan(*given)
+        given: Any = {name: getattr(self, f"far_{name}") for name in FarPlan._fields}
+        return FarPlan(**given)
 
 
 class _Chunk(NamedTuple):
@@ -124,7 +123,7 @@ class Cells:
 
     def _room(self, width: int) -> int:
         """How many cells of so many slots fit."""
-        keys = width * self.sites + (0 if self.far is None else self.far.bundles)
+        keys = width * self.sites + (0 if self.far is None else len(self.far.numbers))
         pairs = self.places * keys * (2 if self.offset_bias is None else 5)
         return room(pairs + keys * (self.key.shape[2] + self.value.shape[2]), self.query)
 
@@ -141,8 +140,10 @@ class Cells:
         keys = Rows(ids, empty.flatten() if self.has_empty else None, empty.shape[0])
         query = Run(cells).take(self.query, self.wide)
         far = None if self.far is None else self.far.tile(cells)
-        key = self._taken(keys, self.key, None if far is None else far.key)
-        value = self._taken(keys, self.value, None if far is None else far.value)
+        if far is None:
+            key, value = (keys.take(x, self.wide) for x in (self.key, self.value))
+        else:
+            key, value = self._taken_beside(keys, far)
         is_plain, near = self._is_plain(ids, empty), slots * self.sites
         logits, bend = _capped(scaled_bmm(query, key.mT, self.scale), self.softcap)
         if self.offset_bias is not None:
@@ -173,19 +174,19 @@ class Cells:
             far=far,
         )
 
-    def _taken(self, rows: Rows, table: Tensor, besides: Tensor | None) -> Tensor:
-        """Copy the rows of each tile, and put what is besides after them."""
-        if besides is None:
-            return rows.take(table, self.wide)
-        near = len(rows.ids) // rows.tiles
-        more = -(-besides.shape[1] // self.sites)  # rows that are written over
-        room = Rows(F.pad(rows.ids.view(-1, near), (0, more)).flatten(), None, rows.tiles)
+    def _taken_beside(self, rows: Rows, far: FarTile) -> tuple[Tensor, Tensor]:
+        """Copy the rows of each tile, and put the far keys and values after them."""
+        more = -(-far.bias.shape[1] // self.sites)  # rows that are written over
+        ids = F.pad(rows.ids.view(rows.tiles, -1), (0, more))
+        near = (ids.shape[1] - more) * self.sites
+        empty = None
         if rows.empty is not None:
-            empty = F.pad(rows.empty.view(-1, near), (0, more)).flatten()
-            room = Rows(room.ids, empty, rows.tiles)
-        taken = room.take(table, self.wide)[:, : near * self.sites + besides.shape[1]]
-        taken[:, near * self.sites :] = besides
-        return taken
+            empty = F.pad(rows.empty.view(rows.tiles, -1), (0, more)).flatten()
+        room = Rows(ids.flatten(), empty, rows.tiles)
+        end = near + far.bias.shape[1]
+        key, value = (room.take(x, self.wide)[:, :end] for x in (self.key, self.value))
+        key[:, near:], value[:, near:] = far.key, far.value
+        return key, value
 
     def add_to_far(self, tile: Tile, slope: Tensor, grad_out: Tensor) -> None:
         """Add what a tile's far keys get to `far_grads`."""

@@ -184,9 +184,10 @@ def attend_chunked(
     key_time: Tensor | None,
     query_offset: Tensor | None,
     key_offset: Tensor | None,
-    far_place: Tensor | None,
-    far_table: Tensor | None,
+    far_segment: Tensor | None,
     far_space: Tensor | None,
+    far_table: Tensor | None,
+    far_more: Tensor | None,
     far_bundles: int,
     far_square: float,
     scale: float,
@@ -196,8 +197,9 @@ def attend_chunked(
     check_block_ids(blocks, key.shape[2])
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    tables = query_time, key_time, query_offset, key_offset
+    seen = far_segment, far_space, far_table, far_more
+    given: Any = *biases, *far, *tables, *seen, far_bundles, far_square, scale, softcap
     engine = Cells(Inputs(query, key, value, blocks, *given))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
@@ -233,9 +235,10 @@ def attend_chunked_backward(
     key_time: Tensor | None,
     query_offset: Tensor | None,
     key_offset: Tensor | None,
-    far_place: Tensor | None,
-    far_table: Tensor | None,
+    far_segment: Tensor | None,
     far_space: Tensor | None,
+    far_table: Tensor | None,
+    far_more: Tensor | None,
     far_bundles: int,
     far_square: float,
     scale: float,
@@ -244,8 +247,9 @@ def attend_chunked_backward(
     """Gradients of query, key, value and the three biases (empty where a bias is None)."""
     biases = slot_bias, key_bias, offset_bias
     far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, query_offset, key_offset, far_place, far_table, far_space
-    given: Any = *biases, *far, *tables, far_bundles, far_square, scale, softcap
+    tables = query_time, key_time, query_offset, key_offset
+    seen = far_segment, far_space, far_table, far_more
+    given: Any = *biases, *far, *tables, *seen, far_bundles, far_square, scale, softcap
     engine = Cells(Inputs(query, key, value, blocks, *given))
     *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
     totals = Tables(*(x.flatten(0, 2) for x in grads))

@@ -5,8 +5,12 @@ one key: the mean of its sites, weighed by their number. It is what all blocks o
 the cell may see add up to, less those that it selected; so nothing is as large as cells times
 blocks.
 
-Letters: N bundles, T totals of each bundle (one, or if causal or in groups as many as cells), t
-tables of selections, f features: of key, value and the number of sites, side by side.
+If causal, or in groups, cells differ in what they may see: a run of the blocks in the order of
+space and time. The blocks stand in segments in that order, with running totals from segment to
+segment. What a cell sees is a total and the few blocks that no whole segment has.
+
+Letters: N bundles, J segments (one where all cells see all blocks), t tables of selections, f
+features: of key, value and the number of sites, side by side.
 """
 
 from dataclasses import dataclass
@@ -28,18 +32,18 @@ class FarPlan(NamedTuple):
     """What the far keys of the cells are made of; nothing of it has a gradient."""
 
     bundle: Tensor  # (b, hk, B): the bundle of each block
-    less: Tensor  # (b, t, C, K): blocks of the total that a cell selected, each once; -1 for none
-    place: Tensor  # (B,): the first total that each block is part of; -1 for none
-    table: Tensor  # (C,): the total of each cell
-    space: Tensor  # (T,): the space of each total
+    less: Tensor  # (b, t, C, K): blocks that a cell sees and selected, each once; -1 for none
+    segment: Tensor  # (B,): the segment of each block
+    space: Tensor  # (J,): the space of each segment; one of its own where it has two
+    table: Tensor  # (C,): the last segment that a cell sees as a whole; -1 for none
+    more: Tensor  # (C, E): blocks that a cell sees besides; -1 for none
     bundles: int
-    causal: bool
     square: float  # times |k|^2 is what a key loses of its logit
 
 
 def far_arguments(plan: FarPlan | None, sums: Tensor | None) -> dict[str, Any]:
     """What `attend_chunked` takes of a plan."""
-    names = "bundle", "less", "place", "table", "space", "bundles", "square"
+    names = FarPlan._fields
     none = dict.fromkeys(names) | {"bundles": 0, "square": 0.0}
     given = none if plan is None else {name: getattr(plan, name) for name in names}
     return {f"far_{name}": x for name, x in (given | {"sums": sums}).items()}
@@ -75,8 +79,8 @@ class FarCells:
         bundle = bundle_blocks(mean, seen > 0, latest, keys.group, self.bundles.count)
         square = problem.scale if problem.affinity == "euclidean" else 0.0
         less = _selected(blocks, problem, latest)
-        options = self.bundles.count, problem.causal, square
-        return FarPlan(bundle, less, *_places(problem, latest), *options)
+        seen = _what_cells_see(problem, latest, self.bundles.count)
+        return FarPlan(bundle, less, *seen, self.bundles.count, square)
 
 
 def block_sums(
@@ -108,6 +112,7 @@ class FarTile(NamedTuple):
     value: Tensor  # (c, N, w)
     bias: Tensor  # (c, N), -inf where nothing is left of a bundle
     share: Tensor  # (c, N, 1): 1 over the number of sites; 0 for none
+    members: Tensor  # (c, N, K + E): what a block adds to the mean of its bundle, times its sum
 
 
 class FarTiles:
@@ -115,36 +120,45 @@ class FarTiles:
 
     def __init__(self, plan: FarPlan, sums: Float[Tensor, "b hk B f"], features: int) -> None:
         batch, key_heads, blocks, _ = sums.shape
-        tables, totals = plan.less.shape[1], len(plan.space)
+        tables, segments = plan.less.shape[1], len(plan.space)
         head = torch.arange(tables, device=sums.device) // (tables // key_heads)
         head = head + key_heads * torch.arange(batch, device=head.device)[:, None]
-        self.total_row = (head[..., None] * totals + plan.table).flatten()  # (tiles,)
-        rows = plan.less.clamp(min=0).long() + (head * blocks)[..., None, None]
-        self.bundle = plan.bundle.flatten()[rows.flatten(0, 2)]  # (tiles, K)
-        none = batch * key_heads * blocks  # one row more, for what is not in the total
-        self.rows = rows.masked_fill(plan.less < 0, none).flatten(0, 2)
-        self.sums = F.pad(sums.flatten(0, 2), (0, 0, 0, 1))
-        self.total = _totals(sums, plan).flatten(0, 1)
-        self.features, self.bundles, self.square = features, plan.bundles, plan.square
+        # One row more, of totals and of sums, for nothing.
+        row = (head[..., None] * segments + plan.table).flatten(0, 1)
+        self.total_row = row.masked_fill(plan.table < 0, batch * key_heads * segments).flatten()
+        ids = torch.cat([plan.less, plan.more.expand(*plan.less.shape[:3], -1)], dim=3)
+        rows = ids.clamp(min=0).long() + (head * blocks)[..., None, None]
+        self.bundle = plan.bundle.flatten()[rows.flatten(0, 2)]  # (tiles, K + E)
+        self.rows = rows.masked_fill(ids < 0, batch * key_heads * blocks).flatten(0, 2)
+        self.sign = sums.new_ones(ids.shape[3])
+        self.sign[: plan.less.shape[3]] = -1
+        parts = sums.tensor_split([-1], dim=3)
+        self.sums, sizes = (F.pad(x.flatten(0, 2), (0, 0, 0, 1)) for x in parts)
+        self.total, total_sizes = (_totals(x, plan) for x in parts)
+        self.numbers = torch.arange(plan.bundles, device=sums.device)[:, None]
+        size = self._sizes(sizes.detach()[:, 0], total_sizes.detach()[..., 0])
+        self.share = torch.where(size > 0, 1 / size, 0)[..., None]
+        self.bias = size.clamp(min=0).log()
+        self.features, self.square = features, plan.square
+
+    def _sizes(self, sizes: Tensor, total_sizes: Tensor) -> Float[Tensor, "tiles N"]:
+        """Count the sites that are left of each bundle."""
+        count = total_sizes.index_select(0, self.total_row)
+        first = count.shape[1] * torch.arange(len(count), device=count.device)
+        rows = (self.bundle + first[:, None]).flatten()
+        part = sizes[self.rows] * self.sign
+        return add_rows(count.flatten(), rows, part.flatten()).view(count.shape)
 
     def tile(self, chunk: slice | Tensor) -> FarTile:
         """Average what is left of each bundle; differentiable."""
-        total = self.total.index_select(0, self.total_row[chunk])  # (c, N, f)
-        rows, members = self.rows[chunk], self._members(chunk)
-        selected = self.sums.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        left = torch.baddbmm(total, members, selected, alpha=-1)
-        size = left[..., -1:].detach()
-        share = torch.where(size > 0, 1 / size, 0)
-        key, value = (left[..., :-1] * share).tensor_split([self.features], dim=-1)
-        bias = size[..., 0].clamp(min=0).log()
+        rows, share, bias = self.rows[chunk], self.share[chunk], self.bias[chunk]
+        members = (self.bundle[chunk][:, None] == self.numbers) * self.sign * share
+        added = self.sums.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        mean = self.total.index_select(0, self.total_row[chunk]) * share  # (c, N, f)
+        key, value = mean.baddbmm_(members, added).tensor_split([self.features], dim=2)
         if self.square:
             bias = bias - self.square * key.square().sum(dim=-1)
-        return FarTile(key, value, bias, share)
-
-    def _members(self, chunk: slice | Tensor) -> Tensor:  # (c, N, K)
-        """1 where a selected block is of a bundle, else 0."""
-        bundles = torch.arange(self.bundles, device=self.bundle.device)
-        return (self.bundle[chunk][:, None] == bundles[:, None]).to(self.sums.dtype)
+        return FarTile(key, value, bias, share, members)
 
     def add(
         self,
@@ -158,10 +172,10 @@ class FarTiles:
         """Add what a tile's keys, values and biases get to the gradients."""
         if self.square:
             by_key = by_key - 2 * self.square * by_bias[..., None] * tile.key
-        by_mean = torch.cat([by_key, by_value], dim=-1).mul_(tile.share)
-        taken = self._members(chunk).mT @ by_mean
-        add_rows_(grads.sums, self.rows[chunk].flatten(), taken.flatten(0, 1).neg_())
-        add_rows_(grads.total, self.total_row[chunk], by_mean)
+        by_mean = torch.cat([by_key, by_value], dim=-1)
+        by_sums = torch.bmm(tile.members.mT, by_mean)
+        add_rows_(grads.sums, self.rows[chunk].flatten(), by_sums.flatten(0, 1))
+        add_rows_(grads.total, self.total_row[chunk], by_mean.mul_(tile.share))
 
 
 class FarGrads:
@@ -170,44 +184,55 @@ class FarGrads:
     def __init__(self, plan: FarPlan, sums: Float[Tensor, "b hk B f"]) -> None:
         self.plan, (*self.shape, features) = plan, sums.shape
         pairs, blocks, features = self.shape[0] * self.shape[1], self.shape[2], features - 1
-        self.sums = sums.new_zeros(pairs * blocks + 1, features)  # one row for no block
-        self.total = sums.new_zeros(pairs * len(plan.space), plan.bundles, features)
+        self.sums = sums.new_zeros(pairs * blocks + 1, features)
+        self.total = sums.new_zeros(pairs * len(plan.space) + 1, plan.bundles, features)
 
     @property
     def of_sums(self) -> Float[Tensor, "b hk B f"]:
         """All of the gradient of the sums, once both are complete."""
         plan = self.plan
-        total = self.total.unflatten(0, (*self.shape[:2], len(plan.space)))
-        if plan.causal:
-            total = _running(total.flip(2), plan.space.flip(0)).flip(2)
+        total = self.total[:-1].unflatten(0, (*self.shape[:2], len(plan.space)))
+        total = _running(total.flip(2), plan.space.flip(0)).flip(2)
         found = total.flatten(0, 3).index_select(0, _rows_of_totals(plan).flatten())
-        found = found.unflatten(0, self.shape).masked_fill((plan.place < 0)[:, None], 0)
-        return found + self.sums[:-1].view(found.shape)
+        return found.unflatten(0, self.shape) + self.sums[:-1].unflatten(0, self.shape)
 
 
-def _places(
-    problem: Problem, latest: Int[Tensor, " B"] | None
-) -> tuple[Int[Tensor, " B"], Int[Tensor, " C"], Int[Tensor, " T"]]:
-    """Which total each block belongs to first, -1 for none, which one each cell sees, its space.
+def _what_cells_see(
+    problem: Problem, latest: Int[Tensor, " B"] | None, every: int
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " J"], Int[Tensor, " C"], Int[Tensor, "C E"]]:
+    """The segment of each block, the space of each segment, and the last segment and the blocks
+    besides that each cell sees.
 
-    Totals are those of the cells, sorted by space and time. If causal, a block is past from the
-    first that is not earlier; what is past then is so for all that follow in its space.
+    Args:
+        every: Blocks of a segment, where there is more than one.
     """
-    own, keys, causal = problem.structure, problem.key_structure, problem.causal
-    cells, blocks, device = own.num_cells, keys.num_blocks, problem.query.device
-    if not causal and (own.cell_group is None or keys.group is None):
-        one = torch.zeros(max(cells, blocks), dtype=torch.int64, device=device)
-        return one[:blocks], one[:cells], one[:1]
+    own, keys, device = problem.structure, problem.key_structure, problem.query.device
+    cells, blocks = own.num_cells, keys.num_blocks
+    grouped = own.cell_group is not None and keys.group is not None
+    if not (problem.causal or grouped):
+        segment = torch.zeros(max(cells, blocks), dtype=torch.int64, device=device)
+        return segment[:blocks], segment[:1], segment[:cells], segment.view(-1, 1)[:cells, :0]
     cell_rank, rank = _ranks(own.cell_group, keys.group, cells, blocks, device)
     cell_space, space = (x * (cells + blocks) for x in (cell_rank, rank))
-    now = own.cell_span[0] if causal else None
+    now = own.cell_span[0] if problem.causal else None
     cell_time, time = _ranks(now, latest, cells, blocks, device)
-    ordered = (cell_space + cell_time).sort().values
-    spaces = cell_space.sort().values
-    place = torch.searchsorted(ordered, space + time)
-    there = spaces[place.clamp(max=cells - 1)] == space
-    place = place.masked_fill(~(there & (place < cells)), -1)
-    return place, torch.searchsorted(ordered, cell_space + cell_time), spaces
+    ordered, order = (space + time).sort(stable=True)
+    first = torch.searchsorted(ordered, cell_space)  # a cell sees the blocks from here
+    end = torch.searchsorted(ordered, cell_space + cell_time, right=True)  # to here
+    number = torch.arange(blocks, device=device) // every
+    whole, no_more = -(-first // every), end // every  # its whole segments, of its space alone
+    table = (no_more - 1).masked_fill(no_more <= whole, -1)
+    place, space = torch.arange(every - 1, device=device), space[order]
+    tops = torch.arange(every - 1, blocks + every - 1, every, device=device).clamp(max=blocks - 1)
+    mixed = space[::every] != space[tops]
+    space = space[::every].where(~mixed, -1 - number[::every])
+    until = torch.minimum(whole * every, end)
+    runs = [(torch.maximum(no_more * every, until), end)]
+    if grouped:  # else a cell sees from the first block on
+        runs.append((first, until))
+    places = [(begin[:, None] + place, stop[:, None]) for begin, stop in runs]
+    more = [order[x.clamp(max=blocks - 1)].masked_fill(x >= stop, -1) for x, stop in places]
+    return number.scatter(0, order, number), space, table, torch.cat(more, dim=1)
 
 
 def _ranks(
@@ -221,26 +246,25 @@ def _ranks(
     return torch.searchsorted(ordered, of_cells), torch.searchsorted(ordered, of_blocks)
 
 
-def _totals(sums: Float[Tensor, "b hk B f"], plan: FarPlan) -> Float[Tensor, "bhk T N f"]:
-    """Add up the blocks of each bundle; if causal, those that are past at each total."""
-    (batch, heads, _, features), totals = sums.shape, len(plan.space)
-    given = sums.masked_fill((plan.place < 0)[:, None], 0).flatten(0, 2)
-    zeros = sums.new_zeros(batch * heads * totals * plan.bundles, features)
-    total = add_rows(zeros, _rows_of_totals(plan).flatten(), given)
-    total = total.view(batch, heads, totals, plan.bundles, features)
-    return (_running(total, plan.space) if plan.causal else total).flatten(0, 1)
+def _totals(sums: Float[Tensor, "b hk B f"], plan: FarPlan) -> Float[Tensor, "bhkJ1 N f"]:
+    """Add up the blocks of each bundle, from segment to segment of a space; zeros are the last."""
+    (batch, heads, _, features), segments = sums.shape, len(plan.space)
+    zeros = sums.new_zeros(batch * heads * segments * plan.bundles, features)
+    total = add_rows(zeros, _rows_of_totals(plan).flatten(), sums.flatten(0, 2))
+    total = total.view(batch, heads, segments, plan.bundles, features)
+    return F.pad(_running(total, plan.space).flatten(0, 2), (0, 0, 0, 0, 0, 1))
 
 
 def _rows_of_totals(plan: FarPlan) -> Int[Tensor, "b hk B"]:
-    """The row of the flattened totals that each block is part of first."""
-    pairs, totals = plan.bundle.shape[:2], len(plan.space)
+    """The row of the flattened totals of segments that each block is part of."""
+    pairs, segments = plan.bundle.shape[:2], len(plan.space)
     pair = torch.arange(pairs.numel(), device=plan.bundle.device).view(*pairs, 1)
-    return (pair * totals + plan.place.clamp(min=0)) * plan.bundles + plan.bundle
+    return (pair * segments + plan.segment) * plan.bundles + plan.bundle
 
 
 def _running(
-    total: Float[Tensor, "b hk T N f"], space: Int[Tensor, " T"]
-) -> Float[Tensor, "b hk T N f"]:
+    total: Float[Tensor, "b hk J N f"], space: Int[Tensor, " J"]
+) -> Float[Tensor, "b hk J N f"]:
     """Running sums within each space; nothing of another space is ever added."""
     step = 1
     while step < len(space):
