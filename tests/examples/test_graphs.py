@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip("torch_geometric")
 
+import ndgpa
 from examples.common.checkpoints import latest
-from examples.graphs.compare import Options, train
+from examples.graphs.compare import Options, entries, train
 from examples.graphs.mesh import train as mesh
 from examples.graphs.mesh.data import REACH, Distances, Surface
+from examples.graphs.model import NAMES
 from examples.graphs.superpixels import train as superpixels
 from examples.graphs.superpixels.data import ALIKE, Clicks, Regions, touching
 from examples.images.copy_photo.data import HELD_OUT, TRAINING, held_out_view, load_photo
@@ -20,7 +22,8 @@ from examples.images.copy_photo.data import HELD_OUT, TRAINING, held_out_view, l
 @pytest.mark.parametrize("example", [mesh, superpixels], ids=["mesh", "superpixels"])
 def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -> None:
     name = example.__name__.split(".")[-2]
-    example.main(out=tmp_path, smoke=True)
+    far = "GPA(2, far=site)"
+    example.main(out=tmp_path, smoke=True, attentions=(*NAMES, far))
     out = tmp_path / "smoke"
     table = (out / f"{name}.md").read_text()
     rows = json.loads((out / f"{name}.json").read_text())["rows"]
@@ -29,8 +32,9 @@ def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -
         "gpa",
         "dense",
         "dense, not fused",
+        far,
     ]
-    assert [line.split(" | ")[0] for line in table.splitlines()[-4:]] == [
+    assert [line.split(" | ")[0] for line in table.splitlines()[-5:]] == [
         f"| {row['attention']}" for row in rows
     ]
     assert rows[3]["peak_MB"] > rows[2]["peak_MB"]  # the whole matrix is kept
@@ -40,8 +44,19 @@ def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -
         "message_passing-0",
         "gpa-0",
         "dense-0",
+        "GPA_2_far_site-0",
     }
     assert not list(tmp_path.rglob(".part-*"))
+
+
+def test_entries_count_the_far_field() -> None:
+    cloud = ndgpa.PointCloud(torch.rand(64, 3), block=8)  # 8 blocks
+    near = 8 * 8 + 64 * 2 * 8
+    assert entries(ndgpa.GPA(2), cloud) == near
+    assert entries(ndgpa.GPA(2, far="site"), cloud) == near + 64 * 8
+    assert entries(ndgpa.GPA(2, far="block"), cloud) == near + 64 * 16
+    assert entries(ndgpa.GPA(2, far=ndgpa.Bundles(3)), cloud) == near + 64 * 3
+    assert entries(ndgpa.GPA(ndgpa.TopP(0.5, at_most=2)), cloud) is None
 
 
 class Counted(Distances):

@@ -82,7 +82,10 @@ def test_the_lags_of_most_votes_come_first():
     assert likeliest_lags(frames, keys, weights, 91, causal=False) == []
 
 
-@pytest.mark.parametrize("name", ["gpa", "window", "full"])
+FAR = "GPA(2, far=site)"
+
+
+@pytest.mark.parametrize("name", ["gpa", "window", "full", FAR])
 def test_the_strongest_keys_are_those_the_operator_reads(name):
     """One weight is moved to a feature of its own value, and must come out of the operator."""
     asked = question(200)
@@ -220,3 +223,5 @@ def test_unknown_attentions_are_told():
         operator("gqa", 100)
     with pytest.raises(ValueError, match="no causal form"):
         operator("window", 100, causal=True)
+    with pytest.raises(ValueError, match="it is not known what it reads"):
+        operator("Performer(24, 8)", 100)
