@@ -52,6 +52,8 @@ class Options:
         rate: Learning rate at the start; it falls to 0 along a cosine.
         seeds: Each is a network and an order of the problems, the same for each attention.
         attentions: Of `NAMES`, or calls such as `GPA(16, far=block)`.
+        read_by: Such attentions too; each is also put into the trained networks in place of their
+            own, which tells what it misses without the chance of another training.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class Options:
     rate: float = 3e-3
     seeds: tuple[int, ...] = (0, 1, 2)
     attentions: tuple[str, ...] = tuple(NAMES)
+    read_by: tuple[str, ...] = ()
 
 
 def check(options: Options, threads: int, out: Path) -> None:
@@ -72,7 +75,7 @@ def check(options: Options, threads: int, out: Path) -> None:
         check_seed(seed)
     if not options.attentions:
         raise BadInput("--attentions needs at least one")
-    for name in options.attentions:
+    for name in (*options.attentions, *options.read_by):
         operator(name)
     set_threads(threads)
     check_folder(out)
@@ -90,11 +93,13 @@ def compare(
     for name in options.attentions:
         trained = [train(task, name, options, seed, runs) for seed in options.seeds]
         networks[name] = trained[0]
-        errors = [test(network, task) for network in trained]
-        rows.append(row(name, networks[name], task, errors))
+        rows.append(row(name, trained, task))
         if name == "dense":  # torch's plain computation of the same, which keeps the whole matrix
             with sdpa_kernel(SDPBackend.MATH):
-                rows.append(row("dense, not fused", networks[name], task, errors))
+                rows.append(row("dense, not fused", trained, task))
+        for other in options.read_by:
+            swapped = [network.attending_by(operator(other)) for network in trained]
+            rows.append(row(f"{name}, read by {other}", swapped, task))
     return rows, networks
 
 
@@ -145,9 +150,10 @@ def test(network: GraphNetwork, task: Task) -> float:
     return float(torch.stack(errors).mean())
 
 
-def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
+def row(name: str, networks: list[GraphNetwork], task: Task) -> dict[str, Any]:
     """Collect the errors of all seeds, and what training on the first test costs."""
-    sample = task.tests[0]
+    sample, network = task.tests[0], networks[0]
+    errors = [test(x, task) for x in networks]
     return {
         "attention": name,
         "test_error_%": mean(errors),

@@ -1,5 +1,7 @@
 """The network of both examples: message passing and an attention side by side, three times."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
@@ -57,6 +59,13 @@ class GraphNetwork(nn.Module):
     def operator(self) -> ndgpa.operators.Operator:
         """The attention of every layer."""
         return self.layers[0].attention.operator
+
+    def attending_by(self, operator: ndgpa.operators.Operator) -> "GraphNetwork":
+        """Copy the network, with another attention in every layer."""
+        copied = copy.deepcopy(self)
+        for layer in copied.layers:
+            layer.attention.operator = operator
+        return copied
 
     def forward(
         self, x: Tensor, edge_index: Tensor, structure: ndgpa.SpatialStructure

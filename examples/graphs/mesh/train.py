@@ -31,6 +31,7 @@ def main(
     resolution: int = 28,
     seeds: tuple[int, ...] = (0, 1, 2),
     attentions: tuple[str, ...] = tuple(NAMES),
+    read_by: tuple[str, ...] = (),
     validate: bool = False,
     threads: int = 0,
     smoke: bool = False,
@@ -47,6 +48,7 @@ def main(
         resolution: Samples of the volume along an axis.
         seeds: Each is a network and an order of the problems.
         attentions: "message passing", gpa, dense, or calls such as "GPA(16, far=block)".
+        read_by: Such attentions too; each also reads in the place of the one trained with.
         validate: Test on other surfaces, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
@@ -54,7 +56,7 @@ def main(
     if smoke:
         out /= "smoke"
         steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
-    options = Options(steps, batch, rate, seeds, attentions)
+    options = Options(steps, batch, rate, seeds, attentions, read_by)
     check(options, threads, out)
     check_count("--surfaces", surfaces, most=10_000)
     check_count("--tests", tests, most=1000)

@@ -32,6 +32,7 @@ def main(
     regions: int = 3000,
     seeds: tuple[int, ...] = (0, 1, 2),
     attentions: tuple[str, ...] = tuple(NAMES),
+    read_by: tuple[str, ...] = (),
     validate: bool = False,
     threads: int = 0,
     smoke: bool = False,
@@ -49,6 +50,7 @@ def main(
         regions: About how many regions a view has.
         seeds: Each is a network and an order of the problems.
         attentions: "message passing", gpa, dense, or calls such as "GPA(16, far=block)".
+        read_by: Such attentions too; each also reads in the place of the one trained with.
         validate: Test on other photographs, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
@@ -56,7 +58,7 @@ def main(
     if smoke:
         out /= "smoke"
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
-    options = Options(steps, batch, rate, seeds, attentions)
+    options = Options(steps, batch, rate, seeds, attentions, read_by)
     check(options, threads, out)
     check_count("--views", views, most=1000)
     check_count("--test-views", test_views, most=1000)
