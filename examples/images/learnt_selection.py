@@ -203,7 +203,8 @@ def draw(runs: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
     left.set(xlabel="step", ylabel="squared colour error, training", yscale="log")
     right.axhline(KEPT / SPACE.num_blocks, color="grey", linestyle=":", label="chance")
     right.set(xlabel="step", ylabel="right block selected, new photographs", ylim=(0, 1))
-    right.legend()
+    named = right.get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, fontsize=9)
     save_figure(figure, path, dpi=120)
 
 
