@@ -78,6 +78,8 @@ class Options:
     attentions: tuple[str, ...] = ()
     """Of `--attentions` of the training: compare the networks trained with these, and nothing else;
     needs `--out`."""
+    network: str = ""
+    """Give `--attentions` the network trained with this one, in place of each its own."""
     large: bool = True
     """Also fill the large clips."""
     smoke: bool = False
@@ -104,11 +106,16 @@ def main(options: Options) -> None:
     check_count("--seeds", options.seeds, most=1000)
     check_count("--processes", options.processes, most=64)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
+    if options.network and not options.attentions:
+        raise BadInput("--network needs --attentions, which are given it")
     if options.attentions and options.out is None:
         raise BadInput("--attentions makes a table of some of them only; name its folder by --out")
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     wanted = options.attentions or ("gpa",)  # of the others those that are there
-    paths = {name: weights_of(options.weights, name) for name in options.attentions or ATTENTIONS}
+    paths = {
+        name: weights_of(options.weights, options.network or name)
+        for name in options.attentions or ATTENTIONS
+    }
     paths = {name: path for name, path in paths.items() if path.exists() or name in wanted}
     check_folder(out)
     nets = {name: load_net(path) for name, path in paths.items()}

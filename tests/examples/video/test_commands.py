@@ -68,9 +68,12 @@ def test_any_attention_can_be_trained_and_compared_by_its_name(tmp_path: Path) -
     assert (smoke / "GPA_Refine_TopK_4_relevance_logit_2_far_block.safetensors").exists()
     with pytest.raises(BadInput, match="name its folder by --out"):
         evaluate.main(evaluate.Options(smoke, attentions=(name,), smoke=True))
-    evaluate.main(evaluate.Options(smoke, tmp_path / "out", attentions=(name,), smoke=True))
+    with pytest.raises(BadInput, match="--network needs --attentions"):
+        evaluate.main(evaluate.Options(smoke, network=name, smoke=True))
+    asked = evaluate.Options(smoke, tmp_path / "out", attentions=(name, "GPA(2)"), smoke=True)
+    evaluate.main(replace(asked, network=name))
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == 4 * [name]
+    assert [row["method"] for row in rows] == 4 * [name, "GPA(2)"]
 
 
 def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
