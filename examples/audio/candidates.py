@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from examples.audio.model import Question
-from ndgpa import GPA, Full, Sequence, select
+from ndgpa import GPA, Full, Sequence, attend, select
 from ndgpa.analysis import key_weights
 from ndgpa.operators import Neighborhood, Operator
 
@@ -59,17 +59,20 @@ def _reader(question: Question, operator: Operator, structure: Sequence) -> Read
 
 
 def _gpa(question: Question, operator: GPA, structure: Sequence) -> Read:
+    """Read the selected blocks; what remains of the weight is the far field's."""
     options = {"scale": operator.scale, "causal": operator.causal, "key_mask": question.known}
     asking = torch.ones_like(question.known)  # gaps too
-    selection = select(
-        question.query, question.key, structure, operator.rule, query_mask=asking, **options
+    asked = (question.query, question.key)
+    selection = select(*asked, structure, operator.rule, query_mask=asking, **options)
+    near, total = (
+        attend(*asked, question.key, selection, structure, far=far, return_lse=True, **options)[1]
+        for far in (None, operator.far)
     )
+    share = (near - total).exp().nan_to_num(0)[0, ..., None]  # h t 1
 
     def read(frames: Tensor) -> tuple[Tensor, Tensor]:
-        sites, weights = key_weights(
-            question.query, question.key, selection, structure, frames, **options
-        )
-        return sites[0], weights[0]
+        sites, weights = key_weights(*asked, selection, structure, frames, **options)
+        return sites[0], weights[0] * share[:, frames]
 
     return read
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from examples.audio.cost import attention_costs, ten_minutes
 from examples.audio.damage import Damage, Damaged, put_damage
-from examples.audio.methods import Method, all_methods
+from examples.audio.methods import Method, all_methods, named_methods
 from examples.audio.metrics import log_spectral_distance_db, sdr_db, sdr_of_gaps_db
 from examples.audio.recordings import HELD_OUT, REAL, MissingRecordingError
 from examples.audio.report import table, write
@@ -32,6 +32,7 @@ from examples.audio.weights import trained
 from examples.common.commands import check_count, command, ignore_interrupts
 from examples.common.files import check_folder
 from examples.common.tables import quote
+from examples.common.untrusted import BadInput
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("runs/audio/smoke/results")
@@ -58,6 +59,9 @@ class Options:
         "ten_minutes",
     )
     """Which to make."""
+    attentions: tuple[str, ...] = ()
+    """Of `--operator` of the training: compare the networks trained with these, and nothing else;
+    needs `--out`."""
     workers: int = 1
     """Processes that share the work, one thread each."""
     smoke: bool = False
@@ -68,6 +72,8 @@ def main(options: Options) -> None:
     torch.set_flush_denormal(True)
     check_count("--seeds", options.seeds, 1, 1000)
     check_count("--workers", options.workers, 1, 64)
+    if options.attentions and options.out is None:
+        raise BadInput("--attentions makes tables of some of them only; name their folder by --out")
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
     check_folder(out)
     if options.workers > 1:
@@ -84,16 +90,24 @@ def gaps_table(options: Options) -> Table:
     recordings, about = held_out(options)
     seeds = range(1 if options.smoke else options.seeds)
     judge = partial(judged, recordings=recordings, damage=Damage(), seeds=seeds)
-    return [GAPS, *about], each(judge, all_methods(options.runs), options.workers)
+    return [GAPS, *about], each(judge, methods_of(options), options.workers)
 
 
 def damage_table(options: Options) -> Table:
     """Compare the attentions, each with its own network, under noise and clipping too."""
     recordings, about = held_out(options)
     damage = Damage(clip=0.5, noise_db=20.0)
-    methods = [method for method in all_methods(options.runs) if method.label in COMPARED]
+    methods = [
+        method for method in methods_of(options) if method.label in (*COMPARED, *options.attentions)
+    ]
     judge = partial(judged, recordings=recordings, damage=damage, seeds=range(1), clean=True)
     return [HEAVY, *about], each(judge, methods, options.workers)
+
+
+def methods_of(options: Options) -> list[Method]:
+    if options.attentions:
+        return named_methods(options.attentions, options.runs)
+    return all_methods(options.runs)
 
 
 def each(judge: Callable[[Method], Row], methods: list[Method], workers: int) -> list[Row]:

@@ -55,6 +55,15 @@ def all_methods(runs: Path) -> list[Method]:
     ]
 
 
+def named_methods(attentions: tuple[str, ...], runs: Path) -> list[Method]:
+    """List attentions by name, each in the network that was trained with it.
+
+    Raises:
+        BadInput: A network has not been trained.
+    """
+    return [with_network(name, trained(name, False, runs), name) for name in attentions]
+
+
 def straight_line(wave: Float[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Draw a line from the last sample before a gap to the first after it."""
     return across_gaps(wave[:, None], known, causal=False)[:, 0]

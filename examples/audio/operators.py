@@ -1,12 +1,14 @@
 """The attentions that are compared, by name."""
 
+from examples.common.attention import operator_of
 from examples.common.untrusted import BadInput
 from ndgpa import GPA, Full, Sequence
 from ndgpa.operators import Neighborhood, NoAttention, Operator
 
-NAMES = ("gpa", "window", "full", "nothing")
 DOWNSAMPLE, CELL, KAPPA = 4, 2, 12  # blocks of 32 ms in cells of 64 ms; 12 blocks read: 48 frames
 WINDOW = 129  # frames that a window reads: 1.03 s
+SAY_WHAT_THEY_READ = (GPA, Neighborhood, Full, NoAttention)  # which `candidates` needs
+CAUSAL = (GPA, Full, NoAttention)
 
 
 def space(frames: int) -> Sequence:
@@ -16,17 +18,24 @@ def space(frames: int) -> Sequence:
 def operator(name: str, frames: int, causal: bool = False) -> Operator:
     """Make an attention for a recording of so many frames; features bring their temperature.
 
+    Args:
+        name: gpa, window, full, nothing, or a call such as `GPA(12, far=block)`.
+
     Raises:
         BadInput: There is no such attention, or no causal form of it.
     """
-    if causal and name == "window":
-        raise BadInput("--operator window has no causal form here; expected gpa, full or nothing")
-    if name == "gpa":
-        return GPA(KAPPA, scale=1.0, causal=causal)
-    if name == "window":
-        return Neighborhood(min(WINDOW, frames), scale=1.0)
-    if name == "full":
-        return Full(scale=1.0, causal=causal)
-    if name == "nothing":
-        return NoAttention()
-    raise BadInput(f"unknown attention {name!r}; expected one of {', '.join(NAMES)}")
+    names = {
+        "gpa": f"GPA({KAPPA})",
+        "window": f"Neighborhood({min(WINDOW, frames)})",
+        "full": "Full()",
+        "nothing": "NoAttention()",
+    }
+    made = operator_of(name, names, scale=1.0, causal=causal)
+    if not isinstance(made, SAY_WHAT_THEY_READ):
+        raise BadInput(
+            f"--operator {name}: it is not known what it reads; expected GPA, Neighborhood, Full "
+            "or NoAttention"
+        )
+    if causal and not isinstance(made, CAUSAL):
+        raise BadInput(f"--operator {name} has no causal form here; expected GPA, full or nothing")
+    return made

@@ -33,7 +33,7 @@ class Options:
     """Train a network to restore recordings."""
 
     operator: str = "gpa"
-    """gpa, window, full or nothing."""
+    """gpa, window, full, nothing, or a call such as "GPA(12, far=block)"."""
     causal: bool = False
     """Never look at what comes later."""
     recordings: tuple[Path, ...] = ()

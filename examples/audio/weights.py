@@ -6,6 +6,7 @@ import torch
 
 from examples.audio.model import Restorer
 from examples.common import checkpoints
+from examples.common.attention import folder_name
 from examples.common.files import write_tensors
 from examples.common.untrusted import BadInput, load_module, read_tensors
 
@@ -14,7 +15,7 @@ SHIPPED = Path(__file__).parent / "weights"
 
 def run_name(operator: str, causal: bool) -> str:
     """Name the folder of a run inside the folder of runs."""
-    return f"{operator}-causal" if causal else operator
+    return folder_name(operator) + ("-causal" if causal else "")
 
 
 def shipped(operator: str, causal: bool) -> Restorer:

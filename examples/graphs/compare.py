@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ndgpa
+from examples.common.attention import folder_name
 from examples.common.commands import check_count, check_number, check_seed, set_threads
 from examples.common.files import check_folder
 from examples.common.loop import run
 from examples.common.schedule import warm_up_cosine
 from examples.common.untrusted import BadInput
-from examples.graphs.model import OPERATORS, GraphNetwork
+from examples.graphs.model import NAMES, GraphNetwork, operator
 from examples.graphs.sample import Sample
 from ndgpa.analysis import full_entries, gpa_entries, peak_bytes
 
@@ -50,12 +51,17 @@ class Options:
         batch: How many.
         rate: Learning rate at the start; it falls to 0 along a cosine.
         seeds: Each is a network and an order of the problems, the same for each attention.
+        attentions: Of `NAMES`, or calls such as `GPA(16, far=block)`.
+        read_by: Such attentions too; each is also put into the trained networks in place of their
+            own, which tells what it misses without the chance of another training.
     """
 
     steps: int
     batch: int = 1
     rate: float = 3e-3
     seeds: tuple[int, ...] = (0, 1, 2)
+    attentions: tuple[str, ...] = tuple(NAMES)
+    read_by: tuple[str, ...] = ()
 
 
 def check(options: Options, threads: int, out: Path) -> None:
@@ -67,6 +73,10 @@ def check(options: Options, threads: int, out: Path) -> None:
         raise BadInput("--seeds needs at least one number")
     for seed in options.seeds:
         check_seed(seed)
+    if not options.attentions:
+        raise BadInput("--attentions needs at least one")
+    for name in (*options.attentions, *options.read_by):
+        operator(name)
     set_threads(threads)
     check_folder(out)
 
@@ -80,20 +90,22 @@ def compare(
         runs: Where checkpoints and curves go; what is trained there already is not trained again.
     """
     rows, networks = [], {}
-    for name in OPERATORS:
+    for name in options.attentions:
         trained = [train(task, name, options, seed, runs) for seed in options.seeds]
         networks[name] = trained[0]
-        errors = [test(network, task) for network in trained]
-        rows.append(row(name, networks[name], task, errors))
+        rows.append(row(name, trained, task))
         if name == "dense":  # torch's plain computation of the same, which keeps the whole matrix
             with sdpa_kernel(SDPBackend.MATH):
-                rows.append(row("dense, not fused", networks[name], task, errors))
+                rows.append(row("dense, not fused", trained, task))
+        for other in options.read_by:
+            swapped = [network.attending_by(operator(other)) for network in trained]
+            rows.append(row(f"{name}, read by {other}", swapped, task))
     return rows, networks
 
 
 def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> GraphNetwork:
     torch.manual_seed(seed)
-    network = GraphNetwork(task.inputs, task.outputs, OPERATORS[name], layers=task.layers)
+    network = GraphNetwork(task.inputs, task.outputs, operator(name), layers=task.layers)
     optimizer = torch.optim.AdamW(network.parameters(), options.rate)
 
     def advance(number: int) -> dict[str, float]:
@@ -106,7 +118,7 @@ def train(task: Task, name: str, options: Options, seed: int, runs: Path) -> Gra
         return {"loss": loss}
 
     run(
-        runs / f"{name.replace(' ', '_')}-{seed}",
+        runs / f"{folder_name(name)}-{seed}",
         {"network": network, "optimizer": optimizer},
         advance,
         options.steps,
@@ -138,10 +150,10 @@ def test(network: GraphNetwork, task: Task) -> float:
     return float(torch.stack(errors).mean())
 
 
-def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> dict[str, Any]:
+def row(name: str, networks: list[GraphNetwork], task: Task) -> dict[str, Any]:
     """Collect the errors of all seeds, and what training on the first test costs."""
-    sample = task.tests[0]
-    operator = OPERATORS[name.removesuffix(", not fused")]
+    sample, network = task.tests[0], networks[0]
+    errors = [test(x, task) for x in networks]
     return {
         "attention": name,
         "test_error_%": mean(errors),
@@ -149,7 +161,7 @@ def row(name: str, network: GraphNetwork, task: Task, errors: list[float]) -> di
         "highest": max(errors),
         "step_cpu_ms": cpu_ms(lambda: step(network, task, sample)),
         "peak_MB": peak_bytes(lambda: step(network, task, sample)) / 1e6,
-        "affinity_entries": entries(operator, sample.structure),
+        "affinity_entries": entries(network.operator, sample.structure),
     }
 
 
@@ -164,11 +176,14 @@ def cpu_ms(call: Callable[[], object], repeats: int = 5) -> float:
     return median(times)
 
 
-def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int:
-    """Count the entries of the affinity matrix that a head computes."""
-    if isinstance(operator, ndgpa.GPA):
-        assert isinstance(operator.rule, int)
-        return gpa_entries(structure, operator.rule).total
+def entries(operator: Any, structure: ndgpa.SpatialStructure) -> int | None:
+    """Count the entries of the affinity matrix that a head computes; None where a rule decides."""
     if isinstance(operator, ndgpa.Full):
         return full_entries(structure.num_sites)
-    return 0
+    if not isinstance(operator, ndgpa.GPA):
+        return 0
+    if not isinstance(operator.rule, int):
+        return None
+    far = {None: 0, "site": structure.num_blocks, "block": ndgpa.Bundles().count}
+    keys = operator.far.count if isinstance(operator.far, ndgpa.Bundles) else far[operator.far]
+    return gpa_entries(structure, operator.rule).total + structure.num_sites * keys

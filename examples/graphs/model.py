@@ -1,21 +1,29 @@
 """The network of both examples: message passing and an attention side by side, three times."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 import ndgpa
+from examples.common.attention import operator_of
 from examples.graphs.sample import Sample
 from ndgpa.analysis import key_weights
 from ndgpa.integrations.pyg import GPAConv
 
 SCALE = 4.0  # with 1/sqrt(d) attention is nearly uniform at first, and learns late
 
-OPERATORS: dict[str, ndgpa.operators.Operator] = {
-    "message passing": ndgpa.operators.NoAttention(),
-    "gpa": ndgpa.GPA(16, scale=SCALE, coarse="add"),  # what the whole is like, from block means
-    "dense": ndgpa.Full(scale=SCALE),
+NAMES = {
+    "message passing": "NoAttention()",
+    "gpa": "GPA(16, coarse=add)",  # what the whole is like, from block means
+    "dense": "Full()",
 }
+
+
+def operator(name: str) -> ndgpa.operators.Operator:
+    """Make an attention of one of `NAMES`, or any other that `operator_of` knows."""
+    return operator_of(name, NAMES, scale=SCALE)
 
 
 class GraphNetwork(nn.Module):
@@ -47,6 +55,18 @@ class GraphNetwork(nn.Module):
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, outputs)
         )
 
+    @property
+    def operator(self) -> ndgpa.operators.Operator:
+        """The attention of every layer."""
+        return self.layers[0].attention.operator
+
+    def attending_by(self, operator: ndgpa.operators.Operator) -> "GraphNetwork":
+        """Copy the network, with another attention in every layer."""
+        copied = copy.deepcopy(self)
+        for layer in copied.layers:
+            layer.attention.operator = operator
+        return copied
+
     def forward(
         self, x: Tensor, edge_index: Tensor, structure: ndgpa.SpatialStructure
     ) -> Tensor:  # (n, inputs) -> (n, outputs)
@@ -54,6 +74,14 @@ class GraphNetwork(nn.Module):
         for layer in self.layers:
             x = layer(x, edge_index, structure=structure)
         return self.leave(x)
+
+
+def first_gpa(networks: dict[str, GraphNetwork]) -> str | None:
+    """Name the first network that attends by GPA, for pictures of what it reads."""
+    return next(
+        (name for name, x in networks.items() if isinstance(x.operator, ndgpa.GPA)),
+        None,
+    )
 
 
 class Recorder:

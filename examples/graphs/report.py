@@ -18,4 +18,6 @@ def write(folder: Path, name: str, about: str, rows: list[dict[str, Any]]) -> st
 
 
 def cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,8 @@ select is decided by a router: one linear map of channels of which a few describ
 the others are noise, far stronger. Nothing but the selection depends on the router. Under the hard
 rule no gradient reaches it, so it stays what it was at random; the learnt rules train it through
 the bias of their slots. All of them are tested with the same hard `TopK`, on a photograph that they
-were never trained on.
+were never trained on. With a far field the blocks that are not selected take part through means,
+which tells the router nothing, as it has no part in them.
 
 Writes `curves.png` (loss on the training photographs, share of the right blocks found on the
 others) and `result.json`, where errors are mean squared colour errors in [0, 1]^2.
@@ -18,6 +19,7 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,17 +34,30 @@ import ndgpa
 from examples.common.commands import check_count, check_number, command
 from examples.common.figures import save_figure
 from examples.common.files import check_folder, write_json
+from examples.common.untrusted import BadInput
 
 SIDE = 32  # pixels
 BLOCK = 4  # pixels
 NOISE = 6  # channels
 KEPT = 4  # blocks of 64
 SPACE = ndgpa.Image((SIDE, SIDE), BLOCK)
-RULES = {
-    "hard": ndgpa.TopK(KEPT),
-    "straight-through": ndgpa.StraightThrough(ndgpa.TopK(KEPT)),
-    "perturbed": ndgpa.PerturbedTopK(KEPT, sigma=1.0, samples=32, at_most=16),
-    "projection": ndgpa.SoftTopK(KEPT, temperature=2.0, at_most=16),
+
+
+class Way(NamedTuple):
+    """How blocks are selected, and how the others take part."""
+
+    rule: ndgpa.Rule
+    far: Literal["site", "block"] | None = None
+
+
+HARD, THROUGH = ndgpa.TopK(KEPT), ndgpa.StraightThrough(ndgpa.TopK(KEPT))
+WAYS = {
+    "hard": Way(HARD),
+    "hard, far field": Way(HARD, "site"),
+    "straight-through": Way(THROUGH),
+    "straight-through, far field": Way(THROUGH, "site"),
+    "perturbed": Way(ndgpa.PerturbedTopK(KEPT, sigma=1.0, samples=32, at_most=16)),
+    "projection": Way(ndgpa.SoftTopK(KEPT, temperature=2.0, at_most=16)),
 }
 
 
@@ -54,6 +69,7 @@ class Options:
     steps: int = 300
     batch: int = 4
     seeds: int = 3
+    ways: tuple[str, ...] = tuple(WAYS)
     learning_rate: float = 0.02
 
 
@@ -134,16 +150,19 @@ class Colourer(nn.Module):
         self.router = nn.Linear(3 + NOISE, 8, bias=False)
         self.reader = nn.Linear(1 + BLOCK**2, 16, bias=False)
 
-    def forward(self, batch: Batch, rule: ndgpa.selection.Rule) -> tuple[Tensor, ndgpa.Selection]:
+    def forward(self, batch: Batch, way: Way) -> tuple[Tensor, ndgpa.Selection]:
         routes = (self.router(x)[:, None] for x in (batch.router_query, batch.router_key))
-        selection = ndgpa.select(*routes, SPACE, rule, scale=1.0, affinity="euclidean")
+        selection = ndgpa.select(*routes, SPACE, way.rule, scale=1.0, affinity="euclidean")
         query, key = (4 * self.reader(x)[:, None] for x in (batch.query, batch.key))
-        out = ndgpa.attend(query, key, batch.source[:, None], selection, SPACE, scale=1.0)
+        out = ndgpa.attend(
+            query, key, batch.source[:, None], selection, SPACE, scale=1.0, far=way.far
+        )
         return out[:, 0], selection
 
 
 def train(name: str, seed: int, options: Options) -> dict[str, list[float]]:
-    """Train under one rule; test with the hard one."""
+    """Train in one way; test it with the hard rule."""
+    way = WAYS[name]
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Colourer()
@@ -153,7 +172,7 @@ def train(name: str, seed: int, options: Options) -> dict[str, list[float]]:
     steps = tqdm(range(options.steps), f"{name}, seed {seed}", leave=False, disable=None)
     for step in steps:
         batch = make(crops(["astronaut", "chelsea", "rocket"], options.batch, generator), generator)
-        out, _ = model(batch, RULES[name])
+        out, _ = model(batch, way)
         loss = (out - batch.target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -161,7 +180,7 @@ def train(name: str, seed: int, options: Options) -> dict[str, list[float]]:
         curves["loss"].append(loss.item())
         if step % 25 == 24 or step == options.steps - 1:
             with torch.no_grad():
-                out, selection = model(held_out, ndgpa.TopK(KEPT))
+                out, selection = model(held_out, Way(HARD, way.far))
             found = (selection.blocks[:, 0] == held_out.right[..., None]).any(dim=-1)
             curves["found"].append(found.float().mean().item())
             curves["error"].append((out - held_out.target).square().mean().item())
@@ -184,7 +203,8 @@ def draw(runs: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
     left.set(xlabel="step", ylabel="squared colour error, training", yscale="log")
     right.axhline(KEPT / SPACE.num_blocks, color="grey", linestyle=":", label="chance")
     right.set(xlabel="step", ylabel="right block selected, new photographs", ylim=(0, 1))
-    right.legend()
+    named = right.get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, fontsize=9)
     save_figure(figure, path, dpi=120)
 
 
@@ -193,8 +213,13 @@ def main(options: Options) -> None:
     check_count("--steps", options.steps)
     check_count("--batch", options.batch, most=1000)
     check_count("--seeds", options.seeds, most=1000)
+    unknown = [name for name in options.ways if name not in WAYS]
+    if unknown or not options.ways:
+        raise BadInput(f"--ways takes some of {', '.join(map(repr, WAYS))}; got {options.ways}")
     check_number("--learning-rate", options.learning_rate, 0, 10, above=True)
-    runs = {name: [train(name, seed, options) for seed in range(options.seeds)] for name in RULES}
+    runs = {
+        name: [train(name, seed, options) for seed in range(options.seeds)] for name in options.ways
+    }
     draw(runs, options.out / "curves.png")
     result = {
         name: {
@@ -208,7 +233,7 @@ def main(options: Options) -> None:
     write_json(options.out / "result.json", about | {"rules": result})
     for name, values in result.items():
         error, found = np.mean(values["error"]), np.mean(values["found"])
-        print(f"{name:17} error {error:.4f}   right block selected {found:.3f}")
+        print(f"{name:27} error {error:.4f}   right block selected {found:.3f}")
 
 
 if __name__ == "__main__":

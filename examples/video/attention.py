@@ -11,6 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 import ndgpa
+from examples.common.attention import operator_of
+from examples.common.untrusted import BadInput
 from ndgpa import Clusters, Fixed, Full, Grid, TopK
 from ndgpa.operators import NoAttention, Operator
 
@@ -66,3 +68,17 @@ def nothing(spaces: Spaces) -> Operator:
 
 Attention = Callable[[Spaces], Operator]
 ATTENTIONS: dict[str, Attention] = {"gpa": gpa, "window": window, "full": full, "nothing": nothing}
+
+
+def attention_of(name: str) -> Attention:
+    """Return one of `ATTENTIONS`, or a call such as `GPA(TopK(4, relevance=logit), far=block)`.
+
+    Raises:
+        BadInput: It is neither, or the attention does not go by distances.
+    """
+    if name in ATTENTIONS:
+        return ATTENTIONS[name]
+    made = operator_of(name, dict.fromkeys(ATTENTIONS, ""), scale=1.0, affinity="euclidean")
+    if not isinstance(made, (ndgpa.GPA, Full)):
+        raise BadInput(f"attention {name!r} does not go by distances of addresses; expected a GPA")
+    return lambda spaces: made

@@ -26,13 +26,22 @@ from tqdm import tqdm
 
 from examples.common.commands import check_count, command, ignore_interrupts
 from examples.common.files import check_folder
-from examples.video.attention import ATTENTIONS, KAPPA, WINDOW, Attention, Spaces, gpa
+from examples.common.untrusted import BadInput
+from examples.video.attention import (
+    ATTENTIONS,
+    KAPPA,
+    WINDOW,
+    Attention,
+    Spaces,
+    attention_of,
+    gpa,
+)
 from examples.video.data import HELD_OUT, Problem, held_out_problem
 from examples.video.guess import fill
 from examples.video.metrics import scores
 from examples.video.model import FillNet, Sketch
 from examples.video.report import write_results
-from examples.video.weights import FOLDER, facts_of, load_net
+from examples.video.weights import FOLDER, facts_of, load_net, weights_of
 from ndgpa.analysis import full_entries, peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,6 +75,13 @@ class Options:
     """Damages of each small clip; a large one has one."""
     processes: int = 1
     """Jobs to do at the same time."""
+    attentions: tuple[str, ...] = ()
+    """Of `--attentions` of the training: compare the networks trained with these, and nothing else;
+    needs `--out`."""
+    network: str = ""
+    """Give `--attentions` the network trained with this one, in place of each its own."""
+    large: bool = True
+    """Also fill the large clips."""
     smoke: bool = False
     """Tiny clips: shows that the program runs."""
 
@@ -82,6 +98,7 @@ class Job:
 
 
 Way = Callable[[Problem, Sketch], dict[str, Any]]
+Ways = Callable[[bool], dict[str, Way]]  # whether full attention is asked for -> by name
 
 
 def main(options: Options) -> None:
@@ -89,46 +106,57 @@ def main(options: Options) -> None:
     check_count("--seeds", options.seeds, most=1000)
     check_count("--processes", options.processes, most=64)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
+    if options.network and not options.attentions:
+        raise BadInput("--network needs --attentions, which are given it")
+    if options.attentions and options.out is None:
+        raise BadInput("--attentions makes a table of some of them only; name its folder by --out")
     out = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
-    paths = {name: options.weights / f"{name}.safetensors" for name in ATTENTIONS}
-    paths = {name: path for name, path in paths.items() if path.exists() or name == "gpa"}
+    wanted = options.attentions or ("gpa",)  # of the others those that are there
+    paths = {
+        name: weights_of(options.weights, options.network or name)
+        for name in options.attentions or ATTENTIONS
+    }
+    paths = {name: path for name, path in paths.items() if path.exists() or name in wanted}
     check_folder(out)
     nets = {name: load_net(path) for name, path in paths.items()}
     about = machine() | {f"training of {name}": facts_of(path) for name, path in paths.items()}
     rows: list[dict[str, Any]] = []
-    for row in measured(jobs(options, nets), nets, options.processes):
+    found = partial(named_ways, nets) if options.attentions else partial(ways, nets)
+    for row in measured(jobs(options, found), found, options.processes):
         rows.append(row)
         text = write_results(out, about, rows)
     print(text)
 
 
-def jobs(options: Options, nets: dict[str, FillNet]) -> list[Job]:
-    sizes = {TINY: 1} if options.smoke else {SMALL: options.seeds, LARGE: 1}
+def jobs(options: Options, ways: Ways) -> list[Job]:
+    sizes = {TINY: 1} if options.smoke else {SMALL: options.seeds}
+    if options.large and not options.smoke:
+        sizes[LARGE] = 1
     return [
         Job(clip, camera, seed, size, way)
         for size, seeds in sizes.items()
         for clip, camera, seed in product(HELD_OUT, ("moving", "still"), range(seeds))
         if size.still or camera == "moving"
-        for way in ways(nets, size.full)
+        for way in ways(size.full)
     ]
 
 
-def measured(jobs: list[Job], nets: dict[str, FillNet], processes: int) -> Iterator[dict[str, Any]]:
+def measured(jobs: list[Job], ways: Ways, processes: int) -> Iterator[dict[str, Any]]:
     """Do one job after another; yield the row of each."""
     if processes == 1:
-        yield from (row_of(job, nets) for job in tqdm(jobs))
+        yield from (row_of(job, ways) for job in tqdm(jobs))
         return
     with get_context("fork").Pool(processes, ignore_interrupts) as pool:
-        yield from tqdm(pool.imap(partial(row_of, nets=nets), jobs), total=len(jobs))
+        yield from tqdm(pool.imap(partial(row_of, ways=ways), jobs), total=len(jobs))
 
 
-def row_of(job: Job, nets: dict[str, FillNet]) -> dict[str, Any]:
+def row_of(job: Job, ways: Ways) -> dict[str, Any]:
     frames, side = job.size.frames, job.size.side
     problem = held_out_problem(job.clip, job.camera == "moving", frames, side, job.seed)
     sketch = Sketch.of(problem.damaged, problem.known)
     what = {"clip": job.clip, "camera": job.camera, "seed": job.seed}
     what |= {"frames": frames, "side": side, "method": job.way}
-    return what | ways(nets, job.size.full)[job.way](problem, sketch)
+    return what | ways(job.size.full)[job.way](problem, sketch)
 
 
 def ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
@@ -147,6 +175,14 @@ def ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
     if full and "full" in nets:
         found["full"] = partial(by_network, net=nets["full"], attention=ATTENTIONS["full"])
     return found
+
+
+def named_ways(nets: dict[str, FillNet], full: bool) -> dict[str, Way]:
+    """List each network with the attention that it was trained with."""
+    return {
+        name: partial(by_network, net=net, attention=attention_of(name))
+        for name, net in nets.items()
+    }
 
 
 def in_time(problem: Problem, sketch: Sketch) -> dict[str, Any]:

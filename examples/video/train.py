@@ -19,16 +19,18 @@ import torch
 import tyro
 from torch import Tensor
 
+from examples.common.attention import folder_name
 from examples.common.commands import check_count, check_number, check_seed, command
 from examples.common.files import check_folder, write_json, write_tensors
 from examples.common.loop import run
 from examples.common.schedule import warm_up_cosine
 from examples.common.untrusted import BadInput, fields, number, read_json
-from examples.video.attention import ATTENTIONS, gpa
+from examples.video.attention import ATTENTIONS, attention_of, gpa
 from examples.video.clips import FEWEST, LARGEST, MOST_FRAMES, SMALLEST
 from examples.video.data import Problem, draw_problem, training_scenes
 from examples.video.losses import losses
 from examples.video.model import Filling, FillNet, Sketch
+from examples.video.weights import weights_of
 
 WARM_UP = 20  # steps
 FACTS = ("frames", "side", "kappa", "rate", "seed", "smoke")  # what a run keeps to the end
@@ -39,7 +41,7 @@ class Options:
     """Train the network that fills clips, with one attention after another."""
 
     attentions: tuple[str, ...] = tuple(ATTENTIONS)
-    """Of gpa, window, full, nothing."""
+    """Of gpa, window, full, nothing, or such as "GPA(TopK(4, relevance=logit), far=block)"."""
     cpu_minutes: float = 0.9
     """For each; the number of steps follows from the time of the first ones."""
     steps: int | None = None
@@ -72,7 +74,7 @@ class Trainer:
 
     def __init__(self, attention: str, options: Options, scenes: list[Tensor]) -> None:
         torch.manual_seed(options.seed)
-        self.attention, self.options, self.scenes = ATTENTIONS[attention], options, scenes
+        self.attention, self.options, self.scenes = attention_of(attention), options, scenes
         if attention == "gpa":
             self.attention = partial(gpa, kappa=options.kappa)
         self.net, self.clock = FillNet(), Clock()
@@ -127,9 +129,8 @@ def check(options: Options) -> None:
     """Refuse, before any work, what cannot be done."""
     if not options.attentions:
         raise BadInput(f"--attentions needs at least one of {', '.join(ATTENTIONS)}")
-    unknown = [name for name in options.attentions if name not in ATTENTIONS]
-    if unknown:
-        raise BadInput(f"no attention {unknown[0]!r}; expected one of {', '.join(ATTENTIONS)}")
+    for name in options.attentions:
+        attention_of(name)
     check_number("--cpu-minutes", options.cpu_minutes, 0, 10_000, above=True)
     check_count("--frames", options.frames, FEWEST, MOST_FRAMES)
     check_count("--side", options.side, SMALLEST, LARGEST)
@@ -145,7 +146,7 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
     if options.smoke:
         out = options.out / "smoke"
         options = Options((name,), steps=2, frames=4, side=16, out=out, smoke=True)
-    folder = options.out / name
+    folder = options.out / folder_name(name)
     trainer = Trainer(name, options, scenes)
     trainer.total_steps = planned_steps(folder, name, options, scenes)
     print(f"{name}: {trainer.total_steps} steps")
@@ -160,7 +161,7 @@ def train(name: str, options: Options, scenes: list[Tensor]) -> None:
         facts=facts,
         pictures=trainer.pictures,
     )
-    keep(options.out / f"{name}.safetensors", trainer)
+    keep(weights_of(options.out, name), trainer)
 
 
 def planned_steps(folder: Path, name: str, options: Options, scenes: list[Tensor]) -> int:

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+from examples.common.attention import folder_name
 from examples.common.untrusted import BadInput, load_module, read_metadata, read_tensors
 from examples.video.model import FillNet
 
 FOLDER = Path(__file__).parent / "weights"
 SHIPPED = FOLDER / "gpa.safetensors"
+
+
+def weights_of(folder: Path, attention: str) -> Path:
+    """Name the file of the network that was trained with an attention."""
+    return folder / f"{folder_name(attention)}.safetensors"
 
 
 def load_net(path: Path) -> FillNet:

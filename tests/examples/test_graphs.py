@@ -8,8 +8,9 @@ import torch
 
 pytest.importorskip("torch_geometric")
 
+import ndgpa
 from examples.common.checkpoints import latest
-from examples.graphs.compare import Options, train
+from examples.graphs.compare import Options, entries, train
 from examples.graphs.mesh import train as mesh
 from examples.graphs.mesh.data import REACH, Distances, Surface
 from examples.graphs.superpixels import train as superpixels
@@ -20,28 +21,44 @@ from examples.images.copy_photo.data import HELD_OUT, TRAINING, held_out_view, l
 @pytest.mark.parametrize("example", [mesh, superpixels], ids=["mesh", "superpixels"])
 def test_a_smoke_run_writes_its_table_and_its_picture(example, tmp_path: Path) -> None:
     name = example.__name__.split(".")[-2]
-    example.main(out=tmp_path, smoke=True)
+    far, all_read = "GPA(2, far=site)", "GPA(1000)"
+    trained = ("message passing", "dense", far)
+    example.main(out=tmp_path, smoke=True, attentions=trained, read_by=(all_read,))
     out = tmp_path / "smoke"
     table = (out / f"{name}.md").read_text()
     rows = json.loads((out / f"{name}.json").read_text())["rows"]
     assert [row["attention"] for row in rows] == [
         "message passing",
-        "gpa",
+        f"message passing, read by {all_read}",
         "dense",
         "dense, not fused",
+        f"dense, read by {all_read}",
+        far,
+        f"{far}, read by {all_read}",
     ]
-    assert [line.split(" | ")[0] for line in table.splitlines()[-4:]] == [
+    assert [line.split(" | ")[0] for line in table.splitlines()[-7:]] == [
         f"| {row['attention']}" for row in rows
     ]
     assert rows[3]["peak_MB"] > rows[2]["peak_MB"]  # the whole matrix is kept
     assert rows[3]["test_error_%"] == rows[2]["test_error_%"]  # of the same network
+    assert rows[4]["test_error_%"] == pytest.approx(rows[2]["test_error_%"])  # all blocks: dense
     assert (out / f"{name}.png").stat().st_size > 10_000
     assert {path.name for path in (out / "runs").iterdir()} == {
         "message_passing-0",
-        "gpa-0",
         "dense-0",
+        "GPA_2_far_site-0",
     }
     assert not list(tmp_path.rglob(".part-*"))
+
+
+def test_entries_count_the_far_field() -> None:
+    cloud = ndgpa.PointCloud(torch.rand(64, 3), block=8)  # 8 blocks
+    near = 8 * 8 + 64 * 2 * 8
+    assert entries(ndgpa.GPA(2), cloud) == near
+    assert entries(ndgpa.GPA(2, far="site"), cloud) == near + 64 * 8
+    assert entries(ndgpa.GPA(2, far="block"), cloud) == near + 64 * 16
+    assert entries(ndgpa.GPA(2, far=ndgpa.Bundles(3)), cloud) == near + 64 * 3
+    assert entries(ndgpa.GPA(ndgpa.TopP(0.5, at_most=2)), cloud) is None
 
 
 class Counted(Distances):

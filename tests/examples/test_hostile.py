@@ -85,6 +85,12 @@ def test_bad_options_of_learnt_selection(tmp_path: Path, name: str, value: Any, 
     assert not tree(tmp_path)
 
 
+def test_an_unknown_way_of_learnt_selection(tmp_path: Path, capsys) -> None:
+    options = learnt_selection.Options(out=tmp_path / "out", ways=("hardest",))
+    assert "--ways takes some of 'hard'" in refusal(lambda: learnt_selection.main(options), capsys)
+    assert not tree(tmp_path)
+
+
 def test_outputs_of_learnt_selection_and_patterns(tmp_path: Path, capsys) -> None:
     for out, said in bad_outputs(tmp_path, "out.png"):
         assert said in refusal(lambda out=out: patterns.main(out), capsys)

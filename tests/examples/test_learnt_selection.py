@@ -26,19 +26,19 @@ def task() -> Any:
 def test_it_runs_from_start_to_end(task: Any, tmp_path: Path) -> None:
     task.main(task.Options(out=tmp_path, steps=2, batch=1, seeds=1))
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["rules"]) == set(task.RULES)
+    assert set(result["rules"]) == set(task.WAYS)
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
 def test_only_the_learnt_rules_train_the_router(task: Any) -> None:
-    for name, rule in task.RULES.items():
+    for name, way in task.WAYS.items():
         generator = torch.Generator().manual_seed(0)
         model = task.Colourer()
         batch = task.make(task.crops(["astronaut"], 1, generator), generator)
-        out, _ = model(batch, rule)
+        out, _ = model(batch, way)
         (out - batch.target).square().mean().backward()
         trained = model.router.weight.grad is not None and bool(model.router.weight.grad.any())
-        assert trained == (name != "hard")
+        assert trained == (way.rule != task.HARD), name
 
 
 def test_the_right_block_holds_what_is_asked_for(task: Any) -> None:

@@ -11,20 +11,23 @@ from torch import Tensor
 
 from examples.common.figures import save_figure
 from examples.graphs.mesh.data import Distances, Surface
-from examples.graphs.model import GraphNetwork, reads_of
+from examples.graphs.model import GraphNetwork, first_gpa, reads_of
 from examples.graphs.sample import Sample
 
 
 @torch.no_grad()
 def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None:
-    surface, mark = _typical(task, networks["gpa"])
+    gpa = str(first_gpa(networks))
+    surface, mark = _typical(task, networks[gpa])
     sample = surface.sample(mark)
     predicted = {
         name: network(sample.x, sample.edge_index, sample.structure)[:, 0]
         for name, network in networks.items()
     }
     figure = Figure(figsize=(12, 8), layout="constrained")
-    panels = iter(figure.subplots(2, 3, subplot_kw={"projection": "3d"}).flat)
+    panels = iter(
+        figure.subplots(2, -(-(3 + len(networks)) // 2), subplot_kw={"projection": "3d"}).flat
+    )
     longest = float(sample.y.max())
     colour_of_cell = np.random.default_rng(0).permutation(sample.structure.num_cells)
     shade = colour_of_cell[sample.structure.cell_of_site] / sample.structure.num_cells
@@ -34,18 +37,20 @@ def draw(path: Path, task: Distances, networks: dict[str, GraphNetwork]) -> None
     _paint(
         axes, "true distance; what one vertex reads (GPA)", surface, mark, distance, opacity=0.35
     )
-    _key_lines(axes, surface, sample, networks["gpa"])
+    _key_lines(axes, surface, sample, networks[gpa])
     _paint(
         next(panels),
         "GPA's distance",
         surface,
         mark,
-        _colours("viridis", predicted["gpa"], longest),
+        _colours("viridis", predicted[gpa], longest),
     )
     for name, values in predicted.items():
         error = (values - sample.y).abs()
         title = f"error, {name}: {100 * error.mean() / sample.y.mean():.0f} %"
         _paint(next(panels), title, surface, mark, _colours("magma", error, longest / 3))
+    for axes in panels:
+        axes.set_axis_off()
     save_figure(figure, path, dpi=90)
 
 

@@ -3,8 +3,9 @@
     python -m examples.graphs.mesh.train            # minutes on two cores
     python -m examples.graphs.mesh.train --smoke    # seconds; the numbers mean nothing
 
-Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
-stopped continues where it was, and a finished one can be extended by more steps.
+Writes a table and a picture of what GPA reads to OUT, checkpoints and TensorBoard curves to
+OUT/runs. A run that was stopped continues where it was, and a finished one can be extended by more
+steps. `--attentions` takes other attentions, such as "GPA(16, far=block)".
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from examples.common.commands import check_count, command
 from examples.graphs.compare import Options, check, compare
 from examples.graphs.mesh.data import Distances
 from examples.graphs.mesh.picture import draw
+from examples.graphs.model import NAMES, first_gpa
 from examples.graphs.report import write
 
 
@@ -28,11 +30,13 @@ def main(
     tests: int = 8,
     resolution: int = 28,
     seeds: tuple[int, ...] = (0, 1, 2),
+    attentions: tuple[str, ...] = tuple(NAMES),
+    read_by: tuple[str, ...] = (),
     validate: bool = False,
     threads: int = 0,
     smoke: bool = False,
 ) -> None:
-    """Train three networks and compare them.
+    """Train a network with each attention and compare them.
 
     Args:
         out: Where the table and the picture go.
@@ -43,6 +47,8 @@ def main(
         tests: Surfaces to test on.
         resolution: Samples of the volume along an axis.
         seeds: Each is a network and an order of the problems.
+        attentions: "message passing", gpa, dense, or calls such as "GPA(16, far=block)".
+        read_by: Such attentions too; each also reads in the place of the one trained with.
         validate: Test on other surfaces, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
@@ -50,7 +56,7 @@ def main(
     if smoke:
         out /= "smoke"
         steps, surfaces, tests, resolution, seeds = 2, 2, 1, 20, (0,)
-    options = Options(steps, batch, rate, seeds)
+    options = Options(steps, batch, rate, seeds, attentions, read_by)
     check(options, threads, out)
     check_count("--surfaces", surfaces, most=10_000)
     check_count("--tests", tests, most=1000)
@@ -66,7 +72,8 @@ def main(
         "training on one surface, once."
     )
     tqdm.write(write(out, "mesh", about, rows))
-    draw(out / "mesh.png", task, networks)
+    if first_gpa(networks):
+        draw(out / "mesh.png", task, networks)
 
 
 if __name__ == "__main__":

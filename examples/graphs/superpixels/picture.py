@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.common.figures import save_figure
-from examples.graphs.model import GraphNetwork, reads_of
+from examples.graphs.model import GraphNetwork, first_gpa, reads_of
 from examples.graphs.sample import Sample
 from examples.graphs.superpixels.data import Clicks, Regions
 
@@ -21,7 +21,8 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
     """Draw the first test."""
     view, sample = task.testing[0], task.tests[0]
     figure = Figure(figsize=(13, 7), layout="constrained")
-    panels = iter(figure.subplots(2, 4).flat)
+    gpa = networks[str(first_gpa(networks))]
+    panels = iter(figure.subplots(2, -(-(5 + len(networks)) // 2), squeeze=False).flat)
     marked = sample.x[:, -1] > 0
     photo = view.photo.permute(1, 2, 0).numpy()
     _show(next(panels), "photograph", photo)
@@ -32,11 +33,13 @@ def draw(path: Path, task: Clicks, networks: dict[str, GraphNetwork]) -> None:
     _show(next(panels), "cells", 0.4 * photo + 0.6 * _painted(view, colormaps["hsv"](shade)))
     axes = next(panels)
     _show(axes, "what one region reads (GPA)", 0.5 + 0.5 * _seen(view, sample, marked))
-    _key_lines(axes, view, sample, networks["gpa"], marked)
+    _key_lines(axes, view, sample, gpa, marked)
     for name, network in networks.items():
         predicted = network(sample.x, sample.edge_index, sample.structure)
         title = f"{name}: {task.error(predicted, sample):.0f} % wrong"
         _show(next(panels), title, _labels(view, predicted[:, 0] > 0))
+    for axes in panels:
+        axes.set_axis_off()
     save_figure(figure, path, dpi=80)
 
 

@@ -3,8 +3,9 @@
     python -m examples.graphs.superpixels.train            # minutes on two cores
     python -m examples.graphs.superpixels.train --smoke    # seconds; the numbers mean nothing
 
-Writes a table and a picture to OUT, checkpoints and TensorBoard curves to OUT/runs. A run that was
-stopped continues where it was, and a finished one can be extended by more steps.
+Writes a table and a picture of what GPA reads to OUT, checkpoints and TensorBoard curves to
+OUT/runs. A run that was stopped continues where it was, and a finished one can be extended by more
+steps. `--attentions` takes other attentions, such as "GPA(16, far=block)".
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from examples.common.commands import check_count, command
 from examples.graphs.compare import Options, check, compare
+from examples.graphs.model import NAMES, first_gpa
 from examples.graphs.report import write
 from examples.graphs.superpixels.data import PHOTOS, Clicks
 from examples.graphs.superpixels.picture import draw
@@ -29,11 +31,13 @@ def main(
     size: int = 360,
     regions: int = 3000,
     seeds: tuple[int, ...] = (0, 1, 2),
+    attentions: tuple[str, ...] = tuple(NAMES),
+    read_by: tuple[str, ...] = (),
     validate: bool = False,
     threads: int = 0,
     smoke: bool = False,
 ) -> None:
-    """Train three networks and compare them.
+    """Train a network with each attention and compare them.
 
     Args:
         out: Where the table and the picture go.
@@ -45,6 +49,8 @@ def main(
         size: Pixels along a side of a view.
         regions: About how many regions a view has.
         seeds: Each is a network and an order of the problems.
+        attentions: "message passing", gpa, dense, or calls such as "GPA(16, far=block)".
+        read_by: Such attentions too; each also reads in the place of the one trained with.
         validate: Test on other photographs, to choose options on.
         threads: Of the processor; 0 for as many as torch takes.
         smoke: A run of seconds, in a folder `smoke` of `out`.
@@ -52,7 +58,7 @@ def main(
     if smoke:
         out /= "smoke"
         steps, views, test_views, size, regions, seeds = 2, 1, 1, 64, 100, (0,)
-    options = Options(steps, batch, rate, seeds)
+    options = Options(steps, batch, rate, seeds, attentions, read_by)
     check(options, threads, out)
     check_count("--views", views, most=1000)
     check_count("--test-views", test_views, most=1000)
@@ -70,7 +76,8 @@ def main(
         "seeds. Time and memory are of training on one view, once."
     )
     tqdm.write(write(out, "superpixels", about, rows))
-    draw(out / "superpixels.png", task, networks)
+    if first_gpa(networks):
+        draw(out / "superpixels.png", task, networks)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
+from examples.common.attention import operator_of
 from examples.common.stylegan2 import halve, merge
-from examples.images.gan.attention import operator_of
 from ndgpa.nn import SpatialAttention
 
 FIRST, TOKENS, TOKEN_WIDTH = 8, 16, 512  # side of the first stage; tokens of the latent

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import ndgpa
+from examples.common.attention import operator_of
 from examples.common.stylegan2 import Linear, Mapping, double
-from examples.images.gan.attention import operator_of, read_by
+from examples.images.gan.attention import read_by
 
 STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
 

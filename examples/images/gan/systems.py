@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from examples.common import stylegan2 as parts
+from examples.common.attention import operator_of
 from examples.common.untrusted import BadInput
 from examples.images.gan import hit, stylegan2, stylenat, wavelets, ylg
-from examples.images.gan.attention import operator_of
 
 SMALL = 64  # pictures up to this side have narrow discriminators
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import ndgpa
-from examples.images.gan.attention import operator_of
+from examples.common.attention import operator_of
 
 FIRST, LEAST_HEADS = 4, 4
 

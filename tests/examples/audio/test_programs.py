@@ -97,6 +97,17 @@ def test_a_smoke_evaluation_leaves_the_committed_results_alone(runs: Path, tmp_p
     assert asked == {tmp_path / "runs/audio/smoke/results", evaluate.RESULTS}
 
 
+def test_any_attention_can_be_trained_and_compared_by_its_name(tmp_path: Path):
+    name = "GPA(Refine(TopK(12), 4), far=block)"
+    train.main(train.Options(operator=name, out=tmp_path, smoke=True))
+    asked = {"runs": tmp_path / "smoke", "attentions": (name,), "tables": ("held_out",)}
+    with pytest.raises(BadInput, match="name their folder by --out"):
+        evaluate.main(evaluate.Options(**asked, smoke=True))
+    evaluate.main(evaluate.Options(**asked, out=tmp_path / "tables", smoke=True))
+    rows = json.loads((tmp_path / "tables" / "held_out.json").read_text())["rows"]
+    assert [row["attention"] for row in rows] == [name]
+
+
 def test_evaluation_without_networks_says_what_to_train(tmp_path: Path):
     with pytest.raises(BadInput, match="no network for nothing"):
         evaluate.main(evaluate.Options(runs=tmp_path, out=tmp_path))

@@ -82,18 +82,29 @@ def test_the_lags_of_most_votes_come_first():
     assert likeliest_lags(frames, keys, weights, 91, causal=False) == []
 
 
-@pytest.mark.parametrize("name", ["gpa", "window", "full"])
-def test_the_strongest_keys_are_those_the_operator_reads(name):
-    """One weight is moved to a feature of its own value, and must come out of the operator."""
+def strongest_and_read(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The strongest key of some frames, its weight, and what the operator reads of every key."""
     asked = question(200)
     attend, frames = operator(name, 200), torch.tensor([0, 3, 77, 199])
     keys, weights = strongest_keys(asked, attend, space(200), frames, 1)
     one_hot = torch.eye(200).expand(1, 2, -1, -1)
     masks = {"key_mask": asked.known, "query_mask": torch.ones_like(asked.known)}
     out = attend(asked.query, asked.key, one_hot, space(200), **masks)[0, :, frames]
+    return keys, weights, out
+
+
+@pytest.mark.parametrize("name", ["gpa", "window", "full"])
+def test_the_strongest_keys_are_those_the_operator_reads(name):
+    """One weight is moved to a feature of its own value, and must come out of the operator."""
+    keys, weights, out = strongest_and_read(name)
     best = out.max(dim=-1)
     assert (keys[..., 0] == best.indices).all()
     torch.testing.assert_close(weights[..., 0], best.values)
+
+
+def test_beside_a_far_field_a_key_has_the_weight_that_the_operator_gives_it():
+    keys, weights, out = strongest_and_read("GPA(2, far=site)")
+    torch.testing.assert_close(weights, out.gather(2, keys))
 
 
 def test_gpa_with_every_block_answers_as_full_attention():
@@ -220,3 +231,5 @@ def test_unknown_attentions_are_told():
         operator("gqa", 100)
     with pytest.raises(ValueError, match="no causal form"):
         operator("window", 100, causal=True)
+    with pytest.raises(ValueError, match="it is not known what it reads"):
+        operator("Performer(24, 8)", 100)

@@ -16,7 +16,6 @@ from examples.common import checkpoints
 from examples.common.adversarial import r1
 from examples.common.commands import command
 from examples.common.untrusted import BadInput
-from examples.images.gan.attention import operator_of
 from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, heads, open_data, photographs
 from examples.images.gan.systems import Regularizers
@@ -232,13 +231,6 @@ def test_bad_data_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match=r"a\.png cannot be read as a picture"):
         open_data(str(tmp_path), 16)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("name", ["GAP(12)", "GPA(", "GPA(12, far=nowhere)", "GPA()", "print(1)"])
-def test_a_wrong_attention_is_refused_in_one_sentence(name: str) -> None:
-    with pytest.raises(BadInput, match="attention"):
-        operator_of(name)
 
 
 @pytest.mark.bad_input

@@ -61,6 +61,21 @@ def test_a_smoke_run_trains_every_attention_and_compares_them(
     assert (results / "table.md").read_text() in capsys.readouterr().out
 
 
+def test_any_attention_can_be_trained_and_compared_by_its_name(tmp_path: Path) -> None:
+    name = "GPA(Refine(TopK(4, relevance=logit), 2), far=block)"
+    train.main(train.Options((name,), out=tmp_path, smoke=True))
+    smoke = tmp_path / "smoke"
+    assert (smoke / "GPA_Refine_TopK_4_relevance_logit_2_far_block.safetensors").exists()
+    with pytest.raises(BadInput, match="name its folder by --out"):
+        evaluate.main(evaluate.Options(smoke, attentions=(name,), smoke=True))
+    with pytest.raises(BadInput, match="--network needs --attentions"):
+        evaluate.main(evaluate.Options(smoke, network=name, smoke=True))
+    asked = evaluate.Options(smoke, tmp_path / "out", attentions=(name, "GPA(2)"), smoke=True)
+    evaluate.main(replace(asked, network=name))
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == 4 * [name, "GPA(2)"]
+
+
 def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     options = train.Options(("gpa",), steps=3, frames=4, side=16, out=tmp_path / "whole")
     train.main(options)
@@ -152,5 +167,7 @@ def test_the_weights_that_ship_are_small_and_learnt_for_the_same_time() -> None:
 
 
 def test_an_unknown_attention_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no attention 'gap'; expected one of gpa, window"):
+    with pytest.raises(BadInput, match="unknown attention 'gap'; expected one of gpa, window"):
         train.main(train.Options(("gap",), out=tmp_path))
+    with pytest.raises(BadInput, match="does not go by distances"):
+        train.main(train.Options(("Performer(16, 8)",), out=tmp_path))
