@@ -19,6 +19,7 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
+OLDER = {"stems": 1}  # what checkpoints of older versions do not say
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
@@ -61,7 +62,7 @@ def config_of(said: Any, name: str) -> ModelConfig:
         BadInput: One is missing, unknown, of another type or beyond its limit.
     """
     kinds = {field.name: KINDS.get(field.type, field.type) for field in fields(ModelConfig)}
-    said = untrusted.fields(said, kinds, name)
+    said = untrusted.fields(OLDER | untrusted.of_kind(said, dict, name), kinds, name)
     if unknown := sorted(said.keys() - kinds):
         raise BadInput(f"{name} has the unknown option {unknown[0]!r}")
     sides = [number(side, f"the size of {name}", 8, LARGEST_SIDE) for side in said["size"]]
