@@ -69,7 +69,7 @@ class Options:
     def __post_init__(self) -> None:
         Camera(*self.size)
         check_count("--options.seed", self.seed, 0, 2**32 - 1)
-        check_number("--options.photos", self.photos, 0.0, 1.0)
+        check_number("--photos", self.photos, 0.0, 1.0)
         for name in ("identities", "poses"):
             check_count(name, getattr(self, name), least=0, most=MOST)
         if self.identities < 30 or self.poses < 2:
