@@ -237,7 +237,7 @@ PRESETS = {
     "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
     # `small128` with a finer level; may grow from 64x32 pixels
     "grow256": replace(
-        learnable((256, 128), (16, 16, 32, 64, 96, 128), "GPA2048_4_32"),
+        learnable((256, 128), (16, 16, 32, 64, 96, 128), "GPA512_4_16"),
         stems=3,
     ),
 }

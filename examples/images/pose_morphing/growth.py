@@ -2,15 +2,21 @@
 
 The last network of a growth is a `Generator` like any other, with a stem at each size that it has
 had (`ModelConfig.stems`). A new level changes nothing that coarser levels compute: they still see
-the picture through their own stem, and what the finer level adds begins with a strength of 0.
+the picture through their own stem, and what the finer level adds begins with a strength of 0. The
+new level itself begins with the enlarged picture and with the enlarged queries and keys, and blends
+in what those find among the finer pixels.
 
 Source: Karras et al. 2018, "Progressive growing of GANs"; strengths that begin at 0 are those of
 Bachlechner et al. 2021, "ReZero is all you need".
 """
 
+import math
 import re
 from dataclasses import replace
 
+import torch
+
+from examples.images.pose_morphing.attention import CopyAttention
 from examples.images.pose_morphing.config import ModelConfig, parse
 from examples.images.pose_morphing.model import Generator
 
@@ -51,6 +57,24 @@ def carry_over(small: Generator, large: Generator) -> None:
             f"{large.config.channels} channels with {large.config.stems}"
         )
     large.load_state_dict(own | carried)
+    for level in reversed(range(added)):
+        join(large, level)
+
+
+@torch.no_grad()
+def join(generator: Generator, level: int) -> None:
+    """Let a level begin with what the next coarser one has arrived at."""
+    colours = generator.to_rgb[level]
+    colours.weight.zero_()
+    colours.bias[:3].zero_()
+    attention, coarser = generator.attentions[level], generator.attentions[level + 1]
+    if generator.config.pyramid and isinstance(attention, CopyAttention):
+        for conv in (attention.to_query, attention.to_key):
+            conv.weight.zero_()
+            conv.bias.zero_()
+    if generator.config.temperature and isinstance(attention, CopyAttention):
+        closer = 2 * math.log(2)  # enlarged, neighbours are 4 times closer in square distance
+        attention.log_temperature.copy_(coarser.log_temperature + closer)
 
 
 def begin_with(trained: Generator, *networks: Generator) -> None:

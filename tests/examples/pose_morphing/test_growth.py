@@ -1,6 +1,7 @@
 """Growth: what a finer level leaves as it was, what is carried over, and resume to the bit."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from examples.common import checkpoints
+from examples.common.stylegan2 import double
 from examples.common.untrusted import BadInput
+from examples.images.pose_morphing.attention import enlarge
 from examples.images.pose_morphing.config import PRESETS, ModelConfig
 from examples.images.pose_morphing.demo import SHIPPED
 from examples.images.pose_morphing.growth import before_growth, carry_over
-from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.model import MASK_START, Generator
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig, Weights
 from examples.images.pose_morphing.trained import load_trained
@@ -89,6 +92,26 @@ def test_a_finer_level_changes_nothing_that_coarser_ones_make(added: int) -> Non
         pairs = zip(fine.levels[added:], coarse.levels, strict=True)
         for ours, theirs in pairs:
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+    image = coarse.image
+    for copied in reversed(fine.copied[:added]):
+        enlarged = double(image, smooth=False)
+        image = enlarged + torch.sigmoid(torch.tensor(MASK_START)) * (copied - enlarged)
+    torch.testing.assert_close(fine.image, image)
+
+
+def test_a_finer_level_begins_to_look_where_the_coarser_one_does() -> None:
+    """Logits of enlarged queries and keys, four times as hot since neighbours lie closer."""
+    small, large = drawn(before(1), 1), drawn(GROWN, 2)
+    with torch.no_grad():
+        small.attentions[0].log_temperature.add_(0.7)
+    carry_over(small, large)
+    fine, coarse = large.attentions[:2]
+    assert fine.log_temperature == coarse.log_temperature + math.log(4)
+    features = torch.randn(1, 4, 64, 32), torch.randn(1, 4, 64, 32)
+    handed = torch.randn(1, 4, 32, 16), torch.randn(1, 4, 32, 16)
+    with torch.no_grad():
+        for made, given in zip(fine.project(*features, handed), handed, strict=True):
+            torch.testing.assert_close(made, enlarge(given))
 
 
 def test_every_weight_of_the_new_level_learns_after_two_steps(
