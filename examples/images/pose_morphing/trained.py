@@ -11,6 +11,7 @@ from examples.common import checkpoints, untrusted
 from examples.common.commands import check_count
 from examples.common.untrusted import BadInput, number
 from examples.images.pose_morphing.config import ModelConfig
+from examples.images.pose_morphing.growth import before_growth
 from examples.images.pose_morphing.model import Generator, selecting, set_kappa
 
 KINDS: dict[Any, Any] = {
@@ -45,8 +46,8 @@ def load_trained(path: Path, kappa: int | None = None) -> Trained:
     found = checkpoints.latest(path) if path.is_dir() else checkpoints.load(path)
     if found is None:
         raise BadInput(f"{path} holds no checkpoint")
-    config = config_of(found.facts.get("model"), f"the model of the checkpoint in {path}")
-    check_shapes(config, found.tensors)
+    planned = config_of(found.facts.get("model"), f"the model of the checkpoint in {path}")
+    config = grown_so_far(planned, found.tensors)
     generator = Generator(config)
     checkpoints.restore({"average": generator}, found.tensors)
     if kappa is not None:
@@ -78,13 +79,20 @@ def config_of(said: Any, name: str) -> ModelConfig:
         raise BadInput(f"{name} cannot be built: {error}") from error
 
 
-def check_shapes(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse a model of other shapes than the file's, before memory is allocated for it."""
-    with torch.device("meta"):
-        shapes = {name: x.shape for name, x in Generator(config).state_dict().items()}
+def grown_so_far(planned: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
+    """Find the network of a growth that a file holds, before memory is allocated for it.
+
+    Raises:
+        BadInput: It holds none of them.
+    """
     held = {name: x.shape for name, x in tensors.items() if name.startswith("average/")}
-    if held != {f"average/{name}": shape for name, shape in shapes.items()}:
-        raise BadInput("the checkpoint does not hold the network that it describes")
+    for times in range(planned.stems):
+        config = before_growth(planned, times)
+        with torch.device("meta"):
+            shapes = {name: x.shape for name, x in Generator(config).state_dict().items()}
+        if held == {f"average/{name}": shape for name, shape in shapes.items()}:
+            return config
+    raise BadInput("the checkpoint does not hold the network that it describes")
 
 
 def read(generator: Generator, kappa: int) -> None:

@@ -37,6 +37,7 @@ GROWN = ModelConfig(
     copy_rgb=True,
     stems=3,
 )
+SIZES = {1: (16, 8), 2: (16, 8), 3: (32, 16), 4: (32, 16), 5: (64, 32), 6: (64, 32)}  # by steps
 NO_TEXTURE = Weights(texture=0.0, selected=0.1)  # which needs larger pictures
 
 
@@ -154,7 +155,7 @@ def test_a_run_grows_at_its_steps(tmp_path: Path, pictures: Arrays) -> None:
         return {}
 
     grown = train(config_for(tmp_path, warm_up_steps=2, hold=1.0), pictures, note)
-    assert sizes == [(16, 8)] * 2 + [(32, 16)] * 2 + [(64, 32)] * 2
+    assert sizes == list(SIZES.values())
     assert warm == pytest.approx([1e-3, 2e-3] * 3)
     assert load_trained(tmp_path).generator.config == GROWN == grown.generator.config
 
@@ -172,7 +173,8 @@ def test_a_run_that_grows_resumes_with_the_same_bits(
 
     with pytest.raises(KeyboardInterrupt):
         train(parts, pictures, kill)
-    assert checkpoints.step_of(checkpoints.records(tmp_path)[0]) == killed_after
+    stopped = load_trained(tmp_path)
+    assert (stopped.step, stopped.generator.config.size) == (killed_after, SIZES[killed_after])
     train(parts, pictures)
     found = checkpoints.latest(tmp_path)
     assert found is not None
