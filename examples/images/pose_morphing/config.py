@@ -157,6 +157,7 @@ class ModelConfig:
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
     temperature: bool = False  # learnt, one a level
+    sharper: float = 1.0  # times, of logits of attentions that select, on top of the temperature
     copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
     stems: int = 1  # levels that see the picture themselves, from the finest: growth, see growth.py
 
@@ -168,6 +169,8 @@ class ModelConfig:
             )
         if not 1 <= self.stems <= len(self.channels):
             raise ValueError(f"{len(self.channels)} levels cannot have {self.stems} stems")
+        if not self.sharper > 0 or (self.sharper != 1 and not self.temperature):
+            raise ValueError(f"sharper {self.sharper} must be above 0, and 1 without temperature")
         if self.fusion not in ("concat", "residual"):
             raise ValueError(f"fusion must be 'concat' or 'residual', got {self.fusion!r}")
         if self.pyramid and self.query_width is None:

@@ -1,5 +1,6 @@
 """The losses: pixels, edges, copies, texture, correspondence."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from examples.images.pose_morphing.data import pooled_origin
 from examples.images.pose_morphing.levels import Level
 from ndgpa import GPA, Full
 from ndgpa.operators import Operator
+from ndgpa.problem import Selection
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
 
@@ -118,6 +120,7 @@ def correspondence_loss(
     origin: Float[Tensor, "b h w 2"],
     known: Bool[Tensor, "b h w"],
     kind: type[Full] | type[GPA] = Full,
+    sharper: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy between attention and the true place, shared bilinearly by four keys.
 
@@ -129,9 +132,11 @@ def correspondence_loss(
         origin: x and y of the source of each target pixel, in -1 to 1 over the picture.
         known: Where there is such a source.
         kind: Of the attentions that count.
+        sharper: The logits are so many times too large: a cross-entropy spreads attention as far as
+            it is unsure of the place, and such a mean of pixels is blurred.
     """
     terms = [
-        level_loss(level, origin, known)
+        level_loss(level, origin, known, sharper)
         for level in levels
         if isinstance(level.operator, kind) and level.query.shape[2] >= LEAST_SITES
     ]
@@ -139,12 +144,18 @@ def correspondence_loss(
 
 
 def level_loss(
-    level: Level, origin: Float[Tensor, "b h w 2"], known: Bool[Tensor, "b h w"]
+    level: Level,
+    origin: Float[Tensor, "b h w 2"],
+    known: Bool[Tensor, "b h w"],
+    sharper: float = 1.0,
 ) -> Float[Tensor, ""]:
+    selection = selection_of(level) if isinstance(level.operator, GPA) else None
+    query, key = (x.float() / sharper**0.5 for x in (level.query, level.key))
+    level = replace(level, query=query, key=key)
     place, weight = pooled_origin(origin, known, level.size)
     keys, shares = four_keys(place.flatten(1, 2), level.size)
     logits = logits_of(level, keys)
-    total = log_sum_exp(level, keys, logits)
+    total = log_sum_exp(level, selection, keys, logits)
     terms = total.mean(dim=1) - (shares[:, None] * logits).sum(dim=3).mean(dim=1)
     weight = (weight * (weight > 0.5)).flatten(1)
     return (terms * weight).sum() / weight.sum().clamp(min=1)
@@ -166,8 +177,8 @@ def four_keys(
 
 
 def logits_of(level: Level, keys: Int[Tensor, "b n y"]) -> Float[Tensor, "b heads n y"]:
-    """Compute the logits of every query with keys of its own, in float32."""
-    query, key = level.query.float(), level.key.float()
+    """Compute the logits of every query with keys of its own."""
+    query, key = level.query, level.key
     b, heads, _, d = query.shape
     index = keys.flatten(1)[:, None, :, None].expand(b, heads, -1, d)
     key = key.gather(2, index).unflatten(2, keys.shape[1:])
@@ -181,15 +192,25 @@ def form_of(operator: Operator) -> str:
     return operator.affinity
 
 
+@torch.no_grad()
+def selection_of(level: Level) -> Selection:
+    assert isinstance(level.operator, GPA)
+    form: dict[str, Any] = {"scale": 1.0, "affinity": form_of(level.operator)}
+    query, key = level.query.float(), level.key.float()
+    return ndgpa.select(query, key, level.structure, level.operator.rule, **form)
+
+
 def log_sum_exp(
-    level: Level, keys: Int[Tensor, "b n y"], logits: Float[Tensor, "b heads n y"]
+    level: Level,
+    selection: Selection | None,
+    keys: Int[Tensor, "b n y"],
+    logits: Float[Tensor, "b heads n y"],
 ) -> Float[Tensor, "b heads n"]:
     """Compute the log-sum-exp of all logits of every query: of what it reads, and of `keys`."""
-    if isinstance(level.operator, Full):
+    if selection is None:
         return affinities(level).logsumexp(dim=3)
-    query, key, structure = level.query.float(), level.key.float(), level.structure
+    query, key, structure = level.query, level.key, level.structure
     form: dict[str, Any] = {"scale": 1.0, "affinity": form_of(level.operator)}
-    selection = ndgpa.select(query.detach(), key.detach(), structure, level.operator.rule, **form)
     read = ndgpa.attend(query, key, key[..., :1], selection, structure, return_lse=True, **form)[1]
     chosen = selection.blocks[:, :, structure.cell_of_site]  # (b, heads, n, kappa)
     blocks = structure.block_of_site[keys][:, None]
@@ -198,8 +219,8 @@ def log_sum_exp(
 
 
 def affinities(level: Level) -> Float[Tensor, "b heads n n_k"]:
-    """Compute the logits of a level of full attention, in float32."""
-    query, key = level.query.float(), level.key.float()
+    """Compute the logits of a level of full attention."""
+    query, key = level.query, level.key
     if form_of(level.operator) == "euclidean":
         return -torch.cdist(query, key).square()
     return query @ key.mT

@@ -211,7 +211,9 @@ class Trainer:
             "edges": lambda: edge_l1(image, truth),
             "texture": lambda: self.texture(image, truth),
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
-            "selected": lambda: correspondence_loss(morph.levels, batch.origin, batch.known, GPA),
+            "selected": lambda: correspondence_loss(
+                morph.levels, batch.origin, batch.known, GPA, self.config.sharper
+            ),
         }
         if self.config.model.copy_rgb:
             losses["copying"] = lambda: copy_loss(morph.copied, truth)

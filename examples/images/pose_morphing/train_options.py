@@ -56,6 +56,7 @@ class TrainConfig:
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
     start: Path | None = None  # run or checkpoint whose weights to begin with, as in growth.py
     grow_at: tuple[int, ...] = ()  # steps at which the size doubles, up to that of the preset
+    sharper: float = 1.0  # times, of logits in copying; in the loss of correspondence they are not
     true_pairs: bool = False  # pairs of drawn figures know where the source of a pixel is, too
     variety: float = 0.0  # share of the samples whose light, sharpness and compression vary
     distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
@@ -78,6 +79,7 @@ class TrainConfig:
     @property
     def model(self) -> ModelConfig:
         config = preset(self.preset)
+        config = replace(config, sharper=self.sharper)
         return replace(config, attention=self.attention) if self.attention else config
 
 
@@ -120,7 +122,7 @@ def check_options(config: TrainConfig) -> None:
     check_device(config.device)
     check_number("--save-every-s", config.save_every_s, 0.0)
     check_number("--r1-gamma", config.r1_gamma, 0.0)
-    for name in ("learning_rate", "clip"):
+    for name in ("learning_rate", "clip", "sharper"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, above=True)
     for name in ("coarse_first", "distortion_first", "gan_from", "ema", "hold", "variety"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, 1.0)

@@ -20,7 +20,7 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
-OLDER = {"stems": 1}  # what checkpoints of older versions do not say
+OLDER = {"stems": 1, "sharper": 1.0}  # what checkpoints of older versions do not say
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
@@ -72,6 +72,7 @@ def config_of(said: Any, name: str) -> ModelConfig:
         raise BadInput(f"{name} has {len(sides)} sides and {len(widths)} levels")
     number(said["query_width"] or 1, f"the query_width of {name}", 1, LARGEST_WIDTH)
     number(said["fusion_kernel"], f"the fusion_kernel of {name}", 1, 15)
+    number(said["sharper"], f"the sharper of {name}", 1e-3, 1e3)
     number(said["weight_lr"], f"the weight_lr of {name}", 1e-3, 1e3)
     try:
         return ModelConfig(**said | {"size": tuple(sides), "channels": tuple(widths)})

@@ -214,6 +214,7 @@ def test_a_run_begins_with_what_another_has_learnt(tmp_path: Path, pictures: Arr
         ({"start": Path("nowhere")}, "there is no checkpoint nowhere"),
         ({"true_pairs": True}, "--true-pairs needs drawn figures with their truth"),
         ({"variety": 1.5}, "--variety must"),
+        ({"sharper": 0.0}, "--sharper must"),
     ],
 )
 def test_bad_growth(
@@ -229,3 +230,13 @@ def test_a_discriminator_judges_the_last_size_alone(tmp_path: Path, pictures: Ar
     config = dataclasses.replace(config_for(tmp_path, gan_from=0.5), weights=Weights(gan=1.0))
     with pytest.raises(ValueError, match="judges the last size"):
         train(config, pictures)
+
+
+def test_sharper_attentions_are_those_that_select() -> None:
+    plain, sharp = (drawn(dataclasses.replace(GROWN, sharper=x), 1) for x in (1.0, 4.0))
+    x = torch.randn(1, 4, 8, 8)
+    for i, times in enumerate((4.0, 4.0, 1.0)):  # the coarsest is full
+        ratio = (sharp.attentions[i].heat(x) / plain.attentions[i].heat(x)).square()
+        torch.testing.assert_close(ratio, torch.full_like(ratio, times))
+    with pytest.raises(ValueError, match="1 without temperature"):
+        dataclasses.replace(GROWN, temperature=False, sharper=4.0)

@@ -156,6 +156,16 @@ def test_correspondence_of_a_selection_by_a_loop() -> None:
     assert loss.item() == pytest.approx(sum(costs) / sum(weights), rel=1e-5)
 
 
+def test_logits_for_copying_may_be_sharper() -> None:
+    """Copied features 9 times as hot, of which the loss is to see nothing; all blocks are read."""
+    level, origin, known = selecting_level(kappa=16)
+    hot = dataclasses.replace(level, query=3 * level.query, key=3 * level.key)
+    torch.testing.assert_close(
+        correspondence_loss([hot], origin, known, ndgpa.GPA, sharper=9.0),
+        correspondence_loss([level], origin, known, ndgpa.GPA),
+    )
+
+
 def test_a_true_block_that_is_not_read_is_drawn_into_the_selection() -> None:
     """Every query is to look at its own place; at first each cell reads one block, not its own."""
     level, _, _ = selecting_level(kappa=1)
