@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.images.pose_morphing.data import draw_pairs
+from examples.images.pose_morphing.data import distorted, draw_pairs
 from examples.people.figures.cache import Figures, Options, build
 from examples.people.figures.fabric import Patch, load_photo
 from examples.people.figures.render import draw_figure
@@ -136,3 +136,17 @@ def test_a_share_beyond_one_is_refused(folder: Path) -> None:
         Options(photos=1.5)
     said = json.loads((folder / "figures.json").read_text())
     assert said["photos"] == 0.5
+
+
+def test_a_reduced_batch_keeps_its_correspondence() -> None:
+    """What comes from (x, y) still does, in a picture of half the sides."""
+    torch.manual_seed(1)
+    image, maps = torch.randn(1, 3, 64, 32), torch.zeros(1, 18, 64, 32)
+    shift = torch.tensor([[[1.0, 0, 0.25], [0, 1, 0]]])  # 4 of 32 pixels from the right
+    batch = distorted(image, maps, shift).reduced(1)
+    assert torch.equal(batch.source, torch.nn.functional.avg_pool2d(image, 2))
+    known = batch.known[0]
+    assert known[:, :14].all()
+    assert not known[:, 14:].any()
+    copied = torch.nn.functional.grid_sample(batch.source, batch.origin, align_corners=False)
+    torch.testing.assert_close(copied[..., :14], batch.truth[..., :14])
