@@ -114,6 +114,18 @@ def load(record: Path) -> Checkpoint:
     return Checkpoint(found["step"], tensors, found["facts"])
 
 
+def tensors_file(path: Path) -> Path:
+    """Name the tensors of one checkpoint, given its JSON file, or of a folder's newest one.
+
+    Raises:
+        BadInput: There is none.
+    """
+    record = path if path.suffix == ".json" else next(iter(records(path)), path)
+    if not record.is_file():
+        raise BadInput(f"{path} holds no checkpoint")
+    return record.with_suffix(".safetensors")
+
+
 def records(folder: Path) -> list[Path]:
     """List the JSON files of all checkpoints, the newest first."""
     named = [x for x in folder.glob("step-*.json") if re.fullmatch(r"step-\d{8,}", x.stem)]

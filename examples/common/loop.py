@@ -42,6 +42,7 @@ def run(
     pictures: Callable[[int], dict[str, Tensor]] | None = None,
     pictures_every: int = 500,
     writes: bool = True,
+    prepare: Callable[[int], None] | None = None,
 ) -> None:
     """Take the steps that are missing of `total_steps`.
 
@@ -55,6 +56,8 @@ def run(
         pictures: Pictures to show in TensorBoard, float (3, h, w) in 0 to 1.
         pictures_every: Steps between them.
         writes: False in all processes but one of a parallel training.
+        prepare: Brings `parts` into the form that they had after so many steps, before those of a
+            checkpoint are restored; for parts that change, as those of a network that grows.
 
     Raises:
         BadInput: The folder holds a run with other facts, one that has taken more steps, or only
@@ -65,7 +68,7 @@ def run(
     check_count("the number of steps", total_steps)
     facts = (facts or {}) | {"steps": total_steps}
     with locked(folder) if writes else nullcontext(), finishing_the_step() as stopping:
-        first = resume(folder, parts, facts)
+        first = resume(folder, parts, facts, prepare)
         if first == total_steps:
             return
         record = Record(folder, parts, facts, save_every_s, pictures, pictures_every)
@@ -146,7 +149,12 @@ def finishing_the_step() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def resume(folder: Path, parts: dict[str, Part], facts: dict[str, Any]) -> int:
+def resume(
+    folder: Path,
+    parts: dict[str, Part],
+    facts: dict[str, Any],
+    prepare: Callable[[int], None] | None = None,
+) -> int:
     """Restore the newest whole checkpoint, and return how many steps it had taken."""
     found = checkpoints.latest(folder)
     if found is None:
@@ -161,6 +169,8 @@ def resume(folder: Path, parts: dict[str, Part], facts: dict[str, Any]) -> int:
         )
     if found.step > facts["steps"]:
         raise BadInput(f"{folder} holds a run of {found.step} steps; {facts['steps']} are fewer")
+    if prepare is not None:
+        prepare(found.step)
     checkpoints.restore(parts, found.tensors)
     planned = found.facts.get("steps", facts["steps"])
     if planned != facts["steps"]:

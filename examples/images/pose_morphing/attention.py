@@ -115,7 +115,8 @@ class CopyAttention(nn.Module):
         """
         if not self.config.temperature:
             return x
-        return x * (self.log_temperature.exp() / math.sqrt(self.query_width)).sqrt()
+        sharper = self.config.sharper if isinstance(self.operator, GPA) else 1.0
+        return x * (sharper * self.log_temperature.exp() / math.sqrt(self.query_width)).sqrt()
 
     def fused(
         self, target: Float[Tensor, "b c h w"], copied: Float[Tensor, "b c h w"]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from examples.images.pose_morphing.euclidean import EuclideanByDot
@@ -157,7 +157,9 @@ class ModelConfig:
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
     temperature: bool = False  # learnt, one a level
+    sharper: float = 1.0  # times, of logits of attentions that select, on top of the temperature
     copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
+    stems: int = 1  # levels that see the picture themselves, from the finest: growth, see growth.py
 
     def __post_init__(self) -> None:
         steps = 2 ** (len(self.channels) - 1)
@@ -165,6 +167,10 @@ class ModelConfig:
             raise ValueError(
                 f"{len(self.channels)} levels need a size that {steps} divides, got {self.size}"
             )
+        if not 1 <= self.stems <= len(self.channels):
+            raise ValueError(f"{len(self.channels)} levels cannot have {self.stems} stems")
+        if not self.sharper > 0 or (self.sharper != 1 and not self.temperature):
+            raise ValueError(f"sharper {self.sharper} must be above 0, and 1 without temperature")
         if self.fusion not in ("concat", "residual"):
             raise ValueError(f"fusion must be 'concat' or 'residual', got {self.fusion!r}")
         if self.pyramid and self.query_width is None:
@@ -232,4 +238,9 @@ PRESETS = {
     "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
     # for a GPU; small enough to ship in half precision
     "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
+    # `small128` with a finer level; may grow from 64x32 pixels
+    "grow256": replace(
+        learnable((256, 128), (16, 16, 32, 64, 96, 128), "GPA512_4_16"),
+        stems=3,
+    ),
 }

@@ -5,7 +5,7 @@ people come from `examples/people`. tau is one random affine map for a picture, 
 its key points.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from examples.people.figures.truth import Truth
 from examples.people.keypoints import heat_maps
 from examples.people.pictures import People, Pictures
+from examples.people.variety import under_conditions
 
 SIGMA = 6 / 256  # of heat maps, in heights of the picture: 6 pixels at 256 as in PATN
 STRENGTH = 0.15  # of Section 3.1 of the paper
@@ -40,6 +42,27 @@ class Batch:
         """Return some of the samples."""
         return Batch(*(getattr(self, name)[ids] for name in self.__dataclass_fields__))
 
+    def reduced(self, times: int) -> "Batch":
+        """Halve the sides so many times, by means; a place is known where half its pixels are."""
+        if not times:
+            return self
+        side = 2**times
+        names = ("source", "source_maps", "truth", "target_maps")
+        pictures = (F.avg_pool2d(getattr(self, name), side) for name in names)
+        h, w = self.known.shape[1:]
+        origin, share = pooled_origin(self.origin, self.known, (h // side, w // side))
+        return Batch(*pictures, origin, share >= 0.5)
+
+
+def pooled_origin(
+    origin: Float[Tensor, "b h w 2"], known: Bool[Tensor, "b h w"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "b k l 2"], Float[Tensor, "b k l"]]:
+    """Average the places that are known over the pixels of each site, whose known share follows."""
+    weight = known[:, None].float()
+    share = F.adaptive_avg_pool2d(weight, size)
+    place = F.adaptive_avg_pool2d(rearrange(origin, "b h w c -> b c h w") * weight, size)
+    return rearrange(place / share.clamp(min=1e-6), "b c k l -> b k l c"), share[:, 0]
+
 
 def to_tensors(
     people: People, device: torch.device
@@ -58,10 +81,19 @@ def to_maps(
 
 
 def draw_distorted(
-    pictures: Pictures, batch: int, device: torch.device, strength: float = STRENGTH
+    pictures: Pictures,
+    batch: int,
+    device: torch.device,
+    strength: float = STRENGTH,
+    variety: float = 0.0,
 ) -> Batch:
-    """Draw the self-supervised task of the paper: given M, B and tau(B), make tau(M)."""
+    """Draw the self-supervised task of the paper: given M, B and tau(B), make tau(M).
+
+    Args:
+        variety: The share of the pictures that are seen under other conditions: variety.py.
+    """
     people = pictures.at(torch.randint(len(pictures), (batch,)).numpy())
+    (people,) = under_conditions([people], variety)
     return distorted(*to_tensors(people, device), random_affine(batch, strength))
 
 
@@ -75,10 +107,32 @@ def distorted(
     return Batch(image, maps, truth, target_maps, origin, (origin.abs() < 1).all(-1))
 
 
-def draw_pairs(pictures: Pictures, batch: int, device: torch.device) -> Batch:
-    """Draw two pictures of one person each."""
+def draw_pairs(
+    pictures: Pictures,
+    batch: int,
+    device: torch.device,
+    truth: Truth | None = None,
+    variety: float = 0.0,
+) -> Batch:
+    """Draw two pictures of one person each.
+
+    Args:
+        truth: Of these pictures; without it their correspondence stays unknown.
+        variety: The share of the pairs of which both are seen under other conditions.
+    """
     rows = torch.randint(len(pictures.pairs), (batch,)).numpy()
-    return paired(*pictures.pairs_at(rows), device)
+    sources, targets = under_conditions(list(pictures.pairs_at(rows)), variety)
+    drawn = paired(sources, targets, device)
+    return drawn if truth is None else with_origin(drawn, truth, pictures.pairs[rows])
+
+
+def with_origin(batch: Batch, truth: Truth, pairs: Int[np.ndarray, "b 2"]) -> Batch:
+    """Say where each pixel of drawn targets is in their sources."""
+    places, known = zip(*(truth.correspond(*pair) for pair in pairs.tolist()), strict=True)
+    place = torch.from_numpy(np.stack(places)).flip(-1)  # x before y
+    sides = torch.tensor(batch.known.shape[:0:-1])
+    origin = ((2 * place + 1) / sides - 1).to(batch.origin)
+    return replace(batch, origin=origin, known=torch.from_numpy(np.stack(known)).to(origin.device))
 
 
 def paired(sources: People, targets: People, device: torch.device) -> Batch:

@@ -1,13 +1,20 @@
 """The losses: pixels, edges, copies, texture, correspondence."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+import ndgpa
+from examples.images.pose_morphing.data import pooled_origin
 from examples.images.pose_morphing.levels import Level
-from ndgpa import Full
+from ndgpa import GPA, Full
+from ndgpa.operators import Operator
+from ndgpa.problem import Selection
 
 L1_SCALES = ((1, 1.0), (2, 0.5), (4, 0.5))  # pixels along the side of a mean, and its weight
 
@@ -109,48 +116,111 @@ def random_filters(seed: int) -> Float[Tensor, "filters 3 side side"]:
 
 
 def correspondence_loss(
-    levels: list[Level], origin: Float[Tensor, "b h w 2"], known: Bool[Tensor, "b h w"]
+    levels: list[Level],
+    origin: Float[Tensor, "b h w 2"],
+    known: Bool[Tensor, "b h w"],
+    kind: type[Full] | type[GPA] = Full,
+    sharper: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy between attention and the true place, shared bilinearly by four keys.
 
+    Where an attention selects, true keys that it does not read count as if it read them too: that
+    draws their blocks into the selection.
+
     Args:
-        levels: Of a generator; those with full attention count.
+        levels: Of a generator.
         origin: x and y of the source of each target pixel, in -1 to 1 over the picture.
         known: Where there is such a source.
+        kind: Of the attentions that count.
+        sharper: The logits are so many times too large: a cross-entropy spreads attention as far as
+            it is unsure of the place, and such a mean of pixels is blurred.
     """
     terms = [
-        level_loss(level, origin, known)
+        level_loss(level, origin, known, sharper)
         for level in levels
-        if isinstance(level.operator, Full) and level.query.shape[2] >= LEAST_SITES
+        if isinstance(level.operator, kind) and level.query.shape[2] >= LEAST_SITES
     ]
     return torch.stack(terms).mean() if terms else origin.new_zeros(())
 
 
 def level_loss(
-    level: Level, origin: Float[Tensor, "b h w 2"], known: Bool[Tensor, "b h w"]
+    level: Level,
+    origin: Float[Tensor, "b h w 2"],
+    known: Bool[Tensor, "b h w"],
+    sharper: float = 1.0,
 ) -> Float[Tensor, ""]:
-    height, width = level.size
-    place = F.adaptive_avg_pool2d(rearrange(origin, "b h w c -> b c h w"), level.size)
-    weight = F.adaptive_avg_pool2d(known[:, None].float(), level.size).flatten(1)
-    x = (place[:, 0].flatten(1) + 1) * width / 2 - 0.5
-    y = (place[:, 1].flatten(1) + 1) * height / 2 - 0.5
-    logits = affinities(level)
-    wanted = tent(y, height)[..., :, None] * tent(x, width)[..., None, :]  # (b, n, height, width)
-    terms = -(wanted.flatten(2)[:, None] * logits.log_softmax(dim=3)).sum(dim=3).mean(dim=1)
-    weight = weight * (weight > 0.5)
+    selection = selection_of(level) if isinstance(level.operator, GPA) else None
+    query, key = (x.float() / sharper**0.5 for x in (level.query, level.key))
+    level = replace(level, query=query, key=key)
+    place, weight = pooled_origin(origin, known, level.size)
+    keys, shares = four_keys(place.flatten(1, 2), level.size)
+    logits = logits_of(level, keys)
+    total = log_sum_exp(level, selection, keys, logits)
+    terms = total.mean(dim=1) - (shares[:, None] * logits).sum(dim=3).mean(dim=1)
+    weight = (weight * (weight > 0.5)).flatten(1)
     return (terms * weight).sum() / weight.sum().clamp(min=1)
 
 
-def affinities(level: Level) -> Float[Tensor, "b heads n n_k"]:
-    """Compute the logits of a level of full attention, in float32."""
-    assert isinstance(level.operator, Full)
+def four_keys(
+    place: Float[Tensor, "b n 2"], size: tuple[int, int]
+) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
+    """Return the keys around each place, x and y in -1 to 1, and their bilinear shares."""
+    sides = place.new_tensor([size[1], size[0]])
+    at = (((place + 1) * sides - 1) / 2).clamp(min=0).minimum(sides - 1)
+    low = at.floor()
+    high = (low + 1).minimum(sides - 1)
+    part = at - low
+    (x0, y0), (x1, y1), (px, py) = (t.unbind(dim=2) for t in (low, high, part))
+    keys = torch.stack([y * size[1] + x for y in (y0, y1) for x in (x0, x1)], dim=2)
+    shares = torch.stack([b * a for b in (1 - py, py) for a in (1 - px, px)], dim=2)
+    return keys.long(), shares
+
+
+def logits_of(level: Level, keys: Int[Tensor, "b n y"]) -> Float[Tensor, "b heads n y"]:
+    """Compute the logits of every query with keys of its own."""
+    query, key = level.query, level.key
+    b, heads, _, d = query.shape
+    index = keys.flatten(1)[:, None, :, None].expand(b, heads, -1, d)
+    key = key.gather(2, index).unflatten(2, keys.shape[1:])
+    if form_of(level.operator) == "euclidean":
+        return -(query[..., None, :] - key).square().sum(dim=4)
+    return (query[..., None, :] * key).sum(dim=4)
+
+
+def form_of(operator: Operator) -> str:
+    assert isinstance(operator, (Full, GPA))
+    return operator.affinity
+
+
+@torch.no_grad()
+def selection_of(level: Level) -> Selection:
+    assert isinstance(level.operator, GPA)
+    form: dict[str, Any] = {"scale": 1.0, "affinity": form_of(level.operator)}
     query, key = level.query.float(), level.key.float()
-    if level.operator.affinity == "euclidean":
+    return ndgpa.select(query, key, level.structure, level.operator.rule, **form)
+
+
+def log_sum_exp(
+    level: Level,
+    selection: Selection | None,
+    keys: Int[Tensor, "b n y"],
+    logits: Float[Tensor, "b heads n y"],
+) -> Float[Tensor, "b heads n"]:
+    """Compute the log-sum-exp of all logits of every query: of what it reads, and of `keys`."""
+    if selection is None:
+        return affinities(level).logsumexp(dim=3)
+    query, key, structure = level.query, level.key, level.structure
+    form: dict[str, Any] = {"scale": 1.0, "affinity": form_of(level.operator)}
+    read = ndgpa.attend(query, key, key[..., :1], selection, structure, return_lse=True, **form)[1]
+    chosen = selection.blocks[:, :, structure.cell_of_site]  # (b, heads, n, kappa)
+    blocks = structure.block_of_site[keys][:, None]
+    unread = (chosen[..., None, :] != blocks[..., None]).all(dim=4)
+    return torch.cat([read[..., None], logits.masked_fill(~unread, -torch.inf)], 3).logsumexp(3)
+
+
+def affinities(level: Level) -> Float[Tensor, "b heads n n_k"]:
+    """Compute the logits of a level of full attention."""
+    query, key = level.query, level.key
+    if form_of(level.operator) == "euclidean":
         return -torch.cdist(query, key).square()
     return query @ key.mT
-
-
-def tent(x: Float[Tensor, "b n"], length: int) -> Float[Tensor, "b n length"]:
-    """Spread x linearly over the two whole numbers beside it."""
-    numbers = torch.arange(length, device=x.device)
-    return (1 - (x[..., None] - numbers).abs()).clamp(min=0)

@@ -31,19 +31,31 @@ MASK_START = -1.0  # of the mask's logit: at first the network's own colours cou
 
 
 class Encoder(nn.Module):
-    """Features of every level, the finest first: a stem, then one block a level."""
+    """Features of every level, the finest first: a stem, then one block a level.
+
+    Levels that were once the finest of a growing network (`ModelConfig.stems`) keep the stem of
+    that time, and add what comes from the finer level with a strength that begins at 0.
+    """
 
     def __init__(self, channels_in: int, config: ModelConfig) -> None:
         super().__init__()
         widths, lr = config.channels, config.weight_lr
-        self.stem = Conv(channels_in, widths[0], 1 if config.stylegan2 else 3, lr=lr)
+        side = 1 if config.stylegan2 else 3
+        self.stem = Conv(channels_in, widths[0], side, lr=lr)
         block = ResidualDown if config.stylegan2 else LightDown
         self.down = nn.ModuleList(block(i, o, lr) for i, o in pairwise(widths))
+        once_finest = widths[1 : config.stems]
+        self.stems = nn.ModuleList(Conv(channels_in, width, side, lr=lr) for width in once_finest)
+        self.strengths = nn.ParameterList(torch.zeros(()) for _ in once_finest)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
         levels = [activate(self.stem(x))]
-        for block in self.down:
-            levels.append(block(levels[-1]))
+        for i, block in enumerate(self.down):
+            finer = block(levels[-1])
+            if i < len(self.stems):
+                own = activate(self.stems[i](F.avg_pool2d(x, 2 ** (i + 1))))
+                finer = own + self.strengths[i] * finer
+            levels.append(finer)
         return levels
 
 

@@ -10,26 +10,28 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from examples.common.adversarial import lazy_adam, non_saturating, non_saturating_generator, r1
+from examples.common.checkpoints import Part
 from examples.common.commands import command, set_threads
 from examples.common.loop import run
 from examples.common.processes import average_gradients, start_processes
 from examples.common.schedule import warm_up_cosine
 from examples.common.stylegan2 import Discriminator
+from examples.images.pose_morphing import data
 from examples.images.pose_morphing.data import (
     Batch,
     distorted,
-    draw_distorted,
-    draw_pairs,
     draw_posed,
     join,
     random_affine,
 )
+from examples.images.pose_morphing.growth import before_growth, begin_with, carry_over
 from examples.images.pose_morphing.losses import (
     R1_EVERY,
     TextureEnergy,
@@ -41,8 +43,11 @@ from examples.images.pose_morphing.losses import (
 from examples.images.pose_morphing.model import Generator, Morph, discriminator_of
 from examples.images.pose_morphing.perceptual import perceptual_of
 from examples.images.pose_morphing.train_options import TrainConfig, check_options, facts, paper
+from examples.images.pose_morphing.trained import load_trained
+from examples.people.figures.truth import open_truth
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
+from ndgpa import GPA
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,13 @@ class Trainer:
     def __init__(self, config: TrainConfig, pictures: Pictures) -> None:
         self.config, self.pictures = config, pictures
         self.device = torch.device(config.device)
+        self.truth = open_truth(config.data, "train") if config.true_pairs else None
         torch.manual_seed(config.seed)
-        self.generator = Generator(config.model).to(self.device, memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(groups(self.generator), betas=config.betas)
-        self.parts = {
-            "generator": self.generator,
-            "average": self.average,
-            "optimizer": self.optimizer,
-        }
+        self.parts: dict[str, Part] = {}
+        self.doublings = len(config.grow_at)  # that are still to come
+        self.use(self.network())
+        if config.start is not None:
+            begin_with(load_trained(config.start).generator, self.generator, self.average)
         self.texture = TextureEnergy().to(self.device)
         self.perceptual = None
         if config.weights.perceptual:
@@ -99,8 +102,38 @@ class Trainer:
                 "discriminator_optimizer": self.discriminator_optimizer,
             }
 
+    def network(self) -> Generator:
+        """Build the generator of the present size."""
+        config = before_growth(self.config.model, self.doublings)
+        return Generator(config).to(self.device, memory_format=torch.channels_last)
+
+    def use(self, generator: Generator) -> None:
+        """Train this generator from now on, with a new optimizer."""
+        self.generator = generator
+        self.average = copy.deepcopy(generator).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(groups(generator), betas=self.config.betas)
+        self.parts |= {
+            "generator": self.generator,
+            "average": self.average,
+            "optimizer": self.optimizer,
+        }
+
+    def grow(self, step: int) -> None:
+        """Bring the networks to the size that this step is taken at."""
+        while self.doublings > sum(step < growth for growth in self.config.grow_at):
+            self.doublings -= 1
+            generator, average = self.generator, self.average
+            self.use(self.network())
+            carry_over(generator, self.generator)
+            carry_over(average, self.average)
+
+    def prepare(self, steps: int) -> None:
+        """Bring the networks to the size that they had after so many steps."""
+        self.grow(steps - 1)
+
     def advance(self, step: int) -> dict[str, float]:
         """Take one step: batches, losses, gradients, new weights, their average."""
+        self.grow(step)
         done = step / self.config.steps
         set_rate(self.optimizer, self.rate(step))
         self.optimizer.zero_grad()
@@ -123,9 +156,16 @@ class Trainer:
         return figures
 
     def draw(self, done: float) -> list[Task]:
+        """Draw a part of a batch, at the present size."""
+        tasks = self.draw_large(done)
+        return [replace(task, batch=task.batch.reduced(self.doublings)) for task in tasks]
+
+    def draw_large(self, done: float) -> list[Task]:
         """Draw a part of a batch; in the mixed setting half of it are pairs."""
         config, size = self.config, self.config.batch // self.config.accumulate
         setting, pictures, device = config.setting, self.pictures, self.device
+        draw_pairs = partial(data.draw_pairs, truth=self.truth, variety=config.variety)
+        draw_distorted = partial(data.draw_distorted, variety=config.variety)
         if setting == "paired":
             return [Task(draw_pairs(pictures, size, device))]
         if setting == "equation2":
@@ -171,6 +211,9 @@ class Trainer:
             "edges": lambda: edge_l1(image, truth),
             "texture": lambda: self.texture(image, truth),
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
+            "selected": lambda: correspondence_loss(
+                morph.levels, batch.origin, batch.known, GPA, self.config.sharper
+            ),
         }
         if self.config.model.copy_rgb:
             losses["copying"] = lambda: copy_loss(morph.copied, truth)
@@ -222,12 +265,14 @@ class Trainer:
             mean.copy_(now)
 
     def rate(self, step: int) -> float:
-        """Warm-up, then constant for a share of the steps, then a cosine down to a twentieth."""
+        """Constant for a share of the steps, then a cosine to a twentieth; first, and after each
+        growth, a warm-up.
+        """
         config = self.config
-        factor = warm_up_cosine(
-            step, config.steps, config.warm_up_steps, hold=config.hold, least=0.05
-        )
-        return config.learning_rate * factor
+        begun = max((x for x in config.grow_at if x <= step), default=0)
+        warm = min(1, (step - begun + 1) / config.warm_up_steps)
+        factor = warm_up_cosine(step, config.steps, hold=config.hold, least=0.05)
+        return config.learning_rate * warm * factor
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bfloat16)
@@ -296,6 +341,7 @@ def train(
         save_every_s=config.save_every_s,
         pictures=trainer.pictures_of,
         writes=rank == 0,
+        prepare=trainer.prepare,
     )
     if count > 1:
         torch.distributed.destroy_process_group()
@@ -307,6 +353,10 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         raise ValueError(f"pictures have {pictures.size} pixels, the model {config.model.size}")
     if config.setting in ("paired", "mixed", "equation2") and not len(pictures.pairs):
         raise ValueError(f"setting {config.setting!r} needs pairs, and {config.data} has none")
+    if config.true_pairs and open_truth(config.data, "train") is None:
+        raise ValueError(
+            f"--true-pairs needs drawn figures with their truth; {config.data} is none"
+        )
     if config.setting == "unpaired" and not config.weights.gan:
         raise ValueError("setting 'unpaired' needs a discriminator: give --weights.gan 1")
     least = config.accumulate * (2 if config.setting == "mixed" else 1)

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from examples.common.checkpoints import digest
+from examples.common.checkpoints import digest, tensors_file
 from examples.common.commands import check_count, check_device, check_number, check_seed
 from examples.common.files import check_folder
 from examples.images.pose_morphing.config import ModelConfig, preset
@@ -26,7 +27,8 @@ class Weights:
     texture: float = 2.0
     perceptual: float = 0.0
     gan: float = 0.0
-    correspondence: float = 0.1  # where the source of a pixel is known: after tau
+    correspondence: float = 0.1  # of full attentions, where the source of a pixel is known
+    selected: float = 0.0  # the same, of attentions that select
 
 
 EQUATION_2 = Weights(
@@ -52,6 +54,11 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
+    start: Path | None = None  # run or checkpoint whose weights to begin with, as in growth.py
+    grow_at: tuple[int, ...] = ()  # steps at which the size doubles, up to that of the preset
+    sharper: float = 1.0  # times, of logits in copying; in the loss of correspondence they are not
+    true_pairs: bool = False  # pairs of drawn figures know where the source of a pixel is, too
+    variety: float = 0.0  # share of the samples whose light, sharpness and compression vary
     distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
     gan_from: float = 0.67  # share of the steps before the discriminator is used
     r1_gamma: float = R1_GAMMA  # weight of the discriminator's gradient penalty
@@ -72,6 +79,7 @@ class TrainConfig:
     @property
     def model(self) -> ModelConfig:
         config = preset(self.preset)
+        config = replace(config, sharper=self.sharper)
         return replace(config, attention=self.attention) if self.attention else config
 
 
@@ -114,20 +122,36 @@ def check_options(config: TrainConfig) -> None:
     check_device(config.device)
     check_number("--save-every-s", config.save_every_s, 0.0)
     check_number("--r1-gamma", config.r1_gamma, 0.0)
-    for name in ("learning_rate", "clip"):
+    for name in ("learning_rate", "clip", "sharper"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, above=True)
-    for name in ("coarse_first", "distortion_first", "gan_from", "ema", "hold"):
+    for name in ("coarse_first", "distortion_first", "gan_from", "ema", "hold", "variety"):
         check_number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, 1.0)
     for beta in config.betas:
         check_number("--betas", beta, 0.0, 0.999999)
     for name, weight in asdict(config.weights).items():
         check_number(f"--weights.{name}", weight, 0.0)
     check_folder(config.out)
+    check_growth(config)
+
+
+def check_growth(config: TrainConfig) -> None:
+    steps, most = config.grow_at, config.model.stems - 1
+    if not all(a < b for a, b in pairwise((0, *steps))):
+        raise ValueError(f"--grow-at must be steps that rise from 1, got {steps}")
+    if len(steps) > most:
+        raise ValueError(
+            f"--grow-at names {len(steps)} steps; a network of {config.model.stems} stems can grow "
+            f"{most} times"
+        )
+    if config.weights.gan and steps and config.gan_from * config.steps < steps[-1]:
+        raise ValueError(
+            "the discriminator judges the last size: --gan-from must not come before --grow-at"
+        )
 
 
 def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """List what a resumed run must have been made with: all but places and machines."""
-    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg", "lpips")
+    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg", "lpips", "start")
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
     said["bfloat16"] = config.in_bfloat16
     if processes > 1:  # each draws samples of its own
@@ -135,4 +159,6 @@ def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     for name, path in (("vgg", config.vgg), ("lpips", config.lpips)):
         if path is not None:
             said[name] = digest(path)
+    if config.start is not None:
+        said["start"] = digest(tensors_file(config.start))
     return json.loads(json.dumps(said | {"model": asdict(config.model)}))

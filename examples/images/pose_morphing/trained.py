@@ -11,6 +11,7 @@ from examples.common import checkpoints, untrusted
 from examples.common.commands import check_count
 from examples.common.untrusted import BadInput, number
 from examples.images.pose_morphing.config import ModelConfig
+from examples.images.pose_morphing.growth import before_growth
 from examples.images.pose_morphing.model import Generator, selecting, set_kappa
 
 KINDS: dict[Any, Any] = {
@@ -19,6 +20,7 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
+OLDER = {"stems": 1, "sharper": 1.0}  # what checkpoints of older versions do not say
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
@@ -44,8 +46,8 @@ def load_trained(path: Path, kappa: int | None = None) -> Trained:
     found = checkpoints.latest(path) if path.is_dir() else checkpoints.load(path)
     if found is None:
         raise BadInput(f"{path} holds no checkpoint")
-    config = config_of(found.facts.get("model"), f"the model of the checkpoint in {path}")
-    check_shapes(config, found.tensors)
+    planned = config_of(found.facts.get("model"), f"the model of the checkpoint in {path}")
+    config = grown_so_far(planned, found.tensors)
     generator = Generator(config)
     checkpoints.restore({"average": generator}, found.tensors)
     if kappa is not None:
@@ -61,7 +63,7 @@ def config_of(said: Any, name: str) -> ModelConfig:
         BadInput: One is missing, unknown, of another type or beyond its limit.
     """
     kinds = {field.name: KINDS.get(field.type, field.type) for field in fields(ModelConfig)}
-    said = untrusted.fields(said, kinds, name)
+    said = untrusted.fields(OLDER | untrusted.of_kind(said, dict, name), kinds, name)
     if unknown := sorted(said.keys() - kinds):
         raise BadInput(f"{name} has the unknown option {unknown[0]!r}")
     sides = [number(side, f"the size of {name}", 8, LARGEST_SIDE) for side in said["size"]]
@@ -70,6 +72,7 @@ def config_of(said: Any, name: str) -> ModelConfig:
         raise BadInput(f"{name} has {len(sides)} sides and {len(widths)} levels")
     number(said["query_width"] or 1, f"the query_width of {name}", 1, LARGEST_WIDTH)
     number(said["fusion_kernel"], f"the fusion_kernel of {name}", 1, 15)
+    number(said["sharper"], f"the sharper of {name}", 1e-3, 1e3)
     number(said["weight_lr"], f"the weight_lr of {name}", 1e-3, 1e3)
     try:
         return ModelConfig(**said | {"size": tuple(sides), "channels": tuple(widths)})
@@ -77,13 +80,20 @@ def config_of(said: Any, name: str) -> ModelConfig:
         raise BadInput(f"{name} cannot be built: {error}") from error
 
 
-def check_shapes(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse a model of other shapes than the file's, before memory is allocated for it."""
-    with torch.device("meta"):
-        shapes = {name: x.shape for name, x in Generator(config).state_dict().items()}
+def grown_so_far(planned: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
+    """Find the network of a growth that a file holds, before memory is allocated for it.
+
+    Raises:
+        BadInput: It holds none of them.
+    """
     held = {name: x.shape for name, x in tensors.items() if name.startswith("average/")}
-    if held != {f"average/{name}": shape for name, shape in shapes.items()}:
-        raise BadInput("the checkpoint does not hold the network that it describes")
+    for times in range(planned.stems):
+        config = before_growth(planned, times)
+        with torch.device("meta"):
+            shapes = {name: x.shape for name, x in Generator(config).state_dict().items()}
+        if held == {f"average/{name}": shape for name, shape in shapes.items()}:
+            return config
+    raise BadInput("the checkpoint does not hold the network that it describes")
 
 
 def read(generator: Generator, kappa: int) -> None:

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
+from jaxtyping import Float
 
 from examples.people.figures.camera import GROUND, Camera
+from examples.people.figures.fabric import Patch
 
 SHADOW = 0.35  # darkening below a foot
 SHADOW_SIZE = 0.014, 0.075  # down and across, in body heights
@@ -13,13 +16,20 @@ LIGHT = 0.16  # how much darker the wall is at its lower corners
 
 @dataclass(frozen=True)
 class Backdrop:
-    """Colours from 0 to 255; the floor ends `horizon` of the rows above the ground."""
+    """Colours from 0 to 255; the floor ends `horizon` of the rows above the ground.
+
+    With a `patch` of a photograph, `zoom` of whose pixels fill the height, that is the wall, mixed
+    with a share `paler` of the drawn one.
+    """
 
     wall: np.ndarray
     floor: np.ndarray
     stripe: np.ndarray
     horizon: float
     stripes: int
+    patch: Patch | None = None
+    zoom: float = 0.0
+    paler: float = 0.0
 
 
 def draw_backdrop(generator: np.random.Generator) -> Backdrop:
@@ -42,10 +52,20 @@ def paint(backdrop: Backdrop, camera: Camera, feet: np.ndarray) -> np.ndarray:
     x = (np.arange(camera.width, dtype=np.float32) + 0.5) / camera.width - 0.5
     striped = (np.floor((x + 0.5) * (2 * backdrop.stripes + 1)) % 2)[None, :, None]
     wall = backdrop.wall + striped * (backdrop.stripe - backdrop.wall)
+    if backdrop.patch is not None:
+        wall = backdrop.paler * wall + (1 - backdrop.paler) * scenery(backdrop, camera)
     wall = wall * (1 - LIGHT * (y * y + 0.5 * x * x))[..., None]
     edge = np.clip((y - (1 - GROUND - backdrop.horizon)) * camera.height + 0.5, 0, 1)[..., None]
     picture = wall + edge * (backdrop.floor * (0.9 + 0.1 * y)[..., None] - wall)
     return (picture * _shadow(camera, feet)[..., None]).astype(np.float32)
+
+
+def scenery(backdrop: Backdrop, camera: Camera) -> Float[np.ndarray, "h w 3"]:
+    """Cut the photograph to the picture's size."""
+    assert backdrop.patch is not None
+    size = camera.width, camera.height
+    crop = backdrop.patch.cut(backdrop.zoom * np.array([1, camera.width / camera.height]))
+    return np.asarray(crop.resize(size, PIL.Image.Resampling.BICUBIC), np.float32)
 
 
 def _shadow(camera: Camera, feet: np.ndarray) -> np.ndarray:

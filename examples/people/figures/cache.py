@@ -28,14 +28,17 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from examples.common.commands import Stopped, check_count, ignore_interrupts, locked
+from examples.common.commands import Stopped, check_count, check_number, ignore_interrupts, locked
 from examples.common.files import replacing
-from examples.common.untrusted import BadInput, decoding, fields, read_json
+from examples.common.untrusted import BadInput, decoding, fields, of_kind, read_json
 from examples.people.figures.camera import Camera
 from examples.people.figures.render import looks_of, render
 from examples.people.figures.skeleton import KEY_POINTS
 
-KINDS = {"version": int, "size": list, "identities": int, "poses": int, "seed": int, "truth": bool}
+KINDS: dict[str, Any] = {
+    **{"version": int, "size": list, "identities": int, "poses": int, "seed": int, "truth": bool},
+    "photos": (int, float),
+}
 MOST = 10**7  # identities, and poses of each
 VERSION = 1  # of the drawing and of the files: other numbers are other pictures
 SPLITS = {"train": (0, 28), "validation": (28, 29), "test": (29, 30)}  # of 30 parts
@@ -53,6 +56,7 @@ class Options:
         poses: Pictures of each.
         seed: Other seeds are other people.
         truth: Also the part and the surface point of every pixel, 7 bytes each.
+        photos: The share of the cloths and of the backdrops that are patches of photographs.
     """
 
     size: tuple[int, int] = (128, 64)
@@ -60,10 +64,12 @@ class Options:
     poses: int = 6
     seed: int = 0
     truth: bool = True
+    photos: float = 0.0
 
     def __post_init__(self) -> None:
         Camera(*self.size)
         check_count("--options.seed", self.seed, 0, 2**32 - 1)
+        check_number("--photos", self.photos, 0.0, 1.0)
         for name in ("identities", "poses"):
             check_count(name, getattr(self, name), least=0, most=MOST)
         if self.identities < 30 or self.poses < 2:
@@ -89,7 +95,8 @@ class Options:
 
     def written(self) -> dict[str, Any]:
         """The options as the JSON files have them."""
-        return json.loads(json.dumps({"version": VERSION, **asdict(self)}))
+        said = {name: x for name, x in asdict(self).items() if name != "photos" or x}
+        return json.loads(json.dumps({"version": VERSION, **said}))
 
 
 def build(folder: Path, options: Options, workers: int = 2) -> None:
@@ -165,7 +172,7 @@ def fill(
     for identity in identities:
         if parent is not None and os.getppid() != parent:
             return
-        looks = looks_of(identity, options.size, options.seed)
+        looks = looks_of(identity, options.size, options.seed, options.photos)
         for pose in range(options.poses):
             figure = render(looks, identity, pose, options.size, options.seed)
             row = identity * options.poses + pose
@@ -234,7 +241,8 @@ class Figures:
     def options(self) -> dict[str, Any]:
         """The options together with the version."""
         path = Path(self.folder) / "figures.json"
-        return fields(read_json(path), KINDS, str(path))
+        said = of_kind(read_json(path), dict, str(path))
+        return fields({"photos": 0.0} | said, KINDS, str(path))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:

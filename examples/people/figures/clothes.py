@@ -14,6 +14,7 @@ from examples.people.figures.backdrop import Backdrop, draw_backdrop
 from examples.people.figures.camera import FIGURE
 from examples.people.figures.fabric import Cloth, Colour
 from examples.people.figures.face import face
+from examples.people.figures.patches import Patches
 from examples.people.figures.skeleton import Body
 
 EXTENT = {
@@ -50,6 +51,7 @@ class Tailor:
 
     generator: np.random.Generator
     rows: int
+    patches: Patches | None = None
 
     @property
     def density(self) -> float:
@@ -73,7 +75,8 @@ class Tailor:
         return fabric.dye(np.zeros(self.shape(part)), colour, colour)
 
     def draw_cloth(self) -> Cloth:
-        return fabric.draw_cloth(self.generator, HALF_PERIOD * self.pixel)
+        drawn = fabric.draw_cloth(self.generator, HALF_PERIOD * self.pixel)
+        return drawn if self.patches is None else self.patches.cloth(drawn)
 
     def draw_word(self, width: float) -> str:
         """Draw letters and digits that fit into `width` body heights."""
@@ -83,13 +86,16 @@ class Tailor:
         return "".join(letters[: least + int(self.generator.random() * (most + 1 - least))])
 
 
-def draw_looks(generator: np.random.Generator, rows: int) -> Looks:
-    """Draw the looks of a random figure."""
-    tailor = Tailor(generator, rows)
+def draw_looks(generator: np.random.Generator, rows: int, patches: Patches | None = None) -> Looks:
+    """Draw the looks of a random figure, with patches of photographs if there are any."""
+    tailor = Tailor(generator, rows, patches)
     skin: Colour = SKINS[generator.integers(len(SKINS))]
     body = Body(height=generator.uniform(0.95, 1.04), girth=generator.uniform(0.9, 1.15))
     textures = draw_shirt(tailor, skin) | draw_trousers(tailor, skin) | draw_skin(tailor, skin)
-    return Looks(body, textures, bool(generator.random() < 0.5), draw_backdrop(generator))
+    long_hair, backdrop = bool(generator.random() < 0.5), draw_backdrop(generator)
+    return Looks(
+        body, textures, long_hair, backdrop if patches is None else patches.backdrop(backdrop)
+    )
 
 
 def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:

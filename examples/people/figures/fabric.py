@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import PIL.Image
 import skimage.data
+from jaxtyping import Float
 
 PATTERNS = (
     *("horizontal stripes", "vertical stripes", "diagonal stripes", "checks", "gingham"),
@@ -68,6 +69,29 @@ def _odd(cells: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A place in a photograph.
+
+    Args:
+        photo: One of PHOTOS.
+        at: Where in it, (down, across), in shares.
+        channels: Which of its channels are red, green and blue.
+    """
+
+    photo: str
+    at: tuple[float, float]
+    channels: tuple[int, int, int] = (0, 1, 2)
+
+    def cut(self, wanted: Float[np.ndarray, "2"]) -> PIL.Image.Image:
+        """Cut out so many rows and columns, or as many as there are."""
+        pixels = load_photo(self.photo)
+        size = np.minimum(wanted, pixels.shape[:2]).astype(int)
+        top, left = (np.array(self.at) * (pixels.shape[:2] - size)).astype(int)
+        crop = pixels[top : top + size[0], left : left + size[1], list(self.channels)]
+        return PIL.Image.fromarray(crop)
+
+
+@dataclass(frozen=True)
 class Cloth:
     """What one garment is made of, for all its parts.
 
@@ -75,30 +99,26 @@ class Cloth:
         pattern: One of PATTERNS.
         half: Half of a period in body heights.
         colours: Two that can be told apart.
-        photo: One of PHOTOS, for the pattern "photo".
-        zoom: Its pixels on a body height.
-        at: Where in it, (down, across), in shares.
+        patch: For the pattern "photo".
+        zoom: Pixels of the photograph on a body height.
     """
 
     pattern: str
     half: float
     colours: tuple[Colour, Colour]
-    photo: str
+    patch: Patch
     zoom: float
-    at: tuple[float, float]
 
 
 def draw_cloth(generator: np.random.Generator, least_half: float) -> Cloth:
     """Draw a random cloth; `least_half` bounds `half` from below."""
     first = draw_colour(generator)
-    return Cloth(
-        pattern=str(generator.choice(PATTERNS)),
-        half=generator.uniform(least_half, max(2.1 * least_half, 0.08)),
-        colours=(first, draw_contrast(generator, first)),
-        photo=str(generator.choice(PHOTOS)),
-        zoom=4 * generator.uniform(*CROP),
-        at=(generator.random(), generator.random()),
-    )
+    pattern = str(generator.choice(PATTERNS))
+    half = generator.uniform(least_half, max(2.1 * least_half, 0.08))
+    colours = first, draw_contrast(generator, first)
+    photo, zoom = str(generator.choice(PHOTOS)), 4 * generator.uniform(*CROP)
+    patch = Patch(photo, (generator.random(), generator.random()))
+    return Cloth(pattern, half, colours, patch, zoom)
 
 
 def weave(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
@@ -111,11 +131,7 @@ def weave(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
 def photo(cloth: Cloth, shape: tuple[int, int], density: float) -> np.ndarray:
     """Crop a photograph, as it is on the front half and mirrored on the back."""
     rows, columns = shape
-    pixels = load_photo(cloth.photo)
-    texels = np.array([rows, columns / 2])
-    size = np.minimum(texels * cloth.zoom / density, pixels.shape[:2]).astype(int)
-    top, left = (np.array(cloth.at) * (pixels.shape[:2] - size)).astype(int)
-    crop = PIL.Image.fromarray(pixels[top : top + size[0], left : left + size[1]])
+    crop = cloth.patch.cut(np.array([rows, columns / 2]) * cloth.zoom / density)
     half = columns // 2
     front, back = (
         np.asarray(crop.resize((wide, rows), PIL.Image.Resampling.BOX))

@@ -10,6 +10,7 @@ from examples.people.figures.body import PARTS, Capsule, capsules
 from examples.people.figures.camera import Camera
 from examples.people.figures.cast import Surface, cast, normals
 from examples.people.figures.clothes import Looks, draw_looks
+from examples.people.figures.patches import Patches
 from examples.people.figures.poses import draw_skeleton
 from examples.people.figures.skeleton import (
     KEY_POINTS,
@@ -54,13 +55,17 @@ class Figure:
     yaw: float
 
 
-def draw_figure(identity: int, pose: int, shape: tuple[int, int], seed: int = 0) -> Figure:
+def draw_figure(
+    identity: int, pose: int, shape: tuple[int, int], seed: int = 0, photos: float = 0.0
+) -> Figure:
     """Pose number `pose` of somebody; the same on every run."""
-    return render(looks_of(identity, shape, seed), identity, pose, shape, seed)
+    return render(looks_of(identity, shape, seed, photos), identity, pose, shape, seed)
 
 
-def looks_of(identity: int, shape: tuple[int, int], seed: int = 0) -> Looks:
-    return draw_looks(np.random.default_rng([7, seed, identity]), shape[0])
+def looks_of(identity: int, shape: tuple[int, int], seed: int = 0, photos: float = 0.0) -> Looks:
+    """Draw the looks of somebody, a share of whose cloths and backdrops are photographs."""
+    patches = Patches(np.random.default_rng([19, seed, identity]), photos) if photos else None
+    return draw_looks(np.random.default_rng([7, seed, identity]), shape[0], patches)
 
 
 def render(looks: Looks, identity: int, pose: int, shape: tuple[int, int], seed: int = 0) -> Figure:

@@ -1,5 +1,7 @@
 """The losses of pose morphing: what is 0 for the truth, what is counted by hand, what learns."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,90 @@ def test_correspondence_moves_queries_to_where_the_truth_is() -> None:
     found = torch.cdist(query[0, 0], key[0, 0]).argmin(1).reshape(size)
     inside = torch.arange(n).reshape(size)[:, 1:]
     assert torch.equal(found[:, :-1], inside)
+
+
+def selecting_level(kappa: int) -> tuple[Level, torch.Tensor, torch.Tensor]:
+    """8x8 sites in blocks of 2x2, cells of one block, two heads; the map; all of it known."""
+    draws = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(2, 2, 64, 4, generator=draws) for _ in range(2))
+    structure = ndgpa.Image((8, 8), block=2)
+    operator = ndgpa.GPA(kappa, scale=1.0, affinity="euclidean")
+    level = Level((8, 8), torch.zeros(2, 3, 8, 8), query, key, structure, operator)
+    theta = torch.tensor([[1.0, 0.1, 0.2], [-0.1, 0.9, 0.05]]).expand(2, 2, 3)
+    origin = F.affine_grid(theta, [2, 3, 16, 16], align_corners=False)
+    return level, origin, origin.abs().amax(-1) < 0.8
+
+
+def test_reading_all_blocks_costs_what_full_attention_costs() -> None:
+    level, origin, known = selecting_level(kappa=16)
+    full = full_level(level.query, level.key, (8, 8))
+    selected = correspondence_loss([level], origin, known, ndgpa.GPA)
+    torch.testing.assert_close(selected, correspondence_loss([full], origin, known))
+    assert correspondence_loss([level], origin, known) == 0
+
+
+def test_correspondence_of_a_selection_by_a_loop() -> None:
+    """Over what the cell reads, and the four true keys where it does not read them."""
+    level, origin, known = selecting_level(kappa=3)
+    form = {"scale": 1.0, "affinity": "euclidean"}
+    chosen = ndgpa.select(level.query, level.key, level.structure, 3, **form).blocks
+    places = F.avg_pool2d((origin * known[..., None]).movedim(3, 1), 2)
+    shares = F.avg_pool2d(known[:, None].float(), 2)
+    costs, weights = [], []
+    for b in range(2):
+        for site in range(64):
+            row, column = divmod(site, 8)
+            share = shares[b, 0, row, column].item()
+            if share <= 0.5:
+                continue
+            x, y = ((places[b, :, row, column] / share + 1) * 4 - 0.5).tolist()
+            true = {
+                int(v) * 8 + int(u): (1 - abs(x - u)) * (1 - abs(y - v))
+                for u in (math.floor(x), math.floor(x) + 1)
+                for v in (math.floor(y), math.floor(y) + 1)
+            }
+            cost = 0.0
+            for head in range(2):
+                blocks = chosen[b, head, level.structure.cell_of_site[site]]
+                read = set(level.structure.upsample(blocks).flatten().tolist()) | set(true)
+                apart = (level.query[b, head, site] - level.key[b, head]).square().sum(dim=1)
+                total = (-apart[sorted(read)]).logsumexp(0)
+                cost += sum(w * (total + apart[y]).item() for y, w in true.items()) / 2
+            costs.append(share * cost)
+            weights.append(share)
+    loss = correspondence_loss([level], origin, known, ndgpa.GPA)
+    assert loss.item() == pytest.approx(sum(costs) / sum(weights), rel=1e-5)
+
+
+def test_logits_for_copying_may_be_sharper() -> None:
+    """Copied features 9 times as hot, of which the loss is to see nothing; all blocks are read."""
+    level, origin, known = selecting_level(kappa=16)
+    hot = dataclasses.replace(level, query=3 * level.query, key=3 * level.key)
+    torch.testing.assert_close(
+        correspondence_loss([hot], origin, known, ndgpa.GPA, sharper=9.0),
+        correspondence_loss([level], origin, known, ndgpa.GPA),
+    )
+
+
+def test_a_true_block_that_is_not_read_is_drawn_into_the_selection() -> None:
+    """Every query is to look at its own place; at first each cell reads one block, not its own."""
+    level, _, _ = selecting_level(kappa=1)
+    origin = F.affine_grid(torch.eye(2, 3).expand(2, 2, 3), [2, 3, 16, 16], align_corners=False)
+    known = torch.ones(2, 16, 16, dtype=torch.bool)
+    query = level.query.clone().requires_grad_()
+
+    def own() -> float:
+        blocks = ndgpa.select(query, level.key, level.structure, 1, scale=1.0, affinity="euclidean")
+        return (blocks.blocks[..., 0] == torch.arange(16)).float().mean().item()
+
+    assert own() < 0.2
+    adam = torch.optim.Adam([query], 0.1)
+    for _ in range(60):
+        adam.zero_grad()
+        part = dataclasses.replace(level, query=query)
+        correspondence_loss([part], origin, known, ndgpa.GPA).backward()
+        adam.step()
+    assert own() > 0.8
 
 
 def test_unknown_places_do_not_count() -> None:
