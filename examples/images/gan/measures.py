@@ -1,8 +1,9 @@
 """How near made pictures come to real ones, as distributions of named features.
 
 Features are those of Inception-v3 where its weights are given, else of the recogniser of figures
-that was trained here and comes with the examples ("judge"). Only distances of the published
-network's features are called FID.
+that was trained here and comes with the examples ("judge"): the means of its five stages, each over
+the spread of real ones, so that every stage counts alike. A set in which all is lost but the mean
+is then 5 away. Only distances of the published network's features are called FID.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from examples.common.frechet import frechet_distance
 from examples.common.inception import load_inception
 from examples.images.gan.data import Pictured
 from examples.people.recogniser import shipped
+from examples.people.recogniser.network import WIDTHS
 
 BATCH = 32
 NEIGHBOURS = 3  # of the sets that precision and recall compare
@@ -43,8 +45,9 @@ class Measures:
         Raises:
             ValueError: `inception` is no file of Inception's weights.
         """
-        name, features = _features(inception)
-        return cls(name, features, _batched(features, some_real(pictured, count)))
+        real = some_real(pictured, count)
+        name, features = _features(inception, real)
+        return cls(name, features, _batched(features, real))
 
     def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
         """Measure made pictures, in -1 to 1."""
@@ -63,11 +66,19 @@ def some_real(pictured: Pictured, count: int, skip: int = 0) -> Float[Tensor, "n
     return pictured.images[order[skip : skip + count]].float() / 127.5 - 1
 
 
-def _features(inception: Path | None) -> tuple[str, Callable[[Tensor], Tensor]]:
+def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
     if inception is not None:
         name, network = load_inception(inception)
         return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
-    return "recogniser", shipped("judge").means
+    judge = shipped("judge")
+    spread = _spread(_batched(judge.means, real))
+    return "recogniser", lambda x: judge.means(x) / spread
+
+
+def _spread(means: Float[Tensor, "n 240"]) -> Float[Tensor, " 240"]:
+    """Return for each feature the root of the variance of its stage."""
+    stages = means.split(WIDTHS, dim=1)
+    return torch.cat([x.var(dim=0).sum().sqrt().expand(x.shape[1]) for x in stages])
 
 
 @torch.no_grad()
