@@ -8,7 +8,7 @@ number of them may change when a run goes on.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,9 +52,9 @@ class TrainConfig:
     rates: tuple[float, float] | None = None  # of generator and discriminator, not the system's own
     added: Regularizers | None = None  # to the losses, instead of the system's own
     ema: float = 0.999
-    ema_share: float = math.inf  # of the steps so far that averages reach back at most
+    ema_share: float = 0.0  # of the steps so far that averages reach back at most; 0: any
     augmented: Literal["no", "differentiable", "adaptive"] = "no"  # what the discriminator is shown
-    adaptation: Adaptation = Adaptation()  # of the adaptive augmentation
+    adaptation: Adaptation = field(default_factory=Adaptation)  # of the adaptive augmentation
     bfloat16: bool = False  # autocast
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 0  # of torch on the CPU; 0: as it chooses
@@ -182,13 +182,8 @@ class Trainer:
 
     def changed(self, picture: Tensor) -> Tensor:
         """Augment a picture as the options say."""
-        if self.config.augmented == "no":
-            return picture
-        return (
-            augment(picture)
-            if self.config.augmented == "differentiable"
-            else self.adaptive(picture)
-        )
+        changes = {"no": lambda x: x, "differentiable": augment, "adaptive": self.adaptive}
+        return changes[self.config.augmented](picture)
 
     def judge(self, picture: Tensor, label: Tensor) -> Tensor:
         with self.autocast():
@@ -217,8 +212,9 @@ class Trainer:
             mean.copy_(now)
 
     def kept_at(self, step: int) -> float:
-        """Return how much of the averages stays: less in the beginning, where `ema_share` is set."""
-        return min(self.config.ema, 1 - min(1.0, 1 / (self.config.ema_share * step)))
+        """Return how much of the averages stays: less in the beginning if there is a share."""
+        reach = self.config.ema_share * step or math.inf
+        return min(self.config.ema, 1 - min(1.0, 1 / reach))
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, Tensor]:
@@ -281,7 +277,7 @@ def check_options(config: TrainConfig) -> None:
     for rate in config.rates or ():
         check_number("--rates", rate, 0, above=True)
     check_number("--ema", config.ema, 0, 1)
-    check_number("--ema-share", config.ema_share, 0, above=True)
+    check_number("--ema-share", config.ema_share, 0, 1)
     check_number("--adaptation.target", config.adaptation.target, -1, 1)
     for name in ("every", "images"):
         check_count(f"--adaptation.{name}", getattr(config.adaptation, name))
