@@ -47,11 +47,11 @@ class Measures:
         """
         real = some_real(pictured, count)
         name, features = _features(inception, real)
-        return cls(name, features, _batched(features, real))
+        return cls(name, features, batched(features, real))
 
     def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
         """Measure made pictures, in -1 to 1."""
-        found = _batched(self.features, made.clamp(-1, 1))
+        found = batched(self.features, made.clamp(-1, 1))
         precision, recall = precision_recall(self.real, found)
         return {
             f"frechet_{self.name}": frechet_distance(found, self.real),
@@ -71,7 +71,7 @@ def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tens
         name, network = load_inception(inception)
         return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
     judge = shipped("judge")
-    spread = _spread(_batched(judge.means, real))
+    spread = _spread(batched(judge.means, real))
     return "recogniser", lambda x: judge.means(x) / spread
 
 
@@ -82,7 +82,8 @@ def _spread(means: Float[Tensor, "n 240"]) -> Float[Tensor, " 240"]:
 
 
 @torch.no_grad()
-def _batched(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def batched(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Apply a network to a few pictures at a time."""
     return torch.cat([network(some) for some in pictures.split(BATCH)])
 
 

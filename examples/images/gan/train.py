@@ -6,6 +6,7 @@ number of them may change when a run goes on.
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -301,9 +302,10 @@ def check_share(config: TrainConfig, processes: int) -> None:
 
 
 def facts(config: TrainConfig) -> dict[str, Any]:
-    """What a resumed run must have in common with its beginning."""
+    """What a resumed run must have in common with its beginning, as JSON has it."""
     free = ("out", "data", "steps", "device", "threads", "save_every_s", "pictures_every")
-    return {name: x for name, x in asdict(config).items() if name not in free}
+    kept = {name: x for name, x in asdict(config).items() if name not in free}
+    return json.loads(json.dumps(kept))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
 from examples.common.files import write_json
 from examples.common.untrusted import BadInput, read_json
-from examples.images.gan.data import Pictured
-from examples.images.gan.measures import Measures, precision_recall, some_real
-from examples.images.gan.studies import compare, report
+from examples.images.gan.data import Pictured, photographs
+from examples.images.gan.measures import Measures, made_by, precision_recall, some_real
+from examples.images.gan.studies import compare, report, spoilt
 from examples.images.gan.studies.compare import Case
 from examples.images.gan.trained import Options, load, main as export
+from examples.people.recogniser import shipped
 
 
 def some_pictures(count: int = 12) -> Pictured:
@@ -92,7 +95,7 @@ def test_the_run_that_had_least_time_goes_on_and_is_reported(
     small = tmp_path / "small"
     export(Options(runs / "stylegan2-own-0", small))
     latent = torch.randn(2, 64)
-    a, b = (load(x).generator(latent, None) for x in (runs / "stylegan2-own-0", small))
+    a, b = (made_by(load(x).generator, latent, 1) for x in (runs / "stylegan2-own-0", small))
     assert (a - b).abs().max() < 0.05 * a.abs().max()
 
 
@@ -105,3 +108,45 @@ def test_folders_without_runs_are_refused_in_one_sentence(tmp_path: Path) -> Non
             load(folder)
     with pytest.raises(BadInput, match="no system 'gan'"):
         compare.main(compare.Options("photographs", tmp_path, systems=("gan",)))
+
+
+@pytest.fixture(scope="module")
+def patches() -> Pictured:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("examples.images.gan.data.PATCHES", 130)
+        return photographs(32)
+
+
+def test_spoilt_pictures_are_farther_the_more_they_are_spoilt(patches: Pictured) -> None:
+    found = {name: x[0] for name, x in spoilt.distances(patches, 256).items()}
+    for worse in (
+        ["other real pictures", "blurred by 1 pixel", "blurred by 2 pixels"],
+        ["other real pictures", "noise of 0.05", "noise of 0.2", "noise of 0.5"],
+        ["64 pictures, repeated", "16 pictures, repeated", "one picture, repeated"],
+        ["other real pictures", "16 pictures, repeated", "pixels out of order"],
+        ["other real pictures", "grey", "pixels out of order"],
+    ):
+        ordered = [found[name] for name in worse]
+        assert ordered == sorted(ordered), worse
+
+
+def test_the_distance_is_that_of_stages_brought_to_one_spread(patches: Pictured) -> None:
+    """Computed again in numpy and scipy, stage by stage, from the network's own features."""
+    real, others = (some_real(patches, 256, skip) for skip in (0, 256))
+    measured = Measures.of(patches, 256)(others)["frechet_recogniser"]
+    judge = shipped("judge")
+    a, b = ([x.mean(dim=(2, 3)).double().numpy() for x in judge(y)] for y in (others, real))
+    spread = [np.sqrt(np.square(x - x.mean(axis=0)).sum() / (len(x) - 1)) for x in b]
+    a, b = (np.hstack([x / s for x, s in zip(y, spread)]) for y in (a, b))
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    values = scipy.linalg.eigvals(cov_a @ cov_b).real.clip(0)
+    shift = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    wanted = shift + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(values).sum()
+    assert np.trace(cov_b) == pytest.approx(5)
+    assert measured == pytest.approx(wanted, rel=1e-3)
+
+
+def test_all_runs_of_a_round_come_before_the_next() -> None:
+    assert compare.goals(12, 5) == [5, 10, 12]
+    assert compare.goals(5, 5) == [5]
+    assert compare.goals(0.5, 5) == [0.5]

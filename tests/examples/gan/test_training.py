@@ -2,8 +2,10 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,55 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert twice is not None
     assert once.tensors.keys() == twice.tensors.keys()
     assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors)
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from examples.images.gan.data import Pictured
+from examples.images.gan.train import TrainConfig, train
+from examples.images.gan.adaptive import Adaptation
+
+images = torch.arange(12 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(12, 3, 32, 32)
+config = TrainConfig(
+    Path(sys.argv[1]), "stylegan2", steps=int(sys.argv[2]), batch=2, threads=1, device="cpu",
+    save_every_s=0.0, rates=(1e-6, 0.02), augmented="adaptive",
+    adaptation=Adaptation(-0.5, every=2, images=40),
+)
+pictured = Pictured(images, torch.zeros(12).long(), 1)
+train(config, pictured, lambda _, step: print(step, flush=True) or {})
+"""
+
+
+def started(out: Path, steps: int) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", KILLED, str(out), str(steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL at two moments; each step saves, so it mostly falls into the writing of a file."""
+    assert started(tmp_path / "once", 8).wait() == 0
+    for seen, pause in (("2\n", 0.0), ("4\n", 0.03)):
+        killed = started(tmp_path / "killed", 8)
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if line == seen:
+                break
+        time.sleep(pause)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+    assert started(tmp_path / "killed", 8).wait() == 0
+    once, killed_run = (checkpoints.latest(tmp_path / name) for name in ("once", "killed"))
+    assert once is not None
+    assert killed_run is not None
+    assert killed_run.step == 8
+    assert once.tensors["adaptive/strength"] > 0
+    assert once.tensors.keys() == killed_run.tensors.keys()
+    assert all(torch.equal(once.tensors[name], killed_run.tensors[name]) for name in once.tensors)
 
 
 def trainer_of(tmp_path: Path, **options: Any) -> Trainer:
