@@ -71,20 +71,26 @@ def started(out: Path, steps: int) -> subprocess.Popen[str]:
     )
 
 
+def finish(out: Path) -> None:
+    with started(out, 8) as process:
+        process.communicate()
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL at two moments; each step saves, so it mostly falls into the writing of a file."""
-    assert started(tmp_path / "once", 8).wait() == 0
+    finish(tmp_path / "once")
     for seen, pause in (("2\n", 0.0), ("4\n", 0.03)):
-        killed = started(tmp_path / "killed", 8)
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if line == seen:
-                break
-        time.sleep(pause)
-        killed.kill()
-        assert killed.wait() == -signal.SIGKILL
-    assert started(tmp_path / "killed", 8).wait() == 0
+        with started(tmp_path / "killed", 8) as killed:
+            assert killed.stdout is not None
+            for line in killed.stdout:
+                if line == seen:
+                    break
+            time.sleep(pause)
+            killed.kill()
+        assert killed.returncode == -signal.SIGKILL
+    finish(tmp_path / "killed")
     once, killed_run = (checkpoints.latest(tmp_path / name) for name in ("once", "killed"))
     assert once is not None
     assert killed_run is not None
