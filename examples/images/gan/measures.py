@@ -1,9 +1,9 @@
 """How near made pictures come to real ones, as distributions of named features.
 
 Features are those of Inception-v3 where its weights are given, else of the recogniser of figures
-that was trained here and comes with the examples ("judge"): the means of its five stages, each over
-the spread of real ones, so that every stage counts alike. A set in which all is lost but the mean
-is then 5 away. Only distances of the published network's features are called FID.
+that was trained here and comes with the examples ("judge"): the means of its last stage, over the
+spread of real ones, so that a set of which nothing is left but the mean is 1 away. Earlier stages
+follow colours first. Only distances of the published network's features are called FID.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from examples.common.frechet import frechet_distance
 from examples.common.inception import load_inception
 from examples.images.gan.data import Pictured
-from examples.people.recogniser import shipped
-from examples.people.recogniser.network import WIDTHS
+from examples.people.recogniser import Recogniser, shipped
 
 BATCH = 32
 NEIGHBOURS = 3  # of the sets that precision and recall compare
@@ -71,14 +70,12 @@ def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tens
         name, network = load_inception(inception)
         return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
     judge = shipped("judge")
-    spread = _spread(batched(judge.means, real))
-    return "recogniser", lambda x: judge.means(x) / spread
+    spread = batched(lambda x: _last(judge, x), real).var(dim=0).sum().sqrt()
+    return "recogniser", lambda x: _last(judge, x) / spread
 
 
-def _spread(means: Float[Tensor, "n 240"]) -> Float[Tensor, " 240"]:
-    """Return for each feature the root of the variance of its stage."""
-    stages = means.split(WIDTHS, dim=1)
-    return torch.cat([x.var(dim=0).sum().sqrt().expand(x.shape[1]) for x in stages])
+def _last(judge: Recogniser, pictures: Tensor) -> Float[Tensor, "b 64"]:
+    return judge(pictures)[-1].mean(dim=(2, 3))
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ class Options:
     systems: tuple[str, ...] = tuple(SYSTEMS)
     attentions: tuple[Attention, ...] = ATTENTIONS
     every: int = 200  # steps between measures
-    pictures: int = 1024  # that are measured
+    pictures: int = 512  # that are measured
     inception: Path | None = None  # weights of Inception-v3; else the recogniser of figures
 
 

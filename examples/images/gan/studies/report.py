@@ -59,7 +59,7 @@ class Options:
     data: str  # as of `compare`
     out: Path = Path("benchmarks/results")
     seeds: int = 2
-    pictures: int = 1024  # as of `compare`
+    pictures: int = 512  # as of `compare`
     shown: int = 16  # of each run
     inception: Path | None = None  # as of `compare`
     note: str = ""  # at the end of what is said of the machine
@@ -134,7 +134,7 @@ def page(
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for case, each in found.items():
         groups[TITLES[case.system], attention_of(case)].append(each)
-    forms = {feature: ".2f", "precision": ".2f", "recall": ".2f"}
+    forms = {feature: ".3f", "precision": ".2f", "recall": ".2f"}
     rows = [
         [*name, str(len(each)), spread(each, "steps", ".0f"), *cells(each, forms)]
         for name, each in groups.items()

@@ -3,7 +3,7 @@
     python -m examples.images.gan.studies.spoilt --data FOLDER
 
 Writes gans_measure.md: the distance of spoilt real pictures, which were not among those that it
-is measured against, and what the same features say without a common scale of the stages.
+is measured against, beside that of features of all stages of the same network.
 """
 
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def main(options: Options) -> None:
     check_folder(options.out)
     set_threads(1)
     rows = distances(open_data(options.data, options.size), options.pictures)
-    heads = ["pictures", "Frechet", "without scale", "precision", "recall"]
+    heads = ["pictures", "Frechet", "all stages", "precision", "recall"]
     table = markdown_table(
         heads, [[name, *(f"{x:.3g}" for x in found)] for name, found in rows.items()]
     )
@@ -106,8 +106,9 @@ def main(options: Options) -> None:
             "",
             f"At most {options.pictures} pictures of {options.size} pixels, of -1 to 1, against as "
             "many real ones. Features are those of",
-            "`examples/images/gan/measures.py`: each stage of the recogniser over the spread of "
-            "real pictures; beside it the same without.",
+            "`examples/images/gan/measures.py`: the last stage of the recogniser over the spread "
+            "of real pictures; beside it",
+            "those of all stages, without a scale. Precision and recall are of the last stage.",
             "",
             table,
             "",
@@ -120,7 +121,7 @@ def main(options: Options) -> None:
 
 
 def distances(pictured: Pictured, count: int) -> dict[str, tuple[float, float, float, float]]:
-    """Return distance, the same without a common scale, precision and recall by kind."""
+    """Return by kind the distance, that of all stages, precision and recall."""
     count = min(count, len(pictured.images) // 2)
     measures, judge = Measures.of(pictured, count), shipped("judge")
     plain = batched(judge.means, some_real(pictured, count))
