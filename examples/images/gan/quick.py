@@ -6,10 +6,10 @@ from examples.images.gan.systems import Regularizers
 from examples.images.gan.train import TrainConfig
 
 RATES = {  # of generator and discriminator
-    "hit": (5e-4, 1e-3),
+    "hit": (1.5e-3, 1e-3),
     "ylg": (4e-4, 8e-4),
     "sagan": (4e-4, 8e-4),
-    "stylenat": (5e-4, 1e-3),
+    "stylenat": (1e-3, 1e-3),
     "stylegan2": (6e-3, 4e-3),
 }
 LAZY_R1 = Regularizers(r1=0.3, r1_every=16)  # in place of each system's own

@@ -121,7 +121,7 @@ def test_spoilt_pictures_are_farther_the_more_they_are_spoilt(patches: Pictured)
     found = {name: x[0] for name, x in spoilt.distances(patches, 244).items()}
     for worse in (
         ["other real pictures", "blurred by 1 pixel", "blurred by 2 pixels"],
-        ["other real pictures", "noise of 0.05", "noise of 0.2", "noise of 0.5"],
+        ["other real pictures", "noise of 0.2", "noise of 0.5"],
         ["64 pictures, repeated", "16 pictures, repeated", "one picture, repeated"],
         ["other real pictures", "16 pictures, repeated", "pixels out of order"],
         ["other real pictures", "quarters exchanged", "pixels out of order"],

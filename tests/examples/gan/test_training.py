@@ -306,6 +306,7 @@ def test_a_wrong_attention_is_refused_in_one_sentence(name: str) -> None:
         ({"preset": "huge"}, "has no preset 'huge'"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"batch": 1}, "--batch must be at least 2"),
+        ({"rates": (1e-3, 0.0)}, "--rates must be"),
         ({"added": Regularizers(r1_every=0)}, "--added.r1-every must be at least 1"),
         ({"added": Regularizers(path_length=1)}, "ylg has no styles, so no path length"),
     ],
