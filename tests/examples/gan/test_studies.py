@@ -123,12 +123,12 @@ def test_spoilt_pictures_are_farther_the_more_they_are_spoilt(patches: Pictured)
         ["other real pictures", "blurred by 1 pixel", "blurred by 2 pixels"],
         ["other real pictures", "noise of 0.2", "noise of 0.5"],
         ["64 pictures, repeated", "16 pictures, repeated", "one picture, repeated"],
-        ["other real pictures", "16 pictures, repeated", "pixels out of order"],
         ["other real pictures", "quarters exchanged", "pixels out of order"],
-        ["other real pictures", "grey", "pixels out of order"],
+        ["other real pictures", "grey"],
     ):
         ordered = [found[name] for name in worse]
         assert ordered == sorted(ordered), worse
+        assert ordered[-1] > 1.3 * ordered[0], worse
 
 
 def test_the_distance_is_that_of_the_last_stage_with_unit_variance(patches: Pictured) -> None:
