@@ -43,7 +43,7 @@ def lazy_adam(
     Source: Karras et al. 2020, appendix B: as if penalties were steps of their own.
     """
     share = every / (every + 1) if every > 1 else 1.0
-    return torch.optim.Adam(parameters, share * rate, betas=(0.0, beta**share))
+    return torch.optim.Adam(parameters, share * rate, betas=(0.0, beta**share), fused=True)
 
 
 def balanced_consistency(

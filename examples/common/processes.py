@@ -3,7 +3,7 @@
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def start_processes(device: str) -> tuple[int, int]:
@@ -18,11 +18,14 @@ def start_processes(device: str) -> tuple[int, int]:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Average over all processes, where there are several."""
-    if not torch.distributed.is_initialized():
-        return
-    count = torch.distributed.get_world_size()
     for p in module.parameters():
         if p.grad is not None:
-            torch.distributed.all_reduce(p.grad)
-            p.grad /= count
+            average(p.grad)
+
+
+def average(x: Tensor) -> Tensor:
+    """Average over all processes, in place; where there is one, nothing happens."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+        x /= torch.distributed.get_world_size()
+    return x

@@ -1,4 +1,4 @@
-"""Augmentation that generator and discriminator share, differentiable.
+"""Augmentation of what the discriminator sees, made and real, differentiable; always as strong.
 
 Source: Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training".
 """

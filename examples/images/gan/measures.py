@@ -1,8 +1,9 @@
 """How near made pictures come to real ones, as distributions of named features.
 
 Features are those of Inception-v3 where its weights are given, else of the recogniser of figures
-that was trained here and comes with the examples ("judge"). Only distances of the published
-network's features are called FID.
+that was trained here and comes with the examples ("judge"): the means of its last stage, over the
+spread of real ones, so that a set of which nothing is left but the mean is 1 away. Earlier stages
+follow colours first. Only distances of the published network's features are called FID.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from examples.common.frechet import frechet_distance
 from examples.common.inception import load_inception
 from examples.images.gan.data import Pictured
-from examples.people.recogniser import shipped
+from examples.people.recogniser import Recogniser, shipped
 
 BATCH = 32
 NEIGHBOURS = 3  # of the sets that precision and recall compare
@@ -43,12 +44,13 @@ class Measures:
         Raises:
             ValueError: `inception` is no file of Inception's weights.
         """
-        name, features = _features(inception)
-        return cls(name, features, _batched(features, some_real(pictured, count)))
+        real = some_real(pictured, count)
+        name, features = _features(inception, real)
+        return cls(name, features, batched(features, real))
 
     def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
         """Measure made pictures, in -1 to 1."""
-        found = _batched(self.features, made.clamp(-1, 1))
+        found = batched(self.features, made.clamp(-1, 1))
         precision, recall = precision_recall(self.real, found)
         return {
             f"frechet_{self.name}": frechet_distance(found, self.real),
@@ -63,15 +65,22 @@ def some_real(pictured: Pictured, count: int, skip: int = 0) -> Float[Tensor, "n
     return pictured.images[order[skip : skip + count]].float() / 127.5 - 1
 
 
-def _features(inception: Path | None) -> tuple[str, Callable[[Tensor], Tensor]]:
+def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
     if inception is not None:
         name, network = load_inception(inception)
         return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
-    return "recogniser", shipped("judge").means
+    judge = shipped("judge")
+    spread = batched(lambda x: _last(judge, x), real).var(dim=0).sum().sqrt()
+    return "recogniser", lambda x: _last(judge, x) / spread
+
+
+def _last(judge: Recogniser, pictures: Tensor) -> Float[Tensor, "b 64"]:
+    return judge(pictures)[-1].mean(dim=(2, 3))
 
 
 @torch.no_grad()
-def _batched(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def batched(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Apply a network to a few pictures at a time."""
     return torch.cat([network(some) for some in pictures.split(BATCH)])
 
 

@@ -18,7 +18,7 @@ from examples.common.attention import operator_of
 from examples.common.stylegan2 import Linear, Mapping, double
 from examples.images.gan.attention import read_by
 
-STYLE, FIRST, HEAD, LEAST_HEADS = 512, 4, 32, 4
+STYLE, FIRST, HEAD = 512, 4, 32
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class StyleNATConfig:
         dilations: Of the parts of the heads; the first level attends to everything.
         style: Features of the style and of the latent.
         attention: What attends in place of the windows, by name; None for StyleNAT itself.
+        least_heads: Heads of a level that is too narrow for as many of 32 features.
     """
 
     channels: tuple[int, ...]
@@ -38,6 +39,7 @@ class StyleNATConfig:
     kernel: int = 7
     style: int = STYLE
     attention: str | None = None
+    least_heads: int = 4
 
     @property
     def size(self) -> int:
@@ -60,7 +62,7 @@ class StyleNATConfig:
 
 _DILATIONS = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128))
 PRESETS = {
-    "tiny32": StyleNATConfig((64, 64, 32, 16), ((1,), (1,), (1, 3), (1, 6)), 5, 64),
+    "tiny32": StyleNATConfig((64, 64, 32, 16), ((1,), (1,), (1, 3), (1, 6)), 5, 64, None, 2),
     "tiny64": StyleNATConfig((128, 128, 128, 64, 64), _DILATIONS[:5], 7, 128),
     "ffhq256": StyleNATConfig((512, 512, 512, 512, 512, 256, 128), _DILATIONS[:7]),
     "ffhq1024": StyleNATConfig((512, 512, 512, 512, 512, 256, 128, 64, 32), _DILATIONS),
@@ -151,7 +153,7 @@ class Block(nn.Module):
     def __init__(self, config: StyleNATConfig, i: int) -> None:
         super().__init__()
         channels = config.channels[i]
-        heads = max(channels // HEAD, LEAST_HEADS)
+        heads = max(channels // HEAD, config.least_heads)
         self.norms = nn.ModuleList(StyledNorm(channels, config.style) for _ in range(2))
         self.heads = heads
         self.to_query_key_value = nn.Linear(channels, 3 * channels)

@@ -6,10 +6,12 @@ number of them may change when a run goes on.
 """
 
 import copy
+import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -28,6 +30,7 @@ from examples.common.files import check_folder
 from examples.common.loop import run
 from examples.common.processes import average_gradients, start_processes
 from examples.common.untrusted import BadInput
+from examples.images.gan.adaptive import Adaptation, Adaptive
 from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, open_data
 from examples.images.gan.systems import SYSTEMS, Regularizers, config_of, latent_width
@@ -47,10 +50,12 @@ class TrainConfig:
     attention: str | None = None  # instead of the system's own, such as GPA(12,far=block)
     steps: int = 2000
     batch: int = 16  # of all processes together
-    faster: float = 1.0  # learning rates over the system's own
+    rates: tuple[float, float] | None = None  # of generator and discriminator, not the system's own
     added: Regularizers | None = None  # to the losses, instead of the system's own
     ema: float = 0.999
-    augmented: bool = False  # what the discriminator is shown
+    ema_share: float = 0.0  # of the steps so far that averages reach back at most; 0: any
+    augmented: Literal["no", "differentiable", "adaptive"] = "no"  # what the discriminator is shown
+    adaptation: Adaptation = field(default_factory=Adaptation)  # of the adaptive augmentation
     bfloat16: bool = False  # autocast
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 0  # of torch on the CPU; 0: as it chooses
@@ -81,10 +86,10 @@ class Trainer:
         self.discriminator = self.system.discriminator(self.model).to(self.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.optimizers = [
-            lazy_adam(network.parameters(), config.faster * rate, every)
+            lazy_adam(network.parameters(), rate, every)
             for network, rate, every in zip(
                 (self.generator, self.discriminator),
-                self.system.rates,
+                config.rates or self.system.rates,
                 (
                     self.added.path_length_every if self.added.path_length else 1,
                     self.added.r1_every,
@@ -93,11 +98,13 @@ class Trainer:
         ]
         self.of_discriminator, self.of_generator = LOSSES[self.system.loss]
         self.path_length = PathLength().to(self.device)
+        self.adaptive = Adaptive(config.adaptation).to(self.device)
         self.parts = {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "average": self.average,
             "path_length": self.path_length,
+            "adaptive": self.adaptive,
             "generator_optimizer": self.optimizers[0],
             "discriminator_optimizer": self.optimizers[1],
         }
@@ -146,8 +153,13 @@ class Trainer:
     def advance_discriminator(
         self, real: Tensor, fake: Tensor, label: Tensor, step: int
     ) -> dict[str, float]:
-        loss = self.of_discriminator(self.score(real, label), self.score(fake, label))
+        scores = self.score(real, label), self.score(fake, label)
+        loss = self.of_discriminator(*scores)
         figures = {"discriminator": loss.item()}
+        figures |= {name: x.mean().item() for name, x in zip(("real", "fake"), scores)}
+        if self.config.augmented == "adaptive":
+            self.adaptive.observe(scores[0], self.config.batch)
+            figures["strength"] = self.adaptive.strength.item()
         added = self.added
         if added.bcr:
             moved = balanced_consistency(lambda x: self.judge(x, label), real, fake, augment)
@@ -167,11 +179,17 @@ class Trainer:
         return self.path_length(network.of_styles, styles)
 
     def score(self, picture: Tensor, label: Tensor) -> Tensor:
-        return self.judge(augment(picture) if self.config.augmented else picture, label)
+        return self.judge(self.changed(picture), label)
+
+    def changed(self, picture: Tensor) -> Tensor:
+        """Augment a picture as the options say."""
+        changes = {"no": lambda x: x, "differentiable": augment, "adaptive": self.adaptive}
+        return changes[self.config.augmented](picture)
 
     def judge(self, picture: Tensor, label: Tensor) -> Tensor:
         with self.autocast():
-            return self.discriminator(picture, label).float()
+            ordered = picture.contiguous(memory_format=torch.channels_last)  # quicker on a CPU
+            return self.discriminator(ordered, label).float()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
@@ -188,11 +206,16 @@ class Trainer:
     @torch.no_grad()
     def update_ema(self, step: int) -> None:
         """Move averaged weights towards the new ones; buffers, such as norms' means, are copied."""
-        kept = 0.0 if step < EMA_FROM else self.config.ema
+        kept = 0.0 if step < EMA_FROM else self.kept_at(step)
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - kept)
         for mean, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             mean.copy_(now)
+
+    def kept_at(self, step: int) -> float:
+        """Return how much of the averages stays: less in the beginning if there is a share."""
+        reach = self.config.ema_share * step or math.inf
+        return min(self.config.ema, 1 - min(1.0, 1 / reach))
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, Tensor]:
@@ -252,8 +275,13 @@ def train(
 def check_options(config: TrainConfig) -> None:
     check_count("--steps", config.steps)
     check_count("--batch", config.batch, 2)
-    check_number("--faster", config.faster, 0, above=True)
+    for rate in config.rates or ():
+        check_number("--rates", rate, 0, above=True)
     check_number("--ema", config.ema, 0, 1)
+    check_number("--ema-share", config.ema_share, 0, 1)
+    check_number("--adaptation.target", config.adaptation.target, -1, 1)
+    for name in ("every", "images"):
+        check_count(f"--adaptation.{name}", getattr(config.adaptation, name))
     for name, weight in asdict(config.added or Regularizers()).items():
         check_number(f"--added.{name.replace('_', '-')}", weight, int(name.endswith("every")))
     check_seed(config.seed)
@@ -274,9 +302,10 @@ def check_share(config: TrainConfig, processes: int) -> None:
 
 
 def facts(config: TrainConfig) -> dict[str, Any]:
-    """What a resumed run must have in common with its beginning."""
+    """What a resumed run must have in common with its beginning, as JSON has it."""
     free = ("out", "data", "steps", "device", "threads", "save_every_s", "pictures_every")
-    return {name: x for name, x in asdict(config).items() if name not in free}
+    kept = {name: x for name, x in asdict(config).items() if name not in free}
+    return json.loads(json.dumps(kept))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,14 @@ from torch import nn
 
 from examples.common.untrusted import BadInput
 from examples.images.gan import hit, ylg
-from examples.images.gan.inversion import Inversion, feature_loss, saliency
+from examples.images.gan.inversion import (
+    Found,
+    Inversion,
+    compared,
+    feature_error,
+    feature_loss,
+    saliency,
+)
 from examples.images.gan.systems import Unconditional
 from examples.images.gan.trained import SHIPPED, Trained, load
 
@@ -95,3 +102,24 @@ def test_a_discriminator_without_attention_is_refused() -> None:
     networks = hit.Generator(model), Unconditional(hit.Discriminator((8, 8, 8, 8)))
     with pytest.raises(BadInput, match="hit has a discriminator without attention"):
         Inversion()(Trained("hit", model, *networks, 0), torch.zeros(1, 3, 32, 32), torch.zeros(1))
+
+
+def test_the_advantage_of_the_weights_is_that_over_all_pictures_and_seeds() -> None:
+    """The plain way is off by 0.5 in every pixel; the other by nothing, and by 0.25."""
+    picture = torch.rand(2, 3, 32, 32) - 0.5
+
+    def found(off: float, loss: float) -> Found:
+        return Found(torch.zeros(2, 1), picture + off, torch.full((2,), loss), torch.ones(2))
+
+    figures = compared(
+        picture, [[found(0.0, 0.1), found(0.5, 0.5)], [found(0.25, 0.1), found(0.5, 0.5)]]
+    )
+    assert figures["loss_falls_times"] == {"weighted": pytest.approx(10), "plain": pytest.approx(2)}
+    assert figures["pixels"] == {
+        "weighted": pytest.approx(0.125),
+        "plain": pytest.approx(0.5),
+        "less_by_weights": pytest.approx(0.375),
+        "standard_error": pytest.approx(0.125 * (4 / 3) ** 0.5 / 2),
+    }
+    assert figures["features"]["weighted"] < figures["features"]["plain"]
+    assert feature_error(picture, picture).max() == 0

@@ -2,8 +2,10 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,61 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert twice is not None
     assert once.tensors.keys() == twice.tensors.keys()
     assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors)
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from examples.images.gan.data import Pictured
+from examples.images.gan.train import TrainConfig, train
+from examples.images.gan.adaptive import Adaptation
+
+images = torch.arange(12 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(12, 3, 32, 32)
+config = TrainConfig(
+    Path(sys.argv[1]), "stylegan2", steps=int(sys.argv[2]), batch=2, threads=1, device="cpu",
+    save_every_s=0.0, rates=(1e-6, 0.02), augmented="adaptive",
+    adaptation=Adaptation(-0.5, every=2, images=40),
+)
+pictured = Pictured(images, torch.zeros(12).long(), 1)
+train(config, pictured, lambda _, step: print(step, flush=True) or {})
+"""
+
+
+def started(out: Path, steps: int) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", KILLED, str(out), str(steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def finish(out: Path) -> None:
+    with started(out, 8) as process:
+        process.communicate()
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL at two moments; each step saves, so it mostly falls into the writing of a file."""
+    finish(tmp_path / "once")
+    for seen, pause in (("2\n", 0.0), ("4\n", 0.03)):
+        with started(tmp_path / "killed", 8) as killed:
+            assert killed.stdout is not None
+            for line in killed.stdout:
+                if line == seen:
+                    break
+            time.sleep(pause)
+            killed.kill()
+        assert killed.returncode == -signal.SIGKILL
+    finish(tmp_path / "killed")
+    once, killed_run = (checkpoints.latest(tmp_path / name) for name in ("once", "killed"))
+    assert once is not None
+    assert killed_run is not None
+    assert killed_run.step == 8
+    assert once.tensors["adaptive/strength"] > 0
+    assert once.tensors.keys() == killed_run.tensors.keys()
+    assert all(torch.equal(once.tensors[name], killed_run.tensors[name]) for name in once.tensors)
 
 
 def trainer_of(tmp_path: Path, **options: Any) -> Trainer:
@@ -241,6 +298,7 @@ def test_bad_data_is_refused_in_one_sentence(tmp_path: Path) -> None:
         ({"preset": "huge"}, "has no preset 'huge'"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"batch": 1}, "--batch must be at least 2"),
+        ({"rates": (1e-3, 0.0)}, "--rates must be"),
         ({"added": Regularizers(r1_every=0)}, "--added.r1-every must be at least 1"),
         ({"added": Regularizers(path_length=1)}, "ylg has no styles, so no path length"),
     ],

@@ -4,14 +4,16 @@
 
 Trains every system at its tiny preset with its own attention and with GPA in its place. Whichever
 run has had the least processor time goes on by a few steps, until all have had `--minutes`, so
-that they can be compared at any moment; `report` does. Seeds come one after the other. The command
-can be stopped and given again at any time, and `--minutes` raised.
+that they can be compared at any moment; `report` does. Seeds take turns, in rounds of a few
+minutes. The command can be stopped and given again at any time, and `--minutes` raised: nothing
+depends on the end.
 
 DATA are drawn figures of 256x128, whose heads are cut out:
 `python -m examples.people.figures --folder FOLDER --size 256 128 --identities 1000 --poses 4
 --no-truth`. Each run keeps its measures in measures.json; the time is that of training alone.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +66,19 @@ class Options:
     data: str  # a folder of drawn figures, or what `train` takes
     out: Path = Path("runs/gans")
     minutes: float = 12.0  # of one core, for each run
+    round: float = 5.0  # minutes that every run of every seed has before any has more
     seeds: int = 2
     systems: tuple[str, ...] = tuple(SYSTEMS)
     attentions: tuple[Attention, ...] = ATTENTIONS
     every: int = 200  # steps between measures
-    pictures: int = 1024  # that are measured
+    pictures: int = 512  # that are measured
     inception: Path | None = None  # weights of Inception-v3; else the recogniser of figures
 
 
 def main(options: Options) -> None:
     """Train the runs of each seed in turns."""
-    check_number("--minutes", options.minutes, 0, above=True)
+    for name in ("minutes", "round"):
+        check_number(f"--{name}", getattr(options, name), 0, above=True)
     for name in ("seeds", "every", "pictures"):
         check_count(f"--{name}", getattr(options, name))
     check_folder(options.out)
@@ -83,10 +87,16 @@ def main(options: Options) -> None:
         config_of(system, "tiny32", None, 1)
     pictured = open_data(options.data, 32)
     measures = Measures.of(pictured, options.pictures, options.inception)
-    for seed in range(options.seeds):
-        some = cases(seed, options.systems, options.attentions)
-        while time_of(case := least_trained(some, options.out), options.out) < 60 * options.minutes:
-            go_on(case, options, pictured, measures)
+    for minutes in goals(options.minutes, options.round):
+        for seed in range(options.seeds):
+            some = cases(seed, options.systems, options.attentions)
+            while time_of(case := least_trained(some, options.out), options.out) < 60 * minutes:
+                go_on(case, options, pictured, measures)
+
+
+def goals(minutes: float, each: float) -> list[float]:
+    """Return what all runs have had after each round: multiples of `each`, and last `minutes`."""
+    return [*(each * (i + 1) for i in range(math.ceil(minutes / each) - 1)), minutes]
 
 
 def least_trained(some: list[Case], out: Path) -> Case:

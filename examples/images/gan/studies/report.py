@@ -40,7 +40,7 @@ FEATURES = {
     "fid": "the published Inception-v3",
 }
 ABOUT = """\
-Networks of the tiny presets (32x32, batches of 8) trained on one core each to make the heads of
+Networks of the tiny presets (32x32, batches of 16) trained on one core each to make the heads of
 drawn figures; the settings are those of `examples/images/gan/quick.py`. All figures are read at
 {seconds:.0f} s of processor time, which every run has had, from the measures along the training;
 runs that were first measured later are left out of the table.
@@ -59,7 +59,7 @@ class Options:
     data: str  # as of `compare`
     out: Path = Path("benchmarks/results")
     seeds: int = 2
-    pictures: int = 1024  # as of `compare`
+    pictures: int = 512  # as of `compare`
     shown: int = 16  # of each run
     inception: Path | None = None  # as of `compare`
     note: str = ""  # at the end of what is said of the machine
@@ -134,7 +134,7 @@ def page(
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for case, each in found.items():
         groups[TITLES[case.system], attention_of(case)].append(each)
-    forms = {feature: ".0f", "precision": ".2f", "recall": ".2f"}
+    forms = {feature: ".3f", "precision": ".2f", "recall": ".2f"}
     rows = [
         [*name, str(len(each)), spread(each, "steps", ".0f"), *cells(each, forms)]
         for name, each in groups.items()
