@@ -37,7 +37,8 @@ class Codebook(Rule):
 
     If causal, a cell chooses from the blocks that are wholly past at its earliest time, by its
     queries of that time, and a key looks only at codes that are past when it is; the blocks that a
-    cell can see in part are read besides.
+    cell can see in part are read besides. Which keys are codes depends on how many there are, so
+    decoding with a cache chooses others than a prefill.
 
     Source: the quantized keys of Transformer-VQ (Lingle 2024), for selection; the bags of visual
     words of Sivic and Zisserman (2003).

@@ -139,15 +139,14 @@ class _Book:
         seen: _Seen,
     ) -> Tensor:  # (C, N)
         """The attention that falls on one key of each code."""
-        found, stands_for = [], self._stands_for(seen.by(slice(0, 1)))
+        found, same = [], self._stands_for(seen.by(slice(0, 1))) if seen.alike else None
         for run in _runs(len(sites), _size(sites, self.code), query):
             asked = _take(query, sites[run]).to(self.code.dtype)
             weight = None
             if votes is not None:
                 weight = votes[run].to(asked)
                 asked = asked.masked_fill(~votes[run][..., None], 0)
-            if not seen.alike:
-                stands_for = self._stands_for(seen.by(run))
+            stands_for = self._stands_for(seen.by(run)) if same is None else same
             mass = self._attention(asked, space[run], stands_for)
             own = mass.sum(dim=1) if weight is None else torch.bmm(weight[:, None], mass)[:, 0]
             found.append(own.nan_to_num_(0.0) / stands_for.clamp(min=1))
@@ -237,19 +236,12 @@ select_by_codes.register_vmap(fold_into_batch(select_by_codes, batched=6))
 
 
 @count_products("select_by_codes")
-def _(
-    query: Any,
-    key: Any,
-    codes: Any,
-    forced: Any,
-    votes: Any,
-    there: Any,
-    cell_sites: Any,
-    blocks: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
+def _(query: Any, key: Any, codes: Any, forced: Any, votes: Any, *args: Any, **_: Any) -> int:
     """Keys and queries by the codes of their space, and what falls on codes by blocks."""
-    sites = prod(query[:2]) * prod(cell_sites) + prod(key[:2]) * prod(blocks)
-    relevance = prod(query[:2]) * cell_sites[0] * blocks[0]
-    return 2 * codes[2] * (sites * query[3] + relevance)
+    _, cell_sites, blocks, *_, cell_group, key_group, cell_time, _, _ = args
+    alike = cell_time is None and (cell_group is None or key_group is None)
+    (batch, heads), cells = query[:2], cell_sites[0]
+    keys = key[1] * prod(blocks) * query[3]
+    queries = heads * prod(cell_sites) * (query[3] + (votes is not None))
+    relevance = heads * blocks[0] * (cells + (1 if alike else cells))
+    return 2 * batch * codes[2] * (keys + queries + relevance)
