@@ -48,7 +48,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Bundles, MultiLevel, Refine, TopK, TopP
+from ndgpa import Bundles, Codebook, MultiLevel, Refine, TopK, TopP
 from ndgpa.analysis import gpa_entries, low_rank_entries, peak_bytes
 
 KEPT = 12
@@ -209,10 +209,10 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     rules: dict[str, ndgpa.selection.Rule] = {"TopK(12)": TopK(KEPT)}
     for parts in (2, 4):
         rules[f"Refine(TopK(48), 12, {parts})"] = Refine(TopK(48), KEPT, parts)
+    for codes in (128, 192, 256, 512):
+        rules[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     rows = []
     for name, make in materials(quick).items():
-        if name in ("cat", "rocket"):  # enough photographs
-            continue
         found = make()
         problems = {k: about_shared_by(k, found.features)[:, :1] for k in SHARED_BY}
         spaces = {shape: found.space(*shape) for shape in ((4, 1), (16, 1), (16, 4))}
@@ -232,11 +232,11 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def about_shared_by(keys: int, features: Tensor) -> Tensor:
-    """As `shared_by`, by every 8th query."""
+def about_shared_by(keys: int, features: Tensor, every: int = 8) -> Tensor:
+    """As `shared_by`, by every 8th query, or fewer."""
     low, high = 0.0, 64.0
     x = features[0, 0]
-    products = x[::8] @ x.mT / COMPONENTS**0.5
+    products = x[::every] @ x.mT / COMPONENTS**0.5
     for _ in range(20):
         factor = (low + high) / 2
         logits = (factor**2 * products).log_softmax(dim=1)

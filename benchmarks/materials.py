@@ -50,16 +50,16 @@ def materials(quick: bool) -> dict[str, Callable[[], Material]]:
     return {k: made[k] for k in ("astronaut", "points")} if quick else made
 
 
-def photograph(picture: np.ndarray) -> Material:
-    """5x5 patches of the middle square at 64x64."""
+def photograph(picture: np.ndarray, side: int = SIDE) -> Material:
+    """5x5 patches of the middle square at 64x64, or of another side."""
     size = min(picture.shape[:2])
     top, left = ((n - size) // 2 for n in picture.shape[:2])
     picture = picture[top : top + size, left : left + size]
-    small = resize(picture, (SIDE, SIDE), anti_aliasing=True).astype(np.float32)
+    small = resize(picture, (side, side), anti_aliasing=True).astype(np.float32)
 
     def space(block: int, cell: int) -> ndgpa.SpatialStructure:
         sides = {1: 1, 4: 2, 16: 4}
-        return ndgpa.Image((SIDE, SIDE), sides[block], sides[cell])
+        return ndgpa.Image((side, side), sides[block], sides[cell])
 
     return material_of(patches(small), space)
 

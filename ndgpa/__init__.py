@@ -33,6 +33,7 @@ from ndgpa.problem import (
     Selection as Selection,
 )
 from ndgpa.selection import (
+    Codebook as Codebook,
     Fixed as Fixed,
     MultiLevel as MultiLevel,
     Own as Own,

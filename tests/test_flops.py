@@ -18,6 +18,7 @@ from ndgpa.attention.triton.far_ops import far_triton, far_triton_backward
 from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
 from ndgpa.selection.refine import second_look
 from ndgpa.selection.select_blocks import select_top_k
+from ndgpa.selection.select_by_codes import select_by_codes
 from ndgpa.selection.select_children import select_children
 
 pytestmark = pytest.mark.compiled  # the shape checks would count their own reading
@@ -81,6 +82,19 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             ),
         )
         for heads in (1, 2, 4)
+    },
+    **{
+        f"codes, {share}, {'all alike' if time is None else 'causal'}": (
+            select_by_codes,
+            (
+                *(normal(2, 4, 30, 7), normal(2, 2, 24, 7), ids(24, 2, 1, 6), None, votes, None),
+                *(torch.arange(30).view(5, 6), CHILDREN, 3, share, 0.3, "dot"),
+                *(torch.zeros(5, dtype=torch.int64), torch.zeros(8, dtype=torch.int64)),
+                *(None, None, time, None if time is None else torch.arange(8), None),
+            ),
+        )
+        for share in ("head", "all")
+        for time, votes in ((None, None), (torch.arange(5), torch.ones(2, 5, 6).bool()))
     },
     "tiles": (attend_tiles, (Q, K, V, *TILES)),
     "tiles, backward": (attend_tiles_backward, (normal(2, 4, 12, 9), Q, K, V, *TILES)),

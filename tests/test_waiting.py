@@ -48,6 +48,7 @@ RULES = {
     "perturbed": ndgpa.PerturbedTopK(2),
     "projection": ndgpa.SoftTopK(2),
     "second look": ndgpa.Refine(ndgpa.TopK(3), 2),
+    "codes": ndgpa.Codebook(2, 8),
     "heads": ndgpa.PerHead((ndgpa.TopK(1), ndgpa.TopK(2))),
 }
 

@@ -3,6 +3,7 @@
 from ndgpa.selection.antidiagonal import Antidiagonal
 from ndgpa.selection.base import Rule, Union
 from ndgpa.selection.coarse import Coarse, coarse_level
+from ndgpa.selection.codebook import Codebook
 from ndgpa.selection.fixed import Fixed
 from ndgpa.selection.multi_level import MultiLevel
 from ndgpa.selection.own import Own
@@ -19,6 +20,7 @@ from ndgpa.selection.window import Window
 __all__ = [
     "Antidiagonal",
     "Coarse",
+    "Codebook",
     "Fixed",
     "MultiLevel",
     "Own",

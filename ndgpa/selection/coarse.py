@@ -36,7 +36,7 @@ def coarse_level(problem: Problem) -> Coarse:
 
     If causal, the mean of a block of queries is over its sites of the cell's earliest time.
     """
-    query, weight = seen_means(problem.structure, problem.query, _voters(problem))
+    query, weight = seen_means(problem.structure, problem.query, voters(problem))
     key, seen = _key_means(problem)
     log_size = None
     if problem.key_mask is not None or not problem.key_structure.is_even:
@@ -62,10 +62,10 @@ def coarse_in_two(
     structure, keys = problem.structure, problem.key_structure
     places = structure.cell_sites.unflatten(1, (structure.blocks_per_cell, -1))
     query = means_in_two(
-        problem.query.detach(), _voters(problem), places.flatten(0, 1), structure.is_even
+        problem.query.detach(), voters(problem), places.flatten(0, 1), structure.is_even
     ).unflatten(2, places.shape[:2])
     key = means_in_two(problem.key.detach(), problem.key_mask, keys.blocks, keys.is_even)
-    weight = seen_counts(structure, problem.query, _voters(problem))
+    weight = seen_counts(structure, problem.query, voters(problem))
     seen = seen_counts(keys, problem.key, problem.key_mask)
     log_size = seen.log() if problem.key_mask is not None or not keys.is_even else None
     coarse = Coarse(query, key, None, seen, log_size, weight, problem.scale)
@@ -80,7 +80,7 @@ def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Ten
     return means, seen.to(means.dtype)
 
 
-def _voters(problem: Problem) -> Bool[Tensor, "b n"] | None:
+def voters(problem: Problem) -> Bool[Tensor, "b n"] | None:
     """The queries that a selection is made from; None for all."""
     if not problem.causal:
         return problem.query_mask

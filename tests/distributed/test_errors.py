@@ -35,7 +35,8 @@ def test_a_placement_without_a_mesh(mesh: DeviceMesh) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [ndgpa.Refine(ndgpa.TopK(3), 2), ndgpa.selection.Antidiagonal(2, 0.5)]
+    "rule",
+    [ndgpa.Refine(ndgpa.TopK(3), 2), ndgpa.selection.Antidiagonal(2, 0.5), ndgpa.Codebook(3)],
 )
 def test_rules_that_look_at_every_key(mesh: DeviceMesh, rule: ndgpa.Rule) -> None:
     part = distributed.shard(IMAGE, mesh["context"])
