@@ -109,9 +109,9 @@ def test_a_map_of_attention_sums_to_1_and_keeps_to_its_window() -> None:
     generator = stylenat.Generator(config).eval()
     site = 16 * 9 + 4  # row 9, column 4 of level 2
     maps = stylenat.attention_map(generator, torch.randn(2, config.style), 2, site)
-    assert maps.shape == (2, 4, 16, 16)
-    torch.testing.assert_close(maps.sum(dim=(2, 3)), torch.ones(2, 4))
-    near, far = maps[:, :2], maps[:, 2:]  # dilations 1 and 3
+    assert maps.shape == (2, 2, 16, 16)
+    torch.testing.assert_close(maps.sum(dim=(2, 3)), torch.ones(2, 2))
+    near, far = maps[:, :1], maps[:, 1:]  # dilations 1 and 3
     rows, columns = near.amax(dim=(0, 1)).nonzero().T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (7, 11, 2, 6)
     rows, columns = far.amax(dim=(0, 1)).nonzero().T

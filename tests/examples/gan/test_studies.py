@@ -50,7 +50,8 @@ def test_measures_are_read_between_two_times() -> None:
         "10": {"interval_s": 4.0, "frechet": 8.0},
         "20": {"interval_s": 2.0, "frechet": 2.0},
     }
-    assert report.at_time(curve, 5.0) == {"steps": 15.0, "frechet": 5.0}
+    assert report.at_time(curve, 5.0) == {"steps": 15.0, "s": 5.0, "frechet": 5.0}
+    assert report.at_time(curve, 1.0) == {"steps": 10.0, "s": 4.0, "frechet": 8.0}
     assert report.times(curve) == [4.0, 6.0]
 
 
@@ -85,8 +86,8 @@ def test_the_run_that_had_least_time_goes_on_and_is_reported(
         write_json(path, curve)
     report.main(report.Options(runs, "", tmp_path, 1, pictures=6, shown=2))
     table = (tmp_path / "gans.md").read_text()
-    assert "| StyleGAN2 | none | 1 | 2 |" in table
-    assert "| StyleGAN2 | GPA(4, far=block) | 1 | 1 |" in table
+    assert "| StyleGAN2 | none | 1 | 2 | 2 |" in table
+    assert "| StyleGAN2 | GPA(4, far=block) | 1 | 2 | 1 |" in table
     assert "\ncolours.\n" in table
     found = read_json(tmp_path / "gans.json")
     assert found["runs"].keys() == {"stylegan2-own-0", "stylegan2-gpa-0"}

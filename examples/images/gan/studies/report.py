@@ -42,8 +42,8 @@ FEATURES = {
 ABOUT = """\
 Networks of the tiny presets (32x32, batches of 16) trained on one core each to make the heads of
 drawn figures; the settings are those of `examples/images/gan/quick.py`. All figures are read at
-{seconds:.0f} s of processor time, which every run has had, from the measures along the training;
-runs that were first measured later are left out of the table.
+{seconds:.0f} s of processor time, which every run has had, from the measures along the training, or
+at the first measure of a run where that came later: the column s says when.
 "Frechet" is the Frechet distance between features of {pictures} made and as many real pictures;
 precision and recall are those of Kynkäänniemi et al. with 3 neighbours. The features are those of
 {features}.
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     half = min(options.pictures, len(pictured.images) // 2)
     real = Measures.of(pictured, half, options.inception)(some_real(pictured, half, skip=half))
     at = min(times(curve)[-1] for curve in curves.values())
-    found = {case: at_time(curve, at) for case, curve in curves.items() if times(curve)[0] <= at}
+    found = {case: at_time(curve, at) for case, curve in curves.items()}
     write_json(
         options.out / "gans.json",
         {
@@ -110,9 +110,13 @@ def times(curve: dict[str, dict[str, float]]) -> list[float]:
 
 
 def at_time(curve: dict[str, dict[str, float]], seconds: float) -> dict[str, float]:
-    """Interpolate all measures, and the steps taken, at a time between the first and the last."""
+    """Interpolate all measures, and the steps taken, at a time before the last.
+
+    Before the first measure they are those of the first.
+    """
     along = times(curve)
-    columns: dict[str, list[float]] = {"steps": [float(step) for step in curve]}
+    seconds = max(seconds, along[0])
+    columns: dict[str, list[float]] = {"steps": [float(step) for step in curve], "s": along}
     for point in curve.values():
         for name in point.keys() - {"interval_s"}:
             columns.setdefault(name, []).append(point[name])
@@ -134,13 +138,11 @@ def page(
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for case, each in found.items():
         groups[TITLES[case.system], attention_of(case)].append(each)
-    forms = {feature: ".3f", "precision": ".2f", "recall": ".2f"}
-    rows = [
-        [*name, str(len(each)), spread(each, "steps", ".0f"), *cells(each, forms)]
-        for name, each in groups.items()
-    ]
-    rows.append(["real pictures", "", "", "", *cells([real], forms)])
-    heads = ["system", "attention", "seeds", "steps", "Frechet", "precision", "recall"]
+    forms = {"s": ".0f", "steps": ".0f", feature: ".3f", "precision": ".2f", "recall": ".2f"}
+    rows = [[*name, str(len(each)), *cells(each, forms)] for name, each in groups.items()]
+    of_real = cells([real], {name: form for name, form in forms.items() if name in real})
+    rows.append(["real pictures", "", "", "", "", *of_real])
+    heads = ["system", "attention", "seeds", "s", "steps", "Frechet", "precision", "recall"]
     return "\n".join(
         [
             "# Generators at equal processor time",
@@ -182,6 +184,7 @@ def draw_curves(curves: dict[Case, Any], feature: str, at: float) -> Figure:
             label=label(case) if case.seed == 0 else None,
         )
     axes.axvline(at / 60, color="0.8", zorder=0)
+    axes.set_xlim(left=0)
     axes.set_yscale("log")
     axes.set_xlabel("minutes of one core")
     axes.set_ylabel("Frechet distance")
