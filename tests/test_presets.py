@@ -463,6 +463,14 @@ def test_a_structure_that_a_preset_cannot_have_is_named(
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["key_mask", "query_mask"])
+def test_quadtree_b_refuses_masks(name: str) -> None:
+    x, preset = torch.randn(1, 1, 64, 2), presets.quadtree_b((8, 8), (2,))
+    with pytest.raises(ValueError, match=f"quadtree_b does not support {name}"):
+        preset(x, x, x, **{name: torch.ones(1, 64, dtype=torch.bool)})
+
+
+@pytest.mark.bad_input
 def test_a_preset_is_called_on_its_own_number_of_sites() -> None:
     x = torch.randn(1, 1, 20, 2)
     with pytest.raises(ValueError, match="query has 20 sites but structure has 22"):

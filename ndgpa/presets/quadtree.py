@@ -60,7 +60,7 @@ class _QuadTreeB(nn.Module):
         key_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
-        _check_no_mask("quadtree_b", key_mask)
+        _check_no_masks(key_mask=key_mask, query_mask=query_mask)
         structure = structure.to(query.device)
         levels = [(structure, query, key, value)]
         for _ in self.topks:
@@ -114,6 +114,7 @@ def _check_level_weights(weights: Tensor, levels: int) -> None:
         )
 
 
-def _check_no_mask(who: str, mask: Tensor | None) -> None:
-    if mask is not None:
-        raise ValueError(f"{who} does not support key_mask")
+def _check_no_masks(**masks: Tensor | None) -> None:
+    for name, mask in masks.items():
+        if mask is not None:
+            raise ValueError(f"quadtree_b does not support {name}")

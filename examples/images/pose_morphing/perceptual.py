@@ -26,12 +26,15 @@ class Features(Protocol):
 
 
 class Perceptual(nn.Module):
-    """Compare the unit-length features of every stage.
+    """Compare two pictures, and their features at every stage.
 
-    Without heads: their mean absolute difference, each stage counting the same. With heads it is
-    LPIPS: squared differences, weighted by a learnt head a stage, added over the stages.
+    Without heads: the mean absolute difference of the pictures and of every stage, each as a share
+    of how far the truth is from its own mean, so that all count the same and 1 is as far as one
+    colour everywhere. The picture itself is one of the terms, for features forget: what they are
+    blind to would be painted in any colour. Source: Chen and Koltun 2017, equation 2.
 
-    Source: Zhang et al. 2018.
+    With heads it is LPIPS: squared differences of features of unit length, weighted by a learnt
+    head a stage, added over the stages. Source: Zhang et al. 2018.
 
     Args:
         features: The network.
@@ -52,13 +55,21 @@ class Perceptual(nn.Module):
         self, image: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
         """Measure the distance of each picture from its truth."""
-        pairs = zip(self.features(image), self.features(truth), strict=True)
-        gaps = [F.normalize(a) - F.normalize(b) for a, b in pairs]
+        pairs = list(zip(self.features(image), self.features(truth), strict=True))
         if self.heads is None:
-            return torch.stack([gap.abs().sum(1).mean((1, 2)) for gap in gaps]).mean(0)
-        squares = zip(self.heads, gaps, strict=True)
-        terms = [torch.einsum("c,bchw->bhw", w.to(x), x.square()).mean((1, 2)) for w, x in squares]
+            return torch.stack([share_of_spread(a, b) for a, b in [(image, truth), *pairs]]).mean(0)
+        squares = [(F.normalize(a) - F.normalize(b)).square() for a, b in pairs]
+        weighed = zip(self.heads, squares, strict=True)
+        terms = [torch.einsum("c,bchw->bhw", w.to(x), x).mean((1, 2)) for w, x in weighed]
         return torch.stack(terms).sum(0)
+
+
+def share_of_spread(
+    a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]
+) -> Float[Tensor, " b"]:
+    """Compare by absolute difference, over how far each of `b` is from its own mean."""
+    spread = (b - b.mean(dim=(2, 3), keepdim=True)).abs().mean(dim=(1, 2, 3)).detach()
+    return (a - b).abs().mean(dim=(1, 2, 3)) / spread.clamp(min=1e-6)
 
 
 def perceptual_of(vgg: Path | None, lpips: Path | None = None) -> Perceptual:

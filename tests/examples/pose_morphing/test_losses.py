@@ -15,7 +15,13 @@ from examples.images.pose_morphing.losses import (
     edge_l1,
     multi_scale_l1,
 )
-from examples.images.pose_morphing.perceptual import VGG, Perceptual, perceptual_of, read_heads
+from examples.images.pose_morphing.perceptual import (
+    VGG,
+    Perceptual,
+    perceptual_of,
+    read_heads,
+    share_of_spread,
+)
 
 DATA = torch.Generator().manual_seed(2)
 
@@ -172,3 +178,32 @@ def test_without_vgg_the_loss_compares_features_of_the_recogniser() -> None:
     assert distance(x, x) == 0
     assert distance(x, y) > distance(x, x + 0.01 * (y - x)) > 0
     assert not any(p.requires_grad for p in distance.parameters())
+
+
+def test_the_distance_is_a_share_of_the_spread_of_the_truth() -> None:
+    x, y, vgg = picture(32, 32), 0.5 * picture(32, 32), VGG(stages=2)
+    wanted = torch.zeros(2)
+    for a, b in [(x, y), *zip(vgg(x), vgg(y))]:
+        for i in range(2):
+            spread = sum((c - c.mean()).abs().sum() for c in b[i]) / b[i].numel()
+            wanted[i] += (a[i] - b[i]).abs().mean() / spread / 3
+    torch.testing.assert_close(Perceptual(vgg).each(x, y), wanted)
+    flat = y.mean(dim=(2, 3), keepdim=True).expand_as(y)
+    torch.testing.assert_close(share_of_spread(flat, y), torch.ones(2))
+
+
+def test_the_distance_alone_paints_a_picture_in_its_colours() -> None:
+    """Features of the recogniser have forgotten colours; the picture among the terms has not."""
+    torch.manual_seed(0)
+    truth = picture(32, 16, b=1)
+    image, distance = torch.zeros_like(truth).requires_grad_(), perceptual_of(None)
+    optimizer = torch.optim.Adam([image], lr=0.05)
+    for _ in range(120):
+        optimizer.zero_grad()
+        distance(image, truth).backward()
+        optimizer.step()
+    assert (image - truth).abs().mean() < 0.2 * gap_to_mean(truth)
+
+
+def gap_to_mean(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(dim=(2, 3), keepdim=True)).abs().mean()
