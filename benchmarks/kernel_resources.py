@@ -65,15 +65,12 @@ class Shape:
     sites_per_block: int
     kept: int
     dtype: torch.dtype = torch.bfloat16
-    far: int | None = (
-        None  # bundles of its far field, from blocks; 0 from sites; None: no far field
-    )
+    far: bool = False  # its far field "site", in place of what is selected
 
 
 FAR = (
-    Shape("pivot 64, far site", 65536, 64, 1024, 64, 4096, 16, 12, far=0),
-    Shape("pivot 64, far block", 65536, 64, 1024, 64, 4096, 16, 12, far=16),
-    Shape("video 49,152, far site", 49152, 128, 768, 64, 768, 64, 77, far=0),
+    Shape("pivot 64, far site", 65536, 64, 1024, 64, 4096, 16, 12, far=True),
+    Shape("video 49,152, far site", 49152, 128, 768, 64, 768, 64, 77, far=True),
 )
 SHAPES = (
     Shape("pivot 64", 65536, 64, 1024, 64, 4096, 16, 12),
@@ -151,17 +148,17 @@ def launches(shape: Shape, capability: int) -> list[tuple[Any, ...]]:
 
 def run(shape: Shape) -> None:
     """Selection, forward and backward, as the public calls launch them; or those of a far field."""
-    if shape.far is None:
+    if not shape.far:
         _selection(shape)
     attend(shape)
 
 
 def attend(shape: Shape) -> None:
     """Forward and backward of what is selected, or of the far field alone."""
-    if shape.far is None:
-        _attention(shape)
-    else:
+    if shape.far:
         _far_field(shape)
+    else:
+        _attention(shape)
 
 
 def record(run: Callable[[], Any], capability: int) -> list[tuple[Any, ...]]:
@@ -235,27 +232,23 @@ def run_attention(
 
 
 def _far_field(shape: Shape) -> None:
-    """Forward and backward, from sites or from blocks, whose keys are values besides."""
-    bundles, blocks = shape.far or 1, shape.blocks
-    queries, width = (blocks, 2 * shape.width) if shape.far else (shape.sites, shape.width)
-    long = torch.int64
+    """Forward and backward."""
+    queries, blocks, width = shape.sites, shape.blocks, shape.width
     given = FarInputs(
-        query=meta(1, HEADS, queries, shape.width, dtype=shape.dtype),
-        key=meta(1, HEADS, blocks, shape.width, dtype=shape.dtype),
+        query=meta(1, HEADS, queries, width, dtype=shape.dtype),
+        key=meta(1, HEADS, blocks, width, dtype=shape.dtype),
         value=meta(1, HEADS, blocks, width, dtype=shape.dtype),
         bias=meta(1, HEADS, blocks),
         selected=meta(1, HEADS, shape.cells, shape.kept, dtype=torch.int32),
-        bundle=meta(1, HEADS, blocks, dtype=long),
-        cell=meta(queries, dtype=long),
+        cell=meta(queries, dtype=torch.int64),
         query_time=None,
         key_time=None,
         query_group=None,
         key_group=None,
-        bundles=bundles,
         scale=0.125,
     )
-    out, lse = meta(1, HEADS, queries, bundles, width), meta(1, HEADS, queries, bundles)
-    norm = meta(1, HEADS, queries, bundles, 2)
+    out, lse = meta(1, HEADS, queries, width), meta(1, HEADS, queries)
+    norm = meta(1, HEADS, queries, 2)
     far_forward.far_forward(given, out, lse, norm)
     grad_out = out.to(shape.dtype)
     far_backward.far_backward_queries(

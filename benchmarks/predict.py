@@ -106,20 +106,11 @@ def loops(name: str, shape: Shape, values: dict[str, Any]) -> list[float]:
         "key_major": lambda: [readers * shape.places / values["ROWS"]],
         "add_parts": lambda: [],  # of blocks that many cells read
         "mark_selected": lambda: [shape.kept / 4],  # four slots a round
-        "far_forward": lambda: [_far_tiles(shape, values) / values["G"]],
-        "far_query": lambda: [*([values["G"]] if shape.far else []), _far_tiles(shape, values)],
-        "far_key": lambda: [_far_queries(shape) / values["ROWS"]],
+        "far_forward": lambda: [shape.blocks / values["KEYS"]],
+        "far_query": lambda: [shape.blocks / values["KEYS"]],
+        "far_key": lambda: [shape.sites / values["ROWS"]],
     }
     return found[name]()
-
-
-def _far_queries(shape: Shape) -> int:
-    return shape.blocks if shape.far else shape.sites
-
-
-def _far_tiles(shape: Shape, values: dict[str, Any]) -> float:
-    """Tiles of columns; each of several bundles leaves half of one empty."""
-    return shape.blocks / values["KEYS"] + (shape.far or 0) / 2
 
 
 def search_rounds(name: str, of_groups: bool) -> list[float]:
@@ -133,7 +124,7 @@ def search_rounds(name: str, of_groups: bool) -> list[float]:
 
 def traffic(name: str, shape: Shape, programs: int, values: dict[str, Any]) -> tuple[float, float]:
     """The least bytes from memory, and bytes from the second cache."""
-    if shape.far is not None:
+    if shape.far:
         return _far_traffic(name, shape, programs, values)
     size = shape.dtype.itemsize
     unit = HEADS * shape.sites * shape.width * size
@@ -161,18 +152,15 @@ def traffic(name: str, shape: Shape, programs: int, values: dict[str, Any]) -> t
 def _far_traffic(
     name: str, shape: Shape, programs: int, values: dict[str, Any]
 ) -> tuple[float, float]:
-    """As `traffic`: outputs are float32, and a bundle of a block is a key and a value."""
+    """As `traffic`: outputs are float32."""
     if name == "mark_selected":
         return 4 * HEADS * shape.cells * shape.blocks / 8, 0
-    size, bundles = shape.dtype.itemsize, shape.far or 1
-    width = shape.width * (2 if shape.far else 1)
-    unit = HEADS * _far_queries(shape) * shape.width * size
-    flow = HEADS * _far_queries(shape) * bundles * width
-    row = (shape.width + width) * size
+    size, numbers = shape.dtype.itemsize, HEADS * shape.sites * shape.width
+    row = 2 * shape.width * size
     found = {
-        "far_forward": (unit + 4 * flow, programs * shape.blocks / bundles * row),
-        "far_query": (2 * unit + (4 + size) * flow, programs * shape.blocks * row),
-        "far_key": (unit + size * flow, programs * _far_queries(shape) * row),
+        "far_forward": ((4 + size) * numbers, programs * shape.blocks * row),
+        "far_query": ((4 + 3 * size) * numbers, programs * shape.blocks * row),
+        "far_key": (2 * size * numbers, programs * shape.sites * row),
     }
     return found[name]
 
@@ -195,7 +183,7 @@ def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     forward = next(row for row in rows if row["kernel"] in ("forward", "far_forward"))
     units = max(forward[unit] for unit in instructions.UNITS)
     shape = next(s for s in SHAPES if s.name == rows[0]["shape"])
-    work = 2 * HEADS * _pairs(shape) * shape.width * (3 if shape.far else 2)
+    work = 2 * HEADS * _pairs(shape) * shape.width * 2
     selection = sum(floor.get(name, 0) for name in SELECTION)
     return {
         "shape": shape.name,
@@ -210,8 +198,8 @@ def sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _pairs(shape: Shape) -> int:
     """Queries by keys, of one head."""
-    if shape.far is not None:
-        return _far_queries(shape) * shape.blocks
+    if shape.far:
+        return shape.sites * shape.blocks
     return shape.cells * shape.places * shape.sites_per_block * shape.kept
 
 

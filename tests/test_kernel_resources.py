@@ -26,7 +26,7 @@ def test_forward_of_every_shape_spills_nothing_and_multiplies_on_matrix_units(
 ) -> None:
     """Of what is selected; `test_every_kernel_fits_every_chip` has the far field's."""
     for shape in resources.SHAPES:
-        if shape.far is not None:
+        if shape.far:
             continue
         (row,) = resources.rows(shape, capability, only=("forward",))
         assert row.spilled_bytes == 0, row
@@ -141,7 +141,7 @@ def test_the_committed_table_holds_the_limits(resources) -> None:
     rows = json.loads(TABLE.read_text())["rows"]
     assert {row["capability"] for row in rows} == {80, 90}
     forward = [row for row in rows if row["kernel"] == "forward"]
-    shapes = [shape.name for shape in resources.SHAPES if shape.far is None]
+    shapes = [shape.name for shape in resources.SHAPES if not shape.far]
     assert sorted(row["shape"] for row in forward) == sorted(2 * shapes)
     assert all(row["spilled_bytes"] == 0 for row in forward)
     assert all(row["shared_kib"] <= row["shared_limit_kib"] for row in rows)

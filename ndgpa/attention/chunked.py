@@ -195,11 +195,9 @@ def attend_chunked(
 ) -> tuple[Tensor, Tensor]:  # (b, t, C, X, dv), (b, t, C, X)
     """Output and log-sum-exp. Arguments as in `Inputs`."""
     check_block_ids(blocks, key.shape[2])
-    biases = slot_bias, key_bias, offset_bias
-    far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, query_offset, key_offset
-    seen = far_segment, far_space, far_table, far_more
-    given: Any = *biases, *far, *tables, *seen, far_bundles, far_square, scale, softcap
+    given: Any = slot_bias, key_bias, offset_bias, far_sums, far_bundle, far_less
+    given += query_time, key_time, query_offset, key_offset, far_segment, far_space, far_table
+    given += far_more, far_bundles, far_square, scale, softcap
     engine = Cells(Inputs(query, key, value, blocks, *given))
     out, lse = _empty_out(query, value)
     with without_autocast(query):
@@ -246,10 +244,9 @@ def attend_chunked_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and the three biases (empty where a bias is None)."""
     biases = slot_bias, key_bias, offset_bias
-    far = far_sums, far_bundle, far_less
-    tables = query_time, key_time, query_offset, key_offset
-    seen = far_segment, far_space, far_table, far_more
-    given: Any = *biases, *far, *tables, *seen, far_bundles, far_square, scale, softcap
+    given: Any = *biases, far_sums, far_bundle, far_less, query_time, key_time
+    given += query_offset, key_offset, far_segment, far_space, far_table, far_more
+    given += far_bundles, far_square, scale, softcap
     engine = Cells(Inputs(query, key, value, blocks, *given))
     *grads, grad_slot, grad_bias, grad_offset = _empty_grads(query, key, value, *biases)
     totals = Tables(*(x.flatten(0, 2) for x in grads))

@@ -5,11 +5,8 @@ blocks, evenly spaced among those of which anything is seen; of equally near one
 Twice each landmark moves to the mean of its bundle, as in k-means. If causal, landmarks stay, and a
 block looks only at those that are past when it is, so that its bundle does not depend on later
 keys. Bundles carry no gradient.
-
-For products, the blocks are laid out bundle after bundle, in tiles of one bundle each.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,89 +118,3 @@ def _landmarks(
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[..., 1:] = ids[..., 1:] == ids[..., :-1]
     return ids.masked_fill(again | (total == 0), -1)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each block stands, of some pairs of batch and head.
-
-    There is one block more, which does not exist; it fills what is left of the tiles.
-
-    Args:
-        block: The block of each column, (l, N T).
-        column: The first column of each block, (l, B + 1).
-        bundle: The bundle of each tile, (l, N).
-        count: How many bundles there are.
-    """
-
-    block: Int[Tensor, "l NT"]
-    column: Int[Tensor, "l B1"]
-    bundle: Int[Tensor, "l N"]
-    count: int
-
-    @classmethod
-    def of(cls, bundle: Int[Tensor, "l B"], count: int, width: int | None = None) -> "Layout":
-        """Lay out; `width` columns to a tile, None for as many as waste little."""
-        pairs, blocks = bundle.shape[0], bundle.shape[1] + 1
-        if width is None:
-            width = blocks if count == 1 else max(1, blocks // (4 * count))
-        tiles = (blocks + count * (width - 1)) // width
-        bundle = torch.cat([bundle, bundle.new_full((pairs, 1), count - 1)], dim=1)
-        sizes = bundle.new_zeros(pairs, count).scatter_add_(1, bundle, torch.ones_like(bundle))
-        used = -(-sizes // width)  # tiles of each bundle
-        last = used.cumsum(dim=1)
-        order = bundle.argsort(dim=1, stable=True)
-        ordered = bundle.gather(1, order)
-        shift = width * (last - used) - (sizes.cumsum(dim=1) - sizes)
-        place = torch.arange(blocks, device=bundle.device) + shift.gather(1, ordered)
-        block = bundle.new_full((pairs, tiles * width), blocks - 1).scatter_(1, place, order)
-        column = torch.empty_like(bundle).scatter_(1, order, place)
-        number = torch.arange(tiles, device=bundle.device).expand(pairs, tiles).contiguous()
-        of_tile = torch.searchsorted(last, number, right=True).clamp(max=count - 1)
-        return cls(block, column, of_tile, count)
-
-    @property
-    def tiles(self) -> int:
-        return self.bundle.shape[1]
-
-    def of_pairs(self, pairs: slice) -> "Layout":
-        return Layout(self.block[pairs], self.column[pairs], self.bundle[pairs], self.count)
-
-    def lay_out(self, x: Tensor) -> Tensor:  # (l, B + 1, ...) -> (l, N T, ...)
-        return _take(x, self.block)
-
-    def collect(self, x: Tensor) -> Tensor:  # (l, N T, ...) -> (l, B, ...)
-        """Undo `lay_out`, without the block that does not exist."""
-        return _take(x, self.column[:, :-1])
-
-    def to_tiles(self, x: Tensor) -> Tensor:  # (l, G, ...) -> (l, N, ...)
-        return x if self.tiles == self.count == 1 else _take(x, self.bundle)
-
-    def sum_tiles(self, x: Tensor) -> Tensor:  # (l, N, ...) -> (l, G, ...)
-        """Add up the tiles of each bundle, always in the same order."""
-        if self.tiles == self.count == 1:
-            return x
-        first = self.count * torch.arange(len(x), device=x.device)
-        rows = (self.bundle + first[:, None]).flatten()
-        total = x.new_zeros(len(x) * self.count, *x.shape[2:])
-        if x.is_cuda:  # index_add is atomic there; this sorts
-            total = total.index_put((rows,), x.flatten(0, 1), accumulate=True)
-        else:
-            total = total.index_add(0, rows, x.flatten(0, 1))
-        return total.unflatten(0, (len(x), self.count))
-
-    def largest(self, x: Tensor) -> Tensor:  # (l, N, r) -> (l, G, r), no gradient
-        index = self.bundle[..., None].expand_as(x)
-        least = x.new_full((len(x), self.count, x.shape[2]), -torch.inf)
-        return least.scatter_reduce(1, index, x.detach(), "amax")
-
-
-def _take(x: Tensor, rows: Int[Tensor, "l m"]) -> Tensor:  # (l, B, ...) -> (l, m, ...)
-    if len(x) == 1:
-        return x[0].index_select(0, rows[0])[None]
-    first = x.shape[1] * torch.arange(len(x), device=x.device)
-    return (
-        x.flatten(0, 1)
-        .index_select(0, (rows + first[:, None]).flatten())
-        .view(*rows.shape, *x.shape[2:])
-    )

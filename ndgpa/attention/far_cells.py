@@ -79,8 +79,8 @@ class FarCells:
         bundle = bundle_blocks(mean, seen > 0, latest, keys.group, self.bundles.count)
         square = problem.scale if problem.affinity == "euclidean" else 0.0
         less = _selected(blocks, problem, latest)
-        seen = _what_cells_see(problem, latest, self.bundles.count)
-        return FarPlan(bundle, less, *seen, self.bundles.count, square)
+        tables = _what_cells_see(problem, latest, self.bundles.count)
+        return FarPlan(bundle, less, *tables, self.bundles.count, square)
 
 
 def block_sums(

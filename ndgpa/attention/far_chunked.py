@@ -34,13 +34,11 @@ def chunked(queries: FarQueries, keys: FarKeys, selected: Tensor) -> tuple[Tenso
         keys.value,
         keys.bias,
         selected,
-        keys.bundle,
         queries.cell,
         queries.time,
         keys.time,
         queries.group,
         keys.group,
-        keys.bundles,
         keys.scale,
     )
 
@@ -52,19 +50,17 @@ def far_chunked(
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
-    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
-    bundles: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # (b, h, Q, G, w), (b, h, Q, G)
-    """Output and log-sum-exp of each bundle. Arguments as in `Inputs`."""
-    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
-    problem = FarRows(Inputs(query, key, value, bias, *tables, bundles, scale))
-    out, lse = _empty_out(query, value, bundles)
+) -> tuple[Tensor, Tensor]:  # (b, h, Q, w), (b, h, Q)
+    """Output and log-sum-exp. Arguments as in `Inputs`."""
+    tables = selected, cell, query_time, key_time, query_group, key_group
+    problem = FarRows(Inputs(query, key, value, bias, *tables, scale))
+    out, lse = _empty_out(query, value)
     flat_out, flat_lse = problem.by_row(out), problem.by_row(lse)
     with without_autocast(query):
         for tile in problem.tiles():
@@ -73,39 +69,37 @@ def far_chunked(
 
 
 @far_chunked.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any, **_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_out(query, value, others[-2])
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _empty_out(query, value)
 
 
-def _empty_out(query: Tensor, value: Tensor, bundles: int) -> tuple[Tensor, Tensor]:
-    shape = *query.shape[:3], bundles
+def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    shape = query.shape[:3]
     return value.new_empty(*shape, value.shape[3]), query.new_empty(shape)
 
 
 @torch.library.custom_op("ndgpa::far_chunked_backward", mutates_args=())
 def far_chunked_backward(
-    grad_out: Tensor,  # (b, h, Q, G, w)
-    grad_lse: Tensor,  # (b, h, Q, G)
-    out: Tensor,  # (b, h, Q, G, w)
-    lse: Tensor,  # (b, h, Q, G)
+    grad_out: Tensor,  # (b, h, Q, w)
+    grad_lse: Tensor,  # (b, h, Q)
+    out: Tensor,  # (b, h, Q, w)
+    lse: Tensor,  # (b, h, Q)
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
-    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
-    bundles: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and bias."""
     grads = _zeros(query, key, value, bias)
-    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
-    problem = FarRows(Inputs(query, key, value, bias, *tables, bundles, scale))
+    tables = selected, cell, query_time, key_time, query_group, key_group
+    problem = FarRows(Inputs(query, key, value, bias, *tables, scale))
     rows = [problem.by_row(x) for x in (grad_out, grad_lse, out, lse)]
     grad_query = problem.by_row(grads[0])
     by_key = [x.flatten(0, 1) for x in grads[1:]]
@@ -116,7 +110,7 @@ def far_chunked_backward(
                 given = [x[tile] for x in rows]
                 grad_query[tile] = problem.differentiate(tile, *given, *totals)
             for grad, total in zip(by_key, totals):
-                grad[pairs] = problem.layout.of_pairs(pairs).collect(total)
+                grad[pairs] = total[:, :-1]
     return grads
 
 
@@ -174,7 +168,7 @@ def backward_twice(
     by_row = [problem.by_row(x) for x in second[:3]]
     by_key = [x.flatten(0, 1) for x in second[3:]]
     along_query = problem.by_row(cotangents[0])
-    along = [problem.layout.lay_out(one_more_block(x.flatten(0, 1))) for x in cotangents[1:]]
+    along = [one_more_block(x.flatten(0, 1)) for x in cotangents[1:]]
     flows = problem.by_row(grad_out), problem.by_row(grad_lse)
     for pairs, tiles in problem.tiles_by_pairs():
         totals = [x.new_zeros(x.shape) for x in problem.features((pairs, slice(0)))[1:]]
@@ -191,7 +185,7 @@ def backward_twice(
             for total, table in zip(totals, by_features[1:], strict=True):
                 total += _given(table)
         for total, table in zip(by_key, totals):
-            total[pairs] = problem.layout.of_pairs(pairs).collect(table)
+            total[pairs] = table[:, :-1]
     by_out, by_lse, *by_inputs = second
     named = dict(zip(Features._fields, by_inputs, strict=True))
     return by_out, by_lse, *gradients(Inputs, **named)
@@ -204,8 +198,8 @@ def _given(x: Tensor | None) -> Tensor:
 
 far_chunked.register_autograd(_backward, setup_context=_save)
 far_chunked_backward.register_autograd(_backward_twice, setup_context=_save_backward)
-far_chunked.register_vmap(fold_into_batch(far_chunked, batched=6))
-far_chunked_backward.register_vmap(fold_into_batch(far_chunked_backward, batched=10))
+far_chunked.register_vmap(fold_into_batch(far_chunked, batched=5))
+far_chunked_backward.register_vmap(fold_into_batch(far_chunked_backward, batched=9))
 
 
 @count_products("far_chunked")

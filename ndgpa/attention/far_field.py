@@ -102,15 +102,12 @@ class FarKeys:
 
     `bias` is the part of the affinity that depends on the key alone plus the logarithm of the
     number of seen sites; -inf for a block of which nothing is seen. `time` is the latest of each
-    block, None if not causal. `bundle` numbers the bundle of each block, of which there are
-    `bundles`.
+    block, None if not causal.
     """
 
     key: Float[Tensor, "b hk B d"]
     value: Float[Tensor, "b hk B w"]
     bias: Float[Tensor, "b hk B"]
-    bundle: Int[Tensor, "b hk B"]
-    bundles: int
     time: Int[Tensor, " B"] | None
     group: Int[Tensor, " B"] | None
     scale: float
@@ -120,8 +117,7 @@ class FarKeys:
         bias, scale = dot_form(means.key, problem.affinity, problem.scale)
         size = means.seen.log()
         bias = size if bias is None else size + bias
-        one = torch.zeros_like(means.seen, dtype=torch.int64)
-        return cls(means.key, means.value, bias, one, 1, means.time, means.group, scale)
+        return cls(means.key, means.value, bias, means.time, means.group, scale)
 
 
 @dataclass(frozen=True)
@@ -177,13 +173,13 @@ class FarField:
         """
         far, far_lse = backend.attend(self.queries, self.keys, selection.blocks)
         hides = self.keys.time is not None
-        return backend.merge(*near, far[:, :, :, 0], far_lse[..., 0], hides)
+        return backend.merge(*near, far, far_lse, hides)
 
 
 def literal(
     queries: FarQueries, keys: FarKeys, selected: Int[Tensor, "b hs C K"]
-) -> tuple[Float[Tensor, "b h Q G w"], Float[Tensor, "b h Q G"]]:
-    """Attend to the blocks of each bundle that are not selected: dense, any order of derivative."""
+) -> tuple[Float[Tensor, "b h Q w"], Float[Tensor, "b h Q"]]:
+    """Attend to the blocks that are not selected: dense, any order of derivative."""
     heads, num_blocks = queries.query.shape[1], keys.key.shape[2]
     key, value, bias = (_per_head(x, heads) for x in (keys.key, keys.value, keys.bias))
     # (b, h, Q, B); an empty slot names a block after the last
@@ -198,15 +194,11 @@ def literal(
     key, value = (x.masked_fill(~x.isfinite(), 0) for x in (key, value))  # 0 NaN is NaN
     logits = keys.scale * einsum(queries.query.to(key.dtype), key, "b h q d, b h j d -> b h q j")
     logits = (logits + bias[:, :, None]).masked_fill(no_key[:, :, None], torch.nan)
-    # (b, h, Q, G, B)
-    bundle = _per_head(keys.bundle, heads)[:, :, None, None]
-    other = bundle != torch.arange(keys.bundles, device=bundle.device)[:, None]
-    hidden = hidden[:, :, :, None] | other
-    logits = logits[:, :, :, None].masked_fill(hidden, -torch.inf)
+    logits = logits.masked_fill(hidden, -torch.inf)
     masked = hidden.all(dim=-1, keepdim=True)
     weights = logits.masked_fill(masked, 0).softmax(dim=-1).masked_fill(masked, 0)
-    reads = (weights > 0).to(value.dtype) @ no_value[:, :, None].to(value.dtype) > 0
-    out = (weights @ value[:, :, None]).masked_fill(reads, torch.nan)
+    reads = (weights > 0).to(value.dtype) @ no_value.to(value.dtype) > 0
+    out = (weights @ value).masked_fill(reads, torch.nan)
     lse = logits.masked_fill(masked, 0).logsumexp(dim=-1).masked_fill(masked[..., 0], -torch.inf)
     return out, lse
 

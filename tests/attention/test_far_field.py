@@ -447,9 +447,8 @@ def test_the_operators_pass_opcheck() -> None:
     selected, cell = torch.tensor([[[[0, 2], [1, -1]]]]).int(), torch.tensor([0, 1, 1])
     keys = normal(1, 1, 4, 3), normal(1, 1, 4, 2), normal(1, 1, 4)
     times = torch.tensor([0, 0, 1, 2])
-    bundle = torch.tensor([[[0, 1, 1, 0]]])
-    tables = selected, bundle, cell, cell, times, None, None
-    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 2, 0.5))
+    tables = selected, cell, cell, times, None, None
+    torch.library.opcheck(far_chunked, (normal(1, 2, 3, 3), *keys, *tables, 0.5))
     torch.library.opcheck(bundle_blocks, (torch.randn(1, 1, 4, 3), keys[2] > 0, times, None, 2))
     fields = normal(1, 2, 5, 2), normal(1, 2, 5), normal(1, 2, 5, 2), normal(1, 2, 5)
     for contain in (False, True):

@@ -76,11 +76,10 @@ def test_any_far_field_is_within_the_float64_budget(dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 128, 160])
-@pytest.mark.parametrize("bundles", [1, 16])
-def test_a_large_far_field_is_within_the_float64_budget(bundles, width, dtype):
+def test_a_large_far_field_is_within_the_float64_budget(width, dtype):
     problem = far_problem(
         queries=500, blocks=1000, cells=30, slots=12, heads=4, key_heads=2, selection_heads=2,
-        bundles=bundles, width=width, value_width=width, timed=True,
+        width=width, value_width=width, timed=True,
     )  # fmt: skip
     far_within_budget(moved(problem, "cuda"), dtype)
 

@@ -25,9 +25,9 @@ def test_any_far_field_is_within_the_float64_budget(dtype, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float32, marks=slow)])
-def test_bundles_of_several_tiles_and_queries_in_parts(dtype):
-    """65 and more columns of a bundle, 2 tiles of queries of each of 2 heads: 4 parts."""
-    problem = far_problem(queries=70, blocks=150, slots=20, bundles=2, key_heads=1, cells=7)
+def test_several_tiles_of_blocks_and_queries_in_parts(dtype):
+    """2 tiles of queries of each of 2 heads: 4 parts."""
+    problem = far_problem(queries=70, blocks=150, slots=20, key_heads=1, cells=7)
     assert far_backward.far_splits(3, 4) == 4
     within_budget(problem, dtype)
 
@@ -48,7 +48,7 @@ def test_nothing_selected_is_attention_to_means_and_everything_leaves_nothing():
     asking, keys, _ = far_problem(slots=0)
     keys = replace(keys, bias=keys.bias.nan_to_num(0, 0, 0))
     problem = asking, keys, torch.empty(1, 1, 4, 0, dtype=torch.int32)
-    out = solve(far_fused, problem, torch.float32, torch.float32)["out"][:, :, :, 0]
+    out = solve(far_fused, problem, torch.float32, torch.float32)["out"]
     full = torch.nn.functional.scaled_dot_product_attention(
         asking.query, keys.key, keys.value, keys.bias[:, :, None], enable_gqa=True
     )
@@ -65,7 +65,7 @@ def test_two_blocks_by_hand():
     row = torch.tensor([0.0, 1.0, 2.0, 3.0])
     keys = FarKeys(
         row.view(1, 1, 4, 1), 10 * row.view(1, 1, 4, 1), row.view(1, 1, 4),
-        torch.zeros(1, 1, 4).long(), 1, torch.tensor([0, 9, 0, 0]), torch.tensor([0, 0, 1, 0]), 2.0,
+        torch.tensor([0, 9, 0, 0]), torch.tensor([0, 0, 1, 0]), 2.0,
     )  # fmt: skip
     zero = torch.tensor([0])
     asking = FarQueries(torch.ones(1, 1, 1, 1), torch.float32, zero, zero, zero)
@@ -76,7 +76,7 @@ def test_two_blocks_by_hand():
 
 
 def test_what_is_hidden_is_never_read_and_what_is_late_does_not_reach_back():
-    asking, keys, selected = far_problem(timed=True, bundles=2)
+    asking, keys, selected = far_problem(timed=True, seed=1)
     clean = solve(far_fused, (asking, keys, selected), torch.float32, torch.float32)
     hidden = (keys.bias == -torch.inf)[..., None]
     dirty = replace(
@@ -98,13 +98,13 @@ def test_what_is_hidden_is_never_read_and_what_is_late_does_not_reach_back():
 
 
 def test_repeats_are_identical_bit_for_bit():
-    problem = far_problem(queries=40, blocks=40, bundles=2, key_heads=2)
+    problem = far_problem(queries=40, blocks=40, key_heads=2)
     first, second = (solve(far_fused, problem, torch.float16, torch.float32) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_no_program_writes_what_another_one_reads():
-    problem = far_problem(queries=70, blocks=70, heads=4, key_heads=2, bundles=2, timed=True)
+    problem = far_problem(queries=70, blocks=70, heads=4, key_heads=2, timed=True)
     with watched() as watch:
         solve(far_fused, problem, torch.float16, torch.float32)
     assert watch.kernels == {"far_forward", "far_query", "far_key", "mark_selected"}
@@ -116,12 +116,12 @@ def operands(problem, grad=False):
     asking, keys, selected = problem
     features = asking.query, keys.key, keys.value, keys.bias.nan_to_num(0, 0, 0)
     features = [x.float().requires_grad_(grad) for x in features]
-    tables = selected, keys.bundle, asking.cell, asking.time, keys.time, asking.group, keys.group
-    return *features, *tables, keys.bundles, keys.scale
+    tables = selected, asking.cell, asking.time, keys.time, asking.group, keys.group
+    return *features, *tables, keys.scale
 
 
 def test_operators_keep_the_rules_of_the_library():
-    problem = far_problem(queries=4, blocks=5, bundles=2, timed=True, width=4, value_width=3)
+    problem = far_problem(queries=4, blocks=5, timed=True, width=4, value_width=3)
     torch.library.opcheck(far_triton, operands(problem, grad=True))
     args = operands(problem)
     out, lse, norm = far_triton(*args)
@@ -130,7 +130,7 @@ def test_operators_keep_the_rules_of_the_library():
 
 
 def test_the_second_derivative_is_that_of_the_definition():
-    problem = far_problem(queries=4, blocks=6, slots=1, bundles=2, grouped=True)
+    problem = far_problem(queries=4, blocks=6, slots=1, grouped=True)
     problem = rounded(problem, torch.float32)
 
     def twice(attend, dtype):
@@ -148,9 +148,9 @@ def test_the_second_derivative_is_that_of_the_definition():
 
 
 def test_vmap_maps_over_batches():
-    args = operands(far_problem(batch=2, bundles=2))
-    mapped = [x[:, None] for x in args[:6]]
-    out = torch.vmap(lambda *xs: far_triton(*xs, *args[6:])[0])(*mapped)
+    args = operands(far_problem(batch=2))
+    mapped = [x[:, None] for x in args[:5]]
+    out = torch.vmap(lambda *xs: far_triton(*xs, *args[5:])[0])(*mapped)
     assert torch.equal(out[:, 0], far_triton(*args)[0])
 
 

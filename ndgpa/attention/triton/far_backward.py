@@ -1,10 +1,10 @@
-"""The far field of each query, backward: two kernels, of rows of queries and of columns of blocks.
+"""The far field of each query, backward: two kernels, of tiles of queries and of tiles of blocks.
 
     p_xj = exp(logit_xj - max_x) / sum_x   recomputed from the same products as in the forward
     w_x = grad_out_x . out_x - grad_lse_x
     g_xj = p_xj (grad_out_x . v_j - w_x)   the gradient of a logit
 
-The first walks over the columns and writes the gradients of queries, and w. The second walks over
+The first walks over the blocks and writes the gradients of queries, and w. The second walks over
 the queries that share a key head, in SPLITS parts that are added up in order. Letters as in
 `far_tiles`.
 """
@@ -17,13 +17,13 @@ from ndgpa.attention.far_rows import Inputs
 from ndgpa.attention.triton.backward_queries import products_of_rows
 from ndgpa.attention.triton.far_tiles import (
     SIZES,
-    Columns,
     bits_of,
     far_constants,
     far_key_tile,
     far_problem,
     far_seen,
     keys_of_tile,
+    logits_of_far,
     rows_of_far,
 )
 from ndgpa.attention.triton.tiles import (
@@ -39,7 +39,7 @@ from ndgpa.attention.triton.tiles import (
     weights,
 )
 
-# Programs that fill a GPU: where there are fewer tiles of columns, queries are split.
+# Programs that fill a GPU: where there are fewer tiles of blocks, queries are split.
 _PROGRAMS = 512
 
 
@@ -49,20 +49,18 @@ def far_query_kernel(
     p_key,  # (b, hk, B, d), contiguous as all that follow but the gradient of the query
     p_value,  # (b, hk, B, w)
     p_key_bias,  # (b, hk, B) float32, in base 2
-    p_grad_out,  # (b, h, Q, G, w), in the dtype of the query
-    p_grad_lse,  # (b, h, Q, G) float32
-    p_out,  # (b, h, Q, G, w) float32
-    p_norm,  # (b, h, Q, G, 2) float32
+    p_grad_out,  # (b, h, Q, w), in the dtype of the query
+    p_grad_lse,  # (b, h, Q) float32
+    p_out,  # (b, h, Q, w) float32
+    p_norm,  # (b, h, Q, 2) float32
     p_bits,  # (b, bit heads, C, W) int32
-    p_block,  # (l, N KEYS) int32, or None
-    p_first,  # (l, G + 1) int32, or None
     p_cell,  # (Q,) int64
     p_query_time,  # (Q,) int64, or None
     p_key_time,  # (B,) int64, or None
     p_query_group,  # (Q,) int64, or None
     p_key_group,  # (B,) int64, or None
     p_grad_query,  # (b, h, Q, d)
-    p_mean,  # (b, h, Q, G) float32: w
+    p_mean,  # (b, h, Q) float32: w
     s_query_b,
     s_query_h,
     s_query_n,
@@ -79,7 +77,6 @@ def far_query_kernel(
     scale,
     scale_2,  # in base 2
     GROUP: tl.constexpr,
-    G: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
@@ -92,47 +89,32 @@ def far_query_kernel(
     program = tl.program_id(0)
     head = (program // row_tiles).to(tl.int64)
     pair = head // GROUP
-    # (ROWS,)
-    o_row = program % row_tiles * ROWS + tl.arange(0, ROWS)
-    m_row = o_row < Q
-    p_words, b_now, b_group = rows_of_far(
-        p_cell, p_bits, p_query_time, p_query_group, head, o_row, m_row, C, H, words, bit_heads
-    )
-    # (ROWS, PAD_D)
-    p_query += head // H * s_query_b + head % H * s_query_h
-    b_query = load_rows(p_query + o_row.to(tl.int64) * s_query_n, m_row, D, PAD_D)
+    o_row, m_row, p_words, b_now, b_group, b_query = rows_of_far(
+        p_query, p_cell, p_bits, p_query_time, p_query_group, s_query_b, s_query_h, s_query_n,
+        head, program % row_tiles, Q, C, H, words, bit_heads, D, PAD_D, ROWS,
+    )  # fmt: skip
     b_grad = tl.zeros((ROWS, PAD_D), tl.float32)
     p_key += pair * B * D
     p_value += pair * B * DV
-    for bundle in range(0, G):
-        o_far = (head * Q + o_row) * G + bundle
-        # (ROWS, PAD_DV)
-        b_grad_out = load_rows(p_grad_out + o_far * DV, m_row, DV, PAD_DV)
-        b_mean = products_of_rows(b_grad_out, load_rows(p_out + o_far * DV, m_row, DV, PAD_DV))
-        b_mean -= tl.load(p_grad_lse + o_far, mask=m_row, other=0.0)
-        tl.store(p_mean + o_far, b_mean, mask=m_row)
-        b_max = tl.load(p_norm + 2 * o_far, mask=m_row, other=float("inf"))
-        b_norm = tl.load(p_norm + 2 * o_far + 1, mask=m_row, other=0.0)
-        first = 0
-        end = tiles
-        if p_first is not None:
-            first = tl.load(p_first + pair * (G + 1) + bundle)
-            end = tl.load(p_first + pair * (G + 1) + bundle + 1)
-        for tile in range(first, end):
-            # (KEYS,), (ROWS, KEYS)
-            o_block, m_load, b_bias = keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS)
-            m_seen = far_seen(
-                p_words, p_key_time, p_key_group, b_now, b_group, m_row, o_block, tile, KEYS, False
-            )
-            # (KEYS, PAD_D), (KEYS, PAD_DV), (ROWS, KEYS)
-            b_key = load_rows(p_key + o_block * D, m_load, D, PAD_D)
-            b_s = products(b_query, b_key, None, None, PRECISION)
-            b_s = logits(b_s, scale_2, b_bias[None, :], m_seen, False)
-            b_p = weights(b_s, scale_2, b_max[:, None], False) * b_norm[:, None]
-            b_value = load_rows(p_value + o_block * DV, m_load, DV, PAD_DV)
-            b_slope = products(b_grad_out, b_value, None, None, PRECISION)
-            b_g = b_p * (b_slope - b_mean[:, None])
-            b_grad = tl.dot(b_g.to(b_key.dtype), b_key, b_grad, input_precision=PRECISION)
+    o_far = head * Q + o_row
+    # (ROWS, PAD_DV)
+    b_grad_out = load_rows(p_grad_out + o_far * DV, m_row, DV, PAD_DV)
+    b_mean = products_of_rows(b_grad_out, load_rows(p_out + o_far * DV, m_row, DV, PAD_DV))
+    b_mean -= tl.load(p_grad_lse + o_far, mask=m_row, other=0.0)
+    tl.store(p_mean + o_far, b_mean, mask=m_row)
+    b_max = tl.load(p_norm + 2 * o_far, mask=m_row, other=float("inf"))
+    b_norm = tl.load(p_norm + 2 * o_far + 1, mask=m_row, other=0.0)
+    for tile in range(0, tiles):
+        # (KEYS,), (KEYS, PAD_D), (ROWS, KEYS)
+        o_block, m_load, b_key, b_s = logits_of_far(
+            b_query, p_words, b_now, b_group, m_row, p_key, p_key_bias, p_key_time, p_key_group,
+            pair, tile, B, scale_2, D, PAD_D, KEYS, PRECISION,
+        )  # fmt: skip
+        b_p = weights(b_s, scale_2, b_max[:, None], False) * b_norm[:, None]
+        b_value = load_rows(p_value + o_block * DV, m_load, DV, PAD_DV)
+        b_slope = products(b_grad_out, b_value, None, None, PRECISION)
+        b_g = b_p * (b_slope - b_mean[:, None])
+        b_grad = tl.dot(b_g.to(b_key.dtype), b_key, b_grad, input_precision=PRECISION)
     p_grad_query += head // H * s_grad_query_b + head % H * s_grad_query_h
     store_rows(p_grad_query + o_row.to(tl.int64) * s_grad_query_n, b_grad * scale, m_row, D, PAD_D)
 
@@ -143,13 +125,10 @@ def far_key_kernel(
     p_key,  # (b, hk, B, d), contiguous as all that follow
     p_value,  # (b, hk, B, w)
     p_key_bias,  # (b, hk, B) float32, in base 2
-    p_grad_out,  # (b, h, Q, G, w), in the dtype of the query
-    p_norm,  # (b, h, Q, G, 2) float32
-    p_mean,  # (b, h, Q, G) float32: w
+    p_grad_out,  # (b, h, Q, w), in the dtype of the query
+    p_norm,  # (b, h, Q, 2) float32
+    p_mean,  # (b, h, Q) float32: w
     p_bits,  # (b, bit heads, C, W) int32
-    p_block,  # (l, N KEYS) int32, or None
-    p_first,  # (l, G + 1) int32, or None
-    p_bundle,  # (l, N) int32, or None
     p_cell,  # (Q,) int64
     p_query_time,  # (Q,) int64, or None
     p_key_time,  # (B,) int64, or None
@@ -171,7 +150,6 @@ def far_key_kernel(
     scale,
     scale_2,  # in base 2
     GROUP: tl.constexpr,
-    G: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
@@ -184,13 +162,8 @@ def far_key_kernel(
     pairs = tl.num_programs(0) // tiles
     tile = program % tiles
     pair = (program // tiles).to(tl.int64)
-    bundle = 0
-    if p_first is not None:
-        if tile >= tl.load(p_first + pair * (G + 1) + G):
-            return
-        bundle = tl.load(p_bundle + pair * tiles + tile)
     # (KEYS,), (KEYS, PAD_D), (KEYS, PAD_DV)
-    o_block, m_load, b_bias = keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS)
+    o_block, m_load, b_bias = keys_of_tile(p_key_bias, pair, tile, B, KEYS)
     b_key = load_rows(p_key + (pair * B + o_block) * D, m_load, D, PAD_D)
     b_value = load_rows(p_value + (pair * B + o_block) * DV, m_load, DV, PAD_DV)
     b_grad_key = tl.zeros((KEYS, PAD_D), tl.float32)
@@ -201,19 +174,15 @@ def far_key_kernel(
     share = tl.cdiv(row_tiles * GROUP, splits)
     for i in range(split * share, tl.minimum(split * share + share, row_tiles * GROUP)):
         head = pair * GROUP + i // row_tiles
-        # (ROWS,)
-        o_row = i % row_tiles * ROWS + tl.arange(0, ROWS)
-        m_row = o_row < Q
-        p_words, b_now, b_group = rows_of_far(
-            p_cell, p_bits, p_query_time, p_query_group, head, o_row, m_row, C, H, words, bit_heads
-        )
-        o_far = (head * Q + o_row) * G + bundle
+        o_row, m_row, p_words, b_now, b_group, b_query = rows_of_far(
+            p_query, p_cell, p_bits, p_query_time, p_query_group, s_query_b, s_query_h, s_query_n,
+            head, i % row_tiles, Q, C, H, words, bit_heads, D, PAD_D, ROWS,
+        )  # fmt: skip
+        o_far = head * Q + o_row
         b_max = tl.load(p_norm + 2 * o_far, mask=m_row, other=float("inf"))
         b_norm = tl.load(p_norm + 2 * o_far + 1, mask=m_row, other=0.0)
         b_mean = tl.load(p_mean + o_far, mask=m_row, other=0.0)
-        # (ROWS, PAD_D), (ROWS, PAD_DV), (KEYS, ROWS)
-        p_rows = p_query + head // H * s_query_b + head % H * s_query_h
-        b_query = load_rows(p_rows + o_row.to(tl.int64) * s_query_n, m_row, D, PAD_D)
+        # (ROWS, PAD_DV), (KEYS, ROWS)
         b_grad_out = load_rows(p_grad_out + o_far * DV, m_row, DV, PAD_DV)
         m_seen = far_seen(
             p_words, p_key_time, p_key_group, b_now, b_group, m_row, o_block, tile, KEYS, True
@@ -228,10 +197,7 @@ def far_key_kernel(
         b_g = b_p * (b_slope - b_mean[None, :])
         b_grad_key = tl.dot(b_g.to(b_query.dtype), b_query, b_grad_key, input_precision=PRECISION)
         b_grad_bias += tl.sum(b_g, 1)
-    o_column = tile * KEYS + tl.arange(0, KEYS)
-    m_key = o_column < B
-    if p_block is not None:
-        m_key = tl.load(p_block + pair * tiles * KEYS + o_column) < B
+    m_key = tile * KEYS + tl.arange(0, KEYS) < B
     o_out = (split * pairs + pair) * B + o_block
     store_rows(p_grad_key + o_out * D, b_grad_key * scale, m_key, D, PAD_D)
     store_rows(p_grad_value + o_out * DV, b_grad_value, m_key, DV, PAD_DV)
@@ -255,12 +221,11 @@ def far_backward_queries(
         given: As for `far_forward`.
         grad_out: In the dtype of the query; contiguous as all that follow but `grad_query`.
         norm: That of the forward.
-        mean: (b, h, Q, G) float32: w.
+        mean: (b, h, Q) float32: w.
     """
     (batch, heads, queries, _), blocks = given.query.shape, given.key.shape[2]
     tile = tile or query_major_tile(far_problem(given))
-    columns = Columns.of(given, tile.keys)
-    bits = bits_of(given, columns, tile.keys)
+    bits = bits_of(given, tile.keys)
     far_query_kernel[(ceil_div(queries, tile.rows) * heads * batch,)](
         given.query,
         given.key,
@@ -271,8 +236,6 @@ def far_backward_queries(
         out,
         norm,
         bits,
-        columns.block,
-        columns.first,
         given.cell,
         given.query_time,
         given.key_time,
@@ -286,7 +249,7 @@ def far_backward_queries(
         blocks,
         bits.shape[2],
         heads,
-        columns.tiles,
+        ceil_div(blocks, tile.keys),
         bits.shape[3],
         bits.shape[1],
         given.scale,
@@ -306,9 +269,8 @@ def far_backward_keys(
     """
     (batch, heads, queries, _), (key_heads, blocks) = given.query.shape, given.key.shape[1:3]
     tile = tile or far_key_tile(far_problem(given))
-    columns = Columns.of(given, tile.keys)
-    bits = bits_of(given, columns, tile.keys)
-    programs = columns.tiles * key_heads * batch
+    bits = bits_of(given, tile.keys)
+    programs = ceil_div(blocks, tile.keys) * key_heads * batch
     splits = far_splits(programs, ceil_div(queries, tile.rows) * (heads // key_heads))
     grads = tuple(
         given.bias.new_empty(splits, *x.shape) for x in (given.key, given.value, given.bias)
@@ -322,9 +284,6 @@ def far_backward_keys(
         norm,
         mean,
         bits,
-        columns.block,
-        columns.first,
-        columns.bundle,
         given.cell,
         given.query_time,
         given.key_time,
@@ -336,7 +295,7 @@ def far_backward_keys(
         blocks,
         bits.shape[2],
         heads,
-        columns.tiles,
+        ceil_div(blocks, tile.keys),
         bits.shape[3],
         bits.shape[1],
         given.scale,

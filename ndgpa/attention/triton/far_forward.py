@@ -1,6 +1,6 @@
 """The far field of each query: attention to block means that its cell did not select, forward.
 
-One program holds some queries of a head and walks over the columns of one bundle. Softmax and
+One program holds some queries of a head and walks over all blocks. Softmax and
 letters as in `forward` and `far_tiles`.
 """
 
@@ -11,13 +11,11 @@ from torch import Tensor
 from ndgpa.attention.far_rows import Inputs
 from ndgpa.attention.triton.far_tiles import (
     SIZES,
-    Columns,
     bits_of,
     far_constants,
     far_forward_tile,
     far_problem,
-    far_seen,
-    keys_of_tile,
+    logits_of_far,
     rows_of_far,
 )
 from ndgpa.attention.triton.tiles import (
@@ -25,8 +23,6 @@ from ndgpa.attention.triton.tiles import (
     Tile,
     ceil_div,
     load_rows,
-    logits,
-    products,
     rows_strides,
     store_rows,
     weights,
@@ -42,16 +38,14 @@ def far_forward_kernel(
     p_value,  # (b, hk, B, w)
     p_key_bias,  # (b, hk, B) float32, in base 2
     p_bits,  # (b, bit heads, C, W) int32
-    p_block,  # (l, N KEYS) int32, or None
-    p_first,  # (l, G + 1) int32, or None
     p_cell,  # (Q,) int64
     p_query_time,  # (Q,) int64, or None
     p_key_time,  # (B,) int64, or None
     p_query_group,  # (Q,) int64, or None
     p_key_group,  # (B,) int64, or None
-    p_out,  # (b, h, Q, G, w) float32
-    p_lse,  # (b, h, Q, G) float32
-    p_norm,  # (b, h, Q, G, 2) float32: largest logit in base 2, and 1 / sum
+    p_out,  # (b, h, Q, w) float32
+    p_lse,  # (b, h, Q) float32
+    p_norm,  # (b, h, Q, 2) float32: largest logit in base 2, and 1 / sum
     s_query_b,
     s_query_h,
     s_query_n,
@@ -64,7 +58,6 @@ def far_forward_kernel(
     bit_heads,
     scale,  # in base 2
     GROUP: tl.constexpr,
-    G: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     PAD_D: tl.constexpr,
@@ -77,36 +70,21 @@ def far_forward_kernel(
     program = tl.program_id(0)
     head = (program // row_tiles).to(tl.int64)
     pair = head // GROUP
-    bundle = tl.program_id(1)
-    # (ROWS,)
-    o_row = program % row_tiles * ROWS + tl.arange(0, ROWS)
-    m_row = o_row < Q
-    p_words, b_now, b_group = rows_of_far(
-        p_cell, p_bits, p_query_time, p_query_group, head, o_row, m_row, C, H, words, bit_heads
-    )
-    # (ROWS, PAD_D)
-    p_query += head // H * s_query_b + head % H * s_query_h
-    b_query = load_rows(p_query + o_row.to(tl.int64) * s_query_n, m_row, D, PAD_D)
-
-    first = 0
-    end = tiles
-    if p_first is not None:
-        first = tl.load(p_first + pair * (G + 1) + bundle)
-        end = tl.load(p_first + pair * (G + 1) + bundle + 1)
+    o_row, m_row, p_words, b_now, b_group, b_query = rows_of_far(
+        p_query, p_cell, p_bits, p_query_time, p_query_group, s_query_b, s_query_h, s_query_n,
+        head, program % row_tiles, Q, C, H, words, bit_heads, D, PAD_D, ROWS,
+    )  # fmt: skip
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     b_out = tl.zeros((ROWS, PAD_DV), tl.float32)
     p_key += pair * B * D
     p_value += pair * B * DV
-    for tile in range(first, end):
-        # (KEYS,), (ROWS, KEYS)
-        o_block, m_load, b_bias = keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS)
-        m_seen = far_seen(
-            p_words, p_key_time, p_key_group, b_now, b_group, m_row, o_block, tile, KEYS, False
-        )
-        b_key = load_rows(p_key + o_block * D, m_load, D, PAD_D)
-        b_s = products(b_query, b_key, None, None, PRECISION)
-        b_s = logits(b_s, scale, b_bias[None, :], m_seen, False)
+    for tile in range(0, tiles):
+        # (KEYS,), (KEYS, PAD_D), (ROWS, KEYS)
+        o_block, m_load, _, b_s = logits_of_far(
+            b_query, p_words, b_now, b_group, m_row, p_key, p_key_bias, p_key_time, p_key_group,
+            pair, tile, B, scale, D, PAD_D, KEYS, PRECISION,
+        )  # fmt: skip
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
         b_p = weights(b_s, scale, b_base[:, None], False)
@@ -121,7 +99,7 @@ def far_forward_kernel(
     b_sum = tl.where(m_masked, 1.0, b_sum)
     b_lse = (b_max + tl.log2(b_sum)) / _LOG2_E
     b_norm = tl.where(m_masked, 0.0, 1.0 / b_sum)
-    o_far = (head * Q + o_row) * G + bundle
+    o_far = head * Q + o_row
     store_rows(p_out + o_far * DV, b_out * b_norm[:, None], m_row, DV, PAD_DV)
     tl.store(p_lse + o_far, b_lse, mask=m_row)
     tl.store(p_norm + 2 * o_far, tl.where(m_masked, 0.0, b_max), mask=m_row)
@@ -136,23 +114,19 @@ def far_forward(
     Args:
         given: Key and value in the dtype of the query, the bias in base 2; all but the query
             contiguous.
-        out, lse, norm: (b, h, Q, G, w), (b, h, Q, G) and (b, h, Q, G, 2) float32, contiguous.
+        out, lse, norm: (b, h, Q, w), (b, h, Q) and (b, h, Q, 2) float32, contiguous.
     """
     (batch, heads, queries, _), blocks = given.query.shape, given.key.shape[2]
     if lse.numel() == 0:
         return
     tile = tile or far_forward_tile(far_problem(given))
-    columns = Columns.of(given, tile.keys)
-    bits = bits_of(given, columns, tile.keys)
-    grid = ceil_div(queries, tile.rows) * heads * batch, given.bundles
-    far_forward_kernel[grid](
+    bits = bits_of(given, tile.keys)
+    far_forward_kernel[(ceil_div(queries, tile.rows) * heads * batch,)](
         given.query,
         given.key,
         given.value,
         given.bias,
         bits,
-        columns.block,
-        columns.first,
         given.cell,
         given.query_time,
         given.key_time,
@@ -166,7 +140,7 @@ def far_forward(
         blocks,
         bits.shape[2],
         heads,
-        columns.tiles,
+        ceil_div(blocks, tile.keys),
         bits.shape[3],
         bits.shape[1],
         given.scale * LOG2_E,

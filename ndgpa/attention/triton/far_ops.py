@@ -27,11 +27,11 @@ def far_fused(queries: FarQueries, keys: FarKeys, selected: Tensor) -> tuple[Ten
     no_tangents("triton", query, keys.key, keys.value)
     if queries.time is not None or queries.group is not None:
         bias = with_non_finite(keys.key, keys.value, bias)
-    tables = selected, keys.bundle, queries.cell, queries.time, keys.time
+    tables = selected, queries.cell, queries.time, keys.time
     grouped = queries.group is not None and keys.group is not None
     groups = (queries.group, keys.group) if grouped else (None, None)
     found = [
-        far_triton(query, keys.key, value, bias, *tables, *groups, keys.bundles, keys.scale)
+        far_triton(query, keys.key, value, bias, *tables, *groups, keys.scale)
         for value in keys.value.split(WIDEST, dim=-1)
     ]
     parts = [out for out, _, _ in found]
@@ -45,36 +45,34 @@ def far_triton(
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
-    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
-    bundles: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, Q, G, w), (b, h, Q, G), (b, h, Q, G, 2) float32
-    """Output and log-sum-exp of each bundle, and what the backward normalises by.
+) -> tuple[Tensor, Tensor, Tensor]:  # (b, h, Q, w), (b, h, Q), (b, h, Q, 2) float32
+    """Output and log-sum-exp, and what the backward normalises by.
 
     Arguments as in `Inputs`, the query in any dtype, in which products are made.
     """
     from ndgpa.attention.triton.far_forward import far_forward
 
-    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
-    given = _laid_out(Inputs(query, key, value, bias, *tables, bundles, scale))
-    found = _empty_out(query, value, bundles)
+    tables = selected, cell, query_time, key_time, query_group, key_group
+    given = _laid_out(Inputs(query, key, value, bias, *tables, scale))
+    found = _empty_out(query, value)
     with torch.cuda.device_of(query):
         far_forward(given, *found)
     return found
 
 
 @far_triton.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any, **_: Any) -> tuple[Tensor, ...]:
-    return _empty_out(query, value, others[-2])
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+    return _empty_out(query, value)
 
 
-def _empty_out(query: Tensor, value: Tensor, bundles: int) -> tuple[Tensor, Tensor, Tensor]:
-    shape = *query.shape[:3], bundles
+def _empty_out(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shape = query.shape[:3]
     return (
         value.new_empty(*shape, value.shape[3]),
         value.new_empty(shape),
@@ -93,29 +91,27 @@ def _laid_out(given: Inputs) -> Inputs:
 
 @torch.library.custom_op("ndgpa::far_triton_backward", mutates_args=())
 def far_triton_backward(
-    grad_out: Tensor,  # (b, h, Q, G, w)
-    grad_lse: Tensor,  # (b, h, Q, G)
-    out: Tensor,  # (b, h, Q, G, w)
-    norm: Tensor,  # (b, h, Q, G, 2)
+    grad_out: Tensor,  # (b, h, Q, w)
+    grad_lse: Tensor,  # (b, h, Q)
+    out: Tensor,  # (b, h, Q, w)
+    norm: Tensor,  # (b, h, Q, 2)
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor,
     selected: Tensor,
-    bundle: Tensor,
     cell: Tensor,
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_group: Tensor | None,
     key_group: Tensor | None,
-    bundles: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and bias."""
     from ndgpa.attention.triton.far_backward import far_backward_keys, far_backward_queries
 
-    tables = selected, bundle, cell, query_time, key_time, query_group, key_group
-    given = _laid_out(Inputs(query, key, value, bias, *tables, bundles, scale))
+    tables = selected, cell, query_time, key_time, query_group, key_group
+    given = _laid_out(Inputs(query, key, value, bias, *tables, scale))
     if grad_lse.numel() == 0 or bias.numel() == 0:
         return _zeros(query, key, value, bias)
     grad_out, norm = grad_out.to(query.dtype).contiguous(), norm.contiguous()
@@ -172,8 +168,8 @@ def _backward_twice(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 
 far_triton.register_autograd(_backward, setup_context=_save)
 far_triton_backward.register_autograd(_backward_twice, setup_context=keep_inputs)
-far_triton.register_vmap(fold_into_batch(far_triton, batched=6))
-far_triton_backward.register_vmap(fold_into_batch(far_triton_backward, batched=10))
+far_triton.register_vmap(fold_into_batch(far_triton, batched=5))
+far_triton_backward.register_vmap(fold_into_batch(far_triton_backward, batched=9))
 
 
 @count_products("far_triton")

@@ -1,22 +1,19 @@
-"""What the kernels of the far field share: columns, bits of what is selected, sizes of tiles.
+"""What the kernels of the far field share: logits, bits of what is selected, sizes of tiles.
 
 Rows of queries meet all key blocks but those that their cell selected, block by block as one key
-each. The blocks stand in columns, bundle after bundle, so that a tile of columns is of one bundle;
-a bit for each column and each row of the selection says that it is selected.
+each, a tile of KEYS at a time; a bit for each block and each row of the selection says that it is
+selected.
 
-Letters: b batch, h heads, hk key heads, l pairs of batch and key head, GROUP heads of a key head,
-Q queries of a head, B blocks, G bundles, N tiles of KEYS columns, C cells, K slots of a cell, W
-words of 32 bits, d and w features. Prefixes as in `tiles`.
+Letters: b batch, h heads, hk key heads, GROUP heads of a key head, Q queries of a head, B blocks, C
+cells, K slots of a cell, W words of 32 bits, d and w features. Prefixes as in `tiles`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ndgpa.attention.far_bundles import Layout
 from ndgpa.attention.far_rows import Inputs
 from ndgpa.attention.triton.tiles import (
     Chip,
@@ -25,9 +22,12 @@ from ndgpa.attention.triton.tiles import (
     ceil_div,
     forward_tile,
     key_major_tile,
+    load_rows,
+    logits,
     padded,
     padded_width,
     precision,
+    products,
 )
 
 # Sizes of which no kernel is compiled anew.
@@ -35,16 +35,13 @@ SIZES = ("Q", "B", "C", "H", "tiles", "words", "bit_heads")
 
 
 @triton.jit
-def keys_of_tile(p_key_bias, p_block, pair, tile, B, tiles, KEYS: tl.constexpr):
-    """The blocks of a tile of columns, which to load, and their biases: (KEYS,) each.
+def keys_of_tile(p_key_bias, pair, tile, B, KEYS: tl.constexpr):
+    """The blocks of a tile, which to load, and their biases: (KEYS,) each.
 
     A block of which nothing is seen has a bias of -inf; one whose bias is NaN spoils who sees it
-    and is not loaded, nor are columns without a block.
+    and is not loaded, nor is what is after the last block.
     """
-    o_column = tile * KEYS + tl.arange(0, KEYS)
-    o_block = o_column
-    if p_block is not None:
-        o_block = tl.load(p_block + pair * tiles * KEYS + o_column)
+    o_block = tile * KEYS + tl.arange(0, KEYS)
     m_key = o_block < B
     b_bias = tl.load(p_key_bias + pair * B + o_block, mask=m_key, other=float("-inf"))
     m_load = (b_bias == b_bias) & (b_bias != float("-inf"))
@@ -64,7 +61,7 @@ def far_seen(
     KEYS: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """Which columns of a tile are in the far field of each row: (ROWS, KEYS), or (KEYS, ROWS)."""
+    """Which blocks of a tile are in the far field of each row: (ROWS, KEYS), or (KEYS, ROWS)."""
     o_bit = tl.arange(0, KEYS)
     if KEYS < 32:
         o_bit += tile * KEYS % 32
@@ -95,9 +92,30 @@ def _by_key(b_key, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def rows_of_far(
-    p_cell, p_bits, p_query_time, p_query_group, head, o_row, m_row, C, H, words, bit_heads
+    p_query,
+    p_cell,
+    p_bits,
+    p_query_time,
+    p_query_group,
+    s_query_b,
+    s_query_h,
+    s_query_n,
+    head,
+    tile,
+    Q,
+    C,
+    H,
+    words,
+    bit_heads,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """Of each row: where its bits begin, its time, and its group."""
+    """A tile of rows of a head: its rows, which there are, where the bits of each begin, its time,
+    its group, and its query."""
+    # (ROWS,)
+    o_row = tile * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < Q
     o_cell = tl.load(p_cell + o_row, mask=m_row, other=0)
     p_words = p_bits + (head * bit_heads // H * C + o_cell) * words
     b_now = o_cell
@@ -106,85 +124,78 @@ def rows_of_far(
         b_now = tl.load(p_query_time + o_row, mask=m_row, other=0)
     if p_query_group is not None:
         b_group = tl.load(p_query_group + o_row, mask=m_row, other=0)
-    return p_words, b_now, b_group
+    # (ROWS, PAD_D)
+    p_query += head // H * s_query_b + head % H * s_query_h
+    b_query = load_rows(p_query + o_row.to(tl.int64) * s_query_n, m_row, D, PAD_D)
+    return o_row, m_row, p_words, b_now, b_group, b_query
 
 
-@triton.jit(do_not_specialize=("B", "C", "K", "words", "bit_heads", "selection_heads", "key_heads"))
+@triton.jit
+def logits_of_far(
+    b_query,
+    p_words,
+    b_now,
+    b_group,
+    m_row,
+    p_key,  # of the key head
+    p_key_bias,
+    p_key_time,
+    p_key_group,
+    pair,
+    tile,
+    B,
+    scale,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The blocks of a tile, which to load, their keys, and what each row makes of them."""
+    # (KEYS,), (ROWS, KEYS), (KEYS, PAD_D)
+    o_block, m_load, b_bias = keys_of_tile(p_key_bias, pair, tile, B, KEYS)
+    m_seen = far_seen(
+        p_words, p_key_time, p_key_group, b_now, b_group, m_row, o_block, tile, KEYS, False
+    )
+    b_key = load_rows(p_key + o_block * D, m_load, D, PAD_D)
+    b_s = products(b_query, b_key, None, None, PRECISION)
+    return o_block, m_load, b_key, logits(b_s, scale, b_bias[None, :], m_seen, False)
+
+
+@triton.jit(do_not_specialize=("C", "K", "words"))
 def mark_selected_kernel(
     p_selected,  # (b, hs, C, K) int32, contiguous, -1 for an empty slot
-    p_column,  # (l, B + 1) int64, contiguous: the column of each block; None where they are equal
-    p_bits,  # (b, bit heads, C, W) int32, contiguous, written
-    B,
+    p_bits,  # (b, hs, C, W) int32, contiguous, written
     C,
     K,
     words,
-    bit_heads,
-    selection_heads,
-    key_heads,
     WORDS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    cell = row % C
-    head = row // C  # of the bits
-    b, bit_head = head // bit_heads, head % bit_heads
     o_word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    selection = b * selection_heads + bit_head * selection_heads // bit_heads
-    p_selected += (selection * C + cell) * K
-    if p_column is not None:
-        p_column += (b * key_heads + bit_head * key_heads // bit_heads) * (B + 1)
+    p_selected += row * K
     b_words = tl.zeros((WORDS,), tl.int32)
     for slot in range(0, K):
         block = tl.load(p_selected + slot)
-        column = tl.maximum(block, 0)
-        if p_column is not None:
-            column = tl.load(p_column + column).to(tl.int32)
-        m = (o_word == column // 32) & (block >= 0)
-        b_words = b_words | tl.where(m, 1 << (column % 32), 0)
+        place = tl.maximum(block, 0)
+        m = (o_word == place // 32) & (block >= 0)
+        b_words = b_words | tl.where(m, 1 << (place % 32), 0)
     tl.store(p_bits + row * words + o_word, b_words, mask=o_word < words)
 
 
-class Columns(NamedTuple):
-    """Where the blocks stand, as tables of int32; all are None where columns are blocks."""
-
-    tiles: int  # N
-    block: Tensor | None  # (l, N KEYS): the block of each column, B where there is none
-    column: Tensor | None  # (l, B + 1), int64
-    bundle: Tensor | None  # (l, N): of each tile
-    first: Tensor | None  # (l, G + 1): the first tile of each bundle, and how many are used
-
-    @classmethod
-    def of(cls, given: Inputs, keys: int) -> "Columns":
-        blocks, count = given.key.shape[2], given.bundles
-        if count == 1:
-            return cls(ceil_div(blocks, keys), None, None, None, None)
-        layout = Layout.of(given.bundle.flatten(0, 1), count, keys)
-        used = (layout.block[:, ::keys] < blocks).sum(dim=1, keepdim=True)
-        number = torch.arange(count + 1, device=used.device).expand(len(used), -1)
-        first = torch.searchsorted(layout.bundle, number.contiguous()).minimum(used)
-        tables = layout.block.int(), layout.column, layout.bundle.int(), first.int()
-        return cls(layout.tiles, *tables)
-
-
-def bits_of(given: Inputs, columns: Columns, keys: int) -> Tensor:
-    """Mark what is selected: (b, bit heads, C, W) int32, a bit for each column."""
+def bits_of(given: Inputs, keys: int) -> Tensor:
+    """Mark what is selected: (b, hs, C, W) int32, a bit for each block of each tile of `keys`."""
     selected = given.selected.int().contiguous()
-    (batch, heads, cells, slots), (key_heads, blocks) = selected.shape, given.key.shape[1:3]
-    bit_heads = heads if columns.column is None else max(heads, key_heads)
-    words = ceil_div(columns.tiles * keys, 32)
-    table = selected.new_empty(batch, bit_heads, cells, words)
+    batch, heads, cells, slots = selected.shape
+    words = ceil_div(ceil_div(given.key.shape[2], keys) * keys, 32)
+    table = selected.new_empty(batch, heads, cells, words)
     if table.numel():
         width = min(padded(words), 1024)
-        mark_selected_kernel[(batch * bit_heads * cells, ceil_div(words, width))](
+        mark_selected_kernel[(batch * heads * cells, ceil_div(words, width))](
             selected,
-            columns.column,
             table,
-            blocks,
             cells,
             slots,
             words,
-            bit_heads,
-            heads,
-            key_heads,
             WORDS=width,
             num_warps=1,
             enable_fp_fusion=True,
@@ -218,7 +229,6 @@ def far_constants(given: Inputs, tile: Tile) -> dict[str, Any]:
     d, width = given.key.shape[3], given.value.shape[3]
     return {
         "GROUP": given.query.shape[1] // given.key.shape[1],
-        "G": given.bundles,
         "D": d,
         "DV": width,
         "PAD_D": padded_width(d),
