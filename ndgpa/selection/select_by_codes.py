@@ -238,7 +238,8 @@ select_by_codes.register_vmap(fold_into_batch(select_by_codes, batched=6))
 @count_products("select_by_codes")
 def _(query: Any, key: Any, codes: Any, forced: Any, votes: Any, *args: Any, **_: Any) -> int:
     """Keys and queries by the codes of their space, and what falls on codes by blocks."""
-    _, cell_sites, blocks, *_, cell_group, key_group, cell_time, _, _ = args
+    cell_sites, blocks = args[1:3]
+    cell_group, key_group, cell_time = args[-5:-2]
     alike = cell_time is None and (cell_group is None or key_group is None)
     (batch, heads), cells = query[:2], cell_sites[0]
     keys = key[1] * prod(blocks) * query[3]

@@ -140,16 +140,16 @@ def test_spaces_do_not_see_each_other() -> None:
         assert torch.equal(found[cells : cells + len(alone)], alone + first)
 
 
-@pytest.mark.compiled
-def test_it_compiles_as_one_graph() -> None:
-    torch.compiler.reset()
-    x, space, rule = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2), ndgpa.Codebook(2, 8)
+def test_a_mapped_axis_is_one_more_batch() -> None:
+    x = torch.randn(3, 2, 2, 32, 4, generator=draw.seeded(0))
+    space, rule = ndgpa.Sequence(32, 4, 2), ndgpa.Codebook(2, 8, "group")
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return ndgpa.select(x, x, space, rule, causal=True).blocks
+    def select(query: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ndgpa.select(query, query, space, rule, key_mask=mask, causal=True).blocks
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), call(x))
+    mask = torch.rand(3, 2, 32, generator=draw.seeded(1)) < 0.6
+    expected = torch.stack([select(*each) for each in zip(x, mask)])
+    assert torch.equal(torch.vmap(select)(x, mask), expected)
 
 
 @pytest.mark.bad_input
