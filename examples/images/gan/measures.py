@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from examples.common.frechet import frechet_distance
 from examples.common.inception import load_inception
 from examples.images.gan.data import Pictured
-from examples.people.recogniser import Recogniser, shipped
+from examples.people.recogniser import shipped
 
 BATCH = 32
 NEIGHBOURS = 3  # of the sets that precision and recall compare
@@ -70,12 +70,8 @@ def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tens
         name, network = load_inception(inception)
         return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
     judge = shipped("judge")
-    spread = batched(lambda x: _last(judge, x), real).var(dim=0).sum().sqrt()
-    return "recogniser", lambda x: _last(judge, x) / spread
-
-
-def _last(judge: Recogniser, pictures: Tensor) -> Float[Tensor, "b 64"]:
-    return judge(pictures)[-1].mean(dim=(2, 3))
+    spread = batched(judge.gist, real).var(dim=0).sum().sqrt()
+    return "recogniser", lambda x: judge.gist(x) / spread
 
 
 @torch.no_grad()

@@ -54,6 +54,10 @@ class Recogniser(nn.Module):
         """Return a vector of length 1, alike for pictures of one person."""
         return F.normalize(self.to_person(features[-1].mean(dim=(2, 3))))
 
+    def gist(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 64"]:
+        """Average the features of the last stage over the picture, for Frechet distances."""
+        return self(image)[-1].mean(dim=(2, 3))
+
     def means(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 240"]:
         """Average the features of every stage over the picture, for Frechet distances."""
         return torch.cat([x.mean(dim=(2, 3)) for x in self(image)], dim=1)

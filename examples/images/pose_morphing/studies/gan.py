@@ -4,9 +4,9 @@
 
 Trains {GPA, no attention} x {with, without discriminator} x {pairs, single pictures} by equation 2
 of the paper in the paper's wiring, the same on the losses and the wiring that learn within minutes,
-and GPA with a far field in the paper's wiring. One run after the other, the first seed of all
-before the second. The command can be stopped and given again at any time. `gan_report.py` judges
-what is complete.
+and GPA with a far field in the paper's wiring, on distortions alone. One run after the other, the
+first seed of all before the second. The command can be stopped and given again at any time.
+`gan_report.py` judges what is complete.
 
 STRANGERS are people that no run saw; keys within 3 pixels are measured on them along the way.
 """
@@ -81,7 +81,8 @@ def cases(seeds: int) -> list[Case]:
             ("learnable", "paper"), (True, False), (True, False), ("gpa", "none")
         ):
             found.append(Case(attention, wiring, discriminator, paired, seed))
-        found += [Case(attention, seed=seed) for attention in ("far_site", "far_block")]
+        for attention in ("far_site", "far_block"):
+            found.append(Case(attention, discriminator=False, paired=False, seed=seed))
     return found
 
 

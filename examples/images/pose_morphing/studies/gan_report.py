@@ -34,13 +34,14 @@ from examples.people.sources import open_pictures
 SHOWN = 8  # rows of the sheet
 ABOUT = """Means over seeds ± standard deviation; {pictures} pairs of people that no run saw, of
 64x32 pixels; {steps} steps of training; machine: {machine}. The Frechet distance is between made
-and true pictures, on the means of the features of a network that was trained on figures (the
-"judge" of `examples/people/recogniser`) and is not the network of the perceptual loss. It is no
-FID; the last row has that of other people's true pictures. Key points found: the share of those
-asked for that the same network finds within 5 % of the height. D(right pose) > D(wrong): the share
-of true pictures whose own pose the discriminator prefers to somebody else's, 0.5 by chance. Keys
-are those of the finest attention, and near is 3 pixels of a picture of 128 rows; a random key is
-near in 0.3 % of the cases."""
+and true pictures, on the last features of a network that was trained on figures (the "judge" of
+`examples/people/recogniser`) and is not the network of the perceptual loss, as a share of the
+variance of the true ones: 1 is as far as one picture for all. It is no FID; the last row has that
+of other people's true pictures. PSNR is of pictures that are to follow an affine map of their own
+pose. Key points found: the share of those asked for that the same network finds within 5 % of the
+height. D(right pose) > D(wrong): the share of true pictures whose own pose the discriminator
+prefers to somebody else's, 0.5 by chance. Keys are those of the finest attention, and near is 3
+pixels of a picture of 128 rows; a random key is near in 0.3 % of the cases."""
 
 
 @dataclass(frozen=True)

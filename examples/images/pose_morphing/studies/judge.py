@@ -17,8 +17,21 @@ from examples.common.untrusted import read_json
 from examples.images.pose_morphing.data import to_tensors
 from examples.images.pose_morphing.evaluate import BATCH
 from examples.images.pose_morphing.losses import TextureEnergy
-from examples.images.pose_morphing.measures.scores import NEAR_PX, ROWS, key_distances, l1, ssim
-from examples.images.pose_morphing.measures.tasks import Task, in_unit_range, pair_task, part_of
+from examples.images.pose_morphing.measures.scores import (
+    NEAR_PX,
+    ROWS,
+    key_distances,
+    l1,
+    psnr,
+    ssim,
+)
+from examples.images.pose_morphing.measures.tasks import (
+    Task,
+    distortion_task,
+    in_unit_range,
+    pair_task,
+    part_of,
+)
 from examples.images.pose_morphing.model import Generator, discriminator_of
 from examples.images.pose_morphing.trained import load_trained
 from examples.people import recogniser
@@ -34,11 +47,12 @@ TITLES = {
     "texture": "texture distance",
     "ssim": "SSIM",
     "l1": "L1",
+    "psnr": "PSNR of distortions, dB",
     "pose": "key points found",
     "keys": "keys within 3 pixels",
     "right_over_wrong": "D(right pose) > D(wrong)",
 }
-FORMS = {"frechet": ".1f", "texture": ".4f"}
+FORMS = {"psnr": ".1f", "texture": ".4f"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,9 @@ class Judge:
     pictures: Pictures
     task: Task
     keyed: Task  # some of it, with the true correspondence
+    follow: Task  # distortions: a picture is to follow an affine map of its pose
     network: recogniser.Recogniser
-    truths: Float[Tensor, "n 240"]  # features of the true pictures
+    truths: Float[Tensor, "n 64"]  # features of the true pictures
 
     @classmethod
     def of(cls, strangers: Path, count: int) -> "Judge":
@@ -58,12 +73,17 @@ class Judge:
         truth = open_truth(strangers, "train")
         keyed = pair_task(pictures, min(KEYED, count), seed=77, truth=truth)
         network = recogniser.shipped("judge")
-        return cls(pictures, task, keyed, network, batched(network.means, task.batch.truth))
+        follow = distortion_task(pictures, min(KEYED, count), seed=77)
+        truths = batched(network.gist, task.batch.truth)
+        return cls(pictures, task, keyed, follow, network, truths)
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Measure what the run in a folder has learnt."""
         trained = load_trained(folder)
         found = {"steps": trained.step, **self.of_pictures(made(trained.generator, self.task))}
+        followed = made(trained.generator, self.follow).clamp(-1, 1)
+        both = in_unit_range(followed), in_unit_range(self.follow.batch.truth)
+        found["psnr"] = psnr(*both).mean().item()
         if keys := keys_within(trained.generator, self.keyed):
             found["keys"] = next(iter(keys.values()))
         saved = checkpoints.latest(folder)
@@ -83,7 +103,7 @@ class Judge:
         seen = on_picture(asked, self.pictures.size)
         far = (batched(self.network.points, images) - asked[..., :2]).norm(dim=2)[seen]
         return {
-            "frechet": frechet_distance(batched(self.network.means, images), self.truths),
+            "frechet": self.frechet(images),
             "texture": TextureEnergy()(images, truth).item(),
             "ssim": ssim(*pair).mean().item(),
             "l1": l1(*pair).mean().item(),
@@ -94,7 +114,12 @@ class Judge:
         """Measure the Frechet distance of other people's true pictures, as many."""
         ids = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
         images, _ = to_tensors(pictures.at(ids[: len(self.task)].numpy()), torch.device("cpu"))
-        return frechet_distance(batched(self.network.means, images), self.truths)
+        return self.frechet(images)
+
+    def frechet(self, images: Float[Tensor, "n 3 h w"]) -> float:
+        """Measure the Frechet distance to the true pictures, as a share of their own variance."""
+        found = frechet_distance(batched(self.network.gist, images), self.truths)
+        return found / self.truths.var(dim=0).sum().item()
 
     @torch.no_grad()
     def right_over_wrong(self, discriminator: Discriminator) -> float:
