@@ -404,7 +404,7 @@ MUTANTS = (
     ),
     Mutant(
         "unknown places count in the correspondence", POSE_LOSSES,
-        "weight = weight * (weight > 0.5)", "weight = weight * 0 + 1", (T_POSE_LOSSES,),
+        "weight = (weight * (weight > 0.5))", "weight = (weight * 0 + 1)", (T_POSE_LOSSES,),
     ),
     Mutant(
         "points move against the picture", POSE_DATA,
