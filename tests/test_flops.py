@@ -41,14 +41,13 @@ def ids(most: int, *shape: int) -> Tensor:
 
 
 QUERY, KEY, VALUE = normal(2, 4, 5, 6, 7), normal(2, 2, 8, 3, 7), normal(2, 2, 8, 3, 9)
-CHUNKED = (ids(8, 2, 4, 5, 2), *13 * [None], 0, 0.0, 0.3)
+CHUNKED = (ids(8, 2, 4, 5, 2), *14 * [None], 0, 0.0, 0.3)
 Q, K, V = normal(2, 4, 12, 7), normal(2, 2, 10, 7), normal(2, 2, 10, 9)
 TILES = (None, None, torch.arange(12).view(3, 4), ids(10, 3, 5).long(), None, None, None, 0.3)
 FEATURES = (None, normal(11, 7), 0.3, 1e-3)
 FAR = (
     *(Q, normal(2, 2, 8, 7), normal(2, 2, 8, 9), normal(2, 2, 8)),
-    *(ids(8, 2, 4, 5, 2), torch.zeros(2, 2, 8).long(), torch.arange(12) % 5),
-    *(None, None, None, None, 1, 0.3),
+    *(ids(8, 2, 4, 5, 2), torch.arange(12) % 5, None, None, None, None, 0.3),
 )
 CELLS = (
     normal(2, 4, 5, 3, 7),
@@ -71,7 +70,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "far": (far_chunked, FAR),
     "far, backward": (
         far_chunked_backward,
-        (*(normal(2, 4, 12, 1, 9), normal(2, 4, 12, 1)) * 2, *FAR),
+        (*(normal(2, 4, 12, 9), normal(2, 4, 12)) * 2, *FAR),
     ),
     **{
         f"second look, {heads} selections": (

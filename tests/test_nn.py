@@ -164,15 +164,28 @@ def test_the_operators_pass_opcheck() -> None:
     slot = torch.randn(1, 2, 3, 2, requires_grad=True)
     bias = torch.randn(1, 2, 6, 4, requires_grad=True)
     inputs = tiles, keys, keys, blocks, slot, bias
-    torch.library.opcheck(attend_chunked, (*inputs, *11 * [None], 0, 0.0, 0.5))
+    torch.library.opcheck(attend_chunked, (*inputs, *12 * [None], 0, 0.0, 0.5))
     bundle, sums = torch.tensor([0, 1, 1, 0, 1, 0]).expand(1, 2, 6), torch.ones(1, 2, 6, 11)
-    places = torch.zeros(6).long(), torch.zeros(3).long(), torch.zeros(1).long()
+    segments, table = (torch.tensor(x) for x in ([0, 0, 1, 1, 1, 0], [-1, 0, 1]))
+    more = torch.tensor([[0], [-1], [-1]])
     less = blocks.sort(dim=3).values[..., :1]
-    far = None, sums, bundle, less, *4 * [None], *places, 2, 0.3
+    far = (
+        None,
+        sums,
+        bundle,
+        less,
+        *4 * [None],
+        segments,
+        torch.zeros(2).long(),
+        table,
+        more,
+        2,
+        0.3,
+    )
     torch.library.opcheck(attend_chunked, (*inputs, *far, 0.5))
     table = torch.randn(1, 2, 9, requires_grad=True)
     offsets = torch.randint(0, 5, (3, 4)), torch.randint(0, 5, (6, 4))
-    scores = table, *5 * [None], *offsets, *3 * [None], 0, 0.0
+    scores = table, *5 * [None], *offsets, *4 * [None], 0, 0.0
     torch.library.opcheck(attend_chunked, (*inputs, *scores, 0.5, 2.0))
     torch.library.opcheck(
         select_top_k,
