@@ -155,7 +155,8 @@ def level_loss(
     place, weight = pooled_origin(origin, known, level.size)
     keys, shares = four_keys(place.flatten(1, 2), level.size)
     logits = logits_of(level, keys)
-    total = log_sum_exp(level, selection, keys, logits)
+    true = logits.masked_fill(shares[:, None] == 0, -torch.inf)  # at an edge two keys are one
+    total = log_sum_exp(level, selection, keys, true)
     terms = total.mean(dim=1) - (shares[:, None] * logits).sum(dim=3).mean(dim=1)
     weight = (weight * (weight > 0.5)).flatten(1)
     return (terms * weight).sum() / weight.sum().clamp(min=1)
