@@ -238,8 +238,7 @@ class Trainer:
         figures = {"discriminator": 0.0}
         for part in made:
             real = self.discriminator(part.source, part.source_maps)
-            fake = self.discriminator(part.image, part.maps)
-            loss = non_saturating(real, fake) / len(made)
+            loss = non_saturating(real, self.scores_of_fakes(part)) / len(made)
             figures["discriminator"] += loss.item()
             if step % R1_EVERY == 0:
                 penalty = self.gradient_penalty(part) / len(made)
@@ -249,6 +248,19 @@ class Trainer:
         average_gradients(self.discriminator)
         self.discriminator_optimizer.step()
         return figures
+
+    def scores_of_fakes(self, part: Made) -> Tensor:
+        """Judge made pictures and, if asked for, as many true ones in each other's poses.
+
+        Nothing else says that the pose is to be looked at: made pictures keep to theirs.
+        Source: Reed et al. 2016, section 4.1.
+        """
+        judge = self.discriminator
+        assert judge is not None
+        fake = judge(part.image, part.maps)
+        if not self.config.wrong_poses:
+            return fake
+        return torch.cat([fake, judge(part.source, part.source_maps.roll(1, dims=0))])
 
     def gradient_penalty(self, part: Made) -> Tensor:
         """R1 at the sources; their heat maps are given."""
@@ -359,11 +371,12 @@ def check_fit(config: TrainConfig, pictures: Pictures) -> None:
         )
     if config.setting == "unpaired" and not config.weights.gan:
         raise ValueError("setting 'unpaired' needs a discriminator: give --weights.gan 1")
-    least = config.accumulate * (2 if config.setting == "mixed" else 1)
+    least = config.accumulate * (2 if config.setting == "mixed" or config.wrong_poses else 1)
     if config.batch % config.accumulate or config.batch < least:
         raise ValueError(
             f"a batch of {config.batch} in {config.accumulate} parts: expected a multiple, and at "
             f"least {least} samples in the setting {config.setting!r}"
+            f"{' with --wrong-poses' if config.wrong_poses else ''}"
         )
 
 

@@ -62,6 +62,7 @@ class TrainConfig:
     distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting
     gan_from: float = 0.67  # share of the steps before the discriminator is used
     r1_gamma: float = R1_GAMMA  # weight of the discriminator's gradient penalty
+    wrong_poses: bool = False  # the discriminator refuses true pictures in others' poses too
     ema: float = 0.995  # of the weights that are kept for use
     weights: Weights = field(default_factory=Weights)
     vgg: Path | None = None  # torchvision's vgg16 weights, for the perceptual loss

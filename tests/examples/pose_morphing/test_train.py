@@ -180,6 +180,23 @@ def test_equation_2_by_hand(figures: Path, tmp_path: Path, monkeypatch: pytest.M
     torch.testing.assert_close(seen.image, images[0].detach())
 
 
+def test_wrong_poses_are_half_of_the_fakes(figures: Path, tmp_path: Path) -> None:
+    """True pictures with the heat maps of the next sample, against a loop over both kinds."""
+    config = dataclasses.replace(paper_config(figures, tmp_path, "equation2"), wrong_poses=True)
+    trainer = Trainer(config, arrays(figures))
+    pairs, _ = trainer.draw(0.0)
+    batch, judge = pairs.batch, trainer.discriminator
+    assert judge is not None
+    part = Made(batch.source, batch.source_maps, torch.zeros_like(batch.source), batch.target_maps)
+    others = torch.stack([batch.source_maps[i - 1] for i in range(len(batch.source))])
+    fakes = judge(part.image, part.maps), judge(batch.source, others)
+    wanted = sum(torch.log1p(x.exp()).mean() for x in fakes) / 2
+    torch.testing.assert_close(
+        torch.nn.functional.softplus(trainer.scores_of_fakes(part)).mean(), wanted
+    )
+    assert trainer.advance(0)["discriminator"] > 0
+
+
 def test_without_pairs_random_poses_are_judged_and_not_compared(
     figures: Path, tmp_path: Path
 ) -> None:
@@ -374,6 +391,10 @@ def test_what_does_not_fit_is_refused_before_any_work(figures: Path, tmp_path: P
         ({"setting": "unpaired"}, "'unpaired' needs a discriminator"),
         ({"batch": 4, "accumulate": 3}, "a batch of 4 in 3 parts"),
         ({"batch": 4, "accumulate": 4, "setting": "mixed"}, "at least 8 samples"),
+        (
+            {"batch": 1, "setting": "distortion", "wrong_poses": True},
+            "at least 2 samples in the setting 'distortion' with --wrong-poses",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             train(config_for(figures, tmp_path / "out", **wrong))

@@ -47,10 +47,12 @@ class Case:
     discriminator: bool = True
     paired: bool = True
     seed: int = 0
+    wrong_poses: bool = False
 
     @property
     def name(self) -> str:
-        words = "gan" if self.discriminator else "plain", "paired" if self.paired else "unpaired"
+        words = ["gan" if self.discriminator else "plain", "paired" if self.paired else "unpaired"]
+        words += ["wrong_poses"] if self.wrong_poses else []
         return "-".join([self.wiring, self.attention, *words, str(self.seed)])
 
     def config(self, data: Path, out: Path, steps: int) -> TrainConfig:
@@ -69,6 +71,7 @@ class Case:
             threads=1,
             device="cpu",
             seed=self.seed,
+            wrong_poses=self.wrong_poses,
             save_every_s=120.0,
         )
 
@@ -81,6 +84,7 @@ def cases(seeds: int) -> list[Case]:
             ("learnable", "paper"), (True, False), (True, False), ("gpa", "none")
         ):
             found.append(Case(attention, wiring, discriminator, paired, seed))
+        found.append(Case("gpa", "learnable", paired=False, seed=seed, wrong_poses=True))
         for attention in ("far_site", "far_block"):
             found.append(Case(attention, discriminator=False, paired=False, seed=seed))
     return found

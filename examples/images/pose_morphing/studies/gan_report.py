@@ -96,6 +96,7 @@ def made_by(runs: Path, complete: list[Case], task: Task) -> dict[str, Tensor]:
 def label(case: Case) -> str:
     """Name a case without its seed."""
     words = [case.attention.replace("_", " "), "" if case.paired else "unpaired"]
+    words += ["D shown wrong poses" if case.wrong_poses else ""]
     words += ["" if case.discriminator else "no D", case.wiring if case.wiring != "paper" else ""]
     return ", ".join(word for word in words if word)
 
