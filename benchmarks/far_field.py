@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from materials import SEED, SITES, Material, materials
 from measure import RESULTS, write
-from operators import COMPONENTS, SHARED_BY, shared_by
+from operators import COMPONENTS, SHARED_BY, far_entries, shared_by
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,7 +116,7 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
     n, blocks, block = space.num_sites, space.num_blocks, 4
     near = gpa_entries(space, KEPT).total / n
     phase_1 = near - KEPT * block
-    own, means = ndgpa.Own(), far_entries(Bundles().count)
+    own, means = ndgpa.Own(), far_entries(Bundles().count, block)
     found: dict[str, tuple[Any, float]] = {
         "GPA(12)": (ndgpa.GPA(KEPT), near),
         "GPA(TopK(11, force=Own()))": (ndgpa.GPA(TopK(KEPT - 1, force=own)), near),
@@ -130,7 +130,7 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         rule = MultiLevel((opened, kept), factor, force=force, estimate="mean")
         named = "" if force is None else ", force=Own()"
         title = f"GPA(MultiLevel(({opened}, {kept}){named}), far=Bundles({count}))"
-        cost = levels + (kept + (force is not None)) * block + far_entries(count)
+        cost = levels + (kept + (force is not None)) * block + far_entries(count, block)
         found[title] = ndgpa.GPA(rule, far=Bundles(count)), cost
     found['GPA(12, far="site")'] = ndgpa.GPA(KEPT, far="site"), near + blocks
     found['attention to means, far="site"'] = ndgpa.GPA(ndgpa.Fixed(()), far="site"), blocks
@@ -151,12 +151,6 @@ def operators(space: ndgpa.SpatialStructure) -> dict[str, tuple[Any, float]]:
         for title, operator in of_grid.items():
             found[title] = operator, float(operator.mask(space).double().sum(dim=2).mean())
     return found
-
-
-def far_entries(bundles: int) -> float:
-    """Entries a query of reading so many bundles, and of asking three times for each block of four
-    sites which landmark is nearest."""
-    return bundles + 3 * bundles / 4
 
 
 # Adaptive budget

@@ -87,8 +87,8 @@ def operators(width: int) -> dict[str, tuple[Any, int]]:
             ndgpa.GPA(looked, far="block"),
             4,
         ),
-        "GPA(MultiLevel((96, 28)), far=Bundles(32)), blocks of 2x2": (
-            ndgpa.GPA(MultiLevel((96, 28), 2, estimate="mean"), far=Bundles(32)),
+        "GPA(MultiLevel((64, 29), force=Own()), far=Bundles(32)), blocks of 2x2": (
+            ndgpa.GPA(MultiLevel((64, 29), 2, force=ndgpa.Own(), estimate="mean"), far=Bundles(32)),
             2,
         ),
         "Nystrom(128)": (ndgpa.operators.Nystrom(128), 4),
@@ -106,8 +106,8 @@ def entries_of() -> dict[str, float]:
     """Entries of the affinity matrix a query, at 64x64, of every operator.
 
     `Refine` compares 4 parts of each of 48 candidates with 4 of the query's block: 48 a query of a
-    block of 16 sites. `MultiLevel` compares the 256 nodes of 4 blocks, then 96 blocks, for each
-    block of queries.
+    block of 16 sites. `MultiLevel` compares the 256 nodes of 4 blocks, then 64 times 4 blocks, for
+    each block of queries.
     """
     fine, coarse = ndgpa.Image((SMALL, SMALL), 2), ndgpa.Image((SMALL, SMALL), 4)
     near = {image: gpa_entries(image, 12).total / SMALL**2 for image in (fine, coarse)}
@@ -117,10 +117,15 @@ def entries_of() -> dict[str, float]:
         "GPA(12), blocks of 4x4": near[coarse],
         "GPA(12), blocks of 2x2": near[fine],
         "GPA(Refine(TopK(48), 12)), blocks of 4x4": near[coarse] + 48,
-        'GPA(12, far="block"), blocks of 2x2': near[fine] + 16,
+        'GPA(12, far="block"), blocks of 2x2': near[fine] + far_entries(16, block=4),
         'GPA(12, far="site"), blocks of 2x2': near[fine] + fine.num_blocks,
-        'GPA(Refine(TopK(48), 12), far="block"), blocks of 4x4': near[coarse] + 48 + 16,
-        "GPA(MultiLevel((96, 28)), far=Bundles(32)), blocks of 2x2": 256 / 4 + 96 + 28 * 4 + 32,
+        'GPA(Refine(TopK(48), 12), far="block"), blocks of 4x4': near[coarse]
+        + 48
+        + far_entries(16, block=16),
+        "GPA(MultiLevel((64, 29), force=Own()), far=Bundles(32)), blocks of 2x2": 256 / 4
+        + 64
+        + 30 * 4
+        + far_entries(32, block=4),
         "Nystrom(128)": low_rank,
         "Performer(128)": low_rank,
     }
@@ -156,6 +161,16 @@ def shared_by(keys: int, features: Tensor) -> Tensor:
         entropy = -(logits.exp() * logits).sum(dim=1).mean()
         low, high = (factor, high) if entropy.exp() > keys else (low, factor)
     return factor * features
+
+
+def far_entries(bundles: int, block: int) -> float:
+    """Entries a query of reading so many bundles, and of asking three times for each block which
+    landmark is nearest.
+
+    Args:
+        block: Sites of a block.
+    """
+    return bundles + 3 * bundles / block
 
 
 def errors_of(photo: tuple[Tensor, Tensor]) -> Callable[[str], dict[str, Any]]:
