@@ -15,6 +15,7 @@ picture shows the same errors over steps and over processor time, median and ran
 
 import argparse
 import json
+import re
 import time
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Refine, TopK
+from ndgpa import Codebook, Refine, TopK
 
 SIDE, FEATURES, BATCH, EVERY = 16, 16, 8, 50
 IMAGE = ndgpa.Image((SIDE, SIDE), 2)
@@ -35,6 +36,7 @@ OPERATORS: dict[str, Any] = {
     "GPA(4)": ndgpa.GPA(4),
     'GPA(4, far="block")': ndgpa.GPA(4, far="block"),
     "GPA(Refine(TopK(16), 4))": ndgpa.GPA(Refine(TopK(16), 4)),
+    "GPA(Codebook(4, 64))": ndgpa.GPA(Codebook(4, 64)),
     "Full()": ndgpa.Full(),
 }
 
@@ -93,8 +95,8 @@ def main(folder: Path, steps: int, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed, (number, name) in tqdm(list(product(seeds, enumerate(OPERATORS)))):
-        path = folder / f"{number}-{seed}-{steps}.json"
+    for seed, name in tqdm(list(product(seeds, OPERATORS))):
+        path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{seed}-{steps}.json"
         if not path.exists():
             path.write_text(json.dumps(learn(OPERATORS[name], seed, steps)))
         rows.append({"operator": name, "seed": seed} | json.loads(path.read_text()))

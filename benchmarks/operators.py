@@ -70,7 +70,8 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
         if file.wants((name,)):
             file.begin((name,))
             file.end((name,), measured(name) | cost_at(LARGE, name))
-    return [{k: x for k, x in row.items() if k != "key"} for row in file.rows()]
+    found = {row.pop("key")[0]: row for row in file.rows()}
+    return [found[name] for name in entries_of() if name in found]
 
 
 def operators(width: int) -> dict[str, tuple[Any, int]]:
