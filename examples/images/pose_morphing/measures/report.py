@@ -22,10 +22,11 @@ BLANK = 245  # grey of what a skeleton is drawn on
 ABOUT = """Pictures are in 0 to 1 for PSNR, SSIM and L1. PSNR ranks blur above sharp copies that are
 a pixel off: look at the others too, and at the pictures. Copyable pixels are those that the source
 shows too. SSIM (PATN) pads with white to squares and takes the range of the picture. Texture
-distance is the loss of that name, perceptual distance compares features of VGG-16; both see values
-from -1 to 1. Key distance is how far the strongest key of the finest attention lies from the true
-source, in pixels of a picture of 128 rows: the median over copyable pixels. Attention memory is the
-most that forward and backward of one attention hold at once, for one picture in float32."""
+distance is the loss of that name, perceptual distance compares pictures and features of VGG-16;
+both see values from -1 to 1. Key distance is how far the strongest key of the finest attention lies
+from the true source, in pixels of a picture of 128 rows: the median over copyable pixels. Attention
+memory is the most that forward and backward of one attention hold at once, for one picture in
+float32."""
 FORMS = {"psnr": ".2f", "copyable_psnr": ".2f", "key_px": ".1f"}
 TITLES = {
     "psnr": "PSNR dB",
