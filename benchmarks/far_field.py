@@ -19,7 +19,7 @@ of near and far field, as far as means tell. Errors as above.
 
 coverage: 12 blocks a cell. `share_K` the attention mass on the selected blocks over that on the
 best 12 blocks of each cell, at the temperature where K keys share the attention (found by every
-8th query).
+8th query). "By site": `estimate="site"` in every part of the rule.
 
 time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one head of 64 channels,
 float32, in processor time (which other programs on the machine disturb less): medians of
@@ -203,6 +203,7 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     rules: dict[str, ndgpa.selection.Rule] = {"TopK(12)": TopK(KEPT)}
     for parts in (2, 4):
         rules[f"Refine(TopK(48), 12, {parts})"] = Refine(TopK(48), KEPT, parts)
+    rules |= by_site()
     for codes in (128, 192, 256, 512):
         rules[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     rows = []
@@ -224,6 +225,15 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
             about = {"features": name, "sites a block": block, "blocks a cell": cell}
             rows.append(about | {"rule": title} | shares)
     return rows
+
+
+def by_site() -> dict[str, ndgpa.selection.Rule]:
+    """Rules for which a site stands for each block, and for each part of it."""
+    found: dict[str, ndgpa.selection.Rule] = {"TopK(12, by site)": TopK(KEPT, estimate="site")}
+    for count, parts in ((24, 4), (48, 2), (48, 4)):
+        rule = Refine(TopK(count, estimate="site"), KEPT, parts, "site")
+        found[f"Refine(TopK({count}), 12, {parts}), by site"] = rule
+    return found
 
 
 def about_shared_by(keys: int, features: Tensor, every: int = 8) -> Tensor:
@@ -262,6 +272,7 @@ def times(quick: bool) -> list[dict[str, Any]]:
     for parts in (2, 4):
         for count in (24, 48):
             rules[f"Refine(TopK({count}), 12, {parts})"] = Refine(TopK(count), KEPT, parts)
+    rules |= by_site()
     selects = {
         k: lambda r=r: ndgpa.select(*(x.detach() for x in inputs[:2]), image, r)
         for k, r in rules.items()

@@ -7,16 +7,19 @@
 `select_ms` processor time of the selection, one head of 64 random channels, float32: the median of
 interleaved rounds; `/plain` over that of `TopK(12)`.
 `NAME_K` the attention mass on the selected blocks over that on the best 12 of each cell, on
-features of photographs as in materials.py at 256x256 (coffee and cat; nothing was tuned on them),
-where K keys share the attention of a query; by 64 random cells.
+features of photographs as in materials.py at 256x256 (nothing was tuned on them), where K keys
+share the attention of a query; by 64 random cells. On coffee and cat queries and keys are the same
+features, so that a site finds itself; on stereo, queries are of the left picture and keys of the
+right one, where nothing stands at the same place of its block. "By site": `estimate="site"` in
+every part of the rule.
 """
 
 import argparse
 from typing import Any
 
 import torch
-from far_field import KEPT, about_shared_by, interleaved
-from materials import SEED, photograph
+from far_field import KEPT, about_shared_by, by_site, interleaved
+from materials import SEED, material_of, patches, small_square
 from measure import write
 from operators import COMPONENTS, SHARED_BY
 from skimage import data
@@ -27,7 +30,12 @@ import ndgpa
 from ndgpa import Codebook, MultiLevel, Refine, TopK
 
 SIDE, CHANNELS, CELLS = 256, 64, 64
-PHOTOGRAPHS = {"coffee": data.coffee, "cat": data.chelsea}
+LEFT, RIGHT, _ = data.stereo_motorcycle()
+PICTURES = {  # of queries and of keys
+    "coffee": (data.coffee(), data.coffee()),
+    "cat": (data.chelsea(), data.chelsea()),
+    "stereo": (LEFT, RIGHT),
+}
 
 
 def rules() -> dict[str, ndgpa.selection.Rule]:
@@ -38,6 +46,10 @@ def rules() -> dict[str, ndgpa.selection.Rule]:
         "Refine(TopK(48), 12, 4)": Refine(TopK(48), KEPT, 4),
         "Refine(TopK(48), 12, 16)": Refine(TopK(48), KEPT, 16),
     }
+    found |= by_site()
+    for parts in (4, 16):
+        both = Refine(TopK(24) | TopK(24, estimate="site"), KEPT, parts, "site")
+        found[f"Refine(TopK(24) | TopK(24, by site), 12, {parts}, by site)"] = both
     for codes in (64, 128, 192, 256, 512, 1024):
         found[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     for codes in (192, 512):
@@ -62,27 +74,31 @@ def main(quick: bool) -> None:
 
 
 def shares(quick: bool) -> dict[str, dict[str, Any]]:
-    """By rule: the share that it finds of each photograph at each temperature."""
+    """By rule: the share that it finds of each picture at each temperature."""
     found: dict[str, dict[str, Any]] = {name: {} for name in rules()}
-    for photo in list(PHOTOGRAPHS)[: 1 if quick else None]:
-        material = photograph(PHOTOGRAPHS[photo](), SIDE)
-        image = material.space(16, 4)
+    image = ndgpa.Image((SIDE, SIDE), 4, 2)
+    for pictures_of, pictures in list(PICTURES.items())[: 1 if quick else None]:
+        rows = torch.cat([patches(small_square(picture, SIDE)) for picture in pictures])
+        features = material_of(rows, lambda *_: image).features
         cells = torch.randperm(image.num_cells, generator=torch.Generator().manual_seed(SEED))
         cells = cells[:CELLS]
-        for k in tqdm(SHARED_BY[:1] if quick else SHARED_BY, desc=photo):
-            x = about_shared_by(k, material.features, 512)[:, :1]
-            mass = torch.stack([mass_of_cell(x[0, 0], image, cell) for cell in cells.tolist()])
+        for k in tqdm(SHARED_BY[:1] if quick else SHARED_BY, desc=pictures_of):
+            query, key = features[:, :1].chunk(2, dim=2)
+            query = about_shared_by(k, query, 512)
+            key = key * query[0, 0, 0].norm()  # features are of length 1 before
+            mass = torch.stack([mass_of_cell(query, key, image, cell) for cell in cells.tolist()])
             best = mass.topk(KEPT, dim=1).values.sum()
             for name, rule in rules().items():
-                blocks = ndgpa.select(x, x, image, rule).blocks[0, 0, cells].long()
+                blocks = ndgpa.select(query, key, image, rule).blocks[0, 0, cells].long()
                 share = mass.gather(1, blocks.clamp(min=0)).where(blocks >= 0, 0).sum() / best
-                found[name][f"{photo}_{k}"] = float(share)
+                found[name][f"{pictures_of}_{k}"] = float(share)
     return found
 
 
-def mass_of_cell(x: Tensor, image: ndgpa.Grid, cell: int) -> Tensor:  # (B,)
+def mass_of_cell(query: Tensor, key: Tensor, image: ndgpa.Grid, cell: int) -> Tensor:  # (B,)
     """The attention mass of the sites of a cell on each block."""
-    mass = (x[image.cell_sites[cell]] @ x.mT / COMPONENTS**0.5).softmax(dim=1).sum(dim=0)
+    asks = query[0, 0, image.cell_sites[cell]]
+    mass = (asks @ key[0, 0].mT / COMPONENTS**0.5).softmax(dim=1).sum(dim=0)
     return torch.zeros(image.num_blocks).index_add_(0, image.block_of_site, mass)
 
 

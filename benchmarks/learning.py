@@ -37,6 +37,10 @@ OPERATORS: dict[str, Any] = {
     'GPA(4, far="block")': ndgpa.GPA(4, far="block"),
     "GPA(Refine(TopK(16), 4))": ndgpa.GPA(Refine(TopK(16), 4)),
     "GPA(Codebook(4, 64))": ndgpa.GPA(Codebook(4, 64)),
+    "GPA(TopK(4, by site))": ndgpa.GPA(TopK(4, estimate="site")),
+    "GPA(Refine(TopK(16, by site), 4, by site))": ndgpa.GPA(
+        Refine(TopK(16, estimate="site"), 4, estimate="site")
+    ),
     "Full()": ndgpa.Full(),
 }
 

@@ -52,16 +52,21 @@ def materials(quick: bool) -> dict[str, Callable[[], Material]]:
 
 def photograph(picture: np.ndarray, side: int = SIDE) -> Material:
     """5x5 patches of the middle square at 64x64, or of another side."""
-    size = min(picture.shape[:2])
-    top, left = ((n - size) // 2 for n in picture.shape[:2])
-    picture = picture[top : top + size, left : left + size]
-    small = resize(picture, (side, side), anti_aliasing=True).astype(np.float32)
+    small = small_square(picture, side)
 
     def space(block: int, cell: int) -> ndgpa.SpatialStructure:
         sides = {1: 1, 4: 2, 16: 4}
         return ndgpa.Image((side, side), sides[block], sides[cell])
 
     return material_of(patches(small), space)
+
+
+def small_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """The middle square of a picture, made smaller."""
+    size = min(picture.shape[:2])
+    top, left = ((n - size) // 2 for n in picture.shape[:2])
+    picture = picture[top : top + size, left : left + size]
+    return resize(picture, (side, side), anti_aliasing=True).astype(np.float32)
 
 
 def sound(recording: str = "training-1") -> Material:

@@ -1,6 +1,7 @@
-"""The coarse level: means over the blocks, for rules that work there."""
+"""The coarse level: what stands for each block, its mean or a site, for rules that work there."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import BFloat16, Bool, Float
@@ -9,6 +10,10 @@ from torch import Tensor
 from ndgpa.problem import Problem, dot_form
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.means import means_in_two, seen_counts, seen_means
+from ndgpa.structures.middles import seen_middles
+
+StandIn = Literal["mean", "site"]
+STAND_INS = get_args(StandIn)
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,12 @@ class Coarse:
     scale: float
 
 
-def coarse_level(problem: Problem) -> Coarse:
-    """Take the means over the blocks of queries and keys.
+def coarse_level(problem: Problem, estimate: StandIn = "mean") -> Coarse:
+    """Take the means over the blocks of queries and keys, or the middle site of each block.
 
-    If causal, the mean of a block of queries is over its sites of the cell's earliest time.
+    If causal, what stands for a block of queries is of its sites of the cell's earliest time.
     """
-    query, weight = seen_means(problem.structure, problem.query, voters(problem))
-    key, seen = _key_means(problem)
+    query, weight, key, seen = _means(problem) if estimate == "mean" else _middles(problem)
     log_size = None
     if problem.key_mask is not None or not problem.key_structure.is_even:
         log_size = seen.log()
@@ -72,12 +76,24 @@ def coarse_in_two(
     return coarse, query, weight_by_cell(coarse, structure)
 
 
-def _key_means(problem: Problem) -> tuple[Float[Tensor, "b hk B_k d"], Float[Tensor, "#b B_k"]]:
-    """The means of the key blocks and their seen sites; known means are taken as they are."""
+def _means(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of each block of queries and its voters, that of each key block and its seen sites.
+
+    Known means of keys are taken as they are.
+    """
+    query, weight = seen_means(problem.structure, problem.query, voters(problem))
     if problem.key_means is None:
-        return seen_means(problem.key_structure, problem.key, problem.key_mask)
+        return query, weight, *seen_means(problem.key_structure, problem.key, problem.key_mask)
     means, seen = problem.key_means
-    return means, seen.to(means.dtype)
+    return query, weight, means, seen.to(means.dtype)
+
+
+def _middles(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with the middle one of those sites in place of their mean."""
+    check_has_keys('estimate="site"', problem)
+    query, weight = seen_middles(problem.structure, problem.query, voters(problem))
+    key, seen = seen_middles(problem.key_structure, problem.key, problem.key_mask)
+    return query[..., 0, :], weight[..., 0], key[..., 0, :], seen[..., 0]
 
 
 def voters(problem: Problem) -> Bool[Tensor, "b n"] | None:

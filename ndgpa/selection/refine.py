@@ -1,5 +1,6 @@
 """A second look: a rule names candidates, and each cell keeps the best of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,10 +15,16 @@ from ndgpa._flops import attention, count_products
 from ndgpa._ops import fold_into_batch, wide
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.selection.base import Rule, check_rules, once
-from ndgpa.selection.coarse import check_has_keys
+from ndgpa.selection.coarse import STAND_INS, StandIn, check_has_keys
 from ndgpa.selection.slots import visible
 from ndgpa.structures.base import SpatialStructure
+from ndgpa.structures.middles import seen_middles
 
+# What stands for each part of each block, and its seen sites, as `seen_middles` takes them.
+Cut = Callable[
+    [SpatialStructure, Tensor, Tensor | None, int],
+    tuple[Tensor, Tensor],  # (b, h, B, S, d), (b or 1, B, S)
+]
 # Numbers of one tile: keys gathered and logits.
 _TILE = {"cpu": 1 << 21, "cuda": 1 << 26}
 
@@ -28,12 +35,12 @@ class Refine(Rule):
 
     Means choose the candidates cheaply, and a finer product ranks them, for means alone miss blocks
     whose sites differ: blocks of queries and of keys are cut into parts, runs of their sites in the
-    order in which the structure lists them, and the mean of each part of the cell is compared with
-    the mean of each part of a candidate. Relevance is counted as for `TopK`, but by a softmax over
-    the candidates alone, in which each part weighs as its sites do; of equals, the lowest id is
-    kept. The ranking carries no gradient; a slot that is kept keeps its bias. If causal, the
-    candidates that are wholly past are ranked, by the queries of the cell's earliest time, and the
-    others are read besides. Join what is to be read whatever its rank:
+    order in which the structure lists them, and the mean of each part of the cell, or one site of
+    it, is compared with that of each part of a candidate. Relevance is counted as for `TopK`, but
+    by a softmax over the candidates alone, in which each part weighs as its sites do; of equals,
+    the lowest id is kept. The ranking carries no gradient; a slot that is kept keeps its bias. If
+    causal, the candidates that are wholly past are ranked, by the queries of the cell's earliest
+    time, and the others are read besides. Join what is to be read whatever its rank:
     `Refine(TopK(48), 12) | Own()`.
 
     Args:
@@ -42,19 +49,23 @@ class Refine(Rule):
         keep: Blocks to keep for each cell.
         parts: Parts of a block, on both sides. As many as it has sites compares every site of the
             cell with every site of a candidate; 1 compares means.
+        estimate: What stands for a part, "mean" or "site", as for a block in `TopK`.
 
     Raises:
-        ValueError, TypeError: `rule` is no rule, or `keep` or `parts` is no positive int.
+        ValueError, TypeError: `rule` is no rule, or `keep` or `parts` is no positive int, or
+            `estimate` another word.
     """
 
     rule: Rule
     keep: int
     parts: int = 4
+    estimate: StandIn = "mean"
 
     def __post_init__(self) -> None:
         check_rules("Refine", (self.rule,))
         arguments.positive_count("keep", self.keep)
         arguments.positive_count("parts", self.parts)
+        arguments.one_of("estimate", self.estimate, STAND_INS)
 
     def select(self, problem: Problem) -> Selection:
         found = self.rule.select(problem)
@@ -66,8 +77,9 @@ class Refine(Rule):
             ranked = candidates.masked_fill(besides, -1)
             room = problem.structure.overlapping(problem.key_structure).shape[1]
         check_has_keys("Refine", problem)
-        query, weight = _parts_of_cells(problem, self.parts)
-        key, bias, scale = _parts_of_keys(problem, self.parts)
+        cut = _means if self.estimate == "mean" else seen_middles
+        query, weight = _parts_of_cells(problem, self.parts, cut)
+        key, bias, scale = _parts_of_keys(problem, self.parts, cut)
         scores = second_look(query, key, bias, ranked, weight, scale)
         return _kept(found, candidates, scores, besides, self.keep, room)
 
@@ -81,31 +93,31 @@ def _in_part_past(
 
 
 def _parts_of_cells(
-    problem: Problem, parts: int
+    problem: Problem, parts: int, cut: Cut
 ) -> tuple[Float[Tensor, "b h C X d"], Float[Tensor, "b C X"]]:
-    """The mean query of each part of each cell and what it weighs; 0 for one that takes no part."""
+    """The query of each part of each cell and what it weighs; 0 for one that takes no part."""
     structure, voters = problem.structure, problem.query_mask
     if problem.causal:
         first = structure.first_in_cell.expand(len(problem.query), -1)
         voters = first if voters is None else first & voters
-    mean, count = _parts(structure, problem.query.detach(), voters, parts)
+    query, count = cut(structure, problem.query.detach(), voters, parts)
     cells = structure.cells
-    weight = count.expand(len(mean), -1, -1)[:, cells.clamp(min=0)]
+    weight = count.expand(len(query), -1, -1)[:, cells.clamp(min=0)]
     weight = weight.masked_fill((cells < 0)[..., None], 0)
-    return mean[:, :, cells.clamp(min=0)].flatten(3, 4), weight.flatten(2)
+    return query[:, :, cells.clamp(min=0)].flatten(3, 4), weight.flatten(2)
 
 
 def _parts_of_keys(
-    problem: Problem, parts: int
+    problem: Problem, parts: int, cut: Cut
 ) -> tuple[Float[Tensor, "b hk B S d"], Float[Tensor, "b hk B S"], float]:
-    """The mean key of each part of each block, its bias, -inf for none, and the scale."""
-    mean, count = _parts(problem.key_structure, problem.key.detach(), problem.key_mask, parts)
-    bias, scale = dot_form(mean, problem.affinity, problem.scale)
-    size = count.log()[:, None].expand(mean.shape[:4])
-    return mean, size if bias is None else size + bias, scale
+    """The key of each part of each block, its bias, -inf for none, and the scale."""
+    key, count = cut(problem.key_structure, problem.key.detach(), problem.key_mask, parts)
+    bias, scale = dot_form(key, problem.affinity, problem.scale)
+    size = count.log()[:, None].expand(key.shape[:4])
+    return key, size if bias is None else size + bias, scale
 
 
-def _parts(
+def _means(
     structure: SpatialStructure,
     x: Float[Tensor, "b h n d"],
     seen: Bool[Tensor, "b n"] | None,

@@ -11,7 +11,13 @@ from ndgpa._flops import count_products
 from ndgpa._ops import call, fold_into_batch, has_triton
 from ndgpa.problem import Problem
 from ndgpa.selection.base import Rule
-from ndgpa.selection.coarse import by_cell, coarse_in_two, coarse_level, takes_two_parts
+from ndgpa.selection.coarse import (
+    StandIn,
+    by_cell,
+    coarse_in_two,
+    coarse_level,
+    takes_two_parts,
+)
 from ndgpa.selection.forced import always_read
 from ndgpa.selection.ranking import ranked, top_k_lowest_id
 from ndgpa.selection.relevance import (
@@ -38,6 +44,7 @@ def most_relevant(
     counts: Int[Tensor, " C"] | None = None,
     p: float | None = None,
     at_least: int = 1,
+    estimate: StandIn = "mean",
 ) -> Int[Tensor, "b hs C K"]:
     """Select the k most relevant key blocks of each cell, and those that are always read.
 
@@ -49,6 +56,7 @@ def most_relevant(
         counts: How many of the k each cell keeps; None means all.
         p: Keep only as many as reach this share of the cell's relevance; None means all.
         at_least: Kept whatever `p` says.
+        estimate: What stands for a block, as for `TopK`.
 
     Returns:
         int32 ids, ascending, -1 in the empty slots, which are last.
@@ -56,10 +64,11 @@ def most_relevant(
     structure, key_structure = problem.structure, problem.key_structure
     batch, heads = problem.query.shape[:2]
     in_kernels = counts is None and p is None and has_triton(problem.query)
-    if in_kernels and problem.query.shape[-1] <= WIDEST and takes_two_parts(problem):
+    by_mean = estimate == "mean" and takes_two_parts(problem)
+    if in_kernels and by_mean and problem.query.shape[-1] <= WIDEST:
         coarse, query, weight = coarse_in_two(problem)
     else:
-        coarse = coarse_level(problem)
+        coarse = coarse_level(problem, estimate)
         query, weight = by_cell(coarse, structure)
     return call(
         select_top_k,

@@ -60,6 +60,7 @@ def relevance(
     affinity: str,
     kind: str = "mass",
     voters: list[bool] | None = None,
+    estimate: str = "mean",
 ) -> np.ndarray:
     """r_lj for one query head and its key head; NaN for a block of which nothing is seen.
 
@@ -68,18 +69,23 @@ def relevance(
     voters = [True] * len(query) if voters is None else voters
     seen_sites = [[y for y in block if seen[y]] for block in key_blocks]
     sizes = [len(block) for block in seen_sites]
-    means = [key[b].mean(axis=0) if b else np.zeros(key.shape[1]) for b in seen_sites]
+    keys = [stand_in(key[b], estimate) if b else np.zeros(key.shape[1]) for b in seen_sites]
     result = np.zeros((len(cells), len(key_blocks)))
     for cell, members in enumerate(cells):
         for voting in ([x for x in blocks[i] if voters[x]] for i in members):
             if not voting:
                 continue
-            mean = query[voting].mean(axis=0)
-            logits = [logit(mean, k, scale, affinity) for k in means]
+            asks = stand_in(query[voting], estimate)
+            logits = [logit(asks, k, scale, affinity) for k in keys]
             row = softmax(logits, sizes) if kind == "mass" else np.array(logits)
             result[cell] += len(voting) * row
     result[:, [j for j, size in enumerate(sizes) if size == 0]] = np.nan
     return result
+
+
+def stand_in(features: np.ndarray, estimate: str) -> np.ndarray:
+    """What stands for sites (m, d): their mean, or the middle one."""
+    return features.mean(axis=0) if estimate == "mean" else features[len(features) // 2]
 
 
 def voters_of(

@@ -21,6 +21,7 @@ def features(*shape: int, **options: Any) -> torch.Tensor:
 RULES: list[tuple[Any, type[Exception], str]] = [
     (lambda: ndgpa.TopK(0), ValueError, "k must be at least 1; got 0"),
     (lambda: ndgpa.TopK(2.5), TypeError, "k must be an int; got 2.5"),
+    (lambda: ndgpa.TopK(2, estimate="box"), ValueError, "unknown estimate 'box'"),
     (
         lambda: ndgpa.TopK(2, relevance="best"),
         ValueError,

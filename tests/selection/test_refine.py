@@ -12,23 +12,25 @@ from torch import Tensor
 import ndgpa
 from ndgpa.selection import Rule
 from ndgpa.testing import CausalContract, RuleContract, draw
-from ndgpa.testing.oracle import logit, rows, softmax, voters_of
+from ndgpa.testing.oracle import logit, rows, softmax, stand_in, voters_of
 
+ESTIMATES = st.sampled_from(["mean", "site"])
 PARTS = st.sampled_from([1, 2, 3, 100])
 
 
 class TestRefine(RuleContract, CausalContract):
     def rules(self, problem: draw.Problem) -> st.SearchStrategy[Rule]:
         share = st.sampled_from(["head", "group", "all"])
-        first = st.builds(ndgpa.TopK, st.integers(1, 6), share=share)
+        first = st.builds(ndgpa.TopK, st.integers(1, 6), share=share, estimate=ESTIMATES)
         first |= st.builds(ndgpa.TopP, st.just(0.8), share=share)
         first |= st.sampled_from([ndgpa.StraightThrough(ndgpa.TopK(3)), ndgpa.Fixed((0,))])
-        return st.builds(ndgpa.Refine, first, st.integers(1, 3), PARTS)
+        return st.builds(ndgpa.Refine, first, st.integers(1, 3), PARTS, ESTIMATES)
 
 
 @given(st.data())
 def test_the_best_candidates_are_kept(data: Any) -> None:
     problem, parts = data.draw(draw.problems()), data.draw(PARTS)
+    estimate = data.draw(ESTIMATES)
     rule = ndgpa.TopK(
         data.draw(st.integers(1, 6)), share=data.draw(st.sampled_from(["head", "group", "all"]))
     )
@@ -36,7 +38,7 @@ def test_the_best_candidates_are_kept(data: Any) -> None:
     options = problem.options | {"query_mask": query_mask}
     candidates, kept = (
         ndgpa.select(problem.query, problem.key, problem.structure, r, **options).blocks
-        for r in (rule, ndgpa.Refine(rule, keep, parts))
+        for r in (rule, ndgpa.Refine(rule, keep, parts, estimate))
     )
     assert kept.shape[:3] == candidates.shape[:3]
     for b in range(candidates.shape[0]):
@@ -44,7 +46,9 @@ def test_the_best_candidates_are_kept(data: Any) -> None:
             for cell, names in enumerate(rows(candidates[b, s])):
                 masks = [None if m is None else m[b] for m in (problem.key_mask, query_mask)]
                 voters = voters_of(problem.structure, problem.key_structure, *masks)
-                scores = looked_at(problem, b, s, candidates.shape[1], cell, names, parts, voters)
+                scores = looked_at(
+                    problem, b, s, candidates.shape[1], cell, names, parts, voters, estimate
+                )
                 order = sorted(range(len(names)), key=lambda i: (-scores[i], i))
                 assert rows(kept[b, s])[cell] == sorted(names[i] for i in order[:keep])
 
@@ -66,6 +70,7 @@ def looked_at(
     names: list[int],
     parts: int,
     voters: list[bool],
+    estimate: str,
 ) -> np.ndarray:
     """The relevance of the candidates, rounded so that what is equal ties."""
     space, keys = problem.structure, problem.key_structure
@@ -79,11 +84,14 @@ def looked_at(
         query = problem.query[b, h].numpy()
         key = problem.key[b, h * problem.key.shape[1] // heads].numpy()
         for ask in asks:
-            mean = query[ask].mean(axis=0)
+            asking = stand_in(query[ask], estimate)
             of_block = [
                 math.log(
                     sum(
-                        len(part) * math.exp(logit(mean, key[part].mean(0), *_affinity(problem)))
+                        len(part)
+                        * math.exp(
+                            logit(asking, stand_in(key[part], estimate), *_affinity(problem))
+                        )
                         for part in of_one
                     )
                 )
@@ -188,7 +196,7 @@ def test_a_slot_keeps_its_bias_and_its_gradient() -> None:
 def test_it_compiles_as_one_graph() -> None:
     torch.compiler.reset()
     x, space = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2)
-    rule = ndgpa.Refine(ndgpa.TopK(4), 2, 3)
+    rule = ndgpa.Refine(ndgpa.TopK(4, estimate="site"), 2, 3, "site")
 
     def call(x: torch.Tensor) -> torch.Tensor:
         return ndgpa.select(x, x, space, rule, causal=True).blocks
@@ -205,3 +213,5 @@ def test_what_cannot_be_is_said() -> None:
         ndgpa.Refine(ndgpa.TopK(12), 0)
     with pytest.raises(ValueError, match="parts must be at least 1"):
         ndgpa.Refine(ndgpa.TopK(12), 3, 0)
+    with pytest.raises(ValueError, match="unknown estimate 'box'"):
+        ndgpa.Refine(ndgpa.TopK(12), 3, estimate="box")  # type: ignore[arg-type]

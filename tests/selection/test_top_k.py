@@ -14,6 +14,8 @@ from ndgpa.selection.ranking import top_k_lowest_id
 from ndgpa.testing import RuleContract, draw
 from ndgpa.testing.oracle import most_relevant, relevance, rows, voters_of
 
+ESTIMATES = st.sampled_from(["mean", "site"])
+
 
 @st.composite
 def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
@@ -28,6 +30,7 @@ def top_ks(draw_: Any, problem: draw.Problem) -> ndgpa.TopK:
         draw_(st.sampled_from(["mass", "logit"])),
         draw_(st.sampled_from(["head", "group", "all"])),
         force,
+        draw_(ESTIMATES),
     )
 
 
@@ -56,7 +59,7 @@ def test_the_k_most_relevant_are_kept(data: Any) -> None:
     cells = rows(problem.structure.cells)
     heads, key_heads = problem.query.shape[1], problem.key.shape[1]
     for b in range(problem.query.shape[0]):
-        scores = np.stack([_scores(problem, b, h, rule.relevance) for h in range(heads)])
+        scores = np.stack([_scores(problem, b, h, rule) for h in range(heads)])
         sharers = {"head": heads, "group": key_heads, "all": 1}[rule.share]
         scores = scores.reshape(sharers, -1, *scores.shape[1:]).sum(axis=1)
         for s in range(sharers):
@@ -74,7 +77,7 @@ def _forced(force: Rule | None, members: list[int]) -> set[int]:
     return set(members) if isinstance(force, ndgpa.Own) else set()
 
 
-def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
+def _scores(problem: draw.Problem, b: int, h: int, rule: ndgpa.TopK) -> np.ndarray:
     seen = [True] * problem.key.shape[2]
     if problem.key_mask is not None:
         seen = problem.key_mask[b].tolist()
@@ -88,8 +91,9 @@ def _scores(problem: draw.Problem, b: int, h: int, kind: str) -> np.ndarray:
         seen,
         problem.logit_scale,
         problem.affinity,
-        kind,
+        rule.relevance,
         voters_of(problem.structure, problem.key_structure, mask),
+        rule.estimate,
     )
 
 
@@ -110,6 +114,18 @@ def test_a_tie_at_the_border_of_the_kept_by_hand() -> None:
         for k in (1, 2, 3, 5)
     ]
     assert kept == [[1], [1, 2], [1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_a_site_finds_what_its_block_has_no_mean_for() -> None:
+    """The sites of each block cancel out; the middle ones, number 2 of 4, tell the blocks apart."""
+    x = torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]).repeat(2, 1).view(1, 1, 16, 1)
+    space = ndgpa.Sequence(16, 4)
+    mean, site = (
+        ndgpa.select(x, x, space, ndgpa.TopK(2, estimate=estimate)).blocks[0, 0].tolist()
+        for estimate in ("mean", "site")
+    )
+    assert mean == [[0, 1]] * 4
+    assert site == [[0, 2], [1, 3]] * 2
 
 
 def test_more_than_there_are_means_all() -> None:

@@ -14,7 +14,12 @@ from examples.images.pose_morphing import evaluate
 from examples.images.pose_morphing.config import PRESETS
 from examples.images.pose_morphing.evaluate import Rendered, render, scores
 from examples.images.pose_morphing.measures.report import cell, differences, markdown, summary
-from examples.images.pose_morphing.measures.sheet import as_pictures, draw_sheet, save_picture
+from examples.images.pose_morphing.measures.sheet import (
+    as_pictures,
+    draw_sheet,
+    in_lines,
+    save_picture,
+)
 from examples.images.pose_morphing.measures.tasks import (
     Task,
     distortion_task,
@@ -190,6 +195,16 @@ def test_a_sheet_has_its_pictures_under_their_columns(tmp_path: Path) -> None:
     assert (sheet[72:, 26:] == 0).all()
     with pytest.raises(ValueError, match="has no ending of a picture format, such as"):
         save_picture(PIL.Image.fromarray(white), tmp_path / "sheet")
+
+
+def test_a_long_label_stays_over_its_column() -> None:
+    black, words = np.zeros((64, 32, 3), np.uint8), "a network that was shown wrong poses"
+    sheet = np.array(draw_sheet({words: [black], "": [black]}))
+    top = sheet[: -3 * 64]
+    assert len(top) == 26 * in_lines(words, 96).count("\n") + 26 > 26
+    assert (top[:, :96] < 255).any()
+    assert (top[:, 96:] == 255).all()
+    assert in_lines(words, 96).replace("\n", " ") == words
 
 
 def test_values_from_minus_one_to_one_become_bytes() -> None:

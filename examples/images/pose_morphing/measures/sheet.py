@@ -1,5 +1,6 @@
 """Contact sheets: rows of pictures under labelled columns."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from examples.common.files import check_output, replacing
 
 ENLARGED = 3  # so that print is legible
 GAP = 6  # pixels between pictures
-LABEL = 26  # pixels of the line of labels
+LABEL = 26  # pixels of a line of labels
+LEGIBLE = 11  # pixels of a font; a longer label takes more lines
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -36,25 +38,42 @@ def draw_sheet(columns: dict[str, list[Picture]], enlarged: int = ENLARGED) -> P
     h, w, _ = next(iter(columns.values()))[0].shape
     h, w = enlarged * h, enlarged * w
     rows = max(len(pictures) for pictures in columns.values())
-    size = (len(columns) * (w + GAP) - GAP, LABEL + rows * (h + GAP) - GAP)
+    labels = {label: in_lines(label, w) for label in columns}
+    top = LABEL * max(lines.count("\n") + 1 for lines in labels.values())
+    size = (len(columns) * (w + GAP) - GAP, top + rows * (h + GAP) - GAP)
     sheet = PIL.Image.new("RGB", size, PAPER)
     draw = PIL.ImageDraw.Draw(sheet)
     for column, (label, pictures) in enumerate(columns.items()):
-        left = column * (w + GAP)
-        draw.text((left + w / 2, LABEL / 2), label, INK, fitting_font(label, w), anchor="mm")
+        left, lines = column * (w + GAP), labels[label]
+        at, font = (left + w / 2, top / 2), fitting_font(lines, w)
+        draw.multiline_text(at, lines, INK, font, anchor="mm", align="center")
         for row, picture in enumerate(pictures):
             larger = PIL.Image.fromarray(picture).resize((w, h), PIL.Image.Resampling.LANCZOS)
-            sheet.paste(larger, (left, LABEL + row * (h + GAP)))
+            sheet.paste(larger, (left, top + row * (h + GAP)))
     return sheet
 
 
-def fitting_font(label: str, width: float) -> PIL.ImageFont.FreeTypeFont:
-    """Find the largest that fits both the line and the width."""
+def in_lines(label: str, width: float) -> str:
+    """Break a label into as few lines as are legible; a word stays whole."""
+    least = max(map(len, label.split()), default=1)
+    for letters in range(len(label), least, -1):
+        lines = textwrap.fill(label, letters)
+        if longest(lines, PIL.ImageFont.load_default(LEGIBLE)) <= width:
+            return lines
+    return textwrap.fill(label, least)
+
+
+def fitting_font(lines: str, width: float) -> PIL.ImageFont.FreeTypeFont:
+    """Find the largest that fits both the height of a line and the width."""
     for size in range(LABEL - 8, 8, -1):
         font = PIL.ImageFont.load_default(size)
-        if font.getlength(label) <= width:
+        if longest(lines, font) <= width:
             break
     return font
+
+
+def longest(lines: str, font: PIL.ImageFont.FreeTypeFont) -> float:
+    return max(font.getlength(line) for line in lines.split("\n"))
 
 
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
