@@ -19,7 +19,8 @@ of near and far field, as far as means tell. Errors as above.
 
 coverage: 12 blocks a cell. `share_K` the attention mass on the selected blocks over that on the
 best 12 blocks of each cell, at the temperature where K keys share the attention (found by every
-8th query). "By site": `estimate="site"` in every part of the rule.
+8th query). "By site": `estimate="site"` in every part of the rule. "Own forced": the cell's own
+blocks are among the 12. Queries are the keys, so that every site finds itself in its own block.
 
 time: at the CPU pivot, 256x256, blocks of 4x4, cells of 2x2, 12 blocks, one head of 64 channels,
 float32, in processor time (which other programs on the machine disturb less): medians of
@@ -37,6 +38,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,7 +50,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Bundles, Codebook, MultiLevel, Refine, TopK, TopP
+from ndgpa import Bundles, Codebook, MultiLevel, Own, Refine, TopK, TopP
 from ndgpa.analysis import gpa_entries, low_rank_entries, peak_bytes
 
 KEPT = 12
@@ -203,7 +205,6 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     rules: dict[str, ndgpa.selection.Rule] = {"TopK(12)": TopK(KEPT)}
     for parts in (2, 4):
         rules[f"Refine(TopK(48), 12, {parts})"] = Refine(TopK(48), KEPT, parts)
-    rules |= by_site()
     for codes in (128, 192, 256, 512):
         rules[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     rows = []
@@ -217,7 +218,7 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
             for shape, space in spaces.items():
                 of_block = mass_of_blocks(mass, space)
                 best = of_block.topk(KEPT, dim=1).values.sum()
-                for title, rule in rules.items():
+                for title, rule in (rules | by_site(shape[1])).items():
                     blocks = ndgpa.select(x, x, space, rule).blocks[0, 0].long()
                     share = of_block.gather(1, blocks.clamp(min=0)).where(blocks >= 0, 0).sum()
                     kept.setdefault((*shape, title), {})[f"share_{k}"] = float(share / best)
@@ -227,10 +228,19 @@ def coverages(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def by_site() -> dict[str, ndgpa.selection.Rule]:
-    """Rules for which a site stands for each block, and for each part of it."""
-    found: dict[str, ndgpa.selection.Rule] = {"TopK(12, by site)": TopK(KEPT, estimate="site")}
-    for count, parts in ((24, 4), (48, 2), (48, 4)):
+def by_site(own: int) -> dict[str, ndgpa.selection.Rule]:
+    """Rules for which a site stands for each block and each part, and that read a cell's blocks.
+
+    Args:
+        own: Blocks of a cell; with them 12 are read.
+    """
+    by_mean = TopK(KEPT - own, force=Own())
+    found: dict[str, ndgpa.selection.Rule] = {
+        "TopK(12), own forced": by_mean,
+        "TopK(12), own forced, by site": replace(by_mean, estimate="site"),
+        "TopK(12), by site": TopK(KEPT, estimate="site"),
+    }
+    for count, parts in ((24, 2), (24, 4), (48, 4)):
         rule = Refine(TopK(count, estimate="site"), KEPT, parts, "site")
         found[f"Refine(TopK({count}), 12, {parts}), by site"] = rule
     return found
@@ -272,7 +282,7 @@ def times(quick: bool) -> list[dict[str, Any]]:
     for parts in (2, 4):
         for count in (24, 48):
             rules[f"Refine(TopK({count}), 12, {parts})"] = Refine(TopK(count), KEPT, parts)
-    rules |= by_site()
+    rules |= by_site(image.blocks_per_cell)
     selects = {
         k: lambda r=r: ndgpa.select(*(x.detach() for x in inputs[:2]), image, r)
         for k, r in rules.items()

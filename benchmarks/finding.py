@@ -9,9 +9,10 @@ interleaved rounds; `/plain` over that of `TopK(12)`.
 `NAME_K` the attention mass on the selected blocks over that on the best 12 of each cell, on
 features of photographs as in materials.py at 256x256 (nothing was tuned on them), where K keys
 share the attention of a query; by 64 random cells. On coffee and cat queries and keys are the same
-features, so that a site finds itself; on stereo, queries are of the left picture and keys of the
-right one, where nothing stands at the same place of its block. "By site": `estimate="site"` in
-every part of the rule.
+features, so that every site finds itself in its own block; on stereo, queries are of the left
+picture and keys of the right one, where nothing stands at the same place of its block. "By site":
+`estimate="site"` in every part of the rule; "own forced": the four blocks of the cell are among
+the 12.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from tqdm import tqdm
 import ndgpa
 from ndgpa import Codebook, MultiLevel, Refine, TopK
 
-SIDE, CHANNELS, CELLS = 256, 64, 64
+SIDE, CELL, CHANNELS, CELLS = 256, 2, 64, 64
 LEFT, RIGHT, _ = data.stereo_motorcycle()
 PICTURES = {  # of queries and of keys
     "coffee": (data.coffee(), data.coffee()),
@@ -46,10 +47,7 @@ def rules() -> dict[str, ndgpa.selection.Rule]:
         "Refine(TopK(48), 12, 4)": Refine(TopK(48), KEPT, 4),
         "Refine(TopK(48), 12, 16)": Refine(TopK(48), KEPT, 16),
     }
-    found |= by_site()
-    for parts in (4, 16):
-        both = Refine(TopK(24) | TopK(24, estimate="site"), KEPT, parts, "site")
-        found[f"Refine(TopK(24) | TopK(24, by site), 12, {parts}, by site)"] = both
+    found |= by_site(CELL**2)
     for codes in (64, 128, 192, 256, 512, 1024):
         found[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     for codes in (192, 512):
@@ -59,7 +57,7 @@ def rules() -> dict[str, ndgpa.selection.Rule]:
 
 def main(quick: bool) -> None:
     rows = {name: {"rule": name} | share for name, share in shares(quick).items()}
-    image = ndgpa.Image((SIDE, SIDE), 4, 2)
+    image = ndgpa.Image((SIDE, SIDE), 4, CELL)
     torch.manual_seed(SEED)
     query, key = (torch.randn(1, 1, SIDE**2, CHANNELS) for _ in range(2))
     calls = {k: lambda r=r: ndgpa.select(query, key, image, r) for k, r in rules().items()}
@@ -76,7 +74,7 @@ def main(quick: bool) -> None:
 def shares(quick: bool) -> dict[str, dict[str, Any]]:
     """By rule: the share that it finds of each picture at each temperature."""
     found: dict[str, dict[str, Any]] = {name: {} for name in rules()}
-    image = ndgpa.Image((SIDE, SIDE), 4, 2)
+    image = ndgpa.Image((SIDE, SIDE), 4, CELL)
     for pictures_of, pictures in list(PICTURES.items())[: 1 if quick else None]:
         rows = torch.cat([patches(small_square(picture, SIDE)) for picture in pictures])
         features = material_of(rows, lambda *_: image).features

@@ -97,6 +97,7 @@ def test_an_image_of_any_batch_gives_the_same_numbers(tmp_path: Path) -> None:
         (IMAGE, ndgpa.TopP(0.7, at_most=4), {}),
         (IMAGE, ndgpa.TopRatio(0.4), {}),
         (IMAGE, ndgpa.TopK(2) | ndgpa.Window(1), {}),
+        (IMAGE, ndgpa.TopK(2, estimate="site"), {}),
         (IMAGE, 2, {"backend": "reference"}),
     ],
     ids=lambda x: f"{x.shape}" if isinstance(x, ndgpa.Grid) else str(x),

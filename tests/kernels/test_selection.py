@@ -367,13 +367,14 @@ def test_blocks_of_two_parts_are_those_of_the_torch_formula(places, relevance):
 
 
 @pytest.mark.parametrize("structure", [Grid((6, 8), 2, 2), Grid((5, 7), 2, (2, 1), time_axis=0)])
-def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, monkeypatch):
-
+@pytest.mark.parametrize("estimate", ["mean", "site"])
+def test_features_of_16_bit_go_through_the_public_rule(structure, estimate, monkeypatch):
+    """Means in two parts of 16 bit, sites as they are."""
     g = torch.Generator().manual_seed(11)
     shape = (1, 2, structure.num_sites, 8)
     q, k = (torch.randn(shape, generator=g).to(torch.float16) for _ in range(2))
-    causal = structure.time is not None
-    wanted = ndgpa.select(q, k, structure, ndgpa.TopK(3), causal=causal).blocks
+    causal, rule = structure.time is not None, ndgpa.TopK(3, estimate=estimate)
+    wanted = ndgpa.select(q, k, structure, rule, causal=causal).blocks
     asked = []
 
     def kernels(query, **rest):
@@ -382,8 +383,8 @@ def test_features_of_16_bit_go_through_the_public_rule_in_two_parts(structure, m
 
     monkeypatch.setattr(select_blocks, "has_triton", lambda x: True)
     monkeypatch.setattr(select_blocks, "select_top_k", kernels)
-    assert torch.equal(ndgpa.select(q, k, structure, ndgpa.TopK(3), causal=causal).blocks, wanted)
-    assert asked == [torch.bfloat16]
+    assert torch.equal(ndgpa.select(q, k, structure, rule, causal=causal).blocks, wanted)
+    assert asked == [torch.bfloat16 if estimate == "mean" else torch.float32]
 
 
 @pytest.mark.parametrize("cell", [1, 2])
