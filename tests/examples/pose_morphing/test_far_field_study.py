@@ -12,7 +12,7 @@ from examples.people.figures.cache import Options, build
 
 def test_the_papers_wiring_has_nothing_that_helps_it_to_find(tmp_path: Path) -> None:
     by_name = {case.name: case.config(tmp_path, tmp_path, 10) for case in far_field.cases(1)}
-    assert len(by_name) == 6
+    assert len(by_name) == 7
     config = by_name["paper-far_block-plain-unpaired-0"]
     assert (config.setting, config.coarse_first, config.weights.gan) == ("distortion", 0, 0)
     assert (config.weights.copying, config.weights.correspondence, config.weights.selected) == (

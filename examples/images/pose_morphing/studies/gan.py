@@ -35,6 +35,7 @@ ATTENTIONS = {
     "none": "NO_8",
     "far_site": "GPA128_4_8+site",
     "far_block": "GPA128_4_8+block",
+    "full": "FULL_8",
 }
 
 
