@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Codebook, MultiLevel, Refine, TopK
+from ndgpa import Codebook, MultiLevel, Propagate, Refine, TopK
 
 SIDE, CELL, CHANNELS, CELLS = 256, 2, 64, 64
 LEFT, RIGHT, _ = data.stereo_motorcycle()
@@ -47,11 +47,25 @@ def rules() -> dict[str, ndgpa.selection.Rule]:
         "Refine(TopK(48), 12, 4)": Refine(TopK(48), KEPT, 4),
         "Refine(TopK(48), 12, 16)": Refine(TopK(48), KEPT, 16),
     }
-    found |= by_site(CELL**2)
+    found |= by_site(CELL**2) | by_neighbours()
     for codes in (64, 128, 192, 256, 512, 1024):
         found[f"Codebook(12, {codes})"] = Codebook(KEPT, codes)
     for codes in (192, 512):
         found[f"Refine(Codebook(48, {codes}), 12, 16)"] = Refine(Codebook(48, codes), KEPT, 16)
+    return found
+
+
+def by_neighbours() -> dict[str, ndgpa.selection.Rule]:
+    """Rules by site in which cells look at what the next ones have found, once or twice."""
+    found: dict[str, ndgpa.selection.Rule] = {}
+    for count in (4, 6):
+        near = Propagate(TopK(count, estimate="site"))
+        name = f"Propagate(TopK({count}))"
+        found[f"Refine({name}, 12, 4), by site"] = Refine(near, KEPT, 4, "site")
+        for parts in (4, 16):
+            twice = Refine(Propagate(Refine(near, count, parts, "site")), KEPT, parts, "site")
+            title = f"Refine(Propagate(Refine({name}, {count}, {parts})), 12, {parts}), by site"
+            found[title] = twice
     return found
 
 

@@ -39,6 +39,7 @@ from ndgpa.selection import (
     Own as Own,
     PerHead as PerHead,
     PerturbedTopK as PerturbedTopK,
+    Propagate as Propagate,
     Refine as Refine,
     Rule as Rule,
     SoftTopK as SoftTopK,

@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "TopP": ndgpa.TopP,
     "TopRatio": ndgpa.TopRatio,
     "MultiLevel": ndgpa.MultiLevel,
+    "Propagate": ndgpa.Propagate,
     "Refine": ndgpa.Refine,
     "Own": ndgpa.Own,
     "StraightThrough": ndgpa.StraightThrough,

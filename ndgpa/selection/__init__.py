@@ -9,6 +9,7 @@ from ndgpa.selection.multi_level import MultiLevel
 from ndgpa.selection.own import Own
 from ndgpa.selection.per_head import PerHead
 from ndgpa.selection.perturbed_top_k import PerturbedTopK
+from ndgpa.selection.propagate import Propagate
 from ndgpa.selection.refine import Refine
 from ndgpa.selection.soft_top_k import SoftTopK
 from ndgpa.selection.straight_through import StraightThrough
@@ -26,6 +27,7 @@ __all__ = [
     "Own",
     "PerHead",
     "PerturbedTopK",
+    "Propagate",
     "Refine",
     "Rule",
     "SoftTopK",

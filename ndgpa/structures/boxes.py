@@ -22,6 +22,23 @@ def number_boxes(
     return split_axes(padded, counts, box).reshape(math.prod(counts), math.prod(box))
 
 
+def beside(
+    shape: tuple[int, ...], steps: tuple[int, ...], device: torch.device
+) -> Int[Tensor, "places ways"]:
+    """List for each place of a grid what lies `steps` away, up and down each axis; -1 outside."""
+    numbers = torch.arange(math.prod(shape), device=device).view(shape)
+    ways = []
+    for axis, (size, step) in enumerate(zip(shape, steps)):
+        width = [1] * len(shape)
+        width[axis] = size
+        place = torch.arange(size, device=device).view(width)
+        for move in (step, -step):
+            outside = (place + move < 0) | (place + move >= size)
+            moved = numbers + move * math.prod(shape[axis + 1 :])
+            ways.append(moved.masked_fill(outside, -1).flatten())
+    return torch.stack(ways, dim=1)
+
+
 def pad(
     x: Tensor, shape: tuple[int, ...], value: int = 0
 ) -> Tensor:  # (*batch, *axes, d) -> (*batch, *shape, d)
