@@ -123,6 +123,6 @@ def check_has_keys(who: str, problem: Problem) -> None:
     """Refuse a problem of which the means of the keys are known, but not the keys."""
     if problem.key.shape[2] != problem.key_structure.num_sites:
         raise NotImplementedError(
-            f"{who} looks at every key, but only the means of the blocks are at hand: keys are on "
-            "other ranks"
+            f"{who} needs the keys themselves, but only the means of the blocks are at hand: keys "
+            "are on other ranks"
         )

@@ -36,12 +36,23 @@ def test_a_placement_without_a_mesh(mesh: DeviceMesh) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [ndgpa.Refine(ndgpa.TopK(3), 2), ndgpa.selection.Antidiagonal(2, 0.5), ndgpa.Codebook(3)],
+    [
+        ndgpa.Refine(ndgpa.TopK(3), 2),
+        ndgpa.selection.Antidiagonal(2, 0.5),
+        ndgpa.Codebook(3),
+        ndgpa.TopK(3, estimate="site"),
+    ],
 )
-def test_rules_that_look_at_every_key(mesh: DeviceMesh, rule: ndgpa.Rule) -> None:
+def test_rules_that_look_at_keys(mesh: DeviceMesh, rule: ndgpa.Rule) -> None:
     part = distributed.shard(IMAGE, mesh["context"])
-    with pytest.raises(NotImplementedError, match=r"looks at every key, .* on other ranks"):
+    with pytest.raises(NotImplementedError, match=r"needs the keys themselves, .* on other ranks"):
         distributed.gpa(X, X, X, part, rule)
+
+
+def test_a_rule_in_which_cells_ask_their_neighbours(mesh: DeviceMesh) -> None:
+    part = distributed.shard(IMAGE, mesh["context"])
+    with pytest.raises(TypeError, match="Propagate needs a Grid as structure; got Part"):
+        distributed.gpa(X, X, X, part, ndgpa.Propagate(ndgpa.TopK(3)))
 
 
 def test_sites_of_other_blocks(mesh: DeviceMesh) -> None:
