@@ -63,7 +63,7 @@ def gpa(
         query, key, value: The sites of this rank (`part.take(x)` takes them of the whole), or
             DTensors sharded along their sites, of which each rank holds its part.
         structure: This rank's part, from `shard`; or the whole, with `mesh`.
-        rule: As for `ndgpa.gpa`. A rule that looks at every key (`Refine`, `Antidiagonal`) is
+        rule: As for `ndgpa.gpa`. A rule that looks at keys (`Refine`, `Antidiagonal`) is
             refused; one that draws at random draws on each rank for itself.
         mesh, placement: As for `shard`, to have structures sharded that are whole; better keep the
             parts, which remember what was worked out for them.
