@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.images.pose_morphing.studies import far_field
+from examples.images.pose_morphing.studies import far_field, gan
 from examples.images.pose_morphing.studies.gan import Case
 from examples.people.figures.cache import Options, build
 
@@ -30,6 +30,9 @@ def test_it_trains_for_the_same_time_measures_and_goes_on(
     wanted = [Case("gpa", "learnable", discriminator=False)]
     monkeypatch.setattr(far_field, "cases", lambda _: wanted)
     monkeypatch.setattr(far_field, "FOLLOWED", 2)
+    monkeypatch.setattr(far_field, "COMPARED", [("learnable", "gpa")])
+    monkeypatch.setattr(far_field, "TURNS", 1)
+    monkeypatch.setattr(gan, "WATCHED", 2)
     options = far_field.Options(data, data, tmp_path / "runs", tmp_path / "results", 1, 1e-3)
     far_field.main(options)
     path = tmp_path / "results/far_field/learnable-gpa-plain-paired-0.json"
