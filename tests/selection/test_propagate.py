@@ -104,19 +104,6 @@ class Told(Rule):
         return ndgpa.Selection(self.blocks)
 
 
-@pytest.mark.compiled
-def test_it_compiles_as_one_graph() -> None:
-    torch.compiler.reset()
-    x, space = torch.randn(1, 2, 64, 4), ndgpa.Video((4, 4, 4), (1, 2, 2))
-    rule = ndgpa.Refine(ndgpa.Propagate(ndgpa.TopK(2)), 3)
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return ndgpa.select(x, x, space, rule, causal=True).blocks
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), call(x))
-
-
 @pytest.mark.bad_input
 def test_what_cannot_be_is_said() -> None:
     x = torch.zeros(1, 1, 4, 1)

@@ -192,19 +192,6 @@ def test_a_slot_keeps_its_bias_and_its_gradient() -> None:
     assert torch.autograd.grad(kept.bias.square().sum(), query)[0].abs().sum() > 0
 
 
-@pytest.mark.compiled
-def test_it_compiles_as_one_graph() -> None:
-    torch.compiler.reset()
-    x, space = torch.randn(1, 2, 32, 4), ndgpa.Sequence(32, 4, 2)
-    rule = ndgpa.Refine(ndgpa.TopK(4, estimate="site"), 2, 3, "site")
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return ndgpa.select(x, x, space, rule, causal=True).blocks
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), call(x))
-
-
 @pytest.mark.bad_input
 def test_what_cannot_be_is_said() -> None:
     with pytest.raises(TypeError, match="Refine"):
