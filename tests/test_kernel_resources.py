@@ -97,8 +97,26 @@ def _selection(resources, relevance, d, heads, key_heads, selection_heads, place
     resources.triton_top_k.select(coarse, None, 6, relevance, selection_heads)
 
 
+def _second_look(resources, d, heads, key_heads, selection_heads, queries, parts, width):
+    from ndgpa.selection.triton_second_look import write_mass
+
+    meta, cells, blocks = resources.meta, 9, 300
+    kept = (2, selection_heads, cells, width)
+    write_mass(
+        meta(*kept),
+        meta(2, heads, cells, queries, d),
+        meta(2, key_heads, blocks, parts, d),
+        meta(2, key_heads, blocks, parts),
+        meta(*kept, dtype=torch.int32),
+        meta(2, cells, queries),
+        0.1,
+    )
+
+
 def _kernels(run, options):
     """Those that a form launches."""
+    if run is _second_look:
+        return {"second_look"}
     if run is _selection:
         relevance, _, heads, _, selection_heads, places, _ = options
         summed = relevance == "mass" and heads * places > selection_heads
@@ -120,6 +138,8 @@ FORMS = {
     "mass over grouped heads": (_selection, "mass", 40, 4, 2, 1, 3, 70),
     "mass over large cells": (_selection, "mass", 200, 1, 1, 1, 150, 5000),
     "logits": (_selection, "logit", 64, 4, 2, 2, 4, 300),
+    "a second look": (_second_look, 64, 4, 2, 2, 16, 4, 48),
+    "a second look at all sites, widest heads": (_second_look, 128, 1, 1, 1, 150, 64, 24),
     "one block a cell": (_selection, "mass", 256, 2, 2, 2, 1, 40),
 }
 

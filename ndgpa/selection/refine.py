@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ndgpa import arguments
 from ndgpa._flops import attention, count_products
-from ndgpa._ops import fold_into_batch, wide
+from ndgpa._ops import fold_into_batch, has_triton, wide
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.selection.base import Rule, check_rules, once
 from ndgpa.selection.coarse import STAND_INS, StandIn, check_has_keys
@@ -172,6 +172,20 @@ def second_look(
     scale: float,
 ) -> Tensor:  # (b, hs, C, W)
     """The softmax mass of each candidate, summed over queries and heads; -inf for none."""
+    if has_triton(query):
+        from ndgpa.selection import triton_second_look
+
+        if triton_second_look.fits(query, key):
+            out = query.new_empty(candidates.shape)
+            triton_second_look.write_mass(out, query, key, bias, candidates, weight, scale)
+            return out
+    return mass_in_torch(query, key, bias, candidates, weight, scale)
+
+
+def mass_in_torch(
+    query: Tensor, key: Tensor, bias: Tensor, candidates: Tensor, weight: Tensor, scale: float
+) -> Tensor:
+    """As `second_look`, with the keys of a tile of cells gathered."""
     batch, heads, num_cells, queries, _ = query.shape
     key_heads, blocks, sites, features = key.shape[1:]
     sharers, width = candidates.shape[1], candidates.shape[3]
