@@ -139,6 +139,18 @@ def test_the_blocks_are_those_of_the_torch_formula(space, relevance, share, caus
     assert (ours.cpu() == exact).float().mean() > 0.995
 
 
+@pytest.mark.parametrize("estimate", ["mean", "site"])
+@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_second_look_keeps_what_the_torch_formula_does(space, parts, estimate):
+    space = SPACES[space]()
+    rule = ndgpa.Refine(ndgpa.TopK(12, estimate=estimate), 5, parts, estimate)
+    query, key, _ = _inputs(space, torch.float32, heads=4, width=40)
+    ours = ndgpa.select(query, key, space, rule).blocks
+    exact = ndgpa.select(query.cpu().double(), key.cpu().double(), space, rule).blocks
+    assert (ours.cpu() == exact).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("space", SPACES)
 def test_means_in_two_parts_select_what_float64_does(space, dtype):
