@@ -9,6 +9,7 @@ from torch import Tensor
 from ndgpa.problem import Problem, Selection
 from ndgpa.selection.base import Rule, check_rules, once
 from ndgpa.selection.slots import visible
+from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.boxes import beside
 from ndgpa.structures.grid import Grid, check_same_rank, grid_shape
 from ndgpa.structures.tables import lookup
@@ -60,7 +61,7 @@ class Propagate(Rule):
 
 def _beside(named: Int[Tensor, "b hs C K"], keys: Grid) -> list[Int[Tensor, "b hs C K"]]:
     """The blocks beside those named, for each direction."""
-    table = keys.kept_with(keys, ("beside", "blocks"), lambda own, _: _next_blocks(own, None))
+    table = keys.kept_with(keys, ("beside", "blocks"), _next_blocks)
     return list(lookup(table, named).unbind(dim=4))
 
 
@@ -68,8 +69,8 @@ def _of_next_cells(
     named: Int[Tensor, "b hs C K"], structure: Grid, keys: Grid, causal: bool
 ) -> list[Int[Tensor, "b hs C K"]]:
     """What the next cell has named, for each direction, moved back to where a cell is."""
-    cells = structure.kept_with(structure, ("beside", "cells"), lambda own, _: _next_cells(own))
-    moved = structure.kept_with(keys, "moved", lambda own, keys: _next_blocks(keys, own))
+    cells = structure.kept_with(structure, ("beside", "cells"), _next_cells)
+    moved = structure.kept_with(keys, "moved", _moved_blocks)
     found = []
     for way in range(cells.shape[1]):
         if causal and way == 2 * (structure.time_axis or 0):
@@ -80,16 +81,20 @@ def _of_next_cells(
     return found
 
 
-def _next_cells(own: object) -> Int[Tensor, "C ways"]:
-    assert isinstance(own, Grid)
-    return beside(own.grid_of_cells, (1,) * len(own.shape), own.on)
+def _next_cells(structure: SpatialStructure, _: SpatialStructure) -> Int[Tensor, "C ways"]:
+    assert isinstance(structure, Grid)
+    return beside(structure.grid_of_cells, (1,) * len(structure.shape), structure.on)
 
 
-def _next_blocks(keys: object, asking: object | None) -> Int[Tensor, "B ways"]:
-    """The block that is one block away, or as far as the cells of `asking` are apart."""
+def _next_blocks(keys: SpatialStructure, _: SpatialStructure) -> Int[Tensor, "B ways"]:
     assert isinstance(keys, Grid)
-    counts, steps = keys.grid_of_blocks, (1,) * len(keys.shape)
-    if isinstance(asking, Grid):
-        each = zip(asking.cell_shape, counts, asking.grid_of_blocks)
-        steps = tuple((2 * cell * there + here) // (2 * here) for cell, there, here in each)
-    return beside(counts, steps, keys.on)
+    return beside(keys.grid_of_blocks, (1,) * len(keys.shape), keys.on)
+
+
+def _moved_blocks(structure: SpatialStructure, keys: SpatialStructure) -> Int[Tensor, "B ways"]:
+    """The key block that is as far from each as one cell is from the next."""
+    assert isinstance(structure, Grid)
+    assert isinstance(keys, Grid)
+    each = zip(structure.cell_shape, keys.grid_of_blocks, structure.grid_of_blocks)
+    steps = tuple((2 * cell * there + here) // (2 * here) for cell, there, here in each)
+    return beside(keys.grid_of_blocks, steps, keys.on)
