@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ndgpa
-from ndgpa import Codebook, MultiLevel, Propagate, Refine, TopK
+from ndgpa import Codebook, MultiLevel, Own, Propagate, Refine, TopK
 
 SIDE, CELL, CHANNELS, CELLS = 256, 2, 64, 64
 LEFT, RIGHT, _ = data.stereo_motorcycle()
@@ -42,6 +42,7 @@ PICTURES = {  # of queries and of keys
 def rules() -> dict[str, ndgpa.selection.Rule]:
     found: dict[str, ndgpa.selection.Rule] = {
         "TopK(12)": TopK(KEPT),
+        "Own(), four blocks": Own(),
         "MultiLevel((96, 12))": MultiLevel((96, KEPT)),
         "Refine(TopK(24), 12, 2)": Refine(TopK(24), KEPT, 2),
         "Refine(TopK(48), 12, 4)": Refine(TopK(48), KEPT, 4),
