@@ -11,7 +11,6 @@ memory), kappa.png (error against kappa) and errors.png (Figure 5b).
 """
 
 import copy
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from examples.images.pose_morphing.measures.tasks import Task, distortion_task, 
 from examples.images.pose_morphing.model import Generator, set_kappa
 from examples.images.pose_morphing.studies.ablation_report import write_errors, write_report
 from examples.images.pose_morphing.studies.memory import entries_of, level_bytes
+from examples.images.pose_morphing.studies.step_time import step_seconds
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig
 from examples.people.pictures import Pictures
@@ -49,7 +49,6 @@ ATTENTIONS = (
 )
 SAME = ("seconds", "steps", "preset", "batch", "tests", "smoke")  # of all runs of a report
 SHOWN = 6  # test pictures
-TIMED_STEPS = 3
 DEVICE = torch.device("cpu")
 
 
@@ -84,7 +83,8 @@ def main(options: Options) -> None:
     task = distortion_task(open_pictures(options.data, "test", size), options.tests, seed=77)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
     check_same(options)
-    step_s = measured(options, training)
+    configs = {name: config_of(options, name, seed=0, steps=100) for name in options.attentions}
+    step_s = step_seconds(options.out / "step_s.json", configs, training)
     todo = [(name, seed) for seed in range(options.seeds) for name in options.attentions]
     for name, seed in tqdm(todo, desc="runs"):
         path = options.out / "runs" / f"{name}-{seed}.json"
@@ -195,33 +195,6 @@ def config_of(options: Options, name: str, seed: int, steps: int) -> TrainConfig
         threads=1,
         seed=seed,
     )
-
-
-def measured(options: Options, pictures: Pictures) -> dict[str, float]:
-    """Processor seconds of a training step with each attention, measured once and then kept.
-
-    Processor time, not the clock's: other programs do not count. Steps before and after the
-    attentions that select are switched on count as often as they occur.
-    """
-    path = options.out / "step_s.json"
-    known = read_json(path) if path.is_file() else {}
-    for name in tqdm([each for each in options.attentions if each not in known], desc="a step"):
-        config = config_of(options, name, seed=0, steps=100)
-        trainer = Trainer(config, pictures)
-        first, late = (median_step_s(trainer, step) for step in (0, 99))
-        known[name] = config.coarse_first * first + (1 - config.coarse_first) * late
-        write_json(path, known)
-    return known
-
-
-def median_step_s(trainer: Trainer, step: int) -> float:
-    """Processor seconds of this step, after one to warm up."""
-    times = []
-    for _ in range(1 + TIMED_STEPS):
-        start = time.process_time()
-        trainer.advance(step)
-        times.append(time.process_time() - start)
-    return float(torch.tensor(times[1:]).median())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ runs that are complete.
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import tyro
@@ -29,7 +29,7 @@ from examples.images.pose_morphing.measures.scores import psnr
 from examples.images.pose_morphing.measures.tasks import Task, distortion_task, in_unit_range
 from examples.images.pose_morphing.studies.gan import Case, watched
 from examples.images.pose_morphing.studies.judge import cell, is_complete, keys_within, made
-from examples.images.pose_morphing.studies.rivals import mean_step_s
+from examples.images.pose_morphing.studies.step_time import step_seconds
 from examples.images.pose_morphing.train import Trainer, train
 from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
@@ -45,7 +45,6 @@ COMPARED = [(wiring, name) for wiring in TITLES for name in LABELS]
 COMPARED.remove(("learnable", "full"))  # shows in the paper's wiring whether choosing is at fault
 FOLLOWED = 64  # distortions of strangers
 MEASURES = 8  # times in a run
-TURNS = 5  # of measuring a step
 COARSE, FINE = "keys/16x8", "keys/64x32"  # of the levels at which both wirings attend
 HEADS = {FINE: "keys within 3 pixels", COARSE: "keys at 16x8", "psnr": "PSNR of distortions, dB"}
 ABOUT = """Means over seeds ± standard deviation. Every run had {seconds:g} s of one core of
@@ -102,7 +101,13 @@ def record(options: Options, case: Case) -> Path:
 
 def run(case: Case, options: Options, pictures: Pictures, pairs: Task, follow: Task) -> None:
     """Train one case, or what is missing of it, and keep what was measured along the way."""
-    step_s = step_seconds(case.wiring, options, pictures)[case.attention]
+    same = {
+        name: case_of(wiring, name).config(options.data, options.out, 100)
+        for wiring, name in COMPARED
+        if wiring == case.wiring
+    }
+    known = options.out / f"step_s-{case.wiring}.json"
+    step_s = step_seconds(known, same, pictures)[case.attention]
     config = case.config(options.data, options.out, max(1, round(options.seconds / step_s)))
     path = config.out / "curve.json"
 
@@ -120,25 +125,6 @@ def run(case: Case, options: Options, pictures: Pictures, pairs: Task, follow: T
         train(config, pictures, measure)
     found = {"steps": config.steps, "step_s": step_s, "curve": read_json(path)}
     write_json(record(options, case), found)
-
-
-def step_seconds(wiring: str, options: Options, pictures: Pictures) -> dict[str, float]:
-    """Measure a step with each attention, in turns so that all meet the same machine; keep it."""
-    path = options.out / f"step_s-{wiring}.json"
-    known = read_json(path) if path.is_file() else {}
-    configs = {
-        name: case_of(wiring, name).config(options.data, options.out, 100)
-        for of, name in COMPARED
-        if of == wiring and name not in known
-    }
-    if configs:
-        turns = [
-            {name: mean_step_s(Trainer(config, pictures)) for name, config in configs.items()}
-            for _ in range(TURNS)
-        ]
-        known |= {name: median(turn[name] for turn in turns) for name in configs}
-        write_json(path, known)
-    return {name: float(seconds) for name, seconds in known.items()}
 
 
 def write_report(options: Options) -> None:

@@ -25,12 +25,11 @@ from examples.images.pose_morphing.config import preset
 from examples.images.pose_morphing.measures.report import contact_sheet
 from examples.images.pose_morphing.measures.sheet import save_picture
 from examples.images.pose_morphing.measures.tasks import part_of
-from examples.images.pose_morphing.studies.ablation import median_step_s
 from examples.images.pose_morphing.studies.judge import TITLES, Judge, cells, is_complete, made
-from examples.images.pose_morphing.train import Trainer, train
+from examples.images.pose_morphing.studies.step_time import step_seconds
+from examples.images.pose_morphing.train import train
 from examples.images.pose_morphing.train_options import TrainConfig, Weights
 from examples.images.pose_morphing.trained import load_trained
-from examples.people.pictures import Pictures
 from examples.people.sources import open_pictures
 
 NAMES = {
@@ -81,11 +80,14 @@ def main(options: Options) -> None:
     set_threads(1)
     pictures = open_pictures(options.data, "train", preset(options.preset).size)
     judge = Judge.of(options.strangers, options.pictures)
+    configs = {name: config_of(options, name, seed=0, steps=100) for name in options.names}
+    step_s = step_seconds(options.out / "step_s.json", configs, pictures)
     todo = [(name, seed) for seed in range(options.seeds) for name in options.names]
     for name, seed in tqdm(todo, desc="runs"):
         path = record(options, name, seed)
         if not path.is_file():
-            config = config_of(options, name, seed, steps_for(options, name, pictures))
+            steps = max(1, round(options.seconds / step_s[name]))
+            config = config_of(options, name, seed, steps)
             if not is_complete(config.out):
                 train(config, pictures)
             write_json(path, judge(config.out))
@@ -110,27 +112,6 @@ def config_of(options: Options, name: str, seed: int, steps: int) -> TrainConfig
         device="cpu",
         threads=1,
         seed=seed,
-    )
-
-
-def steps_for(options: Options, name: str, pictures: Pictures) -> int:
-    """Count the steps that fit into the time; measured once for each name, and then kept."""
-    path = options.out / "step_s.json"
-    known = read_json(path) if path.is_file() else {}
-    if name not in known:
-        known[name] = mean_step_s(Trainer(config_of(options, name, 0, steps=100), pictures))
-        write_json(path, known)
-    return max(1, round(options.seconds / known[name]))
-
-
-def mean_step_s(trainer: Trainer) -> float:
-    """Measure a step in each phase, and weigh by how long that lasts."""
-    config = trainer.config
-    ends = (config.coarse_first, config.gan_from, 1.0)
-    begins = (0.0, *ends[:-1])
-    return sum(
-        (end - begin) * median_step_s(trainer, int(config.steps * (begin + end) / 2))
-        for begin, end in zip(begins, ends, strict=True)
     )
 
 
