@@ -218,6 +218,9 @@ def official_widths(size: int, multiplier: int = 2) -> tuple[int, ...]:
 class Discriminator(nn.Module):
     """A residual network of StyleGAN2's form, without its equalised rate and minibatch deviation.
 
+    It begins as layers of Keras do, uniform by Glorot and Bengio 2010. Torch's own smaller weights
+    lose pictures on their way through the layers, and the score hardly depends on them.
+
     Args:
         widths: Channels at each size, from the pictures' own down to 4 pixels.
     """
@@ -229,6 +232,11 @@ class Discriminator(nn.Module):
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.dense = nn.Linear(16 * widths[-1], widths[-1])
         self.score = nn.Linear(widths[-1], 1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, picture: Float[Tensor, "b 3 size size"]) -> Float[Tensor, " b"]:
         x = F.leaky_relu(self.from_rgb(picture), 0.2)
@@ -244,8 +252,8 @@ class Down(nn.Module):
     def __init__(self, channels: int, following: int) -> None:
         super().__init__()
         self.skip = nn.Conv2d(channels, following, 1, bias=False)
-        self.first = nn.Conv2d(channels, following, 3, padding=1)
-        self.second = nn.Conv2d(following, following, 3, padding=1)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, following, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h/2 w/2"]:
         y = halve(F.leaky_relu(self.first(x), 0.2))

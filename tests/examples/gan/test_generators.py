@@ -90,6 +90,16 @@ def test_keys_and_values_of_hit_have_one_head() -> None:
     assert attention.to_key.out_features == attention.to_value.out_features == 64 // 4
 
 
+def test_the_discriminator_of_hit_begins_as_layers_of_keras_do() -> None:
+    network = hit.Discriminator((16, 32, 64))
+    weights = dict(network.named_parameters())
+    assert all(not bias.any() for name, bias in weights.items() if name.endswith("bias"))
+    for name, fans in (("blocks.1.second.weight", 9 * (32 + 64)), ("dense.weight", 16 * 64 + 64)):
+        bound = (6 / fans) ** 0.5
+        assert 0.99 * bound < weights[name].abs().max() <= bound
+        assert weights[name].std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
 def test_attention_of_ylg_begins_as_the_identity() -> None:
     attention = ylg.SelfAttention(64, None)
     x = torch.randn(2, 64, 16, 16)
