@@ -36,7 +36,7 @@ NAMES = {
     "NO_8": "no attention above 16x8",
     "GPA128_4_8": "GPA",
     "GPA128_4_8+block": "GPA and far field",
-    "FULL": "full attention",
+    "FULL_8": "full attention in the wiring of GPA",
     "NYF128_8": "Nystromformer, 128 landmarks",
     "PER128_8": "Performer, 128 features",
     "SKIP": "UNet (as PATN begins)",
