@@ -16,7 +16,7 @@ from ndgpa.attention.features import attend_by_features, attend_by_features_back
 from ndgpa.attention.tiles import attend_tiles, attend_tiles_backward
 from ndgpa.attention.triton.far_ops import far_triton, far_triton_backward
 from ndgpa.attention.triton.ops import attend_triton, attend_triton_backward
-from ndgpa.selection.refine import second_look
+from ndgpa.selection.second_look import second_look
 from ndgpa.selection.select_blocks import select_top_k
 from ndgpa.selection.select_by_codes import select_by_codes
 from ndgpa.selection.select_children import select_children

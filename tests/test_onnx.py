@@ -98,6 +98,8 @@ def test_an_image_of_any_batch_gives_the_same_numbers(tmp_path: Path) -> None:
         (IMAGE, ndgpa.TopRatio(0.4), {}),
         (IMAGE, ndgpa.TopK(2) | ndgpa.Window(1), {}),
         (IMAGE, ndgpa.TopK(2, estimate="site"), {}),
+        (IMAGE, ndgpa.Refine(ndgpa.TopK(5), 2), {}),
+        (VIDEO, ndgpa.Refine(ndgpa.TopK(3), 2, 2, estimate="site"), {"causal": True}),
         (IMAGE, 2, {"backend": "reference"}),
     ],
     ids=lambda x: f"{x.shape}" if isinstance(x, ndgpa.Grid) else str(x),

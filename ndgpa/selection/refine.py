@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa._flops import attention, count_products
-from ndgpa._ops import fold_into_batch, has_triton, wide
+from ndgpa._ops import call, wide
 from ndgpa.problem import Problem, Selection, dot_form
 from ndgpa.selection.base import Rule, check_rules, once
 from ndgpa.selection.coarse import STAND_INS, StandIn, check_has_keys
+from ndgpa.selection.ranking import in_order
+from ndgpa.selection.second_look import second_look
 from ndgpa.selection.slots import visible
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.middles import seen_middles
@@ -25,8 +24,6 @@ Cut = Callable[
     [SpatialStructure, Tensor, Tensor | None, int],
     tuple[Tensor, Tensor],  # (b, h, B, S, d), (b or 1, B, S)
 ]
-# Numbers of one tile: keys gathered and logits.
-_TILE = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Refine(Rule):
         cut = _means if self.estimate == "mean" else seen_middles
         query, weight = _parts_of_cells(problem, self.parts, cut)
         key, bias, scale = _parts_of_keys(problem, self.parts, cut)
-        scores = second_look(query, key, bias, ranked, weight, scale)
+        scores = call(second_look, query, key, bias, ranked, weight, scale)
         return _kept(found, candidates, scores, besides, self.keep, room)
 
 
@@ -88,7 +85,7 @@ def _in_part_past(
     candidates: Int[Tensor, "b hs C W"], problem: Problem
 ) -> Bool[Tensor, "b hs C W"]:
     """Find the candidates that a cell can see in part, at its earliest time."""
-    last = problem.key_structure.block_span[1][candidates.clamp(min=0)]
+    last = problem.key_structure.block_span[1][candidates.clamp(min=0).long()]
     return (candidates >= 0) & (last > problem.structure.cell_span[0][:, None])
 
 
@@ -98,11 +95,11 @@ def _parts_of_cells(
     """The query of each part of each cell and what it weighs; 0 for one that takes no part."""
     structure, voters = problem.structure, problem.query_mask
     if problem.causal:
-        first = structure.first_in_cell.expand(len(problem.query), -1)
+        first = structure.first_in_cell[None]
         voters = first if voters is None else first & voters
     query, count = cut(structure, problem.query.detach(), voters, parts)
     cells = structure.cells
-    weight = count.expand(len(query), -1, -1)[:, cells.clamp(min=0)]
+    weight = count.expand(query.shape[0], -1, -1)[:, cells.clamp(min=0)]
     weight = weight.masked_fill((cells < 0)[..., None], 0)
     return query[:, :, cells.clamp(min=0)].flatten(3, 4), weight.flatten(2)
 
@@ -120,7 +117,7 @@ def _parts_of_keys(
 def _means(
     structure: SpatialStructure,
     x: Float[Tensor, "b h n d"],
-    seen: Bool[Tensor, "b n"] | None,
+    seen: Bool[Tensor, "#b n"] | None,
     parts: int,
 ) -> tuple[Float[Tensor, "b h B S d"], Float[Tensor, "#b B S"]]:
     """Average the features over the seen sites of each part, 0 where there are none; count them."""
@@ -151,83 +148,12 @@ def _kept(
 ) -> Selection:
     """The best and those besides, of which there is `room`, ascending, empty slots last."""
     width = candidates.shape[3]
-    best = scores.sort(dim=3, descending=True, stable=True).indices[..., :keep]
+    best = in_order(scores, descending=True, first=min(keep, width))[1]
     kept = torch.zeros_like(besides).scatter(3, best, scores.gather(3, best) > -torch.inf) | besides
     place = torch.arange(width, device=kept.device)
-    place = place.where(kept, width).sort(dim=3).values[..., : min(width, keep + room)]
+    place = in_order(place.where(kept, width), first=min(width, keep + room))[0]
     empty = place == width
     place = place.clamp(max=max(0, width - 1))
     blocks = candidates.gather(3, place).masked_fill(empty, -1)
     bias = None if found.bias is None else found.bias.gather(3, place).masked_fill(empty, 0)
     return Selection(blocks.int(), bias)
-
-
-@torch.library.custom_op("ndgpa::second_look", mutates_args=())
-def second_look(
-    query: Tensor,  # (b, h, C, X, d)
-    key: Tensor,  # (b, hk, B, S, d)
-    bias: Tensor,  # (b, hk, B, S), -inf for a key that does not exist
-    candidates: Tensor,  # (b, hs, C, W) int32, -1 for none
-    weight: Tensor,  # (b, C, X), 0 for a query that takes no part
-    scale: float,
-) -> Tensor:  # (b, hs, C, W)
-    """The softmax mass of each candidate, summed over queries and heads; -inf for none."""
-    if has_triton(query):
-        from ndgpa.selection import triton_second_look
-
-        if triton_second_look.fits(query, key):
-            out = query.new_empty(candidates.shape)
-            triton_second_look.write_mass(out, query, key, bias, candidates, weight, scale)
-            return out
-    return mass_in_torch(query, key, bias, candidates, weight, scale)
-
-
-def mass_in_torch(
-    query: Tensor, key: Tensor, bias: Tensor, candidates: Tensor, weight: Tensor, scale: float
-) -> Tensor:
-    """As `second_look`, with the keys of a tile of cells gathered."""
-    batch, heads, num_cells, queries, _ = query.shape
-    key_heads, blocks, sites, features = key.shape[1:]
-    sharers, width = candidates.shape[1], candidates.shape[3]
-    # An empty slot names one more block, which does not exist.
-    table = F.pad(key.flatten(3), (0, 0, 0, 1))
-    bias = F.pad(bias, (0, 0, 0, 1), value=-torch.inf)
-    exists = (bias > -torch.inf).any(dim=-1)
-    out = query.new_empty(candidates.shape)
-    of_one = heads // max(key_heads, sharers)  # heads of a selection that share a key head
-    size = width * sites * (features + 2 * of_one * queries)
-    step = max(1, _TILE["cuda" if query.is_cuda else "cpu"] // max(1, size))
-    for b in range(batch):
-        for s in range(sharers):
-            own = range(s * heads // sharers, (s + 1) * heads // sharers, of_one)
-            for begin in range(0, num_cells, step):
-                cells = slice(begin, begin + step)
-                ids = candidates[b, s, cells].long() % (blocks + 1)
-                total = query.new_zeros(ids.shape)
-                there = torch.zeros_like(ids, dtype=torch.bool)
-                for h in own:
-                    g = h * key_heads // heads
-                    tall = query[b, h : h + of_one, cells].transpose(0, 1).flatten(1, 2)
-                    keys = table[b, g].index_select(0, ids.flatten()).view(len(ids), -1, features)
-                    added = bias[b, g].index_select(0, ids.flatten()).view(len(ids), 1, -1)
-                    logits = torch.baddbmm(added, tall, keys.mT, alpha=scale)
-                    mass = logits.softmax(dim=-1).nan_to_num_(0.0)
-                    mass = torch.bmm(weight[b, cells].repeat(1, of_one)[:, None], mass)
-                    total += mass.view(*ids.shape, sites).sum(dim=-1)
-                    there |= exists[b, g][ids]
-                out[b, s, cells] = total.masked_fill(~there, -torch.inf)
-    return out
-
-
-@second_look.register_fake
-def _(query: Tensor, key: Tensor, bias: Tensor, candidates: Tensor, *_: Any, **__: Any) -> Tensor:
-    return query.new_empty(candidates.shape)
-
-
-second_look.register_vmap(fold_into_batch(second_look, batched=5))
-
-
-@count_products("second_look")
-def _(query: Any, key: Any, bias: Any, candidates: Any, *_: Any, **__: Any) -> int:
-    """The logits, and their softmax by the weights of the queries."""
-    return attention(prod(query[:4]) * candidates[3] * key[3], query[4], 1)

@@ -41,7 +41,7 @@ def visible(
     causal: bool,
 ) -> Int[Tensor, "*batch C F"]:
     """Empty the slots of blocks of another group than the cell's, or wholly later."""
-    blocks, hidden = table.clamp(min=0), table < 0
+    blocks, hidden = table.clamp(min=0).long(), table < 0  # ONNX gathers by int64
     if structure.cell_group is not None and key_structure.group is not None:
         hidden = hidden | (key_structure.group[blocks] != structure.cell_group[:, None])
     if causal:

@@ -11,7 +11,7 @@ from ndgpa.structures.base import SpatialStructure
 def seen_middles(
     structure: SpatialStructure,
     x: Float[Tensor, "b h n d"],
-    seen: Bool[Tensor, "b n"] | None = None,
+    seen: Bool[Tensor, "#b n"] | None = None,
     parts: int = 1,
 ) -> tuple[Float[Tensor, "b h B S d"], Float[Tensor, "#b B S"]]:
     """Take the middle one of the seen sites of each part of each block, 0 where there are none.

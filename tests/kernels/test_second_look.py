@@ -1,10 +1,10 @@
-"""The kernel of the second look against the computation in torch."""
+"""The kernel of the second look, and its form for graphs, against the computation in torch."""
 
 import pytest
 import torch
 
-from ndgpa.selection import refine
-from ndgpa.selection.refine import mass_in_torch
+from ndgpa.selection import second_look
+from ndgpa.selection.second_look import mass_in_one_piece, mass_in_torch
 from ndgpa.testing.draw import seeded
 from tests.kernels.memory import watched
 
@@ -43,10 +43,11 @@ def in_triton(query, key, bias, candidates, weight, scale):
         {"heads": (2, 1, 1), "parts": 33, "places": 3},
     ],
 )
-def test_it_is_the_formula_in_torch(shape):
+@pytest.mark.parametrize("form", [in_triton, mass_in_one_piece])
+def test_it_is_the_formula_in_torch(form, shape):
     given = problem(**shape)
     wanted = mass_in_torch(*given)
-    found = in_triton(*given)
+    found = form(*given)
     assert torch.equal(found == -torch.inf, wanted == -torch.inf)
     there = wanted > -torch.inf
     assert there.any()
@@ -80,6 +81,6 @@ def test_no_program_writes_what_another_one_reads():
 
 def test_the_operator_takes_the_kernel_where_there_is_one(monkeypatch):
     given = problem()
-    monkeypatch.setattr(refine, "has_triton", lambda x: True)
-    monkeypatch.setattr(refine, "mass_in_torch", None)
-    torch.testing.assert_close(refine.second_look(*given), in_triton(*given))
+    monkeypatch.setattr(second_look, "has_triton", lambda x: True)
+    monkeypatch.setattr(second_look, "mass_in_torch", None)
+    torch.testing.assert_close(second_look.second_look(*given), in_triton(*given))
