@@ -1,6 +1,6 @@
 """Drawn problems, over all spaces, rules, dtypes and backends, against literal loops.
 
-`PROBLEMS` says how many, 200 if nothing does; `PROBLEMS_SEED` is the number of the first. A failure
+`PROBLEMS` says how many, 150 if nothing does; `PROBLEMS_SEED` is the number of the first. A failure
 prints both for the problem that failed, in one line.
 """
 
@@ -11,7 +11,7 @@ import pytest
 from tests.laws import check
 from tests.problems import problem
 
-COUNT = int(os.environ.get("PROBLEMS", "200"))
+COUNT = int(os.environ.get("PROBLEMS", "150"))
 FIRST = int(os.environ.get("PROBLEMS_SEED", "0"))
 
 

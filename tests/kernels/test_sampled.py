@@ -10,11 +10,17 @@ from tests.kernels.kernel_problems import attention, problems, reference, triton
 
 SAMPLINGS = {"strided": Strided(2), "jittered": Jittered(2), "halo": Halo(1)}
 BACKWARD = "ndgpa.attention.triton.backward_keys"
-DTYPES = (torch.float32, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("causal", "dtype"),
+    [
+        (False, torch.float16),
+        (True, torch.float32),
+        pytest.param(False, torch.float32, marks=pytest.mark.slow),
+        pytest.param(True, torch.float16, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_sampled_keys_are_within_the_budget(sampling, causal, dtype):
     space = Grid((6, 9), 3, 2, time_axis=0)

@@ -17,6 +17,9 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
     ("name", "causal"),
     [
         pytest.param(name, causal, marks=[pytest.mark.slow] if causal and "tile" in name else [])
@@ -24,7 +27,7 @@ SMALL = {
         for causal in (False, True)
     ],
 )
-def test_small_cells_are_within_the_budget(name, causal):
+def test_small_cells_are_within_the_budget(name, causal, dtype):
     structure, heads = SMALL[name]
     small = Grid((25,), 3, 1) if "more than" in name else structure
     if causal:
@@ -42,8 +45,7 @@ def test_small_cells_are_within_the_budget(name, causal):
     tables = (problem.blocks, small.cell_sites, structure.blocks, None, None)
     asked = problem_of(Inputs(*features, *tables, scale=1.0))
     assert forward_tile(asked).members == query_major_tile(asked).members > 1
-    for dtype in (torch.float32, torch.float16):
-        within_budget(problem, dtype)
+    within_budget(problem, dtype)
 
 
 def test_what_one_member_reads_never_reaches_another():
