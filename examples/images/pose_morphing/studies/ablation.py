@@ -58,8 +58,8 @@ class Options:
 
     data: Path  # figures of the preset's size
     out: Path = Path("runs/ablation")
-    seconds: float = 90.0  # of processor time after which runs are compared
-    steps: int = 700  # after which runs are compared
+    seconds: float = 150.0  # of processor time after which runs are compared
+    steps: int = 800  # after which runs are compared
     seeds: int = 3
     attentions: tuple[str, ...] = ATTENTIONS
     preset: str = "tiny64"
