@@ -23,6 +23,7 @@ MEASURES = {"psnr": "PSNR dB", "ssim": "SSIM", "l1": "L1", "texture": "texture d
 FORMS = {"psnr": ".2f"}
 COLOURS = {"GPA": "tab:blue", "NO": "tab:gray", "FULL": "tab:red"}
 COLOURS |= {"NYF": "tab:green", "PER": "tab:orange"}
+AFTER = {"scores": "time", "scores_at_steps": "steps"}  # runs are compared in equal ones
 PLAIN = FormatStrFormatter("%g")
 
 Runs = dict[str, list[dict[str, Any]]]  # by attention, one for each seed
@@ -48,7 +49,7 @@ def write_report(out: Path, machine: str, after: str, pivot: str) -> None:
     )
     parts = [
         f"## Equal {kind}\n\n{table(runs, key)}"
-        for kind, key in (("time", "scores"), ("steps", "scores_at_steps"))
+        for key, kind in AFTER.items()
         if all(key in run for each in runs.values() for run in each)
     ]
     write_text(out / "ablation.md", "\n\n".join([about, *parts]) + "\n")
@@ -163,18 +164,20 @@ def colour(name: str) -> str:
 def draw_kappas(axes: Axes, runs: Runs, pivot: str) -> None:
     """Draw Figure 7: error against kappa, trained with it, and of the pivot reading others."""
     cells, _, short_side = pivot.removeprefix("GPA").split("_")
-    by_kappa = {
-        int(name.split("_")[1]): spread(each, "l1")
+    trained = {
+        int(name.split("_")[1]): each
         for name, each in runs.items()
         if name.startswith(f"GPA{cells}_") and name.endswith(f"_{short_side}")
     }
-    draw_line(axes, by_kappa, "trained with kappa, in equal time")
+    for key, kind in AFTER.items():
+        found = {kappa: spread(each, "l1", key) for kappa, each in trained.items()}
+        draw_line(axes, found, f"trained with kappa, in equal {kind}")
     reading = {
         int(kappa): spread_of([run["read"][kappa]["l1"]["mean"] for run in runs[pivot]])
         for kappa in runs[pivot][0]["read"]
     }
     draw_line(axes, reading, f"{pivot}, then reading kappa")
-    kappas = sorted(by_kappa | reading)
+    kappas = sorted(trained | reading)
     axes.set_xscale("log", base=2)
     axes.set_xticks(kappas, [str(kappa) for kappa in kappas])
     axes.set_xlabel("kappa")
