@@ -112,6 +112,8 @@ def counted_mb(each: list[dict[str, Any]]) -> float:
 def write_errors(folder: Path, path: Path) -> None:
     """Draw Figure 5b: what each attention makes of some test pictures, and below its errors.
 
+    The least error of those pictures comes first.
+
     Args:
         folder: Holds a file of pictures for each attention, and "truth.safetensors".
         path: Of the sheet.
@@ -122,9 +124,12 @@ def write_errors(folder: Path, path: Path) -> None:
     shown = read_shown(folder)
     truth = shown.pop("truth")
     columns = {"truth": as_pictures(truth)}
-    for name, images in shown.items():
-        error = 2 * (images - truth).abs().mean(dim=1, keepdim=True).clamp(max=1) - 1
-        columns[name] = [*as_pictures(images), *as_pictures(error.expand_as(truth))]
+    errors = {
+        name: (images - truth).abs().mean(dim=1, keepdim=True) for name, images in shown.items()
+    }
+    for name in sorted(shown, key=lambda name: errors[name].mean().item()):
+        error = (2 * errors[name].clamp(max=1) - 1).expand_as(truth)
+        columns[name.replace("+", " +")] = [*as_pictures(shown[name]), *as_pictures(error)]
     save_picture(draw_sheet(columns, enlarged=2), path)
 
 
@@ -141,8 +146,10 @@ def read_shown(folder: Path) -> dict[str, Float[Tensor, "n 3 h w"]]:
 
 
 def draw_memory(axes: Axes, runs: Runs) -> None:
-    """Draw Figure 5: error against memory."""
+    """Draw Figure 5: error against memory, of attentions without additions."""
     for name, each in runs.items():
+        if "+" in name:
+            continue
         middle, deviation = spread(each, "l1")
         bar = None if math.isnan(deviation) else deviation
         axes.errorbar(memory_mb(each), middle, bar, fmt="o", color=colour(name))
