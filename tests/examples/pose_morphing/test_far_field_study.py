@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.images.pose_morphing.studies import far_field, gan
+from examples.images.pose_morphing.studies import far_field, gan, step_time
 from examples.images.pose_morphing.studies.gan import Case
 from examples.people.figures.cache import Options, build
 
@@ -31,7 +31,7 @@ def test_it_trains_for_the_same_time_measures_and_goes_on(
     monkeypatch.setattr(far_field, "cases", lambda _: wanted)
     monkeypatch.setattr(far_field, "FOLLOWED", 2)
     monkeypatch.setattr(far_field, "COMPARED", [("learnable", "gpa")])
-    monkeypatch.setattr(far_field, "TURNS", 1)
+    monkeypatch.setattr(step_time, "TURNS", 1)
     monkeypatch.setattr(gan, "WATCHED", 2)
     options = far_field.Options(data, data, tmp_path / "runs", tmp_path / "results", 1, 1e-3)
     far_field.main(options)

@@ -92,8 +92,8 @@ def test_the_queue_goes_on_and_the_report_judges_what_is_complete(
     with pytest.warns(RuntimeWarning, match="needs more samples"):
         gan_report.main(asked)
     text = (tmp_path / "results/gan.md").read_text()
-    assert "| gpa | 1 |" in text
-    assert "| none | 1 |" in text
+    assert "| gpa, the paper's wiring | 1 |" in text
+    assert "| none, the paper's wiring | 1 |" in text
     said = json.loads((tmp_path / "results/gan/runs/paper-gpa-gan-paired-0.json").read_text())
     assert said["steps"] == 2
     assert 0 <= said["right_over_wrong"] <= 1
