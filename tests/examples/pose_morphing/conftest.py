@@ -11,6 +11,7 @@ import torch
 from examples.common import checkpoints
 from examples.images.pose_morphing.config import PRESETS
 from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.studies import step_time
 from examples.people.figures import cache
 
 SIZE = (64, 32)
@@ -38,3 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = {"setting": "mixed", "model": json.loads(json.dumps(asdict(generator.config)))}
     checkpoints.save(folder, 5, tensors, facts)
     return folder
+
+
+@pytest.fixture
+def _one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure a training step once: nobody looks at how long it takes."""
+    monkeypatch.setattr(step_time, "TURNS", 1)

@@ -22,7 +22,7 @@ def _torch_settings():
     torch.set_flush_denormal(False)
 
 
-@pytest.mark.usefixtures("_torch_settings")
+@pytest.mark.usefixtures("_torch_settings", "_one_turn")
 def test_a_smoke_run_writes_its_report_and_a_second_one_trains_nothing(
     figures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.images.pose_morphing.studies import far_field, gan, step_time
+from examples.images.pose_morphing.studies import far_field, gan
 from examples.images.pose_morphing.studies.gan import Case
 from examples.people.figures.cache import Options, build
 
@@ -22,6 +22,7 @@ def test_the_papers_wiring_has_nothing_that_helps_it_to_find(tmp_path: Path) -> 
     assert by_name["learnable-gpa-plain-paired-0"].setting == "mixed"
 
 
+@pytest.mark.usefixtures("_one_turn")
 def test_it_trains_for_the_same_time_measures_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,7 +32,6 @@ def test_it_trains_for_the_same_time_measures_and_goes_on(
     monkeypatch.setattr(far_field, "cases", lambda _: wanted)
     monkeypatch.setattr(far_field, "FOLLOWED", 2)
     monkeypatch.setattr(far_field, "COMPARED", [("learnable", "gpa")])
-    monkeypatch.setattr(step_time, "TURNS", 1)
     monkeypatch.setattr(gan, "WATCHED", 2)
     options = far_field.Options(data, data, tmp_path / "runs", tmp_path / "results", 1, 1e-3)
     far_field.main(options)

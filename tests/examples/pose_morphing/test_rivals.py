@@ -149,6 +149,7 @@ def test_crossing_reads_by_the_softmax_of_one_matrix() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a Frechet distance of 64 features needs more")
+@pytest.mark.usefixtures("_one_turn")
 def test_the_table_trains_judges_and_goes_on(tmp_path: Path) -> None:
     data = tmp_path / "figures"
     build(data, Options((64, 32), identities=30, poses=2, seed=1), workers=0)
