@@ -47,11 +47,7 @@ def write_report(out: Path, machine: str, after: str, pivot: str) -> None:
         "that rank; all are full up to the short side that ends the name, and NO has nothing "
         "above it. All have the same affinity."
     )
-    parts = [
-        f"## Equal {kind}\n\n{table(runs, key)}"
-        for key, kind in AFTER.items()
-        if all(key in run for each in runs.values() for run in each)
-    ]
+    parts = [f"## Equal {kind}\n\n{table(runs, key)}" for key, kind in AFTER.items()]
     write_text(out / "ablation.md", "\n\n".join([about, *parts]) + "\n")
     save(out / "memory.png", lambda axes: draw_memory(axes, runs))
     if pivot in runs:
