@@ -79,4 +79,7 @@ class Discriminator(nn.Module):
 
 
 def _conv(channels: int, following: int, kernel: int) -> nn.Module:
-    return spectral_norm(nn.Conv2d(channels, following, kernel, padding=kernel // 2))
+    conv = nn.Conv2d(channels, following, kernel, padding=kernel // 2)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)  # in the released code it belongs to the activation
+    return spectral_norm(conv)

@@ -34,6 +34,14 @@ def test_the_discriminator_of_stylenat_has_as_many_parameters_as_the_released_co
     assert round(count(judge) / 1e6, 2) == 26.21
 
 
+def test_convolutions_of_the_discriminator_of_stylenat_begin_without_biases() -> None:
+    """Then features scale with the picture, as in the released code."""
+    judge = wavelets.Discriminator((8, 16))
+    waves = torch.randn(2, 12, 8, 8)
+    for layer, x in ((judge.from_wavelets[0], waves), (judge.last, torch.randn(2, 17, 4, 4))):
+        torch.testing.assert_close(layer.eval()(3 * x), 3 * layer(x))
+
+
 def test_the_generator_of_stylegan2_has_as_many_parameters_as_published() -> None:
     """30 million at 1024 without the mapping network, as table 1 of its repository counts."""
     with torch.device("meta"):
