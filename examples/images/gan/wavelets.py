@@ -12,9 +12,9 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from examples.common.stylegan2 import activate, halve, with_deviation
+from examples.images.gan.spectral import conv, linear
 
 LAST = 4  # side of the last features
 
@@ -58,14 +58,14 @@ class Discriminator(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.from_wavelets = nn.ModuleList(_conv(12, width, 1) for width in widths)
+        self.from_wavelets = nn.ModuleList(conv(12, width, 1) for width in widths)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([_conv(a, a, 3), _conv(a, b, 3)]) for a, b in pairwise(widths)
+            nn.ModuleList([conv(a, a), conv(a, b)]) for a, b in pairwise(widths)
         )
         width = widths[-1]
-        self.last = _conv(width + 1, width, 3)
-        self.dense = spectral_norm(nn.Linear(width * LAST**2, width))
-        self.score = spectral_norm(nn.Linear(width, 1))
+        self.last = conv(width + 1, width)
+        self.dense = linear(width * LAST**2, width)
+        self.score = linear(width, 1)
 
     def forward(self, picture: Float[Tensor, "b 3 size size"]) -> Float[Tensor, " b"]:
         waves = haar(picture)
@@ -76,10 +76,3 @@ class Discriminator(nn.Module):
             x = x + activate(from_wavelets(waves))
         x = activate(self.last(with_deviation(x)))
         return self.score(activate(self.dense(x.flatten(1))))[:, 0]
-
-
-def _conv(channels: int, following: int, kernel: int) -> nn.Module:
-    conv = nn.Conv2d(channels, following, kernel, padding=kernel // 2)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)  # in the released code it belongs to the activation
-    return spectral_norm(conv)

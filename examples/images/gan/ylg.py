@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import ndgpa
 from examples.common.attention import operator_of
+from examples.images.gan.spectral import conv, linear
 
 FIRST, LEAST_HEADS = 4, 4
 
@@ -66,7 +67,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         first = config.channels[0]
-        self.to_grid = spectral_norm(nn.Linear(config.latent, first * FIRST**2))
+        self.to_grid = linear(config.latent, first * FIRST**2)
         widths = (first, *config.channels)
         self.blocks = nn.ModuleList(
             Up(a, b, config.classes) for a, b in zip(widths, config.channels)
@@ -74,7 +75,7 @@ class Generator(nn.Module):
         blocks = int(math.log2(config.attend_at // FIRST))
         self.attention = SelfAttention(config.channels[blocks - 1], config.attention, config.heads)
         self.norm = nn.BatchNorm2d(config.channels[-1])
-        self.to_rgb = spectral_norm(nn.Conv2d(config.channels[-1], 3, 3, padding=1))
+        self.to_rgb = conv(config.channels[-1], 3)
 
     def forward(
         self, latent: Float[Tensor, "b z"], label: Int[Tensor, " b"]
@@ -102,7 +103,7 @@ class Discriminator(nn.Module):
         # blocks between the first, which halves the picture, and the attention
         self.before = int(math.log2(config.size // config.attend_at)) - 1
         self.attention = SelfAttention(widths[self.before], config.attention, config.heads)
-        self.score = spectral_norm(nn.Linear(widths[-1], 1))
+        self.score = linear(widths[-1], 1)
         self.of_class = spectral_norm(nn.Embedding(config.classes, widths[-1]))
 
     def forward(
@@ -129,10 +130,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = max(channels // 8, LEAST_HEADS)
         self.heads = min(heads, width)
-        self.to_query = _conv1(channels, width)
-        self.to_key = _conv1(channels, width)
-        self.to_value = _conv1(channels, channels // 2)
-        self.to_out = _conv1(channels // 2, channels)
+        self.to_query = conv(channels, width, 1, bias=False)
+        self.to_key = conv(channels, width, 1, bias=False)
+        self.to_value = conv(channels, channels // 2, 1, bias=False)
+        self.to_out = conv(channels // 2, channels, 1, bias=False)
         self.strength = nn.Parameter(torch.zeros(()))
         self.operator: Any = _pattern(self.heads) if attention is None else operator_of(attention)
 
@@ -169,19 +170,15 @@ def _pattern(heads: int) -> ndgpa.operators.LocalSparse:
     return ndgpa.operators.LocalSparse(("rtl",) * times + ("ltr",) * times, scale=1.0)
 
 
-def _conv1(channels: int, following: int) -> nn.Module:
-    return spectral_norm(nn.Conv2d(channels, following, 1, bias=False))
-
-
 class Up(nn.Module):
     """Double the size, conditioned on a class; a residual block."""
 
     def __init__(self, channels: int, following: int, classes: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(ClassNorm(c, classes) for c in (channels, following))
-        self.first = spectral_norm(nn.Conv2d(channels, following, 3, padding=1))
-        self.second = spectral_norm(nn.Conv2d(following, following, 3, padding=1))
-        self.skip = spectral_norm(nn.Conv2d(channels, following, 1))
+        self.first = conv(channels, following)
+        self.second = conv(following, following)
+        self.skip = conv(channels, following, 1)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]
@@ -214,9 +211,9 @@ class FirstDown(nn.Module):
 
     def __init__(self, following: int) -> None:
         super().__init__()
-        self.first = spectral_norm(nn.Conv2d(3, following, 3, padding=1))
-        self.second = spectral_norm(nn.Conv2d(following, following, 3, padding=1))
-        self.skip = spectral_norm(nn.Conv2d(3, following, 1))
+        self.first = conv(3, following)
+        self.second = conv(following, following)
+        self.skip = conv(3, following, 1)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f h/2 w/2"]:
         y = self.second(F.relu(self.first(x)))
@@ -228,10 +225,10 @@ class Down(nn.Module):
 
     def __init__(self, channels: int, following: int, halve: bool = True) -> None:
         super().__init__()
-        self.first = spectral_norm(nn.Conv2d(channels, following, 3, padding=1))
-        self.second = spectral_norm(nn.Conv2d(following, following, 3, padding=1))
+        self.first = conv(channels, following)
+        self.second = conv(following, following)
         same = channels == following and not halve
-        self.skip = nn.Identity() if same else spectral_norm(nn.Conv2d(channels, following, 1))
+        self.skip = nn.Identity() if same else conv(channels, following, 1)
         self.halve = halve
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f ..."]:
