@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+from matplotlib.transforms import BboxBase
 from torch import Tensor
 
 from examples.common.files import replacing
@@ -25,6 +26,7 @@ COLOURS = {"GPA": "tab:blue", "NO": "tab:gray", "FULL": "tab:red"}
 COLOURS |= {"NYF": "tab:green", "PER": "tab:orange"}
 AFTER = {"scores": "time", "scores_at_steps": "steps"}  # runs are compared in equal ones
 PLAIN = FormatStrFormatter("%g")
+NAMES_AT = ((6, 3), (6, -9), (-6, 3), (-6, -9))  # beside a point, the first that is free
 
 Runs = dict[str, list[dict[str, Any]]]  # by attention, one for each seed
 
@@ -143,14 +145,14 @@ def read_shown(folder: Path) -> dict[str, Float[Tensor, "n 3 h w"]]:
 
 def draw_memory(axes: Axes, runs: Runs) -> None:
     """Draw Figure 5: error against memory, of attentions without additions."""
+    places = {}
     for name, each in runs.items():
         if "+" in name:
             continue
         middle, deviation = spread(each, "l1")
         bar = None if math.isnan(deviation) else deviation
         axes.errorbar(memory_mb(each), middle, bar, fmt="o", color=colour(name))
-        place = (memory_mb(each), middle)
-        axes.annotate(name, place, textcoords="offset points", xytext=(6, 3), fontsize=7)
+        places[name] = (memory_mb(each), middle)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PLAIN)
@@ -158,6 +160,24 @@ def draw_memory(axes: Axes, runs: Runs) -> None:
     axes.set_xlabel("memory of all attentions, MB")
     axes.set_ylabel("L1 on held-out pictures")
     axes.margins(0.15)
+    write_names(axes, places)
+
+
+def write_names(axes: Axes, places: dict[str, tuple[float, float]]) -> None:
+    """Write a name beside each point, where no other name is."""
+    axes.get_xlim()  # settles where points are
+    taken: list[BboxBase] = []
+    for name, place in places.items():
+        for offset in NAMES_AT:
+            side = "left" if offset[0] > 0 else "right"
+            text = axes.annotate(
+                name, place, textcoords="offset points", xytext=offset, ha=side, fontsize=7
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or offset == NAMES_AT[-1]:
+                break
+            text.remove()
+        taken.append(box)
 
 
 def colour(name: str) -> str:
