@@ -77,7 +77,11 @@ def differentiate_gradient(
 
 
 def call(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run an operator; in an export to ONNX, which has none of ours, trace its body instead."""
+    """Run an operator; in an export to ONNX, which has none of ours, trace its body instead.
+
+    There sizes are symbols: `x.shape[0]` and `math.prod(x.shape)` keep them, while `len(x)` and
+    `x.shape.numel()` make numbers of them.
+    """
     run = op._init_fn if torch.onnx.is_in_onnx_export() else op
     return run(*args, **kwargs)
 

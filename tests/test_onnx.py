@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import ndgpa
+from ndgpa import operators
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -26,7 +27,9 @@ BATCH = torch.export.Dim("batch", min=1)
 
 
 class Attention(nn.Module):
-    def __init__(self, space: ndgpa.Grid, rule: ndgpa.Rule | int, **options: Any) -> None:
+    def __init__(
+        self, space: ndgpa.SpatialStructure, rule: ndgpa.Rule | int, **options: Any
+    ) -> None:
         super().__init__()
         self.space, self.rule, self.options = space, rule, options
 
@@ -35,16 +38,16 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, operator: ndgpa.operators.Operator) -> None:
         super().__init__()
         self.image = ndgpa.Image((8, 8), block=2, cell=2)
-        self.attend = ndgpa.nn.SpatialAttention(8, heads=2, operator=ndgpa.GPA(3))
+        self.attend = ndgpa.nn.SpatialAttention(8, heads=2, operator=operator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(x, self.image)
 
 
-def sites(space: ndgpa.Grid, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def sites(space: ndgpa.SpatialStructure, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = torch.randn(3, batch, 2, space.num_sites, 4)
     return query, key, value
 
@@ -101,18 +104,40 @@ def test_an_image_of_any_batch_gives_the_same_numbers(tmp_path: Path) -> None:
         (IMAGE, ndgpa.Refine(ndgpa.TopK(5), 2), {}),
         (VIDEO, ndgpa.Refine(ndgpa.TopK(3), 2, 2, estimate="site"), {"causal": True}),
         (IMAGE, 2, {"backend": "reference"}),
+        (IMAGE, 2, {"far": "site"}),
+        (IMAGE, 2, {"far": ndgpa.Bundles(3), "affinity": "euclidean"}),
+        (VIDEO, 2, {"far": "site", "causal": True}),
+        (ndgpa.Video((4, 4, 4), 2), 2, {"far": "block", "causal": True}),
+        (ndgpa.with_tokens(IMAGE, 1, 1), 2, {}),
+        (ndgpa.with_tokens(IMAGE, 2), 2, {"far": "block"}),
+        (IMAGE, ndgpa.Propagate(ndgpa.Refine(ndgpa.TopK(4), 2)), {}),
     ],
     ids=lambda x: f"{x.shape}" if isinstance(x, ndgpa.Grid) else str(x),
 )
 def test_every_space_and_rule_of_any_batch(
-    space: ndgpa.Grid, rule: Any, options: dict[str, Any], tmp_path: Path
+    space: ndgpa.SpatialStructure, rule: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     assert_same(Attention(space, rule, **options), tmp_path, sites(space, 3), sites(space, 1))
 
 
 @pytest.mark.slow
-def test_a_layer_with_its_weights_gives_the_same_numbers(tmp_path: Path) -> None:
-    assert_same(Layer(), tmp_path, (torch.randn(2, 64, 8),), (torch.randn(3, 64, 8),))
+@pytest.mark.parametrize(
+    "operator",
+    [
+        ndgpa.GPA(3),
+        operators.Full(),
+        operators.Neighborhood((3, 3), rel_bias=True, heads=2),
+        operators.Hydra.of([(3, 3)], [1, 2]),
+        operators.LocalSparse(("rtl",)),
+        operators.MultiAxis(),
+        operators.NoAttention(),
+        operators.Nystrom(8),
+        operators.Performer(4),
+    ],
+    ids=str,
+)
+def test_a_layer_with_its_weights_gives_the_same_numbers(operator: Any, tmp_path: Path) -> None:
+    assert_same(Layer(operator), tmp_path, (torch.randn(2, 64, 8),), (torch.randn(3, 64, 8),))
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ndgpa import arguments
+from ndgpa._ops import call
 from ndgpa.attention.chunked import chunked
 from ndgpa.attention.far_beside import read_beside
 from ndgpa.attention.far_chunked import chunked as far_chunked
@@ -49,6 +51,8 @@ def pick_far(far: Far | Bundles, name: str | None, query: Tensor, value: Tensor)
     check_far(far)
     if name is None:
         name = "triton" if is_usable(query, value) else "torch"
+    if torch.onnx.is_in_onnx_export():  # which has no operators of ours, and no chunks
+        name = "reference"
     return FAR_BACKENDS.get(name, FAR_BACKENDS["torch"])
 
 
@@ -61,9 +65,8 @@ def pick_tokens(name: str | None, run: Backend) -> TokenBackend:
     """How special tokens are read, and read, beside a backend of that name."""
     if name == "reference":
         return TokenBackend(formula, partial(read_by_blocks, run))
-    return TokenBackend(
-        merge_tokens, partial(read_by_blocks, run) if run is fused else read_everything
-    )
+    read = partial(read_by_blocks, run) if run is fused else read_everything
+    return TokenBackend(partial(call, merge_tokens), read)
 
 
 def skips_hidden_keys(backend: Backend) -> bool:

@@ -7,6 +7,7 @@ block looks only at those that are past when it is, so that its bundle does not 
 keys. Bundles carry no gradient.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -93,11 +94,11 @@ def _centres(
     exists: Bool[Tensor, "b hk B"],
 ) -> Float[Tensor, "b hk S G d"]:
     """The mean of each bundle; a mark of which nothing is nearest stays."""
-    pair = torch.arange(bundle.shape[:2].numel(), device=key.device).view(*bundle.shape[:2], 1)
+    pair = torch.arange(math.prod(bundle.shape[:2]), device=key.device).view(*bundle.shape[:2], 1)
     rows = ((pair * marks.shape[2] + space) * marks.shape[3] + bundle).flatten()
     key = torch.cat([key, exists[..., None].to(key)], dim=-1)
     key = key.masked_fill(~exists[..., None], 0).flatten(0, 2)
-    sums = add_rows_(key.new_zeros(marks.shape[:4].numel(), key.shape[1]), rows, key)
+    sums = add_rows_(key.new_zeros(math.prod(marks.shape[:4]), key.shape[1]), rows, key)
     mean, count = sums[:, :-1], sums[:, -1:]
     return torch.where(count > 0, mean / count.clamp(min=1), marks.flatten(0, 3)).view(marks.shape)
 
@@ -114,7 +115,10 @@ def _landmarks(
     total = rank[..., -1:]
     halves = 2 * torch.arange(count, device=exists.device) + 1
     wanted = halves * total // (2 * count)  # (b, hk, S, G), from 0
-    ids = torch.searchsorted(rank, (wanted + 1).contiguous())
+    if torch.onnx.is_in_onnx_export():  # which has no search
+        ids = (rank[:, :, :, None] <= wanted[..., None]).sum(dim=-1)
+    else:
+        ids = torch.searchsorted(rank, (wanted + 1).contiguous())
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[..., 1:] = ids[..., 1:] == ids[..., :-1]
     return ids.masked_fill(again | (total == 0), -1)

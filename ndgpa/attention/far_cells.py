@@ -13,6 +13,7 @@ Letters: N bundles, J segments (one where all cells see all blocks), t tables of
 features: of key, value and the number of sites, side by side.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa._ops import is_transformed, wide
+from ndgpa._ops import call, is_transformed, outside_traces, wide
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import BlockMeans, Bundles, latest_of_blocks
 from ndgpa.attention.rows import add_rows, add_rows_
@@ -73,13 +74,14 @@ class FarCells:
         if not is_transformed():
             check_block_ids(blocks, keys.num_blocks)
         blocks = blocks.expand(-1, heads if blocks.shape[1] == heads else key_heads, -1, -1)
-        latest = latest_of_blocks(keys, self.key_sites) if problem.causal else None
+        with outside_traces():
+            latest = latest_of_blocks(keys, self.key_sites) if problem.causal else None
+            tables = _what_cells_see(problem, latest, self.bundles.count)
         sums, seen = sums[..., : problem.key.shape[3]].detach(), sums[..., -1].detach()
         mean = sums / seen.clamp(min=1)[..., None]
-        bundle = bundle_blocks(mean, seen > 0, latest, keys.group, self.bundles.count)
+        bundle = call(bundle_blocks, mean, seen > 0, latest, keys.group, self.bundles.count)
         square = problem.scale if problem.affinity == "euclidean" else 0.0
         less = _selected(blocks, problem, latest)
-        tables = _what_cells_see(problem, latest, self.bundles.count)
         return FarPlan(bundle, less, *tables, self.bundles.count, square)
 
 
@@ -144,7 +146,7 @@ class FarTiles:
     def _sizes(self, sizes: Tensor, total_sizes: Tensor) -> Float[Tensor, "tiles N"]:
         """Count the sites that are left of each bundle."""
         count = total_sizes.index_select(0, self.total_row)
-        first = count.shape[1] * torch.arange(len(count), device=count.device)
+        first = count.shape[1] * torch.arange(count.shape[0], device=count.device)
         rows = (self.bundle + first[:, None]).flatten()
         part = sizes[self.rows] * self.sign
         return add_rows(count.flatten(), rows, part.flatten()).view(count.shape)
@@ -258,7 +260,7 @@ def _totals(sums: Float[Tensor, "b hk B f"], plan: FarPlan) -> Float[Tensor, "bh
 def _rows_of_totals(plan: FarPlan) -> Int[Tensor, "b hk B"]:
     """The row of the flattened totals of segments that each block is part of."""
     pairs, segments = plan.bundle.shape[:2], len(plan.space)
-    pair = torch.arange(pairs.numel(), device=plan.bundle.device).view(*pairs, 1)
+    pair = torch.arange(math.prod(pairs), device=plan.bundle.device).view(*pairs, 1)
     return (pair * segments + plan.segment) * plan.bundles + plan.bundle
 
 
@@ -280,7 +282,8 @@ def _selected(
     """The selected blocks that are in the total of their cell, each once; -1 for the others."""
     blocks = blocks.sort(dim=-1).values
     hidden = F.pad(blocks[..., 1:] == blocks[..., :-1], (min(1, blocks.shape[-1]), 0))
-    own, group, ids = problem.structure, problem.key_structure.group, blocks.clamp(min=0)
+    own, group = problem.structure, problem.key_structure.group
+    ids = blocks.clamp(min=0).long()
     if own.cell_group is not None and group is not None:
         hidden = hidden | (group[ids] != own.cell_group[:, None])
     if latest is not None:

@@ -134,7 +134,7 @@ class _Problem:
 
     def chunks(self, x: Tensor) -> Iterator[slice]:
         """Ranges of the sites of x that keep to the budget."""
-        numbers = 2 * x.shape[:-2].numel() * len(self.projection)  # features and their slopes
+        numbers = 2 * math.prod(x.shape[:-2]) * len(self.projection)  # features and their slopes
         return chunks(x.shape[-2], room(numbers, x))
 
     def exponents(self, x: Tensor) -> Tensor:  # (..., c, d) -> (..., c, m)
@@ -166,7 +166,7 @@ class _Problem:
             if self.unseen is not None:
                 exponents = exponents.masked_fill(self.unseen[..., chunk, :], -torch.inf)
             top, at = exponents.flatten(-2).max(dim=-1)
-            at = at + chunk.start * len(self.projection)
+            at = at + (chunk.start or 0) * len(self.projection)
             if best is not None and place is not None:
                 top, at = torch.maximum(top, best), torch.where(top > best, at, place)
             best, place = top, at

@@ -29,8 +29,10 @@ class Rows:
 
     def put(self, table: Tensor, x: Tensor) -> None:
         """Write the rows, none of which is named twice. Empty places go to the table's last row."""
-        ids = self.ids if self.empty is None else self.ids.masked_fill(self.empty, len(table) - 1)
-        table.index_copy_(0, ids, x.reshape(len(ids), -1).to(table.dtype))
+        ids = self.ids
+        if self.empty is not None:
+            ids = ids.masked_fill(self.empty, table.shape[0] - 1)
+        table.index_copy_(0, ids, x.flatten(0, 1).to(table.dtype))
 
     def add(self, total: Tensor, part: Tensor) -> None:
         """Add to the rows, always in the same order; nothing from empty places."""

@@ -28,6 +28,7 @@ from ndgpa._ops import (
     has_values,
     keep_inputs,
     kept_inputs,
+    outside_traces,
     wide,
     without_autocast,
 )
@@ -186,7 +187,7 @@ def _(
 
 def _query_table(query: Tensor, like: Tensor) -> Tensor:  # (b * h * n + 1, features)
     """One row a query, to be written, and one for what stands in empty places."""
-    return like.new_empty(query.shape[:3].numel() + 1, like.shape[3])
+    return like.new_empty(math.prod(query.shape[:3]) + 1, like.shape[3])
 
 
 class _Engine:
@@ -201,9 +202,10 @@ class _Engine:
         )
         self.given, self.wide = given, wide(given.query)
         self.unseen = None if given.seen is None else self._minus_infinity(~given.seen)
-        self.empty_keys, self.empty_queries = (
-            not has_values(x) or bool((x < 0).any()) for x in (given.keys, given.queries)
-        )
+        with outside_traces():
+            self.empty_keys, self.empty_queries = (
+                not has_values(x) or bool((x < 0).any()) for x in (given.keys, given.queries)
+            )
         has_mask = given.key_mask is not None
         self.is_masked = has_mask or given.seen is not None or self.empty_keys
         self.may_see_nothing = has_mask or (self.is_masked and self.empty_queries)
@@ -244,7 +246,7 @@ class _Engine:
         first = torch.arange(self.batch * self.key_heads * heads, device=sites.device) * count
         ids = sites.clamp(min=0)[:, None] + first.view(self.batch, self.key_heads, 1, heads, 1)
         empty = (sites < 0)[:, None].expand(ids.shape).flatten() if has_empty else None
-        return Rows(ids.flatten(), empty, ids.shape[:3].numel())
+        return Rows(ids.flatten(), empty, math.prod(ids.shape[:3]))
 
     def add_to_bias(self, grad: Tensor, chunk: slice | Tensor, slope: Tensor) -> None:
         """Add the gradients of the logits to the entries of the bias they came through."""

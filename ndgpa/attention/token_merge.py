@@ -128,7 +128,7 @@ def _(near: Tensor, near_lse: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tenso
 
 
 def _chunks(near: Tensor, key: Tensor) -> Iterator[slice]:
-    numbers = max(1, near.shape[:2].numel() * (near.shape[3] + 4 * key.shape[2]))
+    numbers = max(1, math.prod(near.shape[:2]) * (near.shape[3] + 4 * key.shape[2]))
     return chunks(near.shape[2], max(1, _CHUNK["cuda" if near.is_cuda else "cpu"] // numbers))
 
 

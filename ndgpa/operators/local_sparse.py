@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import arguments
+from ndgpa._ops import outside_traces
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
 from ndgpa.operators.base import check_one_space, checked_call
@@ -139,20 +140,16 @@ class LocalSparse:
         n = math.prod(key_shape)
         stride = math.isqrt(n) if self.stride is None else self.stride
         _check_stride(stride, n)
-        tiles = []
-        for pattern in self.pattern:
-            for step in (1, 2):
-                queries, keys, seen = local_sparse_tables(
-                    list(shape),
-                    list(key_shape),
-                    [step, stride, int(self.mend)],
-                    pattern,
-                    self.order,
-                    self.resize,
-                    structure.device,
+        options = self.order, self.resize, structure.device
+        with outside_traces():
+            tables = [
+                local_sparse_tables(
+                    list(shape), list(key_shape), [step, stride, int(self.mend)], pattern, *options
                 )
-                tiles.append(Tiles(queries, keys, seen=seen))
-        return tiles
+                for pattern in self.pattern
+                for step in (1, 2)
+            ]
+        return [Tiles(queries, keys, seen=seen) for queries, keys, seen in tables]
 
     def _shapes(
         self, structure: SpatialStructure, key_structure: SpatialStructure

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ndgpa import arguments
+from ndgpa._ops import outside_traces
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators.base import checked_call
 from ndgpa.problem import check_scale
@@ -120,9 +121,10 @@ class Neighborhood(nn.Module):
         key_shape = grid_shape("Neighborhood", "key_structure", key_structure)
         kernel, dilation = _windows(self.kernel, self.dilation, shape, key_shape)
         biased = self.rel_bias is not None
-        queries, keys, pattern, seen, offset = neighborhood_tables(
-            list(shape), list(key_shape), list(kernel), list(dilation), biased, structure.device
-        )
+        sizes = list(shape), list(key_shape), list(kernel), list(dilation)
+        with outside_traces():
+            tables = neighborhood_tables(*sizes, biased, structure.device)
+        queries, keys, pattern, seen, offset = tables
         return Tiles(queries, keys, pattern, seen, offset if biased else None)
 
 

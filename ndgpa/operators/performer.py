@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ndgpa import arguments
-from ndgpa._ops import cast_for_autocast
+from ndgpa._ops import call, cast_for_autocast
 from ndgpa.attention.features import KERNELS, attend_by_features
 from ndgpa.operators.base import check_one_space, checked_call
 from ndgpa.operators.full import Full
@@ -103,9 +103,8 @@ class Performer(nn.Module):
         if key_mask is not None:
             unseen = ~key_mask[:, None, :, None]
             key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        out = attend_by_features(
-            query, key, value, key_mask, projection, problem.scale, self.eps, self.kernel
-        )
+        options = problem.scale, self.eps, self.kernel
+        out = call(attend_by_features, query, key, value, key_mask, projection, *options)
         return out.to(cast_for_autocast(value)[0].dtype)
 
     def mask(
