@@ -1,11 +1,13 @@
 """Adversarial losses by name, and a penalty on gradients, from the logits of a discriminator."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Scores = Float[Tensor, " b"]
 
@@ -81,7 +83,8 @@ class PathLength(nn.Module):
             of_styles: Makes pictures of styles.
             styles: On the graph of what shall learn from it.
         """
-        picture = of_styles(styles)
+        with twice_differentiable():
+            picture = of_styles(styles)
         direction = torch.randn_like(picture) / (picture.shape[2] * picture.shape[3]) ** 0.5
         (slope,) = torch.autograd.grad((picture * direction).sum(), styles, create_graph=True)
         length = slope.square().sum(dim=2).mean(dim=1).sqrt()
@@ -97,5 +100,12 @@ def r1(
     HiT's gamma is 10 with no half and in every step; StyleGAN2's 10/2 in every 16th, times 16.
     """
     picture = picture.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(score(picture).sum(), picture, create_graph=True)
+    with twice_differentiable():
+        total = score(picture).sum()
+    (gradient,) = torch.autograd.grad(total, picture, create_graph=True)
     return gamma * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Attend by torch's plain attention, as its fused kernels have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from examples.common.commands import command
 from examples.common.untrusted import BadInput
 from examples.images.gan.augment import augment
 from examples.images.gan.data import Pictured, heads, open_data, photographs
+from examples.images.gan.quick import quick
 from examples.images.gan.systems import Regularizers
 from examples.images.gan.train import TrainConfig, Trainer, train
 from examples.people.pictures import Arrays
@@ -155,6 +158,13 @@ def test_every_system_takes_a_step_with_all_that_it_adds(tmp_path: Path, system:
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) / 2
 
 
+@pytest.mark.parametrize("system", ["hit", "ylg", "sagan", "stylenat", "stylegan2"])
+def test_every_system_takes_the_first_step_of_the_comparison(tmp_path: Path, system: str) -> None:
+    config = replace(quick(tmp_path, system, "", 2), batch=2)
+    figures = Trainer(config, some_pictures()).advance(0)
+    assert all(math.isfinite(x) for x in figures.values())
+
+
 def test_bfloat16_steps_are_near_those_of_float32(tmp_path: Path) -> None:
     figures = []
     for bfloat16 in (False, True):
@@ -184,6 +194,7 @@ import os, sys
 from pathlib import Path
 import torch
 from examples.images.gan.data import Pictured
+from examples.images.gan.quick import quick
 from examples.images.gan.systems import Regularizers
 from examples.images.gan.train import TrainConfig, train
 
@@ -224,6 +235,27 @@ def test_r1_of_a_linear_score_is_the_square_of_its_slope() -> None:
     slope = torch.randn(3, 4, 4)
     penalty = r1(lambda x: (x * slope).sum(dim=(1, 2, 3)), torch.randn(5, 3, 4, 4), 10.0)
     torch.testing.assert_close(penalty, 10 * slope.square().sum())
+
+
+def test_r1_passes_through_attention() -> None:
+    """By torch's fused kernels it would have no gradient: those have no second derivative."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+
+    def penalty(weight: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        def score(x: torch.Tensor) -> torch.Tensor:
+            sites = x.flatten(2).mT @ weight
+            return attend(*3 * [sites[:, None]]).square().sum(dim=(1, 2, 3))
+
+        return r1(score, x, 10.0)
+
+    def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return (q @ k.mT * 3**-0.5).softmax(dim=-1) @ v
+
+    slopes = []
+    for attend in (torch.nn.functional.scaled_dot_product_attention, by_hand):
+        slopes += torch.autograd.grad(penalty(weight, attend), weight)
+    torch.testing.assert_close(*slopes)
 
 
 def test_augmentation_has_a_gradient_and_keeps_the_size() -> None:
