@@ -99,6 +99,14 @@ def outside_traces() -> Iterator[None]:
         yield
 
 
+def constant(make: Callable[[], T]) -> T:
+    """Make what follows from structures alone: a constant of exports; compiled graphs trace it."""
+    if torch.compiler.is_dynamo_compiling():
+        return make()
+    with outside_traces():
+        return make()
+
+
 def has_values(*xs: Tensor) -> bool:
     """Whether looking at the values costs nothing: on the CPU, and of no tensor that is traced."""
     if torch.compiler.is_dynamo_compiling():

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndgpa._ops import call, is_transformed, outside_traces, wide
+from ndgpa._ops import call, constant, is_transformed, wide
 from ndgpa.attention.far_bundles import bundle_blocks
 from ndgpa.attention.far_field import BlockMeans, Bundles, latest_of_blocks
 from ndgpa.attention.rows import add_rows, add_rows_
@@ -74,9 +74,10 @@ class FarCells:
         if not is_transformed():
             check_block_ids(blocks, keys.num_blocks)
         blocks = blocks.expand(-1, heads if blocks.shape[1] == heads else key_heads, -1, -1)
-        with outside_traces():
-            latest = latest_of_blocks(keys, self.key_sites) if problem.causal else None
-            tables = _what_cells_see(problem, latest, self.bundles.count)
+        latest = None
+        if problem.causal:
+            latest = constant(lambda: latest_of_blocks(keys, self.key_sites))
+        tables = constant(lambda: _what_cells_see(problem, latest, self.bundles.count))
         sums, seen = sums[..., : problem.key.shape[3]].detach(), sums[..., -1].detach()
         mean = sums / seen.clamp(min=1)[..., None]
         bundle = call(bundle_blocks, mean, seen > 0, latest, keys.group, self.bundles.count)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ndgpa import arguments
-from ndgpa._ops import outside_traces
+from ndgpa._ops import constant
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators._heads import head_counts, heads_of_part
 from ndgpa.operators.base import check_one_space, checked_call
@@ -141,15 +141,14 @@ class LocalSparse:
         stride = math.isqrt(n) if self.stride is None else self.stride
         _check_stride(stride, n)
         options = self.order, self.resize, structure.device
-        with outside_traces():
-            tables = [
-                local_sparse_tables(
-                    list(shape), list(key_shape), [step, stride, int(self.mend)], pattern, *options
-                )
-                for pattern in self.pattern
-                for step in (1, 2)
-            ]
-        return [Tiles(queries, keys, seen=seen) for queries, keys, seen in tables]
+
+        def tables(pattern: str, step: int) -> tuple[Tensor, Tensor, Tensor]:
+            numbers = [step, stride, int(self.mend)]
+            return local_sparse_tables(list(shape), list(key_shape), numbers, pattern, *options)
+
+        steps = [(pattern, step) for pattern in self.pattern for step in (1, 2)]
+        made = constant(lambda: [tables(*each) for each in steps])
+        return [Tiles(queries, keys, seen=seen) for queries, keys, seen in made]
 
     def _shapes(
         self, structure: SpatialStructure, key_structure: SpatialStructure

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ndgpa import arguments
-from ndgpa._ops import outside_traces
+from ndgpa._ops import constant
 from ndgpa.attention.tiles import Tiles, attend_in_tiles
 from ndgpa.operators.base import checked_call
 from ndgpa.problem import check_scale
@@ -122,9 +122,9 @@ class Neighborhood(nn.Module):
         kernel, dilation = _windows(self.kernel, self.dilation, shape, key_shape)
         biased = self.rel_bias is not None
         sizes = list(shape), list(key_shape), list(kernel), list(dilation)
-        with outside_traces():
-            tables = neighborhood_tables(*sizes, biased, structure.device)
-        queries, keys, pattern, seen, offset = tables
+        queries, keys, pattern, seen, offset = constant(
+            lambda: neighborhood_tables(*sizes, biased, structure.device)
+        )
         return Tiles(queries, keys, pattern, seen, offset if biased else None)
 
 
