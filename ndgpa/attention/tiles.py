@@ -25,10 +25,8 @@ from ndgpa._ops import (
     differentiate_gradient,
     fold_into_batch,
     gradients,
-    has_values,
     keep_inputs,
     kept_inputs,
-    outside_traces,
     wide,
     without_autocast,
 )
@@ -36,6 +34,7 @@ from ndgpa.attention.chunks import chunks, room
 from ndgpa.attention.engine import Tables, Tile, attend, differentiate, scaled_bmm
 from ndgpa.attention.rows import Rows
 from ndgpa.attention.softmax import softmax
+from ndgpa.structures.tables import is_full
 
 
 @dataclass(frozen=True)
@@ -202,10 +201,7 @@ class _Engine:
         )
         self.given, self.wide = given, wide(given.query)
         self.unseen = None if given.seen is None else self._minus_infinity(~given.seen)
-        with outside_traces():
-            self.empty_keys, self.empty_queries = (
-                not has_values(x) or bool((x < 0).any()) for x in (given.keys, given.queries)
-            )
+        self.empty_keys, self.empty_queries = (not is_full(x) for x in (given.keys, given.queries))
         has_mask = given.key_mask is not None
         self.is_masked = has_mask or given.seen is not None or self.empty_keys
         self.may_see_nothing = has_mask or (self.is_masked and self.empty_queries)

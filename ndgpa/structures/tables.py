@@ -97,5 +97,8 @@ def members_of_rows(row_of_member: Int[Tensor, " members"]) -> Int[Tensor, "rows
 
 
 def is_full(rows: Int[Tensor, "rows R"]) -> bool:
-    """Whether no place is empty, where looking costs nothing: on the CPU and outside traces."""
-    return has_values(rows) and bool((rows >= 0).all())
+    """Whether no place is empty, where looking costs nothing: on the CPU, of what is not traced."""
+    if not has_values(rows):
+        return False
+    with outside_traces():
+        return bool((rows >= 0).all())

@@ -194,7 +194,6 @@ import os, sys
 from pathlib import Path
 import torch
 from examples.images.gan.data import Pictured
-from examples.images.gan.quick import quick
 from examples.images.gan.systems import Regularizers
 from examples.images.gan.train import TrainConfig, train
 
