@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 
 # Five generators at 32x32, MINUTES of one core each, on the heads of drawn figures; the table and the
 # sheet of pictures are in runs/gans. Again with more minutes, it goes on.
-MINUTES ?= 3
+MINUTES ?= 5
 HEADS := runs/heads
 gan: $(VENV)/.demo
 	$(RUN) -m examples.people.figures --folder $(HEADS) --size 256 128 --identities 600 --poses 4 --no-truth

@@ -11,7 +11,7 @@ import pytest
 from tests.laws import check
 from tests.problems import problem
 
-COUNT = int(os.environ.get("PROBLEMS", "150"))
+COUNT = int(os.environ.get("PROBLEMS", "100"))
 FIRST = int(os.environ.get("PROBLEMS_SEED", "0"))
 
 

@@ -90,6 +90,7 @@ def _one(
         world_size=ranks,
         timeout=timedelta(seconds=timeout_s),
     )
+    dist.barrier()  # a job that ends its process at once must not do so while others still connect
     try:
         end.send(job(*args))
     except Exception as error:

@@ -23,6 +23,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 PATCHES = 2000  # of each photograph
 
+Square = tuple[int, int, int, int]  # number of the picture, left, top and side
+
 
 @dataclass(frozen=True)
 class Pictured:
@@ -68,35 +70,46 @@ def open_data(name: str, size: int, split: str = "train") -> Pictured:
 
 def heads(people: Pictures, size: int) -> Pictured:
     """Cut out the heads; the class says where a head looks: left, ahead, right, or away."""
-    found = [
-        (head, side)
-        for i in range(len(people))
-        if (head := _head(people, i, size)) is not None
-        for side in [_facing(people.points[i])]
-    ]
+    squares = squares_of_heads(people, size)
+    labels = torch.tensor([_facing(people.points[i]) for i, *_ in squares])
+    return Pictured(cut_out(people, squares, size), labels, 4, mirrored=(2, 1, 0, 3))
+
+
+def squares_of_heads(people: Pictures, size: int) -> list[Square]:
+    """List the squares around the heads of at least half of `size`.
+
+    Raises:
+        BadInput: There is none.
+    """
+    squares = [(i, *_square(people.points[i], people.size)) for i in range(len(people))]
+    found = [one for one in squares if 2 * one[3] >= size]
     if not found:
         raise BadInput("these people have no head that is large enough in the picture")
-    images = torch.from_numpy(np.stack([head for head, _ in found])).permute(0, 3, 1, 2)
-    labels = torch.tensor([side for _, side in found])
-    return Pictured(images.contiguous(), labels, 4, mirrored=(2, 1, 0, 3))
+    return found
 
 
-def _head(people: Pictures, i: int, size: int) -> np.ndarray | None:
-    points, picture = people.points[i], people.image(i)
-    if points[NECK, 2] == 0:
-        return None
+def cut_out(people: Pictures, squares: list[Square], size: int) -> UInt8[Tensor, "n 3 size size"]:
+    """Cut squares out of pictures, and bring them to one size."""
+    images = torch.from_numpy(np.stack([_cut(people, size, *one) for one in squares]))
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+def _cut(people: Pictures, size: int, i: int, left: int, top: int, side: int) -> np.ndarray:
+    square = Image.fromarray(people.image(i)[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _square(points: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return left, top and side of the square around a head; side 0: it is not on the picture."""
     ears = [points[e] for e in (NOSE, *EARS) if points[e, 2] > 0]
-    if not ears:
-        return None
+    if points[NECK, 2] == 0 or not ears:
+        return 0, 0, 0
     centre = np.mean([p[:2] for p in ears], axis=0)
     reach = max(4.0, HEAD / 2 * float(np.linalg.norm(centre - points[NECK, :2])))
     left, top = (round(float(c - reach)) for c in centre)
     side = round(2 * reach)
-    height, width = picture.shape[:2]
-    if top < 0 or left < 0 or top + side > height or left + side > width or 2 * side < size:
-        return None
-    square = Image.fromarray(picture[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+    within = min(left, top) >= 0 and left + side <= size[1] and top + side <= size[0]
+    return left, top, side if within else 0
 
 
 def _facing(points: np.ndarray) -> int:

@@ -32,8 +32,8 @@ from examples.common.tables import machine
 from examples.common.untrusted import BadInput
 from examples.images.gan import ylg
 from examples.images.gan.data import open_data
+from examples.images.gan.judge import shipped
 from examples.images.gan.trained import Trained, load
-from examples.people.recogniser import shipped
 
 WAYS = ("weighted", "plain")
 
@@ -248,12 +248,12 @@ def pixel_error(found: Tensor, wanted: Tensor) -> Float[Tensor, " b"]:
 
 @torch.no_grad()
 def feature_error(found: Tensor, wanted: Tensor) -> Float[Tensor, " b"]:
-    """Return the difference in features of the recogniser of figures, over their own size.
+    """Return the difference in features of the network that judges heads, over their own size.
 
-    The mean over its stages; it was trained on other pictures, for another purpose.
+    The mean over its stages; it was trained on other people, to find key points.
     """
-    judge = shipped("judge")
-    stages = zip(judge(found), judge(wanted), strict=True)
+    network = shipped()
+    stages = zip(network(found), network(wanted), strict=True)
     errors = [((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)) for a, b in stages]
     return torch.stack(errors).mean(dim=0)
 

@@ -1,9 +1,10 @@
 """How near made pictures come to real ones, as distributions of named features.
 
-Features are those of Inception-v3 where its weights are given, else of the recogniser of figures
-that was trained here and comes with the examples ("judge"): the means of its last stage, over the
-spread of real ones, so that a set of which nothing is left but the mean is 1 away. Earlier stages
-follow colours first. Only distances of the published network's features are called FID.
+Features are those of Inception-v3 where its weights are given. Else there are two kinds, each over
+the spread of real ones, so that a set of which nothing is left but the mean is 1 away: "form" is
+the mean of the last stage of a network that was trained here to find the key points of drawn heads
+in any colours (judge.py), and "colours" are the mean colours of 4x4 squares. Only distances of the
+published network's features are called FID.
 """
 
 from collections.abc import Callable
@@ -11,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from examples.common.frechet import frechet_distance
 from examples.common.inception import load_inception
+from examples.images.gan import judge
 from examples.images.gan.data import Pictured
-from examples.people.recogniser import shipped
 
 BATCH = 32
 NEIGHBOURS = 3  # of the sets that precision and recall compare
+SQUARES = 4  # along each side, whose mean colours are compared
+
+Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,12 @@ class Measures:
     """Measures of a generator, against one sample of real pictures.
 
     Args:
-        name: Of the features.
-        features: Of pictures in -1 to 1.
-        real: Features of the real pictures.
+        features: Of pictures in -1 to 1, by name; precision and recall are of the first.
+        real: Those of the real pictures.
     """
 
-    name: str
-    features: Callable[[Tensor], Tensor]
-    real: Float[Tensor, "n d"]
+    features: dict[str, Features]
+    real: dict[str, Float[Tensor, "n d"]]
 
     @classmethod
     def of(cls, pictured: Pictured, count: int, inception: Path | None = None) -> "Measures":
@@ -45,15 +48,18 @@ class Measures:
             ValueError: `inception` is no file of Inception's weights.
         """
         real = some_real(pictured, count)
-        name, features = _features(inception, real)
-        return cls(name, features, batched(features, real))
+        features = _of_inception(inception) if inception else _own(real)
+        return cls(features, {name: batched(f, real) for name, f in features.items()})
 
     def __call__(self, made: Float[Tensor, "m 3 h w"]) -> dict[str, float]:
         """Measure made pictures, in -1 to 1."""
-        found = batched(self.features, made.clamp(-1, 1))
-        precision, recall = precision_recall(self.real, found)
+        found = {name: batched(f, made.clamp(-1, 1)) for name, f in self.features.items()}
+        first = next(iter(found))
+        precision, recall = precision_recall(self.real[first], found[first])
         return {
-            f"frechet_{self.name}": frechet_distance(found, self.real),
+            **{
+                f"frechet_{name}": frechet_distance(x, self.real[name]) for name, x in found.items()
+            },
             "precision": precision,
             "recall": recall,
         }
@@ -65,13 +71,24 @@ def some_real(pictured: Pictured, count: int, skip: int = 0) -> Float[Tensor, "n
     return pictured.images[order[skip : skip + count]].float() / 127.5 - 1
 
 
-def _features(inception: Path | None, real: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
-    if inception is not None:
-        name, network = load_inception(inception)
-        return name.removeprefix("frechet_"), lambda x: network((x + 1) / 2)
-    judge = shipped("judge")
-    spread = batched(judge.gist, real).var(dim=0).sum().sqrt()
-    return "recogniser", lambda x: judge.gist(x) / spread
+def _of_inception(path: Path) -> dict[str, Features]:
+    name, network = load_inception(path)
+    return {name.removeprefix("frechet_"): lambda x: network((x + 1) / 2)}
+
+
+def _own(real: Tensor) -> dict[str, Features]:
+    network = judge.shipped()
+    features = {
+        "form": lambda x: network.gist(F.adaptive_avg_pool2d(x, judge.SIZE)),
+        "colours": lambda x: F.adaptive_avg_pool2d(x, SQUARES).flatten(1),
+    }
+    return {name: over_spread(f, real) for name, f in features.items()}
+
+
+def over_spread(features: Features, real: Float[Tensor, "n 3 h w"]) -> Features:
+    """Divide features by the root of their total variance over real pictures."""
+    spread = batched(features, real).var(dim=0).sum().sqrt()
+    return lambda x: features(x) / spread
 
 
 @torch.no_grad()

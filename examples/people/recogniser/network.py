@@ -58,10 +58,6 @@ class Recogniser(nn.Module):
         """Average the features of the last stage over the picture, for Frechet distances."""
         return self(image)[-1].mean(dim=(2, 3))
 
-    def means(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 240"]:
-        """Average the features of every stage over the picture, for Frechet distances."""
-        return torch.cat([x.mean(dim=(2, 3)) for x in self(image)], dim=1)
-
 
 def stage(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(

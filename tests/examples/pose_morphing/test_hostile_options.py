@@ -97,6 +97,10 @@ OPTIONS = [
     ("examples.people.recogniser.train", ["--data", "DATA", "--out", "OUT", "--batch", "1"]),
     ("examples.people.recogniser.train", ["--data", "PHOTOS", "--out", "OUT"]),
     *(
+        ("examples.images.gan.judge", ["--data", *more.split()])
+        for more in ("DATA --out OUT --steps 0", "DATA --out OUT", "PHOTOS --out OUT")
+    ),
+    *(
         ("examples.people.figures", ["--folder", "OUT", *more.split()])
         for more in (
             *("--size 0 0", "--size -64 32", "--size 1000000 1000000", "--identities -3"),

@@ -72,7 +72,7 @@ class Options:
     attentions: tuple[Attention, ...] = ATTENTIONS
     every: int = 200  # steps between measures
     pictures: int = 512  # that are measured
-    inception: Path | None = None  # weights of Inception-v3; else the recogniser of figures
+    inception: Path | None = None  # weights of Inception-v3; else form and colours
 
 
 def main(options: Options) -> None:

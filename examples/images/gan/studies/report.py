@@ -35,18 +35,21 @@ TITLES = {"hit": "HiT", "ylg": "Your Local GAN", "sagan": "SAGAN", "stylenat": "
 TITLES |= {"stylegan2": "StyleGAN2"}
 OWN = {"hit": "MultiAxis", "ylg": "LocalSparse", "sagan": "Full", "stylenat": "Hydra"}
 FEATURES = {
-    "recogniser": "the recogniser of drawn figures that comes with the examples; this is no FID",
+    "form": "a network that finds the key points of heads in any colours; this is no FID",
+    "colours": "the mean colours of 4x4 squares",
     "inception": "Inception-v3 with weights of torchvision; this is no FID",
     "fid": "the published Inception-v3",
 }
+Measured = dict[Case, dict[str, float]]
 ABOUT = """\
 Networks of the tiny presets (32x32, batches of 16) trained on one core each to make the heads of
-drawn figures; the settings are those of `examples/images/gan/quick.py`. All figures are read at
+drawn figures; the settings are those of `examples/images/gan/quick.py`. The first table is read at
 {seconds:.0f} s of processor time, which every run has had, from the measures along the training, or
-at the first measure of a run where that came later: the column s says when.
-"Frechet" is the Frechet distance between features of {pictures} made and as many real pictures;
-precision and recall are those of Kynkäänniemi et al. with 3 neighbours. The features are those of
-{features}.
+at the first measure of a run where that came later: the column s says when. The second says where
+each run stands now.
+The distances are Frechet distances between features of {pictures} made and as many real pictures;
+precision and recall are those of Kynkäänniemi et al. with 3 neighbours, in the first features.
+{features}
 
 {machine}. {note}"""
 
@@ -76,11 +79,13 @@ def main(options: Options) -> None:
     if not curves:
         raise BadInput(f"{options.runs} holds no measured run")
     pictured = open_data(options.data, 32)
-    feature = next(k for k in next(iter(next(iter(curves.values())).values())) if "frechet" in k)
+    first = next(iter(next(iter(curves.values())).values()))
+    features = [name for name in first if name.startswith("frechet_")]
     half = min(options.pictures, len(pictured.images) // 2)
     real = Measures.of(pictured, half, options.inception)(some_real(pictured, half, skip=half))
     at = min(times(curve)[-1] for curve in curves.values())
     found = {case: at_time(curve, at) for case, curve in curves.items()}
+    newest = {case: at_time(curve, times(curve)[-1]) for case, curve in curves.items()}
     write_json(
         options.out / "gans.json",
         {
@@ -93,13 +98,13 @@ def main(options: Options) -> None:
     about = ABOUT.format(
         seconds=at,
         pictures=options.pictures,
-        features=FEATURES.get(name := feature.removeprefix("frechet_"), name),
+        features="\n".join(f"* {short(x)}: {FEATURES.get(short(x), short(x))}." for x in features),
         machine=machine(),
         note=options.note,
     )
-    text = page(found, real, feature, about)
+    text = page(found, newest, real, features, about)
     write_text(options.out / "gans.md", text)
-    save_figure(draw_curves(curves, feature, at), options.out / "gans_curves.png", 110)
+    save_figure(draw_curves(curves, features, at), options.out / "gans_curves.png", 110)
     save_figure(draw_sheet(options, list(curves), pictured), options.out / "gans_sheet.png", 110)
     print(text)
 
@@ -131,32 +136,43 @@ def label(case: Case) -> str:
     return f"{TITLES[case.system]}, {attention_of(case)}"
 
 
+def short(feature: str) -> str:
+    return feature.removeprefix("frechet_")
+
+
 def page(
-    found: dict[Case, dict[str, float]], real: dict[str, float], feature: str, about: str
+    found: Measured, newest: Measured, real: dict[str, float], features: list[str], about: str
 ) -> str:
-    """Write the table; the last row is real pictures against other real ones."""
-    groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    for case, each in found.items():
-        groups[TITLES[case.system], attention_of(case)].append(each)
-    forms = {"s": ".0f", "steps": ".0f", feature: ".3f", "precision": ".2f", "recall": ".2f"}
-    rows = [[*name, str(len(each)), *cells(each, forms)] for name, each in groups.items()]
-    of_real = cells([real], {name: form for name, form in forms.items() if name in real})
-    rows.append(["real pictures", "", "", "", "", *of_real])
-    heads = ["system", "attention", "seeds", "s", "steps", "Frechet", "precision", "recall"]
+    """Write the tables; the last row of each is real pictures against other real ones."""
     return "\n".join(
         [
             "# Generators at equal processor time",
             "",
             about,
             "",
-            markdown_table(heads, rows),
+            table(found, real, features),
             "",
-            "![Frechet distance along the training](gans_curves.png)",
+            table(newest, real, features),
+            "",
+            "![Frechet distances along the training](gans_curves.png)",
             "",
             "![Pictures of the same latents, real ones in the last row](gans_sheet.png)",
             "",
         ]
     )
+
+
+def table(found: Measured, real: dict[str, float], features: list[str]) -> str:
+    groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    for case, each in found.items():
+        groups[TITLES[case.system], attention_of(case)].append(each)
+    distances = dict.fromkeys(features, ".3f")
+    forms = {"s": ".0f", "steps": ".0f", **distances, "precision": ".2f", "recall": ".2f"}
+    rows = [[*name, str(len(each)), *cells(each, forms)] for name, each in groups.items()]
+    of_real = cells([real], {name: form for name, form in forms.items() if name in real})
+    rows.append(["real pictures", "", "", "", "", *of_real])
+    heads = ["system", "attention", "seeds", "s", "steps", *map(short, features)]
+    return markdown_table([*heads, "precision", "recall"], rows)
 
 
 def cells(each: list[dict[str, float]], forms: dict[str, str]) -> list[str]:
@@ -169,25 +185,25 @@ def spread(each: list[dict[str, float]], name: str, form: str) -> str:
     return f"{mean(values):{form}}{more}"
 
 
-def draw_curves(curves: dict[Case, Any], feature: str, at: float) -> Figure:
-    """Draw the Frechet distance over processor time, GPA dashed."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+def draw_curves(curves: dict[Case, Any], features: list[str], at: float) -> Figure:
+    """Draw each Frechet distance over processor time, GPA dashed."""
+    figure = Figure(figsize=(5.5 * len(features), 4.5), layout="constrained")
     systems = list(TITLES)
-    for case, curve in curves.items():
-        axes.plot(
-            np.array(times(curve)) / 60,
-            [point[feature] for point in curve.values()],
-            color=f"C{systems.index(case.system)}",
-            linestyle="--" if case.attention == "gpa" else "-",
-            marker=".",
-            label=label(case) if case.seed == 0 else None,
-        )
-    axes.axvline(at / 60, color="0.8", zorder=0)
-    axes.set_xlim(left=0)
-    axes.set_yscale("log")
-    axes.set_xlabel("minutes of one core")
-    axes.set_ylabel("Frechet distance")
+    for axes, feature in zip(figure.subplots(1, len(features), squeeze=False)[0], features):
+        for case, curve in curves.items():
+            axes.plot(
+                np.array(times(curve)) / 60,
+                [point[feature] for point in curve.values()],
+                color=f"C{systems.index(case.system)}",
+                linestyle="--" if case.attention == "gpa" else "-",
+                marker=".",
+                label=label(case) if case.seed == 0 else None,
+            )
+        axes.axvline(at / 60, color="0.8", zorder=0)
+        axes.set_xlim(left=0)
+        axes.set_yscale("log")
+        axes.set_xlabel("minutes of one core")
+        axes.set_ylabel(f"Frechet distance, {short(feature)}")
     axes.legend(fontsize=7)
     return figure
 
