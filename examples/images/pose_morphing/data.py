@@ -34,6 +34,7 @@ class Batch:
     target_maps: Float[Tensor, "b 18 h w"]
     origin: Float[Tensor, "b h w 2"]  # x and y in the source of each target pixel, in -1 to 1
     known: Bool[Tensor, "b h w"]  # where `origin` holds
+    moved: Bool[Tensor, " b"]  # whether the truth is the source itself, distorted
 
     def __len__(self) -> int:
         return len(self.source)
@@ -51,7 +52,7 @@ class Batch:
         pictures = (F.avg_pool2d(getattr(self, name), side) for name in names)
         h, w = self.known.shape[1:]
         origin, share = pooled_origin(self.origin, self.known, (h // side, w // side))
-        return Batch(*pictures, origin, share >= 0.5)
+        return Batch(*pictures, origin, share >= 0.5, self.moved)
 
 
 def pooled_origin(
@@ -104,7 +105,8 @@ def distorted(
     theta = theta.to(image.device)
     origin = F.affine_grid(theta, list(image.shape), align_corners=False)
     truth, target_maps = warp(image, theta), warp(maps, theta, "zeros")
-    return Batch(image, maps, truth, target_maps, origin, (origin.abs() < 1).all(-1))
+    known, moved = (origin.abs() < 1).all(-1), theta.new_ones(len(theta)).bool()
+    return Batch(image, maps, truth, target_maps, origin, known, moved)
 
 
 def draw_pairs(
@@ -141,7 +143,8 @@ def paired(sources: People, targets: People, device: torch.device) -> Batch:
     truth, target_maps = to_tensors(targets, device)
     b, _, h, w = source.shape
     nowhere = source.new_zeros(b, h, w, 2)
-    return Batch(source, source_maps, truth, target_maps, nowhere, nowhere[..., 0] > 0)
+    known, moved = nowhere[..., 0].bool(), nowhere[:, 0, 0, 0].bool()
+    return Batch(source, source_maps, truth, target_maps, nowhere, known, moved)
 
 
 def draw_posed(pictures: Pictures, batch: Batch, device: torch.device) -> Batch:
@@ -150,8 +153,8 @@ def draw_posed(pictures: Pictures, batch: Batch, device: torch.device) -> Batch:
     chosen = torch.randint(len(poses), (len(batch),)).numpy()
     maps = to_maps(poses[chosen], pictures.size, device)
     unknown = torch.full_like(batch.truth, torch.nan)
-    nowhere = torch.zeros_like(batch.known)
-    return Batch(batch.source, batch.source_maps, unknown, maps, batch.origin, nowhere)
+    known, moved = torch.zeros_like(batch.known), torch.zeros_like(batch.moved)
+    return Batch(batch.source, batch.source_maps, unknown, maps, batch.origin, known, moved)
 
 
 def join(batches: list[Batch]) -> Batch:

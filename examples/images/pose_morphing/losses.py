@@ -120,7 +120,7 @@ def correspondence_loss(
     origin: Float[Tensor, "b h w 2"],
     known: Bool[Tensor, "b h w"],
     kind: type[Full] | type[GPA] = Full,
-    sharper: float = 1.0,
+    sharper: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy between attention and the true place, shared bilinearly by four keys.
 
@@ -132,9 +132,11 @@ def correspondence_loss(
         origin: x and y of the source of each target pixel, in -1 to 1 over the picture.
         known: Where there is such a source.
         kind: Of the attentions that count.
-        sharper: The logits are so many times too large: a cross-entropy spreads attention as far as
-            it is unsure of the place, and such a mean of pixels is blurred.
+        sharper: The logits of a sample are so many times too large, 1 unless told: a cross-entropy
+            spreads attention as far as it is unsure of the place, and such a mean of pixels is
+            blurred.
     """
+    sharper = origin.new_ones(len(origin)) if sharper is None else sharper
     terms = [
         level_loss(level, origin, known, sharper)
         for level in levels
@@ -147,10 +149,11 @@ def level_loss(
     level: Level,
     origin: Float[Tensor, "b h w 2"],
     known: Bool[Tensor, "b h w"],
-    sharper: float = 1.0,
+    sharper: Float[Tensor, " b"],
 ) -> Float[Tensor, ""]:
     selection = selection_of(level) if isinstance(level.operator, GPA) else None
-    query, key = (x.float() / sharper**0.5 for x in (level.query, level.key))
+    root = sharper.sqrt()[:, None, None, None]
+    query, key = (x.float() / root for x in (level.query, level.key))
     level = replace(level, query=query, key=key)
     place, weight = pooled_origin(origin, known, level.size)
     keys, shares = four_keys(place.flatten(1, 2), level.size)

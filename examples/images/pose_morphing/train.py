@@ -212,7 +212,7 @@ class Trainer:
             "texture": lambda: self.texture(image, truth),
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
             "selected": lambda: correspondence_loss(
-                morph.levels, batch.origin, batch.known, GPA, self.config.sharper
+                morph.levels, batch.origin, batch.known, GPA, self.sharper(batch)
             ),
         }
         if self.config.model.copy_rgb:
@@ -222,6 +222,13 @@ class Trainer:
             losses["perceptual"] = lambda: perceptual(image, truth)
         counted = {name: getattr(weights, name) for name in losses}
         return {name: w * losses[name]() for name, w in counted.items() if w}
+
+    def sharper(self, batch: Batch) -> Tensor:
+        """Return how much sharper each sample is copied than the loss of correspondence asks.
+
+        Not at all if it is distorted: then the loss asks for the very shares of an interpolation.
+        """
+        return torch.where(batch.moved, 1.0, self.config.sharper)
 
     def adversarial_loss(self, image: Tensor, maps: Tensor) -> Tensor:
         """Ask the discriminator about made pictures."""

@@ -56,7 +56,7 @@ class TrainConfig:
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
     start: Path | None = None  # run or checkpoint whose weights to begin with, as in growth.py
     grow_at: tuple[int, ...] = ()  # steps at which the size doubles, up to that of the preset
-    sharper: float = 1.0  # times, of logits in copying; in the loss of correspondence they are not
+    sharper: float = 1.0  # times, of logits in copying; the loss of correspondence of pairs sees 1
     true_pairs: bool = False  # pairs of drawn figures know where the source of a pixel is, too
     variety: float = 0.0  # share of the samples whose light, sharpness and compression vary
     distortion_first: float = 0.15  # share of the steps that see tau alone, in the mixed setting

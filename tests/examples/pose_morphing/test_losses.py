@@ -166,9 +166,11 @@ def test_correspondence_of_a_selection_by_a_loop() -> None:
 def test_logits_for_copying_may_be_sharper() -> None:
     """Copied features 9 times as hot, of which the loss is to see nothing; all blocks are read."""
     level, origin, known = selecting_level(kappa=16)
-    hot = dataclasses.replace(level, query=3 * level.query, key=3 * level.key)
+    sharper = torch.tensor([9.0, 1.0])
+    root = sharper.sqrt()[:, None, None, None]
+    hot = dataclasses.replace(level, query=root * level.query, key=root * level.key)
     torch.testing.assert_close(
-        correspondence_loss([hot], origin, known, ndgpa.GPA, sharper=9.0),
+        correspondence_loss([hot], origin, known, ndgpa.GPA, sharper),
         correspondence_loss([level], origin, known, ndgpa.GPA),
     )
 

@@ -371,6 +371,18 @@ def test_pairs_come_in_after_distortions(figures: Path, tmp_path: Path) -> None:
     assert trainer.draw(0.6)[0].batch.known.any((1, 2)).tolist() == [True, False]
 
 
+def test_what_is_distorted_is_copied_no_sharper_than_its_loss_asks(
+    figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "test", dataclasses.replace(TINY, temperature=True))
+    config = config_for(figures, tmp_path, distortion_first=0.5, sharper=4.0)
+    trainer = Trainer(config, arrays(figures))
+    both = trainer.draw(0.6)[0].batch
+    assert trainer.sharper(trainer.draw(0.4)[0].batch).tolist() == [1.0, 1.0]
+    assert trainer.sharper(both).tolist() == [1.0, 4.0]
+    assert trainer.sharper(both.reduced(1)).tolist() == [1.0, 4.0]
+
+
 def test_rates_warm_up_stay_and_fall(figures: Path, tmp_path: Path) -> None:
     trainer = Trainer(config_for(figures, tmp_path, steps=1000), arrays(figures))
     rates = [trainer.rate(step) for step in range(1000)]
