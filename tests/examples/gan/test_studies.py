@@ -111,6 +111,11 @@ def test_the_run_that_had_least_time_goes_on_and_is_reported(
 def test_folders_without_runs_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no measured run"):
         report.main(report.Options(tmp_path, "photographs", tmp_path))
+    for name, feature in (("hit-own-0", "form"), ("ylg-own-0", "figures")):
+        point = {"interval_s": 1.0, f"frechet_{feature}": 1.0}
+        write_json(tmp_path / "runs" / name / "measures.json", {"1": point})
+    with pytest.raises(BadInput, match="ylg-own-0 was measured by"):
+        report.main(report.Options(tmp_path / "runs", "photographs", tmp_path))
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(BadInput, match="holds no trained generator"):
             load(folder)

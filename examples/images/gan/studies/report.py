@@ -78,9 +78,8 @@ def main(options: Options) -> None:
     curves = {case: curve for case in every if (curve := curve_of(options.runs / case.name))}
     if not curves:
         raise BadInput(f"{options.runs} holds no measured run")
+    features = distances(curves)
     pictured = open_data(options.data, 32)
-    first = next(iter(next(iter(curves.values())).values()))
-    features = [name for name in first if name.startswith("frechet_")]
     half = min(options.pictures, len(pictured.images) // 2)
     real = Measures.of(pictured, half, options.inception)(some_real(pictured, half, skip=half))
     at = min(times(curve)[-1] for curve in curves.values())
@@ -107,6 +106,23 @@ def main(options: Options) -> None:
     save_figure(draw_curves(curves, features, at), options.out / "gans_curves.png", 110)
     save_figure(draw_sheet(options, list(curves), pictured), options.out / "gans_sheet.png", 110)
     print(text)
+
+
+def distances(curves: dict[Case, dict[str, dict[str, float]]]) -> list[str]:
+    """List the Frechet distances that were measured, the same in all runs.
+
+    Raises:
+        BadInput: A run was measured by other features than the first.
+    """
+    found = {
+        case.name: [x for x in next(iter(curve.values())) if x.startswith("frechet_")]
+        for case, curve in curves.items()
+    }
+    (first, features), *others = found.items()
+    for name, also in others:
+        if also != features:
+            raise BadInput(f"{name} was measured by {also}, {first} by {features}: train it anew")
+    return features
 
 
 def times(curve: dict[str, dict[str, float]]) -> list[float]:
