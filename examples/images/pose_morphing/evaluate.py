@@ -230,7 +230,7 @@ def judged(
 def facts(trained: Trained, task: Task, device: torch.device) -> dict[str, Any]:
     """Describe a model and its training."""
     generator = trained.generator
-    kept = ("setting", "batch", "steps", "seed")
+    kept = ("setting", "batch", "steps", "seed", "start")
     return {
         "attention": generator.config.attention,
         "parameters": sum(x.numel() for x in generator.parameters()),

@@ -148,8 +148,8 @@ def model_table(models: dict[str, Any]) -> str:
     for name, said in models.items():
         sizes = said["attention_bytes"].items()
         memory = ", ".join(f"{size}: {count / 1e6:.2f}" for size, count in sizes)
+        steps = f"{said['steps_taken']:,}{' more' if 'start' in said else ''}"
         lines.append(
-            f"| {name} | {said['attention']} | {said['parameters']:,} | {said['steps_taken']:,} "
-            f"| {memory} |"
+            f"| {name} | {said['attention']} | {said['parameters']:,} | {steps} | {memory} |"
         )
     return "\n".join(lines)
