@@ -2,8 +2,8 @@
 
 The keys are cut into runs; the tokens attend to each run apart and the runs are joined by
 log-sum-exp. Forward and backward are one operator each, in the memory of one run, which is a view
-of the keys: nothing is gathered or laid out anew. The second derivative differentiates the plain
-formula.
+of the keys wherever the numbers of a row lie side by side: nothing is gathered. The second
+derivative differentiates the plain formula.
 
 Letters: t tokens, r runs, y keys of a run, g query heads that share a key head.
 """
@@ -25,6 +25,7 @@ from ndgpa._ops import (
     gradients,
     keep_inputs,
     kept_inputs,
+    side_by_side,
     wide,
     without_autocast,
 )
@@ -49,16 +50,18 @@ class Inputs(NamedTuple):
     def part(self, run: slice) -> "Inputs":
         """Cut out some of the keys, in float32 or wider; the queries by key head, (b, hk, g t, d).
 
-        Where times hide keys, one that is not finite is 0 and its bias NaN: 0 NaN is NaN.
+        Rows lie side by side, so that no layout of the inputs rounds otherwise than another. Where
+        times hide keys, one that is not finite is 0 and its bias NaN: 0 NaN is NaN.
         """
         dtype = wide(self.query)
-        key, value = (x[:, :, run].to(dtype) for x in (self.key, self.value))
+        key, value = (side_by_side(x[:, :, run].to(dtype)) for x in (self.key, self.value))
         bias = None if self.key_bias is None else self.key_bias[:, :, run]
         time = None
         if self.key_time is not None:
             key, value, bias = contained(key, value, bias)
             time = self.key_time[run]
         query = rearrange(self.query.to(dtype), "b (k g) t d -> b k (g t) d", k=key.shape[1])
+        query = side_by_side(query)
         return Inputs(query, key, value, bias, self.query_time, time, self.scale)
 
     def softmax(self) -> Softmax:  # (b, hk, g t, y)

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 
 from ndgpa._flops import attention, attention_backward, count_products
-from ndgpa._ops import fold_into_batch, gradients, keep_inputs, kept_inputs, no_tangents
+from ndgpa._ops import (
+    fold_into_batch,
+    gradients,
+    keep_inputs,
+    kept_inputs,
+    no_tangents,
+    side_by_side,
+)
 from ndgpa.attention.far_chunked import backward_twice, far_pairs
 from ndgpa.attention.far_field import FarKeys, FarQueries
 from ndgpa.attention.far_rows import Inputs
-from ndgpa.attention.triton.inputs import LOG2_E, side_by_side
+from ndgpa.attention.triton.inputs import LOG2_E
 from ndgpa.attention.triton.ops import WIDEST, with_non_finite
 
 

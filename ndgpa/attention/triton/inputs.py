@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndgpa._ops import side_by_side
+
 LOG2_E = 1.4426950408889634
 
 
@@ -57,10 +59,6 @@ class Inputs(NamedTuple):
             query_time=_contiguous(self.query_time),
             key_time=_contiguous(self.key_time),
         )
-
-
-def side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -22,9 +22,10 @@ from ndgpa._ops import (
     keep_inputs,
     kept_inputs,
     no_tangents,
+    side_by_side,
 )
 from ndgpa.attention.chunked import attend_from_cells, with_a_slot
-from ndgpa.attention.triton.inputs import Inputs, side_by_side
+from ndgpa.attention.triton.inputs import Inputs
 from ndgpa.problem import Selection
 from ndgpa.structures.base import SpatialStructure
 from ndgpa.structures.tables import is_full, take_sites

@@ -168,7 +168,7 @@ def page(
             "",
             table(found, real, features),
             "",
-            table(newest, real, features),
+            table_of_runs(newest, real, features),
             "",
             "![Frechet distances along the training](gans_curves.png)",
             "",
@@ -179,16 +179,36 @@ def page(
 
 
 def table(found: Measured, real: dict[str, float], features: list[str]) -> str:
+    """Make a row of each case, over its seeds."""
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for case, each in found.items():
         groups[TITLES[case.system], attention_of(case)].append(each)
+    rows = [([*name, str(len(each))], each) for name, each in groups.items()]
+    return table_of("seeds", rows, real, features)
+
+
+def table_of_runs(found: Measured, real: dict[str, float], features: list[str]) -> str:
+    """Make a row of each run."""
+    rows = [
+        ([TITLES[case.system], attention_of(case), str(case.seed)], [each])
+        for case, each in found.items()
+    ]
+    return table_of("seed", rows, real, features)
+
+
+def table_of(
+    seeds: str,
+    rows: list[tuple[list[str], list[dict[str, float]]]],
+    real: dict[str, float],
+    features: list[str],
+) -> str:
     distances = dict.fromkeys(features, ".3f")
     forms = {"s": ".0f", "steps": ".0f", **distances, "precision": ".2f", "recall": ".2f"}
-    rows = [[*name, str(len(each)), *cells(each, forms)] for name, each in groups.items()]
     of_real = cells([real], {name: form for name, form in forms.items() if name in real})
-    rows.append(["real pictures", "", "", "", "", *of_real])
-    heads = ["system", "attention", "seeds", "s", "steps", *map(short, features)]
-    return markdown_table([*heads, "precision", "recall"], rows)
+    lines = [[*name, *cells(each, forms)] for name, each in rows]
+    lines.append(["real pictures", "", "", "", "", *of_real])
+    heads = ["system", "attention", seeds, "s", "steps", *map(short, features)]
+    return markdown_table([*heads, "precision", "recall"], lines)
 
 
 def cells(each: list[dict[str, float]], forms: dict[str, str]) -> list[str]:
