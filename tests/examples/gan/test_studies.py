@@ -15,7 +15,8 @@ from examples.images.gan.data import Pictured, open_data, photographs
 from examples.images.gan.measures import Measures, made_by, precision_recall, some_real
 from examples.images.gan.studies import compare, report, spoilt
 from examples.images.gan.studies.compare import Case
-from examples.images.gan.trained import Options, load, main as export
+from examples.images.gan.systems import latent_width
+from examples.images.gan.trained import SHIPPED, Options, load, main as export
 from examples.people.figures import cache
 from examples.people.recogniser import load as load_recogniser
 from examples.people.sources import open_pictures
@@ -105,6 +106,17 @@ def test_the_run_that_had_least_time_goes_on_and_is_reported(
     latent = torch.randn(2, 64)
     a, b = (made_by(load(x).generator, latent, 1) for x in (runs / "stylegan2-own-0", small))
     assert (a - b).abs().max() < 0.05 * a.abs().max()
+
+
+@pytest.mark.parametrize("name", sorted(x.name for x in SHIPPED.iterdir() if x.is_dir()))
+def test_networks_that_ship_make_heads(name: str) -> None:
+    """They differ from one another, and are darker than their backdrops."""
+    trained = load(SHIPPED / name)
+    made = made_by(trained.generator, torch.randn(64, latent_width(trained.model)), 4)
+    assert made.std(dim=0).mean() > 0.1
+    shade = made.mean(dim=1)
+    backdrop, head = shade[:, :4, :4].mean(), shade[:, 8:20, 12:20].mean()
+    assert backdrop > head + 0.1
 
 
 @pytest.mark.bad_input
