@@ -50,8 +50,9 @@ class Inputs(NamedTuple):
     def part(self, run: slice) -> "Inputs":
         """Cut out some of the keys, in float32 or wider; the queries by key head, (b, hk, g t, d).
 
-        Rows lie side by side, so that no layout of the inputs rounds otherwise than another. Where
-        times hide keys, one that is not finite is 0 and its bias NaN: 0 NaN is NaN.
+        Numbers of a row lie side by side: how a product lays out others is up to the processor's
+        library, and rounds otherwise. Where times hide keys, one that is not finite is 0 and its
+        bias NaN: 0 NaN is NaN.
         """
         dtype = wide(self.query)
         key, value = (side_by_side(x[:, :, run].to(dtype)) for x in (self.key, self.value))

@@ -58,6 +58,6 @@ def main(options: Options) -> None:
 
 
 def learn(people: Path, steps: int) -> None:
-    """Train a few steps with the settings of the network that ships, in a temporary folder."""
+    """Train a few steps as the networks that ship began, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         train(TrainConfig(people, Path(folder), steps=steps, coarse_first=0.25, device="cpu"))

@@ -2,8 +2,8 @@
 
     python -m examples.images.gan.studies.report --runs runs/gans --data FOLDER
 
-Writes gans.json, gans.md, gans_curves.png and gans_sheet.png. Seeds of one case are averaged; the
-time of comparison is the longest that all of them have had.
+Writes gans.json, gans.md, gans_curves.png and gans_sheet.png. The first table averages the
+seeds of a case at the longest time that all runs have had; the second has every run as it is now.
 """
 
 from collections import defaultdict
