@@ -148,8 +148,11 @@ class Cells:
         logits, bend = _capped(scaled_bmm(query, key.mT, self.scale), self.softcap)
         if self.offset_bias is not None:
             logits = logits + self.offset_bias.to(self.wide)[self.entries(cells, blocks)]
+        hides = self.query_time is not None  # asked, for a mask costs several passes over all pairs
         if not is_plain:
-            logits[..., :near] += self._bias(chunk, ids, empty)
+            bias = self._bias(chunk, ids, empty)
+            logits[..., :near] += bias
+            hides = hides or not has_values(bias) or bool((bias == -torch.inf).any())
         if far is not None:
             logits[..., near:] += far.bias[:, None]
         if self.query_time is not None and self.key_time is not None:
@@ -158,7 +161,7 @@ class Cells:
             later = then[:, None] > now[:, :, None]
             later = F.pad(later, (0, logits.shape[2] - near))
             logits = logits.masked_fill(later, -torch.inf)
-        weights = softmax(logits, may_see_nothing=not is_plain)
+        weights = softmax(logits, may_see_nothing=hides)
         return Tile(
             cells,
             query,
@@ -168,7 +171,7 @@ class Cells:
             self.scale,
             Run(cells),
             keys,
-            is_masked=not is_plain,
+            is_masked=hides,
             contains=self.query_time is not None,
             bend=bend,
             far=far,

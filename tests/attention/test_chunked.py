@@ -89,6 +89,35 @@ def test_a_short_last_block_is_masked_only_where_it_is_read(
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_bias_of_keys_costs_no_masking_where_it_hides_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So Euclidean attention, whose bias is finite, takes the passes that plain dot products take."""
+    monkeypatch.setitem(BUDGET, "cpu", 1)  # one cell a chunk
+    masked: list[bool] = []
+    inner = Cells.tile
+
+    def observed(cells: Cells, chunk: Any) -> Any:
+        tile = inner(cells, chunk)
+        masked.append(tile.is_masked)
+        return tile
+
+    monkeypatch.setattr(Cells, "tile", observed)
+    space = ndgpa.Sequence(16, 4)
+    inputs = [torch.randn(1, 1, 16, 3, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(1, 16, dtype=torch.bool)
+    mask[0, 9] = False  # of the third block
+    selection = ndgpa.Selection(torch.tensor([[[[0, 1], [2, 3], [1, -1], [0, 3]]]]).int())
+    options = {"affinity": "euclidean", "key_mask": mask}
+    out = ndgpa.attend(*inputs, selection, space, backend="torch", **options)
+    grads = torch.autograd.grad(out.square().sum(), inputs)
+    assert masked == 2 * [False, True, True, False]
+    expected = ndgpa.attend(*inputs, selection, space, backend="reference", **options)
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected.square().sum(), inputs)):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.bad_input
 def test_forward_mode_derivatives_are_refused_and_not_dropped() -> None:
     x = torch.randn(1, 1, 12, 4)

@@ -5,7 +5,7 @@ period is never under 4 pixels and letters can be read: a small picture has broa
 fewer, larger letters.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,15 @@ HAIRS = ((30, 24, 22), (70, 45, 28), (130, 85, 45), (200, 160, 90), (150, 60, 30
 
 
 @dataclass(frozen=True)
+class Print:
+    """Letters or digits on the trunk's texture."""
+
+    words: str
+    centre: tuple[float, float]  # as of `prints.stamp`
+    size: tuple[float, float]  # height and width in texels
+
+
+@dataclass(frozen=True)
 class Looks:
     """What two pictures of a figure share."""
 
@@ -43,6 +52,7 @@ class Looks:
     textures: dict[str, np.ndarray]
     long_hair: bool
     backdrop: Backdrop
+    prints: dict[str, Print] = field(default_factory=dict)  # that say something: chest, back
 
 
 @dataclass(frozen=True)
@@ -91,15 +101,15 @@ def draw_looks(generator: np.random.Generator, rows: int, patches: Patches | Non
     tailor = Tailor(generator, rows, patches)
     skin: Colour = SKINS[generator.integers(len(SKINS))]
     body = Body(height=generator.uniform(0.95, 1.04), girth=generator.uniform(0.9, 1.15))
-    textures = draw_shirt(tailor, skin) | draw_trousers(tailor, skin) | draw_skin(tailor, skin)
+    shirt, written = draw_shirt(tailor, skin)
+    textures = shirt | draw_trousers(tailor, skin) | draw_skin(tailor, skin)
     long_hair, backdrop = bool(generator.random() < 0.5), draw_backdrop(generator)
-    return Looks(
-        body, textures, long_hair, backdrop if patches is None else patches.backdrop(backdrop)
-    )
+    backdrop = backdrop if patches is None else patches.backdrop(backdrop)
+    return Looks(body, textures, long_hair, backdrop, written)
 
 
-def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
-    """Draw trunk and arms, a print on the chest, a number on the back."""
+def draw_shirt(tailor: Tailor, skin: Colour) -> tuple[dict[str, np.ndarray], dict[str, Print]]:
+    """Draw trunk and arms, a print on the chest, a number on the back; and say what is written."""
     generator, cloth = tailor.generator, tailor.draw_cloth()
     trim = cloth.colours[1] if generator.random() < 0.5 else fabric.draw_colour(generator)
     trunk = tailor.cloth("trunk", cloth)
@@ -107,11 +117,14 @@ def draw_shirt(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
         trunk = band(trunk, 1 - HEM, 0.05, trim)
     sleeves = cloth if generator.random() < 0.6 else replace(cloth, pattern="plain")
     length = generator.choice((0.5, 1.0, 2.0), p=(0.3, 0.2, 0.5))  # in parts of the arm
-    return {
-        "trunk": print_back(tailor, print_chest(tailor, trunk)),
+    trunk, chest = print_chest(tailor, trunk)
+    trunk, back = print_back(tailor, trunk)
+    shirt = {
+        "trunk": trunk,
         "upper arm": cut(tailor.cloth("upper arm", sleeves), min(length, 1.0), skin, trim),
         "forearm": cut(tailor.cloth("forearm", sleeves), max(length - 1, 0.0), skin, trim),
     }
+    return shirt, ({"chest": chest} if chest else {}) | {"back": back}
 
 
 def draw_trousers(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
@@ -156,7 +169,7 @@ def draw_skin(tailor: Tailor, skin: Colour) -> dict[str, np.ndarray]:
     }
 
 
-def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
+def print_chest(tailor: Tailor, trunk: np.ndarray) -> tuple[np.ndarray, Print | None]:
     """Print text or a logo on most shirts."""
     generator, density = tailor.generator, tailor.density
     panel = fabric.draw_colour(generator)
@@ -164,27 +177,27 @@ def print_chest(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
     kind = generator.choice(("text", "logo", "none"), p=(0.45, 0.45, 0.1))
     if kind == "text":
         height, width = max(0.11, 9 * tailor.pixel), 0.17
-        words = tailor.draw_word(width)
-        return prints.stamp(
-            trunk, CHEST, (height * density, width * density), prints.panel(words, ink, panel)
-        )
+        text = Print(tailor.draw_word(width), CHEST, (height * density, width * density))
+        board = prints.panel(text.words, ink, panel)
+        return prints.stamp(trunk, text.centre, text.size, board), text
     if kind == "logo":
         side = max(0.14, 12 * tailor.pixel) * density
         shape = prints.logo(
             str(generator.choice(prints.LOGOS)), int(generator.integers(3, 7)), panel, ink
         )
-        return prints.stamp(trunk, CHEST, (side, side), shape)
-    return trunk
+        return prints.stamp(trunk, CHEST, (side, side), shape), None
+    return trunk, None
 
 
-def print_back(tailor: Tailor, trunk: np.ndarray) -> np.ndarray:
+def print_back(tailor: Tailor, trunk: np.ndarray) -> tuple[np.ndarray, Print]:
     """Print a number that continues across the seam of the texture."""
     number = str(tailor.generator.integers(1, 100))
     number = number if tailor.rows >= 128 else number[-1]
     edge = fabric.draw_colour(tailor.generator)
     ink = fabric.draw_contrast(tailor.generator, edge)
     size = max(0.13, 10 * tailor.pixel) * tailor.density, 0.17 * tailor.density
-    return prints.stamp(trunk, BACK, size, prints.outlined(number, ink, edge))
+    text = Print(number, BACK, size)
+    return prints.stamp(trunk, text.centre, text.size, prints.outlined(number, ink, edge)), text
 
 
 def cut(texture: np.ndarray, length: float, skin: Colour, trim: Colour) -> np.ndarray:

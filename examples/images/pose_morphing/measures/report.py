@@ -11,7 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.common.tables import processor
-from examples.images.pose_morphing.measures.sheet import Picture, as_pictures, draw_sheet
+from examples.images.pose_morphing.measures.sheet import (
+    Picture,
+    as_pictures,
+    draw_sheet,
+    side_by_side,
+)
 from examples.images.pose_morphing.measures.tasks import Task
 from examples.people.keypoints import draw_skeleton
 
@@ -99,12 +104,7 @@ def contact_sheet(
         draw_sheet(columns_of(task, images, slice(first, first + rows)))
         for first in range(0, min(rows * blocks, len(task)), rows)
     ]
-    wide = PIL.Image.new("RGB", (sum(x.width for x in sheets), sheets[0].height), "white")
-    left = 0
-    for sheet in sheets:
-        wide.paste(sheet, (left, 0))
-        left += sheet.width
-    return wide
+    return side_by_side(sheets)
 
 
 def columns_of(task: Task, images: dict[str, Tensor], chosen: slice) -> dict[str, list[Picture]]:

@@ -53,6 +53,16 @@ def draw_sheet(columns: dict[str, list[Picture]], enlarged: int = ENLARGED) -> P
     return sheet
 
 
+def side_by_side(sheets: list[PIL.Image.Image]) -> PIL.Image.Image:
+    """Put sheets beside one another, the first of which is the highest."""
+    wide = PIL.Image.new("RGB", (sum(x.width for x in sheets), sheets[0].height), PAPER)
+    left = 0
+    for sheet in sheets:
+        wide.paste(sheet, (left, 0))
+        left += sheet.width
+    return wide
+
+
 def in_lines(label: str, width: float) -> str:
     """Break a label into as few lines as are legible; a word stays whole."""
     least = max(map(len, label.split()), default=1)
