@@ -92,7 +92,7 @@ def test_a_short_last_block_is_masked_only_where_it_is_read(
 def test_a_bias_of_keys_costs_no_masking_where_it_hides_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So Euclidean attention, whose bias is finite, takes the passes that plain dot products take."""
+    """So Euclidean attention, whose bias is finite, takes as few passes as dot products."""
     monkeypatch.setitem(BUDGET, "cpu", 1)  # one cell a chunk
     masked: list[bool] = []
     inner = Cells.tile

@@ -111,10 +111,10 @@ def main(folder: Path, size: tuple[int, int] = (256, 128)) -> None:
             with replacing(clip / "frames" / f"{len(of_clip):03}.png") as part:
                 PIL.Image.fromarray(picture).save(part, "PNG")
             of_clip.append(found)
-    for clip, found in points.items():
-        box = [0, 0, size[1], size[0]]
-        write_json(clip / "keypoints.json", {"box": box, "keypoints": np.stack(found).tolist()})
-        print(f"{len(found)} pictures in {clip}")
+    for clip, of_clip in points.items():
+        said = {"box": [0, 0, size[1], size[0]], "keypoints": np.stack(of_clip).tolist()}
+        write_json(clip / "keypoints.json", said)
+        print(f"{len(of_clip)} pictures in {clip}")
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def main(options: Options) -> None:
     found = drawn(figures, options)
     pictures = open_pictures(options.data, options.split, generator.config.size)
     for kind, readings in found.items():
-        people = [pictures.at(np.array(ids)) for ids in zip(*map(pair_of, readings), strict=True)]
-        columns = columns_of(generator, figures, *people, readings)
+        sources, targets = np.array([pair_of(each) for each in readings]).T
+        people = pictures.at(sources), pictures.at(targets)
+        columns = columns_of(generator, figures, people, readings)
         save_picture(in_blocks(columns), options.out / f"{kind}.{options.form}")
     said = {kind: [asdict(each) for each in readings] for kind, readings in found.items()}
     write_json(options.out / "letters.json", said)
@@ -179,11 +180,11 @@ def person_of(figures: Figures, picture: int) -> tuple[int, int]:
 def columns_of(
     generator: Generator,
     figures: Figures,
-    sources: People,
-    targets: People,
+    people: tuple[People, People],
     readings: list[Reading],
 ) -> dict[str, list[Picture]]:
-    """Render the targets; make columns of whole pictures, and of the print of each alone."""
+    """Render sources in the poses of targets; make columns of each print above its picture."""
+    sources, targets = people
     made = rendered(generator, sources, targets)
     whole = {"source": list(sources.images), "result": made, "truth": list(targets.images)}
     width = generator.config.size[1]
