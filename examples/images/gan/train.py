@@ -1,7 +1,7 @@
 """Train a generator, `python -m examples.images.gan.train --system hit --out runs/hit`.
 
 A run that was killed goes on where it stopped; on a CPU with the same bits. Several processes:
-`torchrun --nproc-per-node N -m examples.images.gan.train ...`; they share the batch, and the
+`torchrun --nproc-per-node N -m -- examples.images.gan.train ...`; they share the batch, and the
 number of them may change when a run goes on.
 """
 

@@ -2,7 +2,7 @@
 
 With `paper` before the options, their defaults are those of the paper. A run that was killed goes
 on where it stopped; on a CPU with the same bits. Several GPUs:
-`torchrun --nproc-per-node N -m examples.images.pose_morphing.train ...`.
+`torchrun --nproc-per-node N -m -- examples.images.pose_morphing.train ...`.
 """
 
 import copy

@@ -47,7 +47,7 @@ from examples.people.pictures import People
 FACING = {"chest": 0.0, "back": math.pi}  # the turn of a body whose print faces the viewer
 NEAR, FAR = math.radians(30), math.radians(65)
 KINDS = ("frontal", "turned")
-COPYABLE = 0.85  # of a print's pixels in the target, at least
+COPYABLE = 0.97  # of a print's pixels in the target, at least: or a letter is not in the source
 LARGE = 0.5  # of the pixels that the print has when it faces the viewer, at least, in both pictures
 WHITE = 60  # of 255: the least of what a print adds to a pixel that is more than half of it
 ROWS = 5  # of a block
