@@ -14,13 +14,15 @@ from examples.common.stylegan2 import double
 from examples.common.untrusted import BadInput
 from examples.images.pose_morphing.attention import enlarge
 from examples.images.pose_morphing.config import PRESETS, ModelConfig
-from examples.images.pose_morphing.demo import SHIPPED
+from examples.images.pose_morphing.data import distorted, random_affine, to_tensors
+from examples.images.pose_morphing.demo import SHIPPED, STRANGERS
 from examples.images.pose_morphing.growth import before_growth, carry_over
 from examples.images.pose_morphing.model import MASK_START, Generator
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig, Weights
 from examples.images.pose_morphing.trained import load_trained
-from examples.people.pictures import Arrays
+from examples.people.figures.render import draw_figure
+from examples.people.pictures import Arrays, People
 
 GROWN = ModelConfig(
     (64, 32),
@@ -144,6 +146,23 @@ def test_the_network_that_ships_is_part_of_the_one_that_grows() -> None:
     carry_over(shipped, large)
     assert torch.equal(large.to_rgb[1].weight, shipped.to_rgb[0].weight)
     assert torch.equal(large.source_encoder.stems[0].weight, shipped.source_encoder.stem.weight)
+
+
+@torch.no_grad()
+def test_the_new_level_of_the_large_network_that_ships_copies_what_is_finer() -> None:
+    """Of distorted strangers, it is nearer to the truth than what the level below has copied."""
+    generator = load_trained(SHIPPED / "gpa256").generator
+    size = generator.config.size
+    people = [draw_figure(identity, 0, size, STRANGERS) for identity in range(2)]
+    folk = People(np.stack([x.image for x in people]), np.stack([x.points for x in people]))
+    image, maps = to_tensors(folk, torch.device("cpu"))
+    batch = distorted(image, maps, random_affine(2, 0.3, torch.Generator().manual_seed(0)))
+    morph = generator(batch.source, batch.source_maps, batch.target_maps)
+    fine, coarse = morph.copied[0], double(morph.copied[1], smooth=False)
+    error, before = ((x - batch.truth).square().mean() for x in (fine, coarse))
+    assert size == (256, 128)
+    assert error < before
+    assert (morph.image - batch.truth).square().mean() < before
 
 
 def test_a_run_grows_at_its_steps(tmp_path: Path, pictures: Arrays) -> None:
