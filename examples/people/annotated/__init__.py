@@ -1,1 +1,1 @@
-"""Real people in free videos, with key points that were read off the frames by eye."""
+"""People in free videos, with key points that were read off the frames by eye."""

@@ -1,6 +1,7 @@
 """A few small figures and a generator of random weights, for the commands that need both."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,11 +21,15 @@ SIZE = (64, 32)
 @pytest.fixture(scope="session")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of which only the last identity, the test's, is rendered."""
-    folder = tmp_path_factory.mktemp("figures")
     options = cache.Options(SIZE, identities=30, poses=6)
+    return filled(tmp_path_factory.mktemp("figures"), options, [29])
+
+
+def filled(folder: Path, options: cache.Options, identities: Iterable[int]) -> Path:
+    """Render some identities alone into a folder that is complete otherwise."""
     for name, (shape, dtype) in options.shapes.items():
         np.save(folder / f"{name}.npy", np.zeros(shape, dtype))
-    cache.fill(folder, options, [29])
+    cache.fill(folder, options, identities)
     (folder / "figures.json").write_text(json.dumps(options.written()))
     return folder
 

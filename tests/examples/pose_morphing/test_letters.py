@@ -12,7 +12,7 @@ from examples.people.figures import cache, prints
 from examples.people.figures.cache import Figures
 from examples.people.figures.render import looks_of, render
 from examples.people.figures.truth import Truth
-from tests.examples.pose_morphing.conftest import SIZE
+from tests.examples.pose_morphing.conftest import SIZE, filled
 
 OPTIONS = cache.Options(SIZE, identities=120, poses=4)
 
@@ -20,12 +20,7 @@ OPTIONS = cache.Options(SIZE, identities=120, poses=4)
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Figures of which only the test's identities are rendered."""
-    folder = tmp_path_factory.mktemp("crowd")
-    for name, (shape, dtype) in OPTIONS.shapes.items():
-        np.save(folder / f"{name}.npy", np.zeros(shape, dtype))
-    cache.fill(folder, OPTIONS, range(116, 120))
-    (folder / "figures.json").write_text(json.dumps(OPTIONS.written()))
-    return folder
+    return filled(tmp_path_factory.mktemp("crowd"), OPTIONS, range(116, 120))
 
 
 def test_a_print_is_where_pixels_change_with_its_colour(
@@ -78,3 +73,10 @@ def test_sheets_and_what_is_written(run: Path, crowd: Path, tmp_path: Path) -> N
         )
         with PIL.Image.open(tmp_path / f"{kind}.png") as sheet:
             assert sheet.height > SIZE[0] + SIZE[1]
+
+
+@pytest.mark.bad_input
+def test_a_network_of_another_size_is_refused_before_any_work(crowd: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="makes pictures of 128x64, the data has 64x32"):
+        letters.main(letters.Options(crowd, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ from examples.common.commands import check_count, check_seed, command
 from examples.common.files import check_folder, write_json
 from examples.images.pose_morphing.data import paired
 from examples.images.pose_morphing.demo import SHIPPED
+from examples.images.pose_morphing.evaluate import check_fit
 from examples.images.pose_morphing.measures.sheet import (
     Picture,
     as_pictures,
@@ -82,15 +83,17 @@ def main(options: Options) -> None:
     """Draw the pairs, render them, write the sheets.
 
     Raises:
-        ValueError: The data has no truth, or too few such pairs.
+        ValueError: The data has no truth, too few such pairs, or is not of the model's size.
     """
     check_folder(options.out)
     check_count("--pairs", options.pairs)
     check_seed(options.seed)
-    generator = load_trained(options.model).generator
+    trained = load_trained(options.model)
+    generator = trained.generator
     figures = Figures(options.data, options.split)
-    found = drawn(figures, options)
     pictures = open_pictures(options.data, options.split, generator.config.size)
+    check_fit(str(options.model), trained, pictures)
+    found = drawn(figures, options)
     for kind, readings in found.items():
         sources, targets = np.array([pair_of(each) for each in readings]).T
         people = pictures.at(sources), pictures.at(targets)
@@ -186,16 +189,13 @@ def columns_of(
     """Render sources in the poses of targets; make columns of each print above its picture."""
     sources, targets = people
     made = rendered(generator, sources, targets)
-    whole = {"source": list(sources.images), "result": made, "truth": list(targets.images)}
     width = generator.config.size[1]
-    columns: dict[str, list[Picture]] = {}
-    for name, pictures in whole.items():
-        found = []
-        for picture, reading in zip(pictures, readings, strict=True):
-            i = reading.source if name == "source" else reading.target
-            box = box_of(print_at(figures, i, reading.where))
-            found.append(np.concatenate([cut(picture, box, (width, width)), picture]))
-        columns[name] = found
+    columns: dict[str, list[Picture]] = {"source": [], "result": [], "truth": []}
+    for i, reading in enumerate(readings):
+        there, here = (box_of(print_at(figures, x, reading.where)) for x in pair_of(reading))
+        row = (sources.images[i], there), (made[i], here), (targets.images[i], here)
+        for column, (picture, box) in zip(columns.values(), row, strict=True):
+            column.append(np.concatenate([cut(picture, box, (width, width)), picture]))
     return columns
 
 
