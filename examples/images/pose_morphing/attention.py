@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from examples.common.stylegan2 import Conv, activate, merge
+from examples.images.pose_morphing.body import BodyEmbedding
 from examples.images.pose_morphing.config import AttentionName, ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given, Level
 from ndgpa import GPA, Full
@@ -48,6 +49,9 @@ class CopyAttention(nn.Module):
             with torch.no_grad():
                 self.to_query.weight.mul_(START)
                 self.to_key.weight.mul_(START)
+        if min(size) <= config.body:
+            self.query_of_body = BodyEmbedding(seen, self.query_width, lr)
+            self.key_of_body = BodyEmbedding(seen, self.query_width, lr)
         if config.fusion == "concat":
             self.fuse = Conv(2 * width, width, config.fusion_kernel, lr=lr)
         else:
@@ -61,22 +65,21 @@ class CopyAttention(nn.Module):
         return not (coarse_only and isinstance(self.operator, GPA))
 
     def forward(self, given: Given) -> Carried:
-        projected = self.project(given.target, given.source, given.handed)
+        projected = self.project(given)
         features, copied, query, key = self.attend(*projected, given.source, given.pixels)
         level = Level(self.size, copied, query, key, self.structure, self.operator)
         target = self.fused(given.target, features)
         return Carried(target, given.source, copied, handed=projected, level=level)
 
-    def project(
-        self,
-        target: Float[Tensor, "b c h w"],
-        source: Float[Tensor, "b c h w"],
-        coarser: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
+    def project(self, given: Given) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
         """Queries and keys, on top of those of the next coarser level."""
+        target, source, coarser = given.target, given.source, given.handed
         if self.config.coordinates:
             target, source = with_coordinates(target), with_coordinates(source)
         query, key = self.to_query(target).float(), self.to_key(source).float()
+        if given.points is not None and min(self.size) <= self.config.body:
+            key = key + self.key_of_body(source, given.points[0]).float()
+            query = query + self.query_of_body(target, given.points[1]).float()
         if coarser is not None and self.config.pyramid:
             query, key = query + enlarge(coarser[0]), key + enlarge(coarser[1])
         return query, key

@@ -156,6 +156,7 @@ class ModelConfig:
     weight_lr: float = 1.0  # learning-rate multiplier of convolutions, see `layers.Conv`
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
+    body: int = 0  # until this short side, queries and keys see where on the body they are: body.py
     temperature: bool = False  # learnt, one a level
     sharper: float = 1.0  # times, of logits of attentions that select, on top of the temperature
     copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
@@ -242,5 +243,6 @@ PRESETS = {
     "grow256": replace(
         learnable((256, 128), (16, 16, 32, 64, 96, 128), "GPA512_4_16"),
         stems=3,
+        body=64,
     ),
 }

@@ -12,6 +12,7 @@ Bachlechner et al. 2021, "ReZero is all you need".
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -37,10 +38,20 @@ def before_growth(config: ModelConfig, times: int) -> ModelConfig:
 
 
 def carry_over(small: Generator, large: Generator) -> None:
-    """Copy the weights of a network into another, whose coarser levels it becomes.
+    """Copy the weights of a network into another, whose coarser levels it becomes; the others join.
 
     Raises:
         ValueError: `large` has no such levels, or no stem for the finest of them.
+    """
+    for level in reversed(range(replace_levels(large, small))):
+        join(large, level)
+
+
+def replace_levels(large: Generator, small: Generator) -> int:
+    """Copy the weights of a network into another; return how many levels of that are finer.
+
+    Raises:
+        ValueError: As for `carry_over`.
     """
     added = len(large.config.channels) - len(small.config.channels)
     carried = {deepened(name, added): x for name, x in small.state_dict().items()}
@@ -57,8 +68,20 @@ def carry_over(small: Generator, large: Generator) -> None:
             f"{large.config.channels} channels with {large.config.stems}"
         )
     large.load_state_dict(own | carried)
-    for level in reversed(range(added)):
-        join(large, level)
+    return added
+
+
+def coarser_part(large: Generator, times: int) -> Generator:
+    """Take the levels below the finest ones as a network of their own, as it was before growth.
+
+    Raises:
+        ValueError: It has not grown so often.
+    """
+    if not 0 <= times < large.config.stems:
+        raise ValueError(f"a network of {large.config.stems} stems has not grown {times} times")
+    small, weights = Generator(before_growth(large.config, times)), large.state_dict()
+    small.load_state_dict({name: weights[deepened(name, times)] for name in small.state_dict()})
+    return small
 
 
 @torch.no_grad()
@@ -77,10 +100,23 @@ def join(generator: Generator, level: int) -> None:
         attention.log_temperature.copy_(coarser.log_temperature + closer)
 
 
-def begin_with(trained: Generator, *networks: Generator) -> None:
-    """Copy what was trained, in the same size or a smaller one, into each of the networks."""
-    for network in networks:
-        carry_over(trained, network)
+def begin_with(trained: Sequence[Generator], network: Generator) -> None:
+    """Copy what was trained into a network, the last one last; levels of none of them join.
+
+    Of one that is larger, its coarser levels are copied.
+
+    Raises:
+        ValueError: One of them is no part of the network, nor the network of it.
+    """
+    finer = [replace_levels(network, fitting(each, network)) for each in trained]
+    for level in reversed(range(min(finer))):
+        join(network, level)
+
+
+def fitting(trained: Generator, network: Generator) -> Generator:
+    """Take away the levels that a network is too small for."""
+    surplus = len(trained.config.channels) - len(network.config.channels)
+    return coarser_part(trained, surplus) if surplus > 0 else trained
 
 
 def deepened(name: str, added: int) -> str:

@@ -37,6 +37,7 @@ class Given:
     source_maps: Float[Tensor, "b 18 k l"]  # heat maps of the key points, at the finest size
     target_maps: Float[Tensor, "b 18 k l"]
     handed: Any  # down by the next coarser level; None where there is none
+    points: tuple[Float[Tensor, "b 18 3"], Float[Tensor, "b 18 3"]] | None = None  # see body.py
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from examples.common.stylegan2 import (
     merge,
 )
 from examples.images.pose_morphing.attention import CopyAttention
+from examples.images.pose_morphing.body import located
 from examples.images.pose_morphing.config import ModelConfig, parse
 from examples.images.pose_morphing.levels import Given, Level
 from examples.images.pose_morphing.rivals import RIVALS
@@ -215,6 +216,9 @@ class Generator(nn.Module):
         from_source = [] if features else self.encode(source, source_maps)
         from_target = self.target_encoder(target_maps)
         style, pixels = style_of(from_target), pyramid(source, len(from_target))
+        points = None
+        if self.config.body:
+            points = located(source_maps), located(target_maps)
         s = t = handed = image = None
         levels: list[Level] = []
         copies: list[Tensor] = []
@@ -227,7 +231,7 @@ class Generator(nn.Module):
             elif any(active[: i + 1]):  # nobody reads the source at finer levels
                 s = self.source_decoder[i](s, from_source[i], style_of(from_source))
             if active[i]:
-                given = Given(t, s, pixels[i], source_maps, target_maps, handed)
+                given = Given(t, s, pixels[i], source_maps, target_maps, handed, points)
                 carried = self.attentions[i](given)
                 t, s, handed = carried.target, carried.source, carried.handed
                 copied = carried.copied if self.config.copy_rgb else None

@@ -85,8 +85,10 @@ class Trainer:
         self.parts: dict[str, Part] = {}
         self.doublings = len(config.grow_at)  # that are still to come
         self.use(self.network())
-        if config.start is not None:
-            begin_with(load_trained(config.start).generator, self.generator, self.average)
+        if config.start:
+            trained = [load_trained(each).generator for each in config.start]
+            begin_with(trained, self.generator)
+            self.average.load_state_dict(self.generator.state_dict())
         self.texture = TextureEnergy().to(self.device)
         self.perceptual = None
         if config.weights.perceptual:

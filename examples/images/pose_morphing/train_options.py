@@ -54,7 +54,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the generator's gradient
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
-    start: Path | None = None  # run or checkpoint whose weights to begin with, as in growth.py
+    start: tuple[Path, ...] = ()  # runs or checkpoints whose weights to begin with: growth.py
     grow_at: tuple[int, ...] = ()  # steps at which the size doubles, up to that of the preset
     sharper: float = 1.0  # times, of logits in copying; the loss of correspondence of pairs sees 1
     true_pairs: bool = False  # pairs of drawn figures know where the source of a pixel is, too
@@ -160,6 +160,6 @@ def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     for name, path in (("vgg", config.vgg), ("lpips", config.lpips)):
         if path is not None:
             said[name] = digest(path)
-    if config.start is not None:
-        said["start"] = digest(tensors_file(config.start))
+    if config.start:
+        said["start"] = " ".join(digest(tensors_file(each)) for each in config.start)
     return json.loads(json.dumps(said | {"model": asdict(config.model)}))

@@ -20,7 +20,7 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
-OLDER = {"stems": 1, "sharper": 1.0}  # what checkpoints of older versions do not say
+OLDER = {"stems": 1, "sharper": 1.0, "body": 0}  # what checkpoints of older versions do not say
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 

@@ -16,7 +16,14 @@ from examples.images.pose_morphing.attention import enlarge
 from examples.images.pose_morphing.config import PRESETS, ModelConfig
 from examples.images.pose_morphing.data import distorted, random_affine, to_tensors
 from examples.images.pose_morphing.demo import SHIPPED, STRANGERS
-from examples.images.pose_morphing.growth import before_growth, carry_over
+from examples.images.pose_morphing.growth import (
+    before_growth,
+    begin_with,
+    carry_over,
+    coarser_part,
+    deepened,
+)
+from examples.images.pose_morphing.levels import Given
 from examples.images.pose_morphing.model import MASK_START, Generator
 from examples.images.pose_morphing.train import Trainer, train
 from examples.images.pose_morphing.train_options import TrainConfig, Weights
@@ -112,8 +119,9 @@ def test_a_finer_level_begins_to_look_where_the_coarser_one_does() -> None:
     assert fine.log_temperature == coarse.log_temperature + math.log(4)
     features = torch.randn(1, 4, 64, 32), torch.randn(1, 4, 64, 32)
     handed = torch.randn(1, 4, 32, 16), torch.randn(1, 4, 32, 16)
+    asked = Given(*features, torch.empty(0), torch.empty(0), torch.empty(0), handed)
     with torch.no_grad():
-        for made, given in zip(fine.project(*features, handed), handed, strict=True):
+        for made, given in zip(fine.project(asked), handed, strict=True):
             torch.testing.assert_close(made, enlarge(given))
 
 
@@ -146,6 +154,32 @@ def test_the_network_that_ships_is_part_of_the_one_that_grows() -> None:
     carry_over(shipped, large)
     assert torch.equal(large.to_rgb[1].weight, shipped.to_rgb[0].weight)
     assert torch.equal(large.source_encoder.stems[0].weight, shipped.source_encoder.stem.weight)
+
+
+def test_coarser_levels_are_taken_out_trained_and_put_back() -> None:
+    large, other = drawn(GROWN, 1), drawn(GROWN, 2)
+    part = coarser_part(large, 1)
+    assert part.config == before(1)
+    fresh = drawn(GROWN, 2)
+    begin_with([other, part], fresh)  # the finest level of one, the others of the other
+    finest, whole, mine = other.state_dict(), large.state_dict(), fresh.state_dict()
+    carried = {deepened(name, 1) for name in part.state_dict()}
+    assert carried < mine.keys()
+    for name, x in mine.items():
+        assert torch.equal(x, whole[name] if name in carried else finest[name])
+
+
+def test_a_network_begins_with_the_coarser_levels_of_a_larger_one() -> None:
+    large, small = drawn(GROWN, 1), drawn(before(1), 2)
+    begin_with([large], small)
+    expected = coarser_part(large, 1).state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in small.state_dict().items())
+
+
+@pytest.mark.bad_input
+def test_levels_that_never_were_the_finest_are_no_network() -> None:
+    with pytest.raises(ValueError, match="of 3 stems has not grown 3 times"):
+        coarser_part(drawn(GROWN, 1), 3)
 
 
 @torch.no_grad()
@@ -215,7 +249,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Arrays) -> dict[st
 def test_a_run_begins_with_what_another_has_learnt(tmp_path: Path, pictures: Arrays) -> None:
     train(config_for(tmp_path / "small", grow_at=(2,), steps=3), pictures)
     small = load_trained(tmp_path / "small").generator
-    start = config_for(tmp_path / "large", grow_at=(), start=tmp_path / "small")
+    start = config_for(tmp_path / "large", grow_at=(), start=(tmp_path / "small",))
     trainer = Trainer(start, pictures)
     for network in (trainer.generator, trainer.average):
         assert all(
@@ -230,7 +264,7 @@ def test_a_run_begins_with_what_another_has_learnt(tmp_path: Path, pictures: Arr
         ({"grow_at": (2, 2)}, "must be steps that rise from 1"),
         ({"grow_at": (0,)}, "must be steps that rise from 1"),
         ({"grow_at": (1, 2, 3)}, "names 3 steps; a network of 3 stems can grow 2 times"),
-        ({"start": Path("nowhere")}, "there is no checkpoint nowhere"),
+        ({"start": (Path("nowhere"),)}, "there is no checkpoint nowhere"),
         ({"true_pairs": True}, "--true-pairs needs drawn figures with their truth"),
         ({"variety": 1.5}, "--variety must"),
         ({"sharper": 0.0}, "--sharper must"),

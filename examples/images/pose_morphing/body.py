@@ -1,0 +1,144 @@
+"""Where each pixel lies on the body: coordinates of its own for every part, out of the key points.
+
+Heat maps tell a network where joints are, and nothing between them. Here every part of the body,
+from one joint to another, is a frame: how far along it and across it a pixel lies. What moves with
+a part keeps its coordinates in every pose, so the pixels of source and target that show the same
+place are found nearly by these alone; what foreshortening and turns change, a small network learns
+from the whole pose.
+
+Lengths are in halves of the picture's height. Frames of parts are those of Siarohin et al. 2018,
+"Deformable GANs for pose-based human image generation", but for the torso, whose shoulders lie one
+behind the other when it is seen from the side.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from examples.common.stylegan2 import Conv, Linear, activate
+from examples.people.keypoints import NAMES
+
+LIMBS = (
+    *[("rsho", "relb"), ("relb", "rwri"), ("lsho", "lelb"), ("lelb", "lwri")],
+    *[("rhip", "rkne"), ("rkne", "rank"), ("lhip", "lkne"), ("lkne", "lank")],
+)
+TORSO, HEAD = ("neck", "hips"), ("neck", "top")
+PARTS = (*LIMBS, TORSO, HEAD)
+HALF_WIDTHS = (*[0.2] * len(LIMBS), 0.5, 0.4)  # of the parts, in lengths of the torso
+OVERHANG = 1.2  # a frame is as many times longer than its part: joints lie inside of it
+TOP = 1.6  # times the way from the neck to the nose reaches the top of the head
+SHORTEST = 0.1  # half a part seen from its end, in lengths of the torso
+USUAL = 0.6  # length of a torso that is not seen
+LEAST = 0.1  # height of a heat map, below which its point is missing
+CHANNELS = 3 * len(PARTS)
+POSE = 3 * len(NAMES)
+HIDDEN = 96
+
+
+class BodyEmbedding(nn.Module):
+    """What a pixel's place on the body adds to its query or key; nothing at first.
+
+    Args:
+        width: Channels of the features.
+        out: Channels of queries and keys.
+        lr: Learning-rate multiplier of the convolutions.
+    """
+
+    def __init__(self, width: int, out: int, lr: float = 1.0) -> None:
+        super().__init__()
+        self.of_place = Conv(width + CHANNELS, HIDDEN, 1, lr=lr)
+        self.of_pose = Linear(POSE, HIDDEN, lr=lr)
+        self.of_both = Conv(HIDDEN, HIDDEN, 1, lr=lr)
+        self.last = Conv(HIDDEN, out, 1, lr=lr)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(
+        self, features: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
+    ) -> Float[Tensor, "b d h w"]:
+        """Embed every pixel.
+
+        Args:
+            points: As `located` gives them.
+        """
+        h, w = features.shape[2:]
+        place = torch.cat([features, coordinates(points, (h, w)).to(features.dtype)], dim=1)
+        hidden = self.of_place(place) + self.of_pose(pose(points))[:, :, None, None]
+        embedded: Tensor = self.last(activate(self.of_both(activate(hidden))))
+        return embedded
+
+
+def located(maps: Float[Tensor, "b 18 h w"]) -> Float[Tensor, "b 18 3"]:
+    """Find the middle of each heat map, finer than its pixels: across, down, and 1 if it is there.
+
+    The middle of the picture is 0, its upper edge -1.
+    """
+    maps = maps.float()
+    weight = maps.square()
+    middle = torch.stack([(weight * x).sum(dim=(2, 3)) for x in grid(maps.shape[2:], maps)], dim=2)
+    there = maps.amax(dim=(2, 3))[..., None] > LEAST
+    middle = middle / weight.sum(dim=(2, 3))[..., None].clamp(min=1e-6)
+    return torch.cat([middle, torch.ones_like(middle[..., :1])], dim=2) * there
+
+
+def grid(size: torch.Size | tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far across and down each pixel lies."""
+    h, w = size
+    down = (2 * torch.arange(h, dtype=like.dtype, device=like.device) + 1 - h) / h
+    across = (2 * torch.arange(w, dtype=like.dtype, device=like.device) + 1 - w) / h
+    return across[None].expand(h, w), down[:, None].expand(h, w)
+
+
+def joints(points: Float[Tensor, "b 18 3"]) -> dict[str, Float[Tensor, "b 3"]]:
+    """Name the points, and the two that follow from others."""
+    found = dict(zip(NAMES, points.unbind(dim=1), strict=True))
+    hips = (found["rhip"] + found["lhip"]) / 2
+    there = found["rhip"][:, 2:] * found["lhip"][:, 2:]
+    top = found["neck"] + TOP * (found["nose"] - found["neck"])
+    seen = found["nose"][:, 2:] * found["neck"][:, 2:]
+    found["hips"] = torch.cat([hips[:, :2], there], dim=1)
+    found["top"] = torch.cat([top[:, :2], seen], dim=1)
+    return found
+
+
+def torso_length(found: dict[str, Float[Tensor, "b 3"]]) -> Float[Tensor, "b 1"]:
+    start, end = (found[name] for name in TORSO)
+    there = start[:, 2:] * end[:, 2:] > 0
+    length = (end - start)[:, :2].norm(dim=1, keepdim=True)
+    return torch.where(there, length.clamp(min=SHORTEST * USUAL), USUAL)
+
+
+def pose(points: Float[Tensor, "b 18 3"]) -> Float[Tensor, "b 54"]:
+    """Say where all joints are, in lengths of the torso from the neck, and which are there."""
+    found = joints(points)
+    from_neck = (points[..., :2] - found["neck"][:, None, :2]) / torso_length(found)[:, None]
+    there = points[..., 2:]
+    return torch.cat([from_neck * there * there[:, NAMES.index("neck"), None], there], 2).flatten(1)
+
+
+def coordinates(
+    points: Float[Tensor, "b 18 3"], size: tuple[int, int]
+) -> Float[Tensor, "b 30 h w"]:
+    """Say for each part whether a pixel lies on it, how far along and how far across.
+
+    Along and across are -1 to 1 inside; everything falls to 0 from there to twice as far out.
+    """
+    found = joints(points)
+    length = torso_length(found)
+    across, down = grid(size, points)
+    channels = []
+    for (start, end), half_width in zip(PARTS, HALF_WIDTHS, strict=True):
+        a, b = found[start], found[end]
+        half = OVERHANG * (b - a)[:, :2] / 2
+        reach = half.norm(dim=1, keepdim=True)
+        ahead = half / reach.clamp(min=1e-6)
+        middle = (a + b)[:, :2] / 2
+        x, y = (
+            each - of[:, None, None]
+            for each, of in zip((across, down), middle.unbind(dim=1), strict=True)
+        )
+        dx, dy = (each[:, None, None] for each in ahead.unbind(dim=1))
+        u = (x * dx + y * dy) / torch.maximum(reach, SHORTEST * length)[..., None]
+        v = (y * dx - x * dy) / (half_width * length)[..., None]
+        on = (2 - torch.maximum(u.abs(), v.abs())).clamp(0, 1) * (a[:, 2] * b[:, 2])[:, None, None]
+        channels += [on, on * u, on * v]
+    return torch.stack(channels, dim=1)
