@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from examples.common.stylegan2 import Conv, activate, merge
-from examples.images.pose_morphing.body import BodyEmbedding
 from examples.images.pose_morphing.config import AttentionName, ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given, Level
+from examples.images.pose_morphing.surface import SurfaceEmbedding
 from ndgpa import GPA, Full
 from ndgpa.operators import NoAttention
 
@@ -49,9 +49,7 @@ class CopyAttention(nn.Module):
             with torch.no_grad():
                 self.to_query.weight.mul_(START)
                 self.to_key.weight.mul_(START)
-        if min(size) <= config.body:
-            self.query_of_body = BodyEmbedding(seen, self.query_width, lr)
-            self.key_of_body = BodyEmbedding(seen, self.query_width, lr)
+        self.on_body = SurfaceEmbedding(seen, lr) if min(size) == config.body else None
         if config.fusion == "concat":
             self.fuse = Conv(2 * width, width, config.fusion_kernel, lr=lr)
         else:
@@ -77,11 +75,13 @@ class CopyAttention(nn.Module):
         if self.config.coordinates:
             target, source = with_coordinates(target), with_coordinates(source)
         query, key = self.to_query(target).float(), self.to_key(source).float()
-        if given.points is not None and min(self.size) <= self.config.body:
-            key = key + self.key_of_body(source, given.points[0]).float()
-            query = query + self.query_of_body(target, given.points[1]).float()
         if coarser is not None and self.config.pyramid:
-            query, key = query + enlarge(coarser[0]), key + enlarge(coarser[1])
+            query, key = (added(*each) for each in zip((query, key), coarser, strict=True))
+        if self.on_body is not None and given.points is not None:
+            embedded = self.on_body(target, source, given.points)
+            query, key = (
+                torch.cat(each, dim=1) for each in zip((query, key), embedded, strict=True)
+            )
         return query, key
 
     def attend(
@@ -134,6 +134,12 @@ def with_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+2 h w"]:
     height, width = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
     grid = torch.stack(torch.meshgrid(height, width, indexing="ij"))
     return torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1)
+
+
+def added(x: Float[Tensor, "b d h w"], coarser: Float[Tensor, "b e k l"]) -> Tensor:
+    """Add what comes from the coarser level, which may have further channels."""
+    further = coarser.shape[1] - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, further)) + enlarge(coarser)
 
 
 def enlarge(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d 2*h 2*w"]:

@@ -1,9 +1,9 @@
-"""Where each pixel lies on the body: coordinates of its own for every part, out of the key points.
+"""Where a pixel lies between the key points: coordinates of its own for every part of the body.
 
 Heat maps tell a network where joints are, and nothing between them. Here every part of the body,
 from one joint to another, is a frame: how far along it and across it a pixel lies. What moves with
 a part keeps its coordinates in every pose, so the pixels of source and target that show the same
-place are found nearly by these alone; what foreshortening and turns change, a small network learns
+place are found nearly by these alone; what foreshortening and turns change, `surface.py` learns
 from the whole pose.
 
 Lengths are in halves of the picture's height. Frames of parts are those of Siarohin et al. 2018,
@@ -13,9 +13,8 @@ behind the other when it is seen from the side.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from examples.common.stylegan2 import Conv, Linear, activate
 from examples.people.keypoints import NAMES
 
 LIMBS = (
@@ -32,39 +31,6 @@ USUAL = 0.6  # length of a torso that is not seen
 LEAST = 0.1  # height of a heat map, below which its point is missing
 CHANNELS = 3 * len(PARTS)
 POSE = 3 * len(NAMES)
-HIDDEN = 96
-
-
-class BodyEmbedding(nn.Module):
-    """What a pixel's place on the body adds to its query or key; nothing at first.
-
-    Args:
-        width: Channels of the features.
-        out: Channels of queries and keys.
-        lr: Learning-rate multiplier of the convolutions.
-    """
-
-    def __init__(self, width: int, out: int, lr: float = 1.0) -> None:
-        super().__init__()
-        self.of_place = Conv(width + CHANNELS, HIDDEN, 1, lr=lr)
-        self.of_pose = Linear(POSE, HIDDEN, lr=lr)
-        self.of_both = Conv(HIDDEN, HIDDEN, 1, lr=lr)
-        self.last = Conv(HIDDEN, out, 1, lr=lr)
-        nn.init.zeros_(self.last.weight)
-
-    def forward(
-        self, features: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Embed every pixel.
-
-        Args:
-            points: As `located` gives them.
-        """
-        h, w = features.shape[2:]
-        place = torch.cat([features, coordinates(points, (h, w)).to(features.dtype)], dim=1)
-        hidden = self.of_place(place) + self.of_pose(pose(points))[:, :, None, None]
-        embedded: Tensor = self.last(activate(self.of_both(activate(hidden))))
-        return embedded
 
 
 def located(maps: Float[Tensor, "b 18 h w"]) -> Float[Tensor, "b 18 3"]:
@@ -116,29 +82,35 @@ def pose(points: Float[Tensor, "b 18 3"]) -> Float[Tensor, "b 54"]:
 
 
 def coordinates(
-    points: Float[Tensor, "b 18 3"], size: tuple[int, int]
-) -> Float[Tensor, "b 30 h w"]:
-    """Say for each part whether a pixel lies on it, how far along and how far across.
+    points: Float[Tensor, "b 18 3"],
+    across: Float[Tensor, "c *place"],
+    down: Float[Tensor, "c *place"],
+) -> Float[Tensor, "b 30 *place"]:
+    """Say for each part whether a place lies on it, how far along and how far across.
 
     Along and across are -1 to 1 inside; everything falls to 0 from there to twice as far out.
+
+    Args:
+        points: As `located` gives them.
+        across, down: The places, in the same lengths; of each picture, or of all (c is 1).
     """
     found = joints(points)
     length = torso_length(found)
-    across, down = grid(size, points)
+
+    def spread(x: Float[Tensor, "b"]) -> Float[Tensor, "b *ones"]:
+        return x.reshape(-1, *[1] * (across.ndim - 1))
+
     channels = []
     for (start, end), half_width in zip(PARTS, HALF_WIDTHS, strict=True):
         a, b = found[start], found[end]
         half = OVERHANG * (b - a)[:, :2] / 2
-        reach = half.norm(dim=1, keepdim=True)
-        ahead = half / reach.clamp(min=1e-6)
-        middle = (a + b)[:, :2] / 2
-        x, y = (
-            each - of[:, None, None]
-            for each, of in zip((across, down), middle.unbind(dim=1), strict=True)
-        )
-        dx, dy = (each[:, None, None] for each in ahead.unbind(dim=1))
-        u = (x * dx + y * dy) / torch.maximum(reach, SHORTEST * length)[..., None]
-        v = (y * dx - x * dy) / (half_width * length)[..., None]
-        on = (2 - torch.maximum(u.abs(), v.abs())).clamp(0, 1) * (a[:, 2] * b[:, 2])[:, None, None]
+        reach = half.norm(dim=1)
+        dx, dy = (half / reach.clamp(min=1e-6)[:, None]).unbind(dim=1)
+        x, y = across - spread((a + b)[:, 0] / 2), down - spread((a + b)[:, 1] / 2)
+        along = torch.maximum(reach, SHORTEST * length[:, 0])
+        u = (x * spread(dx) + y * spread(dy)) / spread(along)
+        v = (y * spread(dx) - x * spread(dy)) / spread(half_width * length[:, 0])
+        there = spread(a[:, 2] * b[:, 2])
+        on = (2 - torch.maximum(u.abs(), v.abs())).clamp(0, 1) * there
         channels += [on, on * u, on * v]
     return torch.stack(channels, dim=1)

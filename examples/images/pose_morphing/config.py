@@ -156,7 +156,7 @@ class ModelConfig:
     weight_lr: float = 1.0  # learning-rate multiplier of convolutions, see `layers.Conv`
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
-    body: int = 0  # until this short side, queries and keys see where on the body they are: body.py
+    body: int = 0  # short side of the level that says where on the body a pixel is: surface.py
     temperature: bool = False  # learnt, one a level
     sharper: float = 1.0  # times, of logits of attentions that select, on top of the temperature
     copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
@@ -176,6 +176,8 @@ class ModelConfig:
             raise ValueError(f"fusion must be 'concat' or 'residual', got {self.fusion!r}")
         if self.pyramid and self.query_width is None:
             raise ValueError("a pyramid of queries needs one query_width for all levels")
+        if self.body and (self.heads > 1 or not self.pyramid):
+            raise ValueError("body needs a pyramid of queries, and one head")
         if any(x % self.heads for x in (*self.channels, self.query_width or 0)):
             raise ValueError(
                 f"{self.heads} heads must divide the channels {self.channels} and the query_width "

@@ -42,6 +42,7 @@ from examples.images.pose_morphing.losses import (
 )
 from examples.images.pose_morphing.model import Generator, Morph, discriminator_of
 from examples.images.pose_morphing.perceptual import perceptual_of
+from examples.images.pose_morphing.surface import use_surface
 from examples.images.pose_morphing.train_options import TrainConfig, check_options, facts, paper
 from examples.images.pose_morphing.trained import load_trained
 from examples.people.figures.truth import open_truth
@@ -88,7 +89,9 @@ class Trainer:
         if config.start:
             trained = [load_trained(each).generator for each in config.start]
             begin_with(trained, self.generator)
-            self.average.load_state_dict(self.generator.state_dict())
+        if config.surface is not None:
+            use_surface(self.generator, config.surface)
+        self.average.load_state_dict(self.generator.state_dict())
         self.texture = TextureEnergy().to(self.device)
         self.perceptual = None
         if config.weights.perceptual:
@@ -310,8 +313,9 @@ class Trainer:
 
 def groups(generator: Generator) -> list[dict[str, object]]:
     """Group parameters: temperatures learn five times as fast as the rest."""
-    hot = [p for name, p in generator.named_parameters() if name.endswith("log_temperature")]
-    rest = [p for name, p in generator.named_parameters() if not name.endswith("log_temperature")]
+    learnt = {name: p for name, p in generator.named_parameters() if p.requires_grad}
+    hot = [p for name, p in learnt.items() if name.endswith("log_temperature")]
+    rest = [p for name, p in learnt.items() if not name.endswith("log_temperature")]
     return [{"params": rest, "factor": 1.0}, {"params": hot, "factor": 5.0}]
 
 

@@ -55,6 +55,7 @@ class TrainConfig:
     clip: float = 1.0  # largest norm of the generator's gradient
     coarse_first: float = 0.1  # share of the steps before the attentions that select are used
     start: tuple[Path, ...] = ()  # runs or checkpoints whose weights to begin with: growth.py
+    surface: Path | None = None  # weights of train_surface.py, for a model that uses them
     grow_at: tuple[int, ...] = ()  # steps at which the size doubles, up to that of the preset
     sharper: float = 1.0  # times, of logits in copying; the loss of correspondence of pairs sees 1
     true_pairs: bool = False  # pairs of drawn figures know where the source of a pixel is, too
@@ -152,12 +153,22 @@ def check_growth(config: TrainConfig) -> None:
 
 def facts(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """List what a resumed run must have been made with: all but places and machines."""
-    left_out = ("data", "out", "device", "threads", "save_every_s", "vgg", "lpips", "start")
+    left_out = (
+        "data",
+        "out",
+        "device",
+        "threads",
+        "save_every_s",
+        "vgg",
+        "lpips",
+        "start",
+        "surface",
+    )
     said = {name: x for name, x in asdict(config).items() if name not in left_out}
     said["bfloat16"] = config.in_bfloat16
     if processes > 1:  # each draws samples of its own
         said["processes"] = processes
-    for name, path in (("vgg", config.vgg), ("lpips", config.lpips)):
+    for name, path in (("vgg", config.vgg), ("lpips", config.lpips), ("surface", config.surface)):
         if path is not None:
             said[name] = digest(path)
     if config.start:

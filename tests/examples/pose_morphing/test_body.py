@@ -1,6 +1,4 @@
-"""Coordinates on the body: the same place has the same ones wherever the body goes."""
-
-from dataclasses import replace
+"""Coordinates between key points: a place keeps them wherever the body goes."""
 
 import numpy as np
 import pytest
@@ -10,16 +8,13 @@ from examples.images.pose_morphing.body import (
     OVERHANG,
     PARTS,
     USUAL,
-    BodyEmbedding,
     coordinates,
+    grid,
     joints,
     located,
     pose,
     torso_length,
 )
-from examples.images.pose_morphing.config import preset
-from examples.images.pose_morphing.growth import begin_with
-from examples.images.pose_morphing.model import Generator
 from examples.people.keypoints import NAMES, heat_maps
 
 SIZE = (64, 32)
@@ -37,10 +32,14 @@ def points_of(places: torch.Tensor = BODY) -> torch.Tensor:
 
 
 def at(points: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The coordinates of one place: of the middle of a picture whose middle it is."""
+    """The coordinates of one place: those of the middle when it has moved there."""
     moved = points.clone()
     moved[..., :2] -= place
-    return coordinates(moved, (3, 3))[0, :, 1, 1]
+    return coordinates(moved, torch.zeros(1, 1), torch.zeros(1, 1))[0, :, 0]
+
+
+def everywhere(points: torch.Tensor) -> torch.Tensor:
+    return coordinates(points, *(x[None] for x in grid(SIZE, points)))
 
 
 def turned(places: torch.Tensor, angle: float, scale: float, by: list[float]) -> torch.Tensor:
@@ -91,11 +90,11 @@ def test_parts_end_gently_and_far_away_there_is_nothing() -> None:
 def test_what_is_not_seen_has_no_coordinates() -> None:
     points = points_of()
     points[0, NAMES.index("rhip")] = 0
-    found = coordinates(points, SIZE)[0].unflatten(0, (len(PARTS), 3)).abs().amax(dim=(1, 2, 3))
+    found = everywhere(points)[0].unflatten(0, (len(PARTS), 3)).abs().amax(dim=(1, 2, 3))
     gone = {PARTS[i] for i in range(len(PARTS)) if found[i] == 0}
     assert gone == {("rhip", "rkne"), ("neck", "hips")}
     assert torso_length(joints(points)).item() == pytest.approx(USUAL)
-    assert not coordinates(torch.zeros(1, 18, 3), SIZE).any()
+    assert not everywhere(torch.zeros(1, 18, 3)).any()
     assert not pose(torch.zeros(1, 18, 3)).any()
 
 
@@ -103,32 +102,3 @@ def test_the_pose_does_not_depend_on_place_and_size() -> None:
     moved = points_of(turned(BODY, 0.0, 0.6, [0.1, 0.2]))
     torch.testing.assert_close(pose(moved), pose(points_of()), atol=1e-5, rtol=0)
     assert not torch.allclose(pose(points_of(turned(BODY, 1.0, 1.0, [0, 0]))), pose(points_of()))
-
-
-def test_one_place_is_embedded_alike_in_every_size() -> None:
-    torch.manual_seed(0)
-    embedding = BodyEmbedding(2, 4)
-    torch.nn.init.normal_(embedding.last.weight)
-    large, small = (embedding(torch.zeros(1, 2, *size), points_of()) for size in ((192, 96), SIZE))
-    torch.testing.assert_close(large[:, :, 1::3, 1::3], small, atol=1e-4, rtol=1e-4)
-
-
-def test_a_network_begins_as_it_was_without_the_body() -> None:
-    torch.manual_seed(1)
-    config = preset("tiny64")
-    without, with_body = Generator(config), Generator(replace(config, body=16))
-    begin_with([without], with_body)
-    maps = heat_maps(
-        torch.rand(2, 18, 3) * torch.tensor([32.0, 64, 0]) + torch.tensor([0, 0, 1.0]), SIZE, 1.5
-    )
-    source = torch.rand(2, 3, *SIZE) * 2 - 1
-    for mine, theirs in zip(
-        with_body(source, maps, maps.flip(0)).levels,
-        without(source, maps, maps.flip(0)).levels,
-        strict=True,
-    ):
-        assert torch.equal(mine.query, theirs.query)
-    with_body(source, maps, maps.flip(0)).image.square().mean().backward()
-    for attention in with_body.attentions[1:3]:
-        for each in (attention.query_of_body, attention.key_of_body):
-            assert each.last.weight.grad.abs().max() > 0

@@ -1,0 +1,124 @@
+"""Which place of the body a pixel shows: a small network that knows key points alone.
+
+It was shown drawn figures, which know the part and the surface point of every pixel
+(`studies/surface.py`), and stays as it is while a generator trains. So queries and keys need not
+find out by matching pictures what the pose says already. Whatever it says of parts, the generator
+corrects by what it sees.
+
+Source: surface embeddings as queries and keys are those of Neverova et al. 2020, "Continuous
+Surface Embeddings"; there they are found in the picture, and here in the pose.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from examples.common.checkpoints import restore_module
+from examples.common.stylegan2 import Conv, Linear, activate
+from examples.common.untrusted import BadInput, read_tensors
+from examples.images.pose_morphing.body import CHANNELS, POSE, coordinates, grid, pose
+from examples.people.figures.body import PARTS
+
+HIDDEN = 128
+QUICK = 12.0  # learning-rate multiplier, as of the generator's convolutions
+KINDS = 1 + len(PARTS)  # the background first
+CODE = 5  # channels that tell parts apart
+WIDTH = 3 + CODE  # of an embedding
+SPREAD = 0.05  # of surface points around the middle of their part, in body heights
+APART = 0.33  # codes of parts, in spreads
+START = 15.0  # length of an embedding: how far a spread is, in queries and keys
+
+
+class Surface(nn.Module):
+    """Tell the part of the body at a place, and for each part the surface point, if it is that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_place = Linear(CHANNELS, HIDDEN, lr=QUICK)
+        self.of_pose = Linear(POSE, HIDDEN, lr=QUICK)
+        self.second, self.third = (Linear(HIDDEN, HIDDEN, lr=QUICK) for _ in range(2))
+        self.to_part = Linear(HIDDEN, KINDS, lr=QUICK)
+        self.to_point = Linear(HIDDEN, 3 * KINDS, lr=QUICK)
+
+    def forward(
+        self,
+        points: Float[Tensor, "b 18 3"],
+        across: Float[Tensor, "c p"],
+        down: Float[Tensor, "c p"],
+    ) -> tuple[Float[Tensor, "b p k"], Float[Tensor, "b p k 3"]]:
+        """Tell it of each place.
+
+        Args:
+            points, across, down: As `body.coordinates` takes them.
+
+        Returns:
+            Logits of the parts, and surface points in spreads.
+        """
+        place = coordinates(points, across, down).mT
+        x = activate(self.of_place(place) + self.of_pose(pose(points))[:, None])
+        x = activate(self.third(activate(self.second(x))))
+        return self.to_part(x), self.to_point(x).unflatten(2, (KINDS, 3))
+
+
+def use_surface(model: nn.Module, path: Path) -> None:
+    """Load the weights that `train_surface.py` wrote into the surfaces of a model.
+
+    Raises:
+        BadInput: The file is none, of another network, or the model has no surface.
+    """
+    surfaces = [each for each in model.modules() if isinstance(each, Surface)]
+    if not surfaces:
+        raise BadInput(f"{path}: the model has no surface to load it into")
+    for each in surfaces:
+        restore_module("surface", each, read_tensors(path))
+
+
+class SurfaceEmbedding(nn.Module):
+    """What the pixels of a level show, as channels of queries and keys.
+
+    Args:
+        width: Channels of the features that correct which part it is.
+        lr: Learning-rate multiplier of the convolutions.
+    """
+
+    def __init__(self, width: int, lr: float = 1.0) -> None:
+        super().__init__()
+        self.surface = Surface().requires_grad_(False)
+        self.correct_target, self.correct_source = (Conv(width, KINDS, 1, lr=lr) for _ in "ts")
+        for each in (self.correct_target, self.correct_source):
+            nn.init.zeros_(each.weight)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(START)))
+        self.mix = Conv(4 * KINDS, WIDTH, 1, lr=lr)
+        with torch.no_grad():
+            codes = APART * torch.randn(CODE, KINDS)
+            axes = torch.eye(3).repeat(1, KINDS)
+            weight = torch.block_diag(axes, codes) / self.mix.scale
+            self.mix.weight.copy_(weight[:, :, None, None])
+
+    def forward(
+        self,
+        target: Float[Tensor, "b c h w"],
+        source: Float[Tensor, "b c h w"],
+        points: tuple[Float[Tensor, "b 18 3"], Float[Tensor, "b 18 3"]],
+    ) -> tuple[Float[Tensor, "b 8 h w"], Float[Tensor, "b 8 h w"]]:
+        """Embed the pixels of the target and of the source; `points` are of the source first."""
+        query = self.embedded(self.correct_target(target), points[1])
+        key = self.embedded(self.correct_source(source), points[0])
+        return query, key
+
+    def embedded(
+        self, correction: Float[Tensor, "b k h w"], points: Float[Tensor, "b 18 3"]
+    ) -> Float[Tensor, "b 8 h w"]:
+        """In float32, also under autocast: sixteen bits do not tell neighbours apart."""
+        h, w = correction.shape[2:]
+        with torch.autocast(correction.device.type, enabled=False):
+            across, down = (x.reshape(1, -1) for x in grid((h, w), points))
+            logits, places = self.surface(points, across, down)
+            share = (correction.float() + logits.mT.unflatten(2, (h, w))).softmax(dim=1)
+            places = places.flatten(2).mT.unflatten(2, (h, w))
+            weighted = places * share.repeat_interleave(3, dim=1)
+            mixed: Tensor = self.mix(torch.cat([weighted, share], dim=1))
+            return self.log_temperature.exp() * mixed

@@ -1,0 +1,128 @@
+"""The network that says where on the body a pixel is: its training, and generators with it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.common.files import write_tensors
+from examples.common.untrusted import BadInput
+from examples.images.pose_morphing import train_surface
+from examples.images.pose_morphing.body import located
+from examples.images.pose_morphing.config import preset
+from examples.images.pose_morphing.data import random_affine, warp_points
+from examples.images.pose_morphing.growth import begin_with
+from examples.images.pose_morphing.model import Generator
+from examples.images.pose_morphing.surface import WIDTH, Surface, SurfaceEmbedding, use_surface
+from examples.images.pose_morphing.train import groups
+from examples.images.pose_morphing.train_surface import Options, distorted, drawn, losses, scaled
+from examples.people.figures.cache import Figures
+from examples.people.keypoints import heat_maps
+from tests.examples.pose_morphing.conftest import SIZE
+
+CONFIG = replace(preset("tiny64"), body=16)
+
+
+def people(count: int = 2) -> torch.Tensor:
+    places = torch.rand(count, 18, 2) * torch.tensor([24.0, 56.0]) + 4
+    return torch.cat([places, torch.ones(count, 18, 1)], dim=2)
+
+
+def test_pixels_are_drawn_with_what_they_show(figures: Path) -> None:
+    shown, held = drawn(figures, "test", 0), Figures(figures, "test")
+    h, w = SIZE
+    x, y = (shown.across * h + w - 1) / 2, (shown.down * h + h - 1) / 2
+    for picture in range(len(shown.points)):
+        row, column = y[picture].round().long(), x[picture].round().long()
+        part = torch.from_numpy(np.array(held.part[picture]))[row, column]
+        assert torch.equal(part.long(), shown.part[picture])
+        assert (part[: train_surface.ON_PERSON] > 0).all()
+    assert (shown.part == 0).any()
+
+
+def test_key_points_are_where_their_heat_maps_are() -> None:
+    points = people(1)
+    points[0, 3] = torch.tensor([-1.0, -1.0, 0.0])
+    from_maps = located(heat_maps(points, SIZE, 1.0))[0]
+    torch.testing.assert_close(scaled(points[0], SIZE), from_maps, atol=2e-3, rtol=0)
+
+
+def test_distortion_moves_points_and_pixels_as_it_moves_pictures(figures: Path) -> None:
+    shown = drawn(figures, "test", 0)
+    theta = random_affine(len(shown.points), 0.2)
+    seen = torch.from_numpy(np.array(Figures(figures, "test").points))
+    expected = warp_points(seen, theta, SIZE)
+    found = distorted(shown, theta)
+    kept = expected[..., 2] > 0  # those that have not left the picture
+    assert kept.any()
+    for mine, theirs, there in zip(found.points, expected, kept, strict=True):
+        torch.testing.assert_close(mine[there], scaled(theirs, SIZE)[there], atol=1e-5, rtol=0)
+    pixels = torch.stack([shown.across, shown.down, torch.ones_like(shown.down)], dim=2)
+    also = distorted(replace(shown, points=pixels), theta)
+    torch.testing.assert_close(also.points[..., 0], also.across)
+    torch.testing.assert_close(also.points[..., 1], also.down)
+
+
+def test_training_finds_parts_and_points_and_writes_them(
+    figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = drawn(figures, "test", 0)
+    monkeypatch.setattr(train_surface, "drawn", lambda *_: shown)
+    torch.manual_seed(0)
+    before = {name: x.item() for name, x in losses(Surface(), shown).items()}
+    network = train_surface.main(Options(figures, tmp_path, steps=60, batch=4))
+    after = {name: x.item() for name, x in losses(network, shown).items()}
+    assert after["parts"] < 0.6 * before["parts"]
+    assert after["points"] < 0.8 * before["points"]
+    said = json.loads((tmp_path / "held_out.json").read_text())
+    assert 0 < said["parts"] <= 1
+    generator = Generator(CONFIG)
+    use_surface(generator, tmp_path / "weights.safetensors")
+    surface = generator.attentions[1].on_body.surface
+    assert all(
+        torch.equal(x, surface.state_dict()[name]) for name, x in network.state_dict().items()
+    )
+
+
+@pytest.mark.bad_input
+def test_weights_need_a_model_that_has_a_surface(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "weights.safetensors", Surface().state_dict())
+    with pytest.raises(BadInput, match="the model has no surface"):
+        use_surface(Generator(preset("tiny64")), tmp_path / "weights.safetensors")
+    with pytest.raises(BadInput, match="nowhere"):
+        use_surface(Generator(CONFIG), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="a pyramid of queries, and one head"):
+        replace(CONFIG, heads=2)
+
+
+def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
+    torch.manual_seed(0)
+    embedding = SurfaceEmbedding(2)
+    points = people(1)
+    points[..., 0] = points[..., 0] / 2 + 2
+    right = points + torch.tensor([6.0, 0.0, 0.0])
+    maps = [scaled(x[0], SIZE)[None] for x in (points, right)]
+    query, key = embedding(torch.zeros(1, 2, *SIZE), torch.zeros(1, 2, *SIZE), (maps[0], maps[1]))
+    assert query.shape == key.shape == (1, WIDTH, *SIZE)
+    torch.testing.assert_close(query[..., 6:], key[..., :-6], atol=1e-3, rtol=1e-3)
+    assert query[..., 6:].std() > 1
+
+
+def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
+    torch.manual_seed(1)
+    without, with_body = Generator(preset("tiny64")), Generator(CONFIG)
+    begin_with([without], with_body)
+    maps, source = heat_maps(people(), SIZE, 1.5), torch.rand(2, 3, *SIZE) * 2 - 1
+    ours, theirs = (x(source, maps, maps.flip(0)) for x in (with_body, without))
+    assert torch.equal(ours.levels[1].query[..., :16], theirs.levels[1].query)
+    assert ours.levels[0].query.shape[3] == theirs.levels[0].query.shape[3] + WIDTH
+    ours.image.square().mean().backward()
+    embedding = with_body.attentions[1].on_body
+    assert all(p.grad is None for p in embedding.surface.parameters())
+    learnt = [p for group in groups(with_body) for p in group["params"]]
+    assert not {id(p) for p in learnt} & {id(p) for p in embedding.surface.parameters()}
+    for each in (embedding.correct_target, embedding.correct_source, embedding.mix):
+        assert each.weight.grad.abs().max() > 0
