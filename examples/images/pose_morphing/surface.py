@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from examples.common.checkpoints import restore_module
 from examples.common.stylegan2 import Conv, Linear, activate
-from examples.common.untrusted import BadInput, read_tensors
+from examples.common.untrusted import read_tensors
 from examples.images.pose_morphing.body import CHANNELS, POSE, coordinates, grid, pose
 from examples.people.figures.body import PARTS
 
@@ -64,16 +64,15 @@ class Surface(nn.Module):
 
 
 def use_surface(model: nn.Module, path: Path) -> None:
-    """Load the weights that `train_surface.py` wrote into the surfaces of a model.
+    """Load the weights that `train_surface.py` wrote into a model, if it has grown so far.
 
     Raises:
-        BadInput: The file is none, of another network, or the model has no surface.
+        BadInput: The file is none, or of another network.
     """
-    surfaces = [each for each in model.modules() if isinstance(each, Surface)]
-    if not surfaces:
-        raise BadInput(f"{path}: the model has no surface to load it into")
-    for each in surfaces:
-        restore_module("surface", each, read_tensors(path))
+    weights = read_tensors(path)
+    for each in model.modules():
+        if isinstance(each, Surface):
+            restore_module("surface", each, weights)
 
 
 class SurfaceEmbedding(nn.Module):

@@ -86,12 +86,15 @@ class Trainer:
         self.parts: dict[str, Part] = {}
         self.doublings = len(config.grow_at)  # that are still to come
         self.use(self.network())
-        if config.start:
-            trained = [load_trained(each).generator for each in config.start]
+        trained = [load_trained(each).generator for each in config.start]
+        if trained:
             begin_with(trained, self.generator)
-        if config.surface is not None:
-            use_surface(self.generator, config.surface)
-        self.average.load_state_dict(self.generator.state_dict())
+        if config.model.body and not config.surface and not any(x.config.body for x in trained):
+            raise ValueError(
+                f"{config.preset} needs --surface, weights of train_surface.py, or a --start that "
+                "was trained with them"
+            )
+        self.average.load_state_dict(self.told(self.generator).state_dict())
         self.texture = TextureEnergy().to(self.device)
         self.perceptual = None
         if config.weights.perceptual:
@@ -110,7 +113,13 @@ class Trainer:
     def network(self) -> Generator:
         """Build the generator of the present size."""
         config = before_growth(self.config.model, self.doublings)
-        return Generator(config).to(self.device, memory_format=torch.channels_last)
+        return self.told(Generator(config)).to(self.device, memory_format=torch.channels_last)
+
+    def told(self, generator: Generator) -> Generator:
+        """Load the weights of the surface, if they are given."""
+        if self.config.surface is not None:
+            use_surface(generator, self.config.surface)
+        return generator
 
     def use(self, generator: Generator) -> None:
         """Train this generator from now on, with a new optimizer."""

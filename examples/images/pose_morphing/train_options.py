@@ -134,6 +134,8 @@ def check_options(config: TrainConfig) -> None:
         check_number(f"--weights.{name}", weight, 0.0)
     check_folder(config.out)
     check_growth(config)
+    if config.surface is not None and not config.model.body:
+        raise ValueError(f"--surface is for a model that uses it, and {config.preset} does not")
 
 
 def check_growth(config: TrainConfig) -> None:

@@ -12,18 +12,25 @@ from examples.common.files import write_tensors
 from examples.common.untrusted import BadInput
 from examples.images.pose_morphing import train_surface
 from examples.images.pose_morphing.body import located
-from examples.images.pose_morphing.config import preset
+from examples.images.pose_morphing.config import PRESETS, preset
 from examples.images.pose_morphing.data import random_affine, warp_points
 from examples.images.pose_morphing.growth import begin_with
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.surface import WIDTH, Surface, SurfaceEmbedding, use_surface
-from examples.images.pose_morphing.train import groups
+from examples.images.pose_morphing.train import Trainer, groups
+from examples.images.pose_morphing.train_options import TrainConfig, check_options
 from examples.images.pose_morphing.train_surface import Options, distorted, drawn, losses, scaled
 from examples.people.figures.cache import Figures
 from examples.people.keypoints import heat_maps
+from examples.people.pictures import Arrays
 from tests.examples.pose_morphing.conftest import SIZE
 
-CONFIG = replace(preset("tiny64"), body=16)
+CONFIG = replace(preset("tiny64"), body=16, stems=2)
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "told", replace(CONFIG, body=32))
 
 
 def people(count: int = 2) -> torch.Tensor:
@@ -87,13 +94,34 @@ def test_training_finds_parts_and_points_and_writes_them(
     )
 
 
+def test_a_network_that_grows_is_told_when_it_has_the_level(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = Surface().state_dict()
+    write_tensors(tmp_path / "surface.safetensors", weights)
+    trainer = trainer_of(tmp_path, surface=tmp_path / "surface.safetensors", grow_at=(1,))
+    assert not any(isinstance(x, Surface) for x in trainer.generator.modules())
+    trainer.grow(1)
+    for network in (trainer.generator, trainer.average):
+        (held,) = (x.state_dict() for x in network.modules() if isinstance(x, Surface))
+        assert all(torch.equal(x, held[name]) for name, x in weights.items())
+
+
+def trainer_of(folder: Path, **options: object) -> Trainer:
+    images = np.zeros((2, *SIZE, 3), np.uint8)
+    pictures = Arrays(images, people().numpy(), np.array([[0, 1]]))
+    config = TrainConfig(folder, folder / "run", "told", **options)
+    check_options(config)
+    return Trainer(config, pictures)
+
+
 @pytest.mark.bad_input
-def test_weights_need_a_model_that_has_a_surface(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "weights.safetensors", Surface().state_dict())
-    with pytest.raises(BadInput, match="the model has no surface"):
-        use_surface(Generator(preset("tiny64")), tmp_path / "weights.safetensors")
+def test_surfaces_that_are_missing_or_not_used(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="told needs --surface, weights of"):
+        trainer_of(tmp_path)
     with pytest.raises(BadInput, match="nowhere"):
-        use_surface(Generator(CONFIG), tmp_path / "nowhere")
+        trainer_of(tmp_path, surface=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="for a model that uses it, and tiny64 does not"):
+        check_options(TrainConfig(tmp_path, tmp_path, "tiny64", surface=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="a pyramid of queries, and one head"):
         replace(CONFIG, heads=2)
 
@@ -113,7 +141,7 @@ def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
 
 def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
     torch.manual_seed(1)
-    without, with_body = Generator(preset("tiny64")), Generator(CONFIG)
+    without, with_body = Generator(replace(CONFIG, body=0)), Generator(CONFIG)
     begin_with([without], with_body)
     maps, source = heat_maps(people(), SIZE, 1.5), torch.rand(2, 3, *SIZE) * 2 - 1
     ours, theirs = (x(source, maps, maps.flip(0)) for x in (with_body, without))
