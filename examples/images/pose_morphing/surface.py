@@ -2,14 +2,13 @@
 
 It was shown drawn figures, which know the part and the surface point of every pixel
 (`studies/surface.py`), and stays as it is while a generator trains. So queries and keys need not
-find out by matching pictures what the pose says already. Whatever it says of parts, the generator
-corrects by what it sees.
+find out by matching pictures what the pose says already. What it says, the generator corrects by
+what it sees.
 
 Source: surface embeddings as queries and keys are those of Neverova et al. 2020, "Continuous
 Surface Embeddings"; there they are found in the picture, and here in the pose.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -22,14 +21,14 @@ from examples.common.untrusted import read_tensors
 from examples.images.pose_morphing.body import CHANNELS, POSE, coordinates, grid, pose
 from examples.people.figures.body import PARTS
 
-HIDDEN = 128
+HIDDEN = 192
 QUICK = 12.0  # learning-rate multiplier, as of the generator's convolutions
 KINDS = 1 + len(PARTS)  # the background first
 CODE = 5  # channels that tell parts apart
 WIDTH = 3 + CODE  # of an embedding
 SPREAD = 0.05  # of surface points around the middle of their part, in body heights
 APART = 0.33  # codes of parts, in spreads
-START = 15.0  # length of an embedding: how far a spread is, in queries and keys
+LENGTH = 18.0  # of a spread in queries and keys
 
 
 class Surface(nn.Module):
@@ -76,26 +75,25 @@ def use_surface(model: nn.Module, path: Path) -> None:
 
 
 class SurfaceEmbedding(nn.Module):
-    """What the pixels of a level show, as channels of queries and keys.
+    """What the pixels of a level show, as channels of queries and keys: the point, and the part.
+
+    Their scale is not learnt: a cross-entropy lowers it for the sake of the few pixels whose part
+    is wrong, until neighbours cannot be told apart.
 
     Args:
-        width: Channels of the features that correct which part it is.
+        width: Channels of the features that correct which part it is, and where on it.
         lr: Learning-rate multiplier of the convolutions.
     """
+
+    codes: Float[Tensor, "k 5"]
 
     def __init__(self, width: int, lr: float = 1.0) -> None:
         super().__init__()
         self.surface = Surface().requires_grad_(False)
-        self.correct_target, self.correct_source = (Conv(width, KINDS, 1, lr=lr) for _ in "ts")
+        self.correct_target, self.correct_source = (Conv(width, KINDS + 3, 1, lr=lr) for _ in "ts")
         for each in (self.correct_target, self.correct_source):
             nn.init.zeros_(each.weight)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(START)))
-        self.mix = Conv(4 * KINDS, WIDTH, 1, lr=lr)
-        with torch.no_grad():
-            codes = APART * torch.randn(CODE, KINDS)
-            axes = torch.eye(3).repeat(1, KINDS)
-            weight = torch.block_diag(axes, codes) / self.mix.scale
-            self.mix.weight.copy_(weight[:, :, None, None])
+        self.register_buffer("codes", APART * torch.randn(KINDS, CODE))
 
     def forward(
         self,
@@ -109,15 +107,15 @@ class SurfaceEmbedding(nn.Module):
         return query, key
 
     def embedded(
-        self, correction: Float[Tensor, "b k h w"], points: Float[Tensor, "b 18 3"]
+        self, correction: Float[Tensor, "b k+3 h w"], points: Float[Tensor, "b 18 3"]
     ) -> Float[Tensor, "b 8 h w"]:
         """In float32, also under autocast: sixteen bits do not tell neighbours apart."""
         h, w = correction.shape[2:]
         with torch.autocast(correction.device.type, enabled=False):
             across, down = (x.reshape(1, -1) for x in grid((h, w), points))
             logits, places = self.surface(points, across, down)
-            share = (correction.float() + logits.mT.unflatten(2, (h, w))).softmax(dim=1)
-            places = places.flatten(2).mT.unflatten(2, (h, w))
-            weighted = places * share.repeat_interleave(3, dim=1)
-            mixed: Tensor = self.mix(torch.cat([weighted, share], dim=1))
-            return self.log_temperature.exp() * mixed
+            parts, shift = correction.float().flatten(2).mT.split([KINDS, 3], dim=2)
+            share = (logits + parts).softmax(dim=2)
+            place = (places * share[..., None]).sum(dim=2) + shift
+            embedded = LENGTH * torch.cat([place, share @ self.codes], dim=2)
+        return embedded.mT.unflatten(2, (h, w))

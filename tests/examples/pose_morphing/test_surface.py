@@ -152,5 +152,5 @@ def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
     assert all(p.grad is None for p in embedding.surface.parameters())
     learnt = [p for group in groups(with_body) for p in group["params"]]
     assert not {id(p) for p in learnt} & {id(p) for p in embedding.surface.parameters()}
-    for each in (embedding.correct_target, embedding.correct_source, embedding.mix):
+    for each in (embedding.correct_target, embedding.correct_source):
         assert each.weight.grad.abs().max() > 0
