@@ -30,6 +30,18 @@ from examples.common.untrusted import BadInput
 LOG_EVERY = 20  # steps between points of the curves
 
 
+def descend(
+    optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], rate: float
+) -> dict[str, float]:
+    """Take a step of this rate down the sum of some losses, and return them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+    return {name: x.item() for name, x in terms.items()}
+
+
 def run(
     folder: Path,
     parts: dict[str, Part],

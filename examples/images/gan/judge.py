@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from examples.common.commands import check_count, check_seed, command, set_threads
 from examples.common.files import write_json, write_tensors
-from examples.common.loop import run
+from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.images.gan.data import cut_out, squares_of_heads
 from examples.people.keypoints import NAMES, flip, on_picture
@@ -76,14 +76,10 @@ def main(options: Options) -> Recogniser:
     optimizer = torch.optim.Adam([*network.parameters(), *to_seen.parameters()])
 
     def advance(step: int) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * warm_up_cosine(step, options.steps, 50)
+        rate = options.learning_rate * warm_up_cosine(step, options.steps, 50)
         chosen = torch.randint(len(known.images), (options.batch,))
         terms = losses(network, to_seen, varied(Heads(*(x[chosen] for x in known))))
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        return {name: x.item() for name, x in terms.items()}
+        return descend(optimizer, terms, rate)
 
     said = {"batch": options.batch, "learning_rate": options.learning_rate, "seed": options.seed}
     parts = {"network": network, "to_seen": to_seen, "optimizer": optimizer}

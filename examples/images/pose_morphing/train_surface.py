@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from examples.common.commands import check_count, check_seed, command, set_threads
 from examples.common.files import write_json, write_tensors
-from examples.common.loop import run
+from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import random_affine
 from examples.images.pose_morphing.surface import SPREAD, Surface
@@ -76,13 +76,9 @@ def main(options: Options) -> Surface:
 
     def advance(step: int) -> dict[str, float]:
         rate = options.learning_rate * warm_up_cosine(step, options.steps, WARM_UP)
-        optimizer.param_groups[0]["lr"] = rate
         part = shown.at(torch.randint(len(shown.points), (options.batch,)))
         terms = losses(network, distorted(part, half_of(random_affine(options.batch))))
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        return {name: x.item() for name, x in terms.items()}
+        return descend(optimizer, terms, rate)
 
     said = {"batch": options.batch, "learning_rate": options.learning_rate, "seed": options.seed}
     parts = {"network": network, "optimizer": optimizer}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from examples.common.commands import check_count, check_seed, command, set_threads
 from examples.common.files import write_json, write_tensors
-from examples.common.loop import run
+from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.people.keypoints import on_picture
 from examples.people.pictures import People, Pictures
@@ -56,15 +56,10 @@ def main(options: Options) -> Recogniser:
 
     def advance(step: int) -> dict[str, float]:
         rate = options.learning_rate * warm_up_cosine(step, options.steps, 50, hold=0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         rows = torch.randint(len(pictures.pairs), (options.batch,)).numpy()
         pair = pictures.pairs_at(rows)
         terms = losses(network, pair)
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        return {name: x.item() for name, x in terms.items()}
+        return descend(optimizer, terms, rate)
 
     said = {"batch": options.batch, "learning_rate": options.learning_rate, "seed": options.seed}
     parts = {"network": network, "optimizer": optimizer}

@@ -15,7 +15,7 @@ import torch
 
 from examples.common import checkpoints
 from examples.common.commands import Stopped, locked
-from examples.common.loop import DivergedError, run
+from examples.common.loop import DivergedError, descend, run
 from examples.common.untrusted import BadInput
 
 PROGRAM = """
@@ -115,6 +115,15 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     assert whole.step == killed.step == 150
     assert whole.tensors.keys() == killed.tensors.keys()
     assert all(torch.equal(x, killed.tensors[name]) for name, x in whole.tensors.items())
+
+
+def test_a_step_goes_down_the_sum_of_the_losses() -> None:
+    x = torch.tensor([3.0, 1.0], requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=99.0)
+    for _ in range(2):
+        found = descend(optimizer, {"square": x[0] ** 2, "line": 2 * x[1]}, rate=0.25)
+    assert found == {"square": 2.25, "line": 1.0}  # after the first step: 1.5 and 0.5
+    assert x.tolist() == [0.75, 0.0]
 
 
 def test_a_truncated_checkpoint_is_seen_and_the_one_before_it_used(
