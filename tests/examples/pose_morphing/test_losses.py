@@ -287,7 +287,7 @@ def test_the_distance_alone_paints_a_picture_in_its_colours() -> None:
     truth = picture(32, 16, b=1)
     image, distance = torch.zeros_like(truth).requires_grad_(), perceptual_of(None)
     optimizer = torch.optim.Adam([image], lr=0.05)
-    for _ in range(120):
+    for _ in range(240):
         optimizer.zero_grad()
         distance(image, truth).backward()
         optimizer.step()
