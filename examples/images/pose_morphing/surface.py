@@ -28,7 +28,7 @@ CODE = 5  # channels that tell parts apart
 WIDTH = 3 + CODE  # of an embedding
 SPREAD = 0.05  # of surface points around the middle of their part, in body heights
 APART = 0.33  # codes of parts, in spreads
-LENGTH = 52.0  # of a spread in queries and keys
+LENGTH = 52.0  # of a spread in queries and keys; what ships was trained at half of it
 
 
 class Surface(nn.Module):
