@@ -1,7 +1,7 @@
 """Which place of the body a pixel shows: a small network that knows key points alone.
 
 It was shown drawn figures, which know the part and the surface point of every pixel
-(`studies/surface.py`), and stays as it is while a generator trains. So queries and keys need not
+(`train_surface.py`), and stays as it is while a generator trains. So queries and keys need not
 find out by matching pictures what the pose says already. What it says, the generator corrects by
 what it sees.
 

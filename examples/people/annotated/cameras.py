@@ -27,7 +27,7 @@ def read_qualisys(path: Path) -> dict[str, Projection]:
 
 def projection_of(camera: ET.Element) -> Projection:
     inner, outer = (
-        {name: float(x) for name, x in next(camera.iter(tag)).items() if is_number(x)}
+        {name: float(x) for name, x in next(camera.iter(tag)).items()}
         for tag in ("intrinsic", "transform")
     )
     lens = np.eye(3)
@@ -36,14 +36,6 @@ def projection_of(camera: ET.Element) -> Projection:
     turn = np.array([[outer[f"r{row}{column}"] for column in (1, 2, 3)] for row in (1, 2, 3)])
     place = np.array([outer[axis] for axis in "xyz"]) / MILLIMETRES
     return lens @ AXES @ turn @ np.hstack([np.eye(3), -place[:, None]])
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def projected(camera: Projection, point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "2"]:

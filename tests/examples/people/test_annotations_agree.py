@@ -14,7 +14,7 @@ FRAMES = 16
 CAMERA = """<calibration><cameras>
 <camera serial="front"><transform x="0" y="0" z="2000" r11="1" r12="0" r13="0" r21="0" r22="1"
 r23="0" r31="0" r32="0" r33="1"/><intrinsic focalLengthU="64000" focalLengthV="64000"
-centerPointU="32000" centerPointV="19200" model="none"/></camera></cameras></calibration>"""
+centerPointU="32000" centerPointV="19200"/></camera></cameras></calibration>"""
 
 
 def camera_around(angle: float) -> np.ndarray:

@@ -5,20 +5,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from examples.images.pose_morphing.body import LIMBS, OVERHANG, TOP
 from examples.images.pose_morphing.config import ModelConfig
 from examples.images.pose_morphing.levels import Carried, Given
 from examples.images.pose_morphing.rivals.fusion import Fusion
 from examples.images.pose_morphing.rivals.rival import Rival
 from examples.people.keypoints import NAMES, locate
 
-LIMBS = (
-    *[("rsho", "relb"), ("relb", "rwri"), ("lsho", "lelb"), ("lelb", "lwri")],
-    *[("rhip", "rkne"), ("rkne", "rank"), ("lhip", "lkne"), ("lkne", "lank")],
-)
 TORSO = ("rsho", "lsho", "rhip", "lhip")
 THICKNESS = 1 / 6  # half a limb's width over the torso's diagonal
-OVERHANG = 1.2  # a box is as many times longer than its limb: joints lie inside of it
-HEAD = 1.6  # times the way from the neck to the nose reaches its top
 NOWHERE = 4.0  # beyond every picture, which spans -1 to 1
 
 
@@ -79,7 +74,7 @@ def frames(maps: Float[Tensor, "b 18 k l"]) -> Float[Tensor, "10 b 3 3"]:
     right, left, right_hip, left_hip = trunk
     across, down = right + right_hip - left - left_hip, right + left - right_hip - left_hip
     found.append((torch.stack(trunk).mean(dim=0), across / 4, down / 4, has_trunk))
-    top = at["neck"] + HEAD * (at["nose"] - at["neck"])
+    top = at["neck"] + TOP * (at["nose"] - at["neck"])
     head = limb(at["neck"], top, thickness)
     found.append((*head, seen["neck"] & seen["nose"]))
     return torch.stack([frame(*each, has_trunk, size) for each in found])
