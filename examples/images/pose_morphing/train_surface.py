@@ -94,11 +94,14 @@ def drawn(folder: Path, split: str, seed: int) -> Shown:
     """Draw pixels of every picture of a split.
 
     Raises:
-        ValueError: The figures were rendered without their truth.
+        ValueError: The figures were rendered without their truth, or are not twice as high as wide.
     """
     figures = Figures(folder, split)
     if not figures.options["truth"]:
         raise ValueError(f"{folder} holds figures without their truth")
+    h, w = figures.part.shape[1:]
+    if h != 2 * w:
+        raise ValueError(f"{folder} has pictures of {h}x{w}; they must be twice as high as wide")
     draws = np.random.default_rng(seed)
     every = [
         shown_by(figures, i, draws) for i in tqdm(range(len(figures.part)), split, disable=None)

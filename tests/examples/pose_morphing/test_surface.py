@@ -28,11 +28,12 @@ from examples.images.pose_morphing.surface import (
 from examples.images.pose_morphing.train import Trainer, groups
 from examples.images.pose_morphing.train_options import TrainConfig, check_options
 from examples.images.pose_morphing.train_surface import Options, distorted, drawn, losses, scaled
+from examples.people.figures import cache
 from examples.people.figures.cache import Figures
 from examples.people.figures.render import draw_figure
 from examples.people.keypoints import heat_maps
 from examples.people.pictures import Arrays
-from tests.examples.pose_morphing.conftest import SIZE
+from tests.examples.pose_morphing.conftest import SIZE, filled
 
 CONFIG = replace(preset("tiny64"), body=16, stems=2)
 
@@ -177,3 +178,10 @@ def test_the_surface_that_ships_knows_a_stranger() -> None:
     ).norm(dim=1)
     assert (logits[0].argmax(dim=1) == part)[on].float().mean() > 0.85
     assert off.median() < 0.016  # of the body's height: two pixels of 128
+
+
+@pytest.mark.bad_input
+def test_pictures_of_other_proportions_are_refused(tmp_path: Path) -> None:
+    filled(tmp_path, cache.Options((64, 48), identities=30, poses=2), [])
+    with pytest.raises(ValueError, match="64x48; they must be twice as high as wide"):
+        drawn(tmp_path, "test", 0)
