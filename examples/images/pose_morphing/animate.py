@@ -54,7 +54,7 @@ class Options:
 
     source: str | None = None  # a picture; None: a drawn figure
     poses: Path | None = None  # key points of many frames; None: it walks
-    model: Path = SHIPPED / "gpa"
+    model: Path = SHIPPED / "gpa128"
     kappa: int | None = None  # key blocks that GPA reads; None: as in training
     reuse: bool = True  # of the selection of the frame before, in the moving pictures
     out: Path = Path("runs/animation")  # folder of animation.mp4, .gif and, of a figure, flicker.md

@@ -114,12 +114,14 @@ class CopyAttention(nn.Module):
 
         A learnt temperature t is over sqrt(d), d that of all heads. It begins at the square of the
         downsampling factor: enlarged from the coarser level, neighbours are as many times closer in
-        square distance.
+        square distance. What a surface tells has a scale of its own, beside the temperature.
         """
         if not self.config.temperature:
             return x
         sharper = self.config.sharper if isinstance(self.operator, GPA) else 1.0
-        return x * (sharper * self.log_temperature.exp() / math.sqrt(self.query_width)).sqrt()
+        seen, told = x.split([self.query_width, x.shape[1] - self.query_width], dim=1)
+        seen = seen * (self.log_temperature.exp() / math.sqrt(self.query_width)).sqrt()
+        return torch.cat([seen, told], dim=1) * math.sqrt(sharper)
 
     def fused(
         self, target: Float[Tensor, "b c h w"], copied: Float[Tensor, "b c h w"]

@@ -29,6 +29,8 @@ TOP = 1.6  # times the way from the neck to the nose reaches the top of the head
 SHORTEST = 0.1  # half a part seen from its end, in lengths of the torso
 USUAL = 0.6  # length of a torso that is not seen
 LEAST = 0.1  # height of a heat map, below which its point is missing
+ENOUGH = 6  # points that an affine map does not fit by chance
+FLAT = 1e-6  # least determinant of points that do not lie on a line
 CHANNELS = 3 * len(PARTS)
 POSE = 3 * len(NAMES)
 
@@ -79,6 +81,27 @@ def pose(points: Float[Tensor, "b 18 3"]) -> Float[Tensor, "b 54"]:
     from_neck = (points[..., :2] - found["neck"][:, None, :2]) / torso_length(found)[:, None]
     there = points[..., 2:]
     return torch.cat([from_neck * there * there[:, NAMES.index("neck"), None], there], 2).flatten(1)
+
+
+def bent(points: Float[Tensor, "b 18 3"], moved: Float[Tensor, "b 18 3"]) -> Float[Tensor, " b"]:
+    """Measure how far points are from where the best affine map takes them: root mean square.
+
+    Infinite where fewer than `ENOUGH` are there in both, for a map takes any few to any others.
+    """
+    there = points[..., 2] * moved[..., 2]
+    count = there.sum(dim=1)
+
+    def centred(x: Float[Tensor, "b 18 3"]) -> Float[Tensor, "b 18 2"]:
+        mean = (there[..., None] * x[..., :2]).sum(dim=1) / count.clamp(min=1)[:, None]
+        return there[..., None] * (x[..., :2] - mean[:, None])
+
+    x, y = centred(points), centred(moved)
+    (a, b), (_, d) = (row.unbind(dim=1) for row in (x.mT @ x).unbind(dim=1))
+    adjugate = torch.stack([d, -b, -b, a], dim=1).unflatten(1, (2, 2))
+    determinant = (a * d - b * b).clamp(min=FLAT)[:, None, None]
+    left = y - x @ (adjugate @ (x.mT @ y) / determinant)
+    squares = left.square().sum(dim=(1, 2)) / (count - 3).clamp(min=1)
+    return torch.where(count < ENOUGH, torch.inf, squares.sqrt())
 
 
 def coordinates(

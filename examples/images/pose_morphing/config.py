@@ -239,6 +239,8 @@ PRESETS = {
     "paper64": ModelConfig((64, 32), (16, 32, 64, 64), "GPA128_4_8", weight_lr=QUICK),
     "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
     "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
+    # `small128` that is told where on the body a pixel is: surface.py
+    "body128": replace(learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"), body=64),
     # for a GPU; small enough to ship in half precision
     "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
     # `small128` with a finer level; may grow from 64x32 pixels

@@ -2,9 +2,9 @@
 
     python -m examples.images.pose_morphing
 
-Draws people whom no network was trained on, morphs them with GPA and with no attention above 32x16
-pixels, writes contact sheets, key lines and tables into runs/demo, and takes a few steps of
-training, to show that those work here.
+Draws people whom no network was trained on, morphs them with GPA that is told where on the body a
+pixel is, with GPA alone and with no attention above 32x16 pixels, writes contact sheets, key lines
+and tables into runs/demo, and takes a few steps of training, to show that those work here.
 """
 
 import tempfile
@@ -27,7 +27,8 @@ class Options:
     """Morph held-out people with the networks that ship."""
 
     out: Path = Path("runs/demo")
-    gpa: Path = SHIPPED / "gpa"  # checkpoint with GPA
+    body: Path = SHIPPED / "gpa128"  # checkpoint with GPA that is told where on the body a pixel is
+    gpa: Path = SHIPPED / "gpa"  # checkpoint with GPA alone
     none: Path = SHIPPED / "none"  # checkpoint without attention above 32x16
     pairs: int = 32
     distortions: int = 16
@@ -42,7 +43,7 @@ def main(options: Options) -> None:
     evaluate.main(
         evaluate.Options(
             people,
-            (f"GPA={options.gpa}", f"none={options.none}"),
+            (f"GPA + body={options.body}", f"GPA={options.gpa}", f"none={options.none}"),
             out=options.out,
             pairs=options.pairs,
             distortions=options.distortions,
@@ -51,7 +52,8 @@ def main(options: Options) -> None:
             device="cpu",
         )
     )
-    lines.main(lines.Options("0", "1", options.gpa, people, "train", out=options.out / "lines.png"))
+    picture = options.out / "lines.png"
+    lines.main(lines.Options("0", "1", options.body, people, "train", out=picture))
     learn(people, options.steps)
     print((options.out / "evaluation.md").read_text())
     print(f"The pictures are pairs.png, distortion.png and lines.png in {options.out}.")

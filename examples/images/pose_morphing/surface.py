@@ -2,8 +2,8 @@
 
 It was shown drawn figures, which know the part and the surface point of every pixel
 (`train_surface.py`), and stays as it is while a generator trains. So queries and keys need not
-find out by matching pictures what the pose says already. What it says, the generator corrects by
-what it sees.
+find out by matching pictures what the pose says already. Which part it is, the generator corrects
+by what it sees.
 
 Source: surface embeddings as queries and keys are those of Neverova et al. 2020, "Continuous
 Surface Embeddings"; there they are found in the picture, and here in the pose.
@@ -16,29 +16,53 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from examples.common.checkpoints import restore_module
-from examples.common.stylegan2 import Conv, Linear, activate
+from examples.common.stylegan2 import Conv, Linear, activate, merge
 from examples.common.untrusted import read_tensors
-from examples.images.pose_morphing.body import CHANNELS, POSE, coordinates, grid, pose
+from examples.images.pose_morphing.body import CHANNELS, POSE, bent, coordinates, grid, pose
 from examples.people.figures.body import PARTS
 
-HIDDEN = 192
+HIDDEN = 192  # features of a place
+OF_POSE = 256  # and of a pose
 QUICK = 12.0  # learning-rate multiplier, as of the generator's convolutions
 KINDS = 1 + len(PARTS)  # the background first
 CODE = 5  # channels that tell parts apart
 WIDTH = 3 + CODE  # of an embedding
 SPREAD = 0.05  # of surface points around the middle of their part, in body heights
 APART = 0.33  # codes of parts, in spreads
-LENGTH = 52.0  # of a spread in queries and keys; what ships was trained at half of it
+BENT = 0.02  # in halves of the picture's height: poses that differ by less are as good as one
+LENGTH = 3.5  # of a spread in queries and keys
+
+
+class Modulated(nn.Module):
+    """A layer whose features the pose scales and shifts.
+
+    Source: Perez et al. 2018, "FiLM: visual reasoning with a general conditioning layer".
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = Linear(width, HIDDEN, lr=QUICK)
+        self.scale, self.shift = (Linear(OF_POSE, HIDDEN, lr=QUICK) for _ in range(2))
+
+    def forward(
+        self, x: Float[Tensor, "b p i"], pose: Float[Tensor, "b o"]
+    ) -> Float[Tensor, "b p h"]:
+        scale, shift = self.scale(pose)[:, None], self.shift(pose)[:, None]
+        return activate(self.linear(x) * (1 + scale) + shift)
 
 
 class Surface(nn.Module):
-    """Tell the part of the body at a place, and for each part the surface point, if it is that."""
+    """Tell the part of the body at a place, and for each part the surface point, if it is that.
+
+    A wide network reads the pose, once a picture; what it found scales and shifts the features of a
+    narrow one that reads each place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.of_place = Linear(CHANNELS, HIDDEN, lr=QUICK)
-        self.of_pose = Linear(POSE, HIDDEN, lr=QUICK)
-        self.second, self.third = (Linear(HIDDEN, HIDDEN, lr=QUICK) for _ in range(2))
+        widths = (POSE, OF_POSE, OF_POSE)
+        self.of_pose = nn.ModuleList(Linear(width, OF_POSE, lr=QUICK) for width in widths)
+        self.of_place = nn.ModuleList(Modulated(width) for width in (CHANNELS, HIDDEN, HIDDEN))
         self.to_part = Linear(HIDDEN, KINDS, lr=QUICK)
         self.to_point = Linear(HIDDEN, 3 * KINDS, lr=QUICK)
 
@@ -56,9 +80,14 @@ class Surface(nn.Module):
         Returns:
             Logits of the parts, and surface points in spreads.
         """
-        place = coordinates(points, across, down).mT
-        x = activate(self.of_place(place) + self.of_pose(pose(points))[:, None])
-        x = activate(self.third(activate(self.second(x))))
+        first, *others = self.of_pose
+        posture = activate(first(pose(points)))
+        for each in others:
+            posture = merge(posture, activate(each(posture)))
+        first, *others = self.of_place
+        x = first(coordinates(points, across, down).mT, posture)
+        for each in others:
+            x = merge(x, each(x, posture))
         return self.to_part(x), self.to_point(x).unflatten(2, (KINDS, 3))
 
 
@@ -77,11 +106,11 @@ def use_surface(model: nn.Module, path: Path) -> None:
 class SurfaceEmbedding(nn.Module):
     """What the pixels of a level show, as channels of queries and keys: the point, and the part.
 
-    Their scale is not learnt: a cross-entropy lowers it for the sake of the few pixels whose part
-    is wrong, until neighbours cannot be told apart.
+    Their scale is not learnt, neither here nor by a temperature: a cross-entropy lowers it for the
+    sake of the few pixels whose part is wrong, until neighbours cannot be told apart.
 
     Args:
-        width: Channels of the features that correct which part it is, and where on it.
+        width: Channels of the features that correct which part it is.
         lr: Learning-rate multiplier of the convolutions.
     """
 
@@ -90,7 +119,7 @@ class SurfaceEmbedding(nn.Module):
     def __init__(self, width: int, lr: float = 1.0) -> None:
         super().__init__()
         self.surface = Surface().requires_grad_(False)
-        self.correct_target, self.correct_source = (Conv(width, KINDS + 3, 1, lr=lr) for _ in "ts")
+        self.correct_target, self.correct_source = (Conv(width, KINDS, 1, lr=lr) for _ in "ts")
         for each in (self.correct_target, self.correct_source):
             nn.init.zeros_(each.weight)
         self.register_buffer("codes", APART * torch.randn(KINDS, CODE))
@@ -101,21 +130,26 @@ class SurfaceEmbedding(nn.Module):
         source: Float[Tensor, "b c h w"],
         points: tuple[Float[Tensor, "b 18 3"], Float[Tensor, "b 18 3"]],
     ) -> tuple[Float[Tensor, "b 8 h w"], Float[Tensor, "b 8 h w"]]:
-        """Embed the pixels of the target and of the source; `points` are of the source first."""
-        query = self.embedded(self.correct_target(target), points[1])
-        key = self.embedded(self.correct_source(source), points[0])
+        """Embed the pixels of the target and of the source; `points` are of the source first.
+
+        Where a pose is the other one, moved as a whole, that is better seen than told: a body
+        that is sheared is none of those that were shown.
+        """
+        trust = (1 - 1 / (1 + (bent(*points) / BENT) ** 4))[:, None, None, None]
+        query = trust * self.embedded(self.correct_target(target), points[1])
+        key = trust * self.embedded(self.correct_source(source), points[0])
         return query, key
 
     def embedded(
-        self, correction: Float[Tensor, "b k+3 h w"], points: Float[Tensor, "b 18 3"]
+        self, correction: Float[Tensor, "b k h w"], points: Float[Tensor, "b 18 3"]
     ) -> Float[Tensor, "b 8 h w"]:
         """In float32, also under autocast: sixteen bits do not tell neighbours apart."""
         h, w = correction.shape[2:]
         with torch.autocast(correction.device.type, enabled=False):
             across, down = (x.reshape(1, -1) for x in grid((h, w), points))
             logits, places = self.surface(points, across, down)
-            parts, shift = correction.float().flatten(2).mT.split([KINDS, 3], dim=2)
-            share = (logits + parts).softmax(dim=2)
-            place = (places * share[..., None]).sum(dim=2) + shift
+            share = (logits + correction.float().flatten(2).mT).softmax(dim=2)
+            on = share[..., 1:, None]  # the background has no surface
+            place = (on * places[:, :, 1:]).sum(dim=2)
             embedded = LENGTH * torch.cat([place, share @ self.codes], dim=2)
         return embedded.mT.unflatten(2, (h, w))

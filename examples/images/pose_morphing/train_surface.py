@@ -27,7 +27,8 @@ from examples.images.pose_morphing.data import random_affine
 from examples.images.pose_morphing.surface import SPREAD, Surface
 from examples.people.figures.cache import Figures
 
-ON_PERSON, NEAR_PERSON, ANYWHERE = 64, 16, 16  # pixels that are drawn of each picture
+ON_PERSON, NEAR_PERSON, ANYWHERE = 256, 48, 48  # pixels that are drawn of each picture
+PIXELS = 36  # of those, in a step
 REACH = 1 / 32  # of what is near, in heights of the picture
 BETAS = (0.9, 0.99)
 WARM_UP = 100  # steps
@@ -42,8 +43,8 @@ class Options:
     data: Path  # drawn figures with their truth
     out: Path
     steps: int = 16000
-    batch: int = 48  # pictures
-    learning_rate: float = 3e-3
+    batch: int = 128  # pictures
+    learning_rate: float = 6e-3
     seed: int = 0
     threads: int = 1
 
@@ -58,9 +59,12 @@ class Shown:
     part: Int[Tensor, "n p"]
     place: Float[Tensor, "n p 3"]  # in spreads
 
-    def at(self, rows: Tensor) -> "Shown":
-        """Return some of the pictures."""
-        return Shown(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def some(self, batch: int) -> "Shown":
+        """Draw pictures, and pixels of them, the same of each."""
+        rows = torch.randint(len(self.points), (batch,))
+        pixels = torch.randperm(self.part.shape[1])[:PIXELS]
+        names = ("across", "down", "part", "place")
+        return Shown(self.points[rows], *(getattr(self, name)[rows][:, pixels] for name in names))
 
 
 def main(options: Options) -> Surface:
@@ -76,7 +80,7 @@ def main(options: Options) -> Surface:
 
     def advance(step: int) -> dict[str, float]:
         rate = options.learning_rate * warm_up_cosine(step, options.steps, WARM_UP)
-        part = shown.at(torch.randint(len(shown.points), (options.batch,)))
+        part = shown.some(options.batch)
         terms = losses(network, distorted(part, half_of(random_affine(options.batch))))
         return descend(optimizer, terms, rate)
 

@@ -8,6 +8,7 @@ from examples.images.pose_morphing.body import (
     OVERHANG,
     PARTS,
     USUAL,
+    bent,
     coordinates,
     grid,
     joints,
@@ -102,3 +103,27 @@ def test_the_pose_does_not_depend_on_place_and_size() -> None:
     moved = points_of(turned(BODY, 0.0, 0.6, [0.1, 0.2]))
     torch.testing.assert_close(pose(moved), pose(points_of()), atol=1e-5, rtol=0)
     assert not torch.allclose(pose(points_of(turned(BODY, 1.0, 1.0, [0, 0]))), pose(points_of()))
+
+
+def test_a_pose_is_bent_by_what_no_affine_map_explains() -> None:
+    draws = np.random.default_rng(0)
+    first, second = draws.normal(size=(2, 18, 2)) * (0.2, 0.5)
+    there = np.ones((2, 18))
+    there[0, [1, 4]] = there[1, [4, 7]] = 0
+    both = there.all(axis=0)
+    columns = np.c_[first, np.ones(18)][both]
+    left = second[both] - columns @ np.linalg.lstsq(columns, second[both], rcond=None)[0]
+    expected = np.sqrt((left**2).sum() / (both.sum() - 3))
+    mine = [np.c_[x * t[:, None], t] for x, t in zip((first, second), there, strict=True)]
+    mine = [torch.from_numpy(x).float()[None] for x in mine]
+    assert bent(*mine).item() == pytest.approx(expected, rel=1e-3)
+    moved = turned(mine[0][0, :, :2], 0.4, 1.3, [0.1, 0.2]) * mine[0][0, :, 2:]
+    assert bent(mine[0], torch.cat([moved, mine[0][0, :, 2:]], dim=1)[None]).item() < 1e-3
+
+
+def test_few_points_are_bent_without_end() -> None:
+    few = points_of()
+    few[:, 5:] = 0
+    assert bent(few, points_of()).isinf().all()
+    on_a_line = points_of(BODY * torch.tensor([0.0, 1.0]))
+    assert bent(on_a_line, points_of()).isfinite().all()

@@ -57,7 +57,7 @@ def settle(browser: Chromium) -> None:
 
 def by_torch(browser: Chromium) -> torch.Tensor:
     """What torch makes of what the page shows."""
-    generator = load_trained(SHIPPED / "gpa", browser.evaluate("Number(kappa.value)")).generator
+    generator = load_trained(SHIPPED / "gpa128", browser.evaluate("Number(kappa.value)")).generator
     pixels = torch.tensor(browser.evaluate("Array.from(page.pixels)")).view(1, 3, 128, 64)
     joints = (torch.tensor([browser.evaluate(x)]) for x in ("page.sourceJoints", "page.target()"))
     maps = (graph.maps_of(generator, x) for x in joints)
@@ -141,4 +141,4 @@ def test_a_generator_without_gpa_is_refused() -> None:
     generator = load_trained(SHIPPED / "none").generator
     with pytest.raises(ValueError, match="not NO_16"):
         build.kappa_of(generator)
-    assert json.dumps(build.describe(load_trained(SHIPPED / "gpa").generator, 4))
+    assert json.dumps(build.describe(load_trained(SHIPPED / "gpa128").generator, 4))

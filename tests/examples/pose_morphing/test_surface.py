@@ -19,6 +19,7 @@ from examples.images.pose_morphing.demo import SHIPPED, STRANGERS
 from examples.images.pose_morphing.growth import begin_with
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.surface import (
+    KINDS,
     SPREAD,
     WIDTH,
     Surface,
@@ -142,10 +143,32 @@ def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
     points[..., 0] = points[..., 0] / 2 + 2
     right = points + torch.tensor([6.0, 0.0, 0.0])
     maps = [scaled(x[0], SIZE)[None] for x in (points, right)]
-    query, key = embedding(torch.zeros(1, 2, *SIZE), torch.zeros(1, 2, *SIZE), (maps[0], maps[1]))
-    assert query.shape == key.shape == (1, WIDTH, *SIZE)
-    torch.testing.assert_close(query[..., 6:], key[..., :-6], atol=1e-3, rtol=1e-3)
-    assert query[..., 6:].std() > 1
+    before, after = (embedding.embedded(torch.zeros(1, KINDS, *SIZE), x) for x in maps)
+    assert before.shape == after.shape == (1, WIDTH, *SIZE)
+    torch.testing.assert_close(after[..., 6:], before[..., :-6], atol=1e-3, rtol=1e-3)
+    assert after[..., 6:].std() > 0.1
+
+
+def test_the_background_has_no_surface() -> None:
+    torch.manual_seed(0)
+    embedding, points = SurfaceEmbedding(2), scaled(people(1)[0], SIZE)[None]
+    correction = torch.zeros(1, KINDS, *SIZE)
+    before = embedding.embedded(correction, points)
+    for sites, changes in ((slice(0, 3), False), (slice(3, 6), True)):  # of the background, a part
+        embedding.surface.to_point.bias.data[sites] += 1000
+        after = embedding.embedded(correction, points)
+        assert torch.equal(before, after) is not changes
+
+
+def test_surfaces_are_told_of_other_poses_and_not_of_one_that_was_moved() -> None:
+    torch.manual_seed(0)
+    embedding, features = SurfaceEmbedding(2), torch.zeros(1, 2, *SIZE)
+    one, other = (scaled(x, SIZE)[None] for x in people(2))
+    sheared = torch.cat([one[..., :2] @ torch.tensor([[1.1, 0.1], [-0.2, 0.9]]), one[..., 2:]], 2)
+    alone = embedding.embedded(torch.zeros(1, KINDS, *SIZE), one)
+    for target, share in ((sheared, 0.0), (other, 1.0)):
+        key = embedding(features, features, (one, target))[1]
+        torch.testing.assert_close(key, share * alone, atol=0.01, rtol=0.01)
 
 
 def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:

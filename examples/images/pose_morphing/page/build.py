@@ -41,7 +41,7 @@ class Options:
     """What the page shows."""
 
     runtime: Path  # folder `dist` of the npm package onnxruntime-web
-    model: Path = SHIPPED / "gpa"  # a training run, or one checkpoint's JSON
+    model: Path = SHIPPED / "gpa128"  # a training run, or one checkpoint's JSON
     out: Path = Path("build/page")
     people: int = 8
 

@@ -60,7 +60,7 @@ class Options:
     """What is read, of what."""
 
     data: Path  # a folder of drawn figures with their truth, of the generator's size
-    model: Path = SHIPPED / "gpa"
+    model: Path = SHIPPED / "gpa128"
     out: Path = Path("runs/letters")
     split: str = "test"
     pairs: int = 10  # of each kind

@@ -16,8 +16,7 @@ whole pixels could reach: every copyable pixel from where it truly is. Writes qu
 quality.md.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ class Options:
     """What is measured, on what."""
 
     data: Path  # a folder of drawn figures with their truth, of the generator's size
-    model: Path = SHIPPED / "gpa"
+    model: Path = SHIPPED / "gpa128"
     out: Path = figures.HERE / "results"
     split: str = "test"
     pairs: int = 96
@@ -141,7 +140,8 @@ def mended(generator: Generator, mend: str) -> Generator:
         if kind == "kappa" and number.isdecimal():
             read(generator, int(number))
         elif kind == "hot" and number.startswith("x") and number[1:].isdecimal():
-            generator.attentions[0].log_temperature.add_(math.log(int(number[1:])))
+            finest = generator.attentions[0]
+            finest.config = replace(finest.config, sharper=int(number[1:]) * finest.config.sharper)
         elif kind == "vote" and number.isdecimal() and int(number) % 2:
             vote(generator.attentions[0], int(number))
         else:
