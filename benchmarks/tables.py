@@ -107,8 +107,7 @@ def pose_morphing(result: dict[str, Any]) -> str:
     for task, said in result["tasks"].items():
         for model, scores in said["scores"].items():
             cells = [f"{scores[name]['mean']:{form}}" for name, (_, form) in measures.items()]
-            steps = result["models"][model]["steps_taken"]
-            lines.append(f"| {task} | {model}, {steps:,} steps | " + " | ".join(cells) + " |")
+            lines.append(f"| {task} | {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ QUICK = 12.0  # learning-rate multiplier of convolutions: see `layers.Conv`
 CANDIDATES = 4  # times kappa, for a second look
 SLOTS = 2  # times kappa, for what may have a weight below 1
 RULES: dict[str, Callable[[int], Rule]] = {
+    "logit": lambda kappa: TopK(kappa, relevance="logit"),
     "through": lambda kappa: StraightThrough(TopK(kappa)),
     "soft": lambda kappa: SoftTopK(kappa, at_most=SLOTS * kappa),
     "perturbed": lambda kappa: PerturbedTopK(kappa, at_most=SLOTS * kappa),

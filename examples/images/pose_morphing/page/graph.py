@@ -11,7 +11,9 @@ from examples.common.files import replacing
 from examples.images.pose_morphing.data import SIGMA
 from examples.images.pose_morphing.model import Generator, selecting
 from examples.people.keypoints import heat_maps
-from ndgpa import Problem, Rule, Selection, select
+from ndgpa import Problem, Rule, Selection, TopK, select
+from ndgpa.functional import as_rule
+from ndgpa.selection.relevance import Relevance
 from ndgpa.selection.select_blocks import most_relevant
 
 MOST = 16  # key blocks that the slider goes to
@@ -23,10 +25,11 @@ class UpTo(Rule):
 
     most: int
     k: Int[Tensor, " 1"]
+    relevance: Relevance
 
     def select(self, problem: Problem) -> Selection:
         counts = self.k.expand(problem.structure.num_cells)
-        blocks = most_relevant(problem, self.most, counts=counts)
+        blocks = most_relevant(problem, self.most, self.relevance, counts=counts)
         k = self.k.item()
         torch._check(k >= 1)
         torch._check(k <= self.most)
@@ -85,7 +88,9 @@ class Redraw(nn.Module):
             The picture; queries and keys of the finest attention, whose logits are -|q-k|^2; and
             the key blocks that each of its cells reads, -1 for none.
         """
-        rule = UpTo(self.most, kappa)
+        trained = as_rule(self.generator.attentions[0].operator.rule)
+        assert isinstance(trained, (TopK, UpTo))
+        rule = UpTo(self.most, kappa, trained.relevance)
         for attention in selecting(self.generator):
             attention.operator = replace(attention.operator, rule=rule)
         maps = (maps_of(self.generator, points) for points in (source_points, target_points))
