@@ -161,6 +161,7 @@ def test_a_name_says_the_far_field_and_the_rule() -> None:
     assert operator == ndgpa.GPA(through, scale=1.0, far="site")
     assert parse("GPA1024_12_64+block").operator((128, 128), "dot", 8).far == "block"
     assert parse("GPA1024_12_64+soft").rule == ndgpa.SoftTopK(12, at_most=24)
+    assert parse("GPA1024_12_64+logit").rule == ndgpa.TopK(12, relevance="logit")
 
 
 @pytest.mark.bad_input
