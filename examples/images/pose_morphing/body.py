@@ -87,6 +87,9 @@ def bent(points: Float[Tensor, "b 18 3"], moved: Float[Tensor, "b 18 3"]) -> Flo
     """Measure how far points are from where the best affine map takes them: root mean square.
 
     Infinite where fewer than `ENOUGH` are there in both, for a map takes any few to any others.
+
+    Args:
+        points, moved: As `located` gives them; the result is in the same lengths.
     """
     there = points[..., 2] * moved[..., 2]
     count = there.sum(dim=1)

@@ -171,6 +171,18 @@ def test_surfaces_are_told_of_other_poses_and_not_of_one_that_was_moved() -> Non
         torch.testing.assert_close(key, share * alone, atol=0.01, rtol=0.01)
 
 
+def test_a_temperature_changes_what_is_seen_and_not_what_is_told() -> None:
+    attention = Generator(replace(CONFIG, sharper=4.0)).attentions[1]
+    x = torch.rand(1, CONFIG.query_width + WIDTH, 2, 2)
+    before = attention.heat(x)
+    attention.log_temperature.data += 2
+    after = attention.heat(x)
+    seen, told = (after / before).split([CONFIG.query_width, WIDTH], dim=1)
+    torch.testing.assert_close(seen, torch.full_like(seen, np.e))
+    assert torch.equal(told, torch.ones_like(told))
+    torch.testing.assert_close(after[:, -WIDTH:], 2 * x[:, -WIDTH:])  # logits 4 times as large
+
+
 def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
     torch.manual_seed(1)
     without, with_body = Generator(replace(CONFIG, body=0)), Generator(CONFIG)
