@@ -78,11 +78,21 @@ class CopyAttention(nn.Module):
         if coarser is not None and self.config.pyramid:
             query, key = (added(*each) for each in zip((query, key), coarser, strict=True))
         if self.on_body is not None and given.points is not None:
-            embedded = self.on_body(target, source, given.points)
-            query, key = (
-                torch.cat(each, dim=1) for each in zip((query, key), embedded, strict=True)
-            )
+            told = given.told
+            of_source = self.tell(given.source, given.points[0]) if told is None else told
+            query, key = self.on_body((query, key), target, of_source, given.points)
         return query, key
+
+    def tell(
+        self, source: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
+    ) -> Float[Tensor, "b 9 h w"] | None:
+        """Tell of the surface that the source shows, at the level that is told of it."""
+        if self.on_body is None:
+            return None
+        if self.config.coordinates:
+            source = with_coordinates(source)
+        told: Tensor = self.on_body.read(source, points)
+        return told
 
     def attend(
         self,

@@ -38,6 +38,7 @@ class Given:
     target_maps: Float[Tensor, "b 18 k l"]
     handed: Any  # down by the next coarser level; None where there is none
     points: tuple[Float[Tensor, "b 18 3"], Float[Tensor, "b 18 3"]] | None = None  # see body.py
+    told: Float[Tensor, "b 9 k l"] | None = None  # of the surface in the source; see surface.py
 
 
 @dataclass(frozen=True)

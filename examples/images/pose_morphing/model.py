@@ -216,9 +216,10 @@ class Generator(nn.Module):
         from_source = [] if features else self.encode(source, source_maps)
         from_target = self.target_encoder(target_maps)
         style, pixels = style_of(from_target), pyramid(source, len(from_target))
-        points = None
+        points = told = None
         if self.config.body:
             points = located(source_maps), located(target_maps)
+            told = next(iter((features or [])[len(self.attentions) :]), None)
         s = t = handed = image = None
         levels: list[Level] = []
         copies: list[Tensor] = []
@@ -231,7 +232,7 @@ class Generator(nn.Module):
             elif any(active[: i + 1]):  # nobody reads the source at finer levels
                 s = self.source_decoder[i](s, from_source[i], style_of(from_source))
             if active[i]:
-                given = Given(t, s, pixels[i], source_maps, target_maps, handed, points)
+                given = Given(t, s, pixels[i], source_maps, target_maps, handed, points, told)
                 carried = self.attentions[i](given)
                 t, s, handed = carried.target, carried.source, carried.handed
                 copied = carried.copied if self.config.copy_rgb else None
@@ -255,6 +256,8 @@ class Generator(nn.Module):
     ) -> list[Tensor]:
         """Make what does not depend on the pose: features of the source, the finest level first.
 
+        After them, if the network is told of surfaces, that of the source.
+
         Raises:
             ValueError: Something at a level changes the features of the source for finer ones.
         """
@@ -265,6 +268,10 @@ class Generator(nn.Module):
         for i in reversed(range(len(from_source))):
             s = self.source_decoder[i](s, from_source[i], style_of(from_source))
             features.insert(0, s)
+        if self.config.body:
+            points = located(source_maps)
+            told = (each.tell(s, points) for each, s in zip(self.attentions, features, strict=True))
+            features += [x for x in told if x is not None]
         return features
 
     def paint(

@@ -22,7 +22,7 @@ from examples.images.pose_morphing.body import CHANNELS, POSE, bent, coordinates
 from examples.people.figures.body import PARTS
 
 HIDDEN = 192  # features of a place
-OF_POSE = 256  # and of a pose
+OF_POSE = 512  # and of a pose
 QUICK = 12.0  # learning-rate multiplier, as of the generator's convolutions
 KINDS = 1 + len(PARTS)  # the background first
 CODE = 5  # channels that tell parts apart
@@ -31,6 +31,7 @@ SPREAD = 0.05  # of surface points around the middle of their part, in body heig
 APART = 0.33  # codes of parts, in spreads
 BENT = 0.02  # in halves of the picture's height: poses that differ by less are as good as one
 LENGTH = 3.5  # of a spread in queries and keys
+SEEN = 0.6  # factor of what is seen, where a person is and the surface is told
 
 
 class Modulated(nn.Module):
@@ -60,7 +61,7 @@ class Surface(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (POSE, OF_POSE, OF_POSE)
+        widths = (POSE, OF_POSE, OF_POSE, OF_POSE)
         self.of_pose = nn.ModuleList(Linear(width, OF_POSE, lr=QUICK) for width in widths)
         self.of_place = nn.ModuleList(Modulated(width) for width in (CHANNELS, HIDDEN, HIDDEN))
         self.to_part = Linear(HIDDEN, KINDS, lr=QUICK)
@@ -126,24 +127,40 @@ class SurfaceEmbedding(nn.Module):
 
     def forward(
         self,
+        seen: tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]],
         target: Float[Tensor, "b c h w"],
-        source: Float[Tensor, "b c h w"],
+        of_source: Float[Tensor, "b 9 h w"],
         points: tuple[Float[Tensor, "b 18 3"], Float[Tensor, "b 18 3"]],
-    ) -> tuple[Float[Tensor, "b 8 h w"], Float[Tensor, "b 8 h w"]]:
-        """Embed the pixels of the target and of the source; `points` are of the source first.
+    ) -> tuple[Float[Tensor, "b d+8 h w"], Float[Tensor, "b d+8 h w"]]:
+        """Tell queries and keys of the surface, and weigh there less what is seen.
 
         Where a pose is the other one, moved as a whole, that is better seen than told: a body
         that is sheared is none of those that were shown.
+
+        Args:
+            seen: Queries and keys.
+            target: Features that correct which part it is.
+            of_source: From `read`.
+            points: Of the source, and of the target.
         """
         trust = (1 - 1 / (1 + (bent(*points) / BENT) ** 4))[:, None, None, None]
-        query = trust * self.embedded(self.correct_target(target), points[1])
-        key = trust * self.embedded(self.correct_source(source), points[0])
-        return query, key
+        of_target = self.embedded(self.correct_target(target), points[1])
+        query, key = seen
+        return beside(query, trust * of_target), beside(key, trust * of_source)
+
+    def read(
+        self, source: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
+    ) -> Float[Tensor, "b 9 h w"]:
+        """Embed the pixels of the source."""
+        return self.embedded(self.correct_source(source), points)
 
     def embedded(
         self, correction: Float[Tensor, "b k h w"], points: Float[Tensor, "b 18 3"]
-    ) -> Float[Tensor, "b 8 h w"]:
-        """In float32, also under autocast: sixteen bits do not tell neighbours apart."""
+    ) -> Float[Tensor, "b 9 h w"]:
+        """Embed pixels, and say how much each shows a person.
+
+        In float32, also under autocast: sixteen bits do not tell neighbours apart.
+        """
         h, w = correction.shape[2:]
         with torch.autocast(correction.device.type, enabled=False):
             across, down = (x.reshape(1, -1) for x in grid((h, w), points))
@@ -151,5 +168,11 @@ class SurfaceEmbedding(nn.Module):
             share = (logits + correction.float().flatten(2).mT).softmax(dim=2)
             on = share[..., 1:, None]  # the background has no surface
             place = (on * places[:, :, 1:]).sum(dim=2)
-            embedded = LENGTH * torch.cat([place, share @ self.codes], dim=2)
+            embedded = torch.cat([LENGTH * place, LENGTH * share @ self.codes, on.sum(dim=2)], 2)
         return embedded.mT.unflatten(2, (h, w))
+
+
+def beside(seen: Float[Tensor, "b d h w"], told: Float[Tensor, "b 9 h w"]) -> Tensor:
+    """Append an embedding to queries or keys, which count less where a person is."""
+    embedding, on = told.split([WIDTH, 1], dim=1)
+    return torch.cat([(1 - (1 - SEEN) * on) * seen, embedding], dim=1)

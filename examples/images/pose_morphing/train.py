@@ -39,6 +39,7 @@ from examples.images.pose_morphing.losses import (
     correspondence_loss,
     edge_l1,
     multi_scale_l1,
+    structural_loss,
 )
 from examples.images.pose_morphing.model import Generator, Morph, discriminator_of
 from examples.images.pose_morphing.perceptual import perceptual_of
@@ -224,6 +225,7 @@ class Trainer:
             "pixels": lambda: multi_scale_l1(image, truth),
             "edges": lambda: edge_l1(image, truth),
             "texture": lambda: self.texture(image, truth),
+            "structure": lambda: structural_loss(image, truth),
             "correspondence": lambda: correspondence_loss(morph.levels, batch.origin, batch.known),
             "selected": lambda: correspondence_loss(
                 morph.levels, batch.origin, batch.known, GPA, self.sharper(batch)

@@ -25,6 +25,7 @@ class Weights:
     edges: float = 1.0
     copying: float = 1.0
     texture: float = 2.0
+    structure: float = 0.0
     perceptual: float = 0.0
     gan: float = 0.0
     correspondence: float = 0.1  # of full attentions, where the source of a pixel is known

@@ -2,8 +2,8 @@
 
     python -m examples.images.pose_morphing.train_surface --data FOLDER --out FOLDER
 
-Drawn figures know the part of the body and the surface point of every pixel. Half of the pictures a
-step are distorted, as they are in the training of a generator. A run that was killed goes on with
+Drawn figures know the part of the body and the surface point of every pixel. Some pictures of
+a step are distorted, for people who were not drawn. A run that was killed goes on with
 the same bits. At the end the weights are written to weights.safetensors in 16 bits, and what they
 know of held-out people to held_out.json.
 """
@@ -24,12 +24,13 @@ from examples.common.files import write_json, write_tensors
 from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import random_affine
-from examples.images.pose_morphing.surface import SPREAD, Surface
+from examples.images.pose_morphing.surface import SPREAD, Surface, use_surface
 from examples.people.figures.cache import Figures
 
 ON_PERSON, NEAR_PERSON, ANYWHERE = 256, 48, 48  # pixels that are drawn of each picture
 PIXELS = 36  # of those, in a step
 REACH = 1 / 32  # of what is near, in heights of the picture
+DISTORTED = 0.125  # of the pictures in a step
 BETAS = (0.9, 0.99)
 WARM_UP = 100  # steps
 POINTS = 2.0  # weight of the error of surface points, in spreads; that of parts counts 1
@@ -42,6 +43,7 @@ class Options:
 
     data: Path  # drawn figures with their truth
     out: Path
+    start: Path | None = None  # weights to go on from
     steps: int = 16000
     batch: int = 128  # pictures
     learning_rate: float = 6e-3
@@ -76,12 +78,14 @@ def main(options: Options) -> Surface:
     shown, held_out = (drawn(options.data, split, options.seed) for split in ("train", "test"))
     torch.manual_seed(options.seed)
     network = Surface()
+    if options.start:
+        use_surface(network, options.start)
     optimizer = torch.optim.Adam(network.parameters(), betas=BETAS)
 
     def advance(step: int) -> dict[str, float]:
         rate = options.learning_rate * warm_up_cosine(step, options.steps, WARM_UP)
         part = shown.some(options.batch)
-        terms = losses(network, distorted(part, half_of(random_affine(options.batch))))
+        terms = losses(network, distorted(part, some_of(random_affine(options.batch))))
         return descend(optimizer, terms, rate)
 
     said = {"batch": options.batch, "learning_rate": options.learning_rate, "seed": options.seed}
@@ -143,9 +147,9 @@ def scaled(points: Float[Tensor, "18 3"], size: tuple[int, int]) -> Float[Tensor
     return torch.cat([(2 * points[:, :2] + 1 - sides) / h, torch.ones_like(there)], dim=1) * there
 
 
-def half_of(theta: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 2 3"]:
-    """Replace half of the maps, chosen by chance, by the identity."""
-    kept = torch.rand(len(theta), 1, 1) < 0.5
+def some_of(theta: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 2 3"]:
+    """Replace all maps but a few, chosen by chance, by the identity."""
+    kept = torch.rand(len(theta), 1, 1) < DISTORTED
     return torch.where(kept, theta, torch.eye(2, 3))
 
 

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 
 import ndgpa
 from examples.common.adversarial import non_saturating, non_saturating_generator
+from examples.common.measures import ssim_map
 from examples.images.pose_morphing.levels import Level
 from examples.images.pose_morphing.losses import (
     copy_loss,
     correspondence_loss,
     edge_l1,
     multi_scale_l1,
+    structural_loss,
 )
 from examples.images.pose_morphing.perceptual import (
     VGG,
@@ -51,6 +53,16 @@ def test_a_shift_in_brightness_counts_at_every_scale_and_not_along_edges() -> No
     x = picture()
     assert multi_scale_l1(x + 0.25, x).item() == pytest.approx(0.25 * (1 + 0.5 + 0.5), rel=1e-5)
     assert edge_l1(x + 0.25, x).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_structure_is_that_of_scikit_image() -> None:
+    images, truths = picture(24, 20), picture(24, 20).lerp(picture(24, 20), 0.3)
+    halves = [(x.double() + 1) / 2 for x in (images, truths)]
+    maps = [ssim_map(image, truth)[5:-5, 5:-5] for image, truth in zip(*halves, strict=True)]
+    assert structural_loss(images, truths).item() == pytest.approx(
+        1 - sum(x.mean() for x in maps) / 2, abs=1e-5
+    )
+    assert structural_loss(truths, truths).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_detail_that_is_blurred_away_counts_more_at_the_finest_scale() -> None:

@@ -5,13 +5,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from examples.images.pose_morphing.config import preset
 from examples.images.pose_morphing.demo import SHIPPED
+from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.page.chromium import PROGRAMS, Chromium
 from examples.images.pose_morphing.trained import load_trained
 
@@ -142,3 +145,9 @@ def test_a_generator_without_gpa_is_refused() -> None:
     with pytest.raises(ValueError, match="not NO_16"):
         build.kappa_of(generator)
     assert json.dumps(build.describe(load_trained(SHIPPED / "gpa128").generator, 4))
+
+
+def test_a_generator_with_another_rule_is_refused() -> None:
+    config = replace(preset("tiny64"), attention="GPA32_4_8+soft")
+    with pytest.raises(ValueError, match=r"GPA32_4_8\+soft counts key blocks by another rule"):
+        graph.Redraw(Generator(config))

@@ -20,6 +20,7 @@ from examples.images.pose_morphing.growth import begin_with
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.surface import (
     KINDS,
+    SEEN,
     SPREAD,
     WIDTH,
     Surface,
@@ -144,7 +145,7 @@ def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
     right = points + torch.tensor([6.0, 0.0, 0.0])
     maps = [scaled(x[0], SIZE)[None] for x in (points, right)]
     before, after = (embedding.embedded(torch.zeros(1, KINDS, *SIZE), x) for x in maps)
-    assert before.shape == after.shape == (1, WIDTH, *SIZE)
+    assert before.shape == after.shape == (1, WIDTH + 1, *SIZE)
     torch.testing.assert_close(after[..., 6:], before[..., :-6], atol=1e-3, rtol=1e-3)
     assert after[..., 6:].std() > 0.1
 
@@ -166,9 +167,28 @@ def test_surfaces_are_told_of_other_poses_and_not_of_one_that_was_moved() -> Non
     one, other = (scaled(x, SIZE)[None] for x in people(2))
     sheared = torch.cat([one[..., :2] @ torch.tensor([[1.1, 0.1], [-0.2, 0.9]]), one[..., 2:]], 2)
     alone = embedding.embedded(torch.zeros(1, KINDS, *SIZE), one)
+    seen = torch.ones(1, 3, *SIZE)
     for target, share in ((sheared, 0.0), (other, 1.0)):
-        key = embedding(features, features, (one, target))[1]
-        torch.testing.assert_close(key, share * alone, atol=0.01, rtol=0.01)
+        told = embedding.read(features, one)
+        key = embedding((seen, seen), features, told, (one, target))[1]
+        torch.testing.assert_close(key[:, 3:], share * alone[:, :-1], atol=0.01, rtol=0.01)
+        less = 1 - (1 - SEEN) * share * alone[:, -1:].expand_as(seen)
+        torch.testing.assert_close(key[:, :3], less, atol=0.01, rtol=0)
+
+
+def test_a_source_that_was_read_is_told_of_once() -> None:
+    torch.manual_seed(0)
+    generator = Generator(CONFIG)
+    maps, source = heat_maps(people(), SIZE, 1.5), torch.rand(2, 3, *SIZE) * 2 - 1
+    features = generator.read(source, maps)
+    assert len(features) == len(generator.attentions) + 1
+    told = generator.attentions[1].on_body
+    told.correct_source.bias.data += 100  # what is told of a source once counts
+    first, again = (generator(source, maps, maps.flip(0), features=x) for x in (features, None))
+    assert not torch.equal(first.levels[0].key, again.levels[0].key)
+    told.correct_source.bias.data -= 100
+    again = generator(source, maps, maps.flip(0))
+    torch.testing.assert_close(first.image, again.image)
 
 
 def test_a_temperature_changes_what_is_seen_and_not_what_is_told() -> None:
@@ -189,7 +209,8 @@ def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
     begin_with([without], with_body)
     maps, source = heat_maps(people(), SIZE, 1.5), torch.rand(2, 3, *SIZE) * 2 - 1
     ours, theirs = (x(source, maps, maps.flip(0)) for x in (with_body, without))
-    assert torch.equal(ours.levels[1].query[..., :16], theirs.levels[1].query)
+    beside = ours.levels[1].query[..., :16] / theirs.levels[1].query
+    assert ((beside > SEEN - 1e-5) & (beside < 1 + 1e-5)).all()
     assert ours.levels[0].query.shape[3] == theirs.levels[0].query.shape[3] + WIDTH
     ours.image.square().mean().backward()
     embedding = with_body.attentions[1].on_body

@@ -37,7 +37,7 @@ class UpTo(Rule):
 
 
 class Read(nn.Module):
-    """What a source is turned into once: its features, the finest level first."""
+    """What a source is turned into once: see `Generator.read`."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -54,15 +54,21 @@ class Redraw(nn.Module):
     """The morph from key points, with kappa as an input, and what its lines are drawn from.
 
     Args:
-        generator: With GPA at its finest level, one head.
+        generator: With GPA of the rule `TopK` at its finest level, one head.
         most: The largest kappa.
+
+    Raises:
+        ValueError: The generator has another attention there.
     """
 
     def __init__(self, generator: Generator, most: int = MOST) -> None:
         super().__init__()
         if generator.attentions[0] not in selecting(generator):
             raise ValueError(f"{generator.config.attention} has no key blocks to count")
-        self.generator, self.most = generator, most
+        rule = as_rule(generator.attentions[0].operator.rule)
+        if not isinstance(rule, (TopK, UpTo)):
+            raise ValueError(f"{generator.config.attention} counts key blocks by another rule")
+        self.generator, self.most, self.relevance = generator, most, rule.relevance
 
     def forward(
         self,
@@ -88,9 +94,7 @@ class Redraw(nn.Module):
             The picture; queries and keys of the finest attention, whose logits are -|q-k|^2; and
             the key blocks that each of its cells reads, -1 for none.
         """
-        trained = as_rule(self.generator.attentions[0].operator.rule)
-        assert isinstance(trained, (TopK, UpTo))
-        rule = UpTo(self.most, kappa, trained.relevance)
+        rule = UpTo(self.most, kappa, self.relevance)
         for attention in selecting(self.generator):
             attention.operator = replace(attention.operator, rule=rule)
         maps = (maps_of(self.generator, points) for points in (source_points, target_points))
