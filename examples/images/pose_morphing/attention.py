@@ -49,7 +49,7 @@ class CopyAttention(nn.Module):
             with torch.no_grad():
                 self.to_query.weight.mul_(START)
                 self.to_key.weight.mul_(START)
-        self.on_body = SurfaceEmbedding(seen, lr) if min(size) == config.body else None
+        self.on_body = SurfaceEmbedding(seen, config) if min(size) == config.body else None
         if config.fusion == "concat":
             self.fuse = Conv(2 * width, width, config.fusion_kernel, lr=lr)
         else:

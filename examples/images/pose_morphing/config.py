@@ -158,6 +158,8 @@ class ModelConfig:
     pyramid: bool = False  # queries and keys add to those of the coarser level, enlarged
     coordinates: bool = False  # queries and keys see where they are
     body: int = 0  # short side of the level that says where on the body a pixel is: surface.py
+    body_length: float = 3.5  # of what is told, in spreads of surface points
+    body_seen: float = 0.6  # factor of what is seen where a person is and the surface is told
     temperature: bool = False  # learnt, one a level
     sharper: float = 1.0  # times, of logits of attentions that select, on top of the temperature
     copy_rgb: bool = False  # source pixels among the values, blended into the output by a mask
@@ -249,5 +251,7 @@ PRESETS = {
         learnable((256, 128), (16, 16, 32, 64, 96, 128), "GPA512_4_16"),
         stems=3,
         body=64,
+        body_length=4.2,
+        body_seen=0.4,
     ),
 }

@@ -19,6 +19,7 @@ from examples.common.checkpoints import restore_module
 from examples.common.stylegan2 import Conv, Linear, activate, merge
 from examples.common.untrusted import read_tensors
 from examples.images.pose_morphing.body import CHANNELS, POSE, bent, coordinates, grid, pose
+from examples.images.pose_morphing.config import ModelConfig
 from examples.people.figures.body import PARTS
 
 HIDDEN = 192  # features of a place
@@ -30,8 +31,6 @@ WIDTH = 3 + CODE  # of an embedding
 SPREAD = 0.05  # of surface points around the middle of their part, in body heights
 APART = 0.33  # codes of parts, in spreads
 BENT = 0.02  # in halves of the picture's height: poses that differ by less are as good as one
-LENGTH = 3.5  # of a spread in queries and keys
-SEEN = 0.6  # factor of what is seen, where a person is and the surface is told
 
 
 class Modulated(nn.Module):
@@ -112,13 +111,14 @@ class SurfaceEmbedding(nn.Module):
 
     Args:
         width: Channels of the features that correct which part it is.
-        lr: Learning-rate multiplier of the convolutions.
+        config: The generator's options.
     """
 
     codes: Float[Tensor, "k 5"]
 
-    def __init__(self, width: int, lr: float = 1.0) -> None:
+    def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
+        self.length, self.seen, lr = config.body_length, config.body_seen, config.weight_lr
         self.surface = Surface().requires_grad_(False)
         self.correct_target, self.correct_source = (Conv(width, KINDS, 1, lr=lr) for _ in "ts")
         for each in (self.correct_target, self.correct_source):
@@ -146,7 +146,7 @@ class SurfaceEmbedding(nn.Module):
         trust = (1 - 1 / (1 + (bent(*points) / BENT) ** 4))[:, None, None, None]
         of_target = self.embedded(self.correct_target(target), points[1])
         query, key = seen
-        return beside(query, trust * of_target), beside(key, trust * of_source)
+        return self.beside(query, trust * of_target), self.beside(key, trust * of_source)
 
     def read(
         self, source: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
@@ -168,11 +168,11 @@ class SurfaceEmbedding(nn.Module):
             share = (logits + correction.float().flatten(2).mT).softmax(dim=2)
             on = share[..., 1:, None]  # the background has no surface
             place = (on * places[:, :, 1:]).sum(dim=2)
-            embedded = torch.cat([LENGTH * place, LENGTH * share @ self.codes, on.sum(dim=2)], 2)
+            told = self.length * torch.cat([place, share @ self.codes], dim=2)
+            embedded = torch.cat([told, on.sum(dim=2)], dim=2)
         return embedded.mT.unflatten(2, (h, w))
 
-
-def beside(seen: Float[Tensor, "b d h w"], told: Float[Tensor, "b 9 h w"]) -> Tensor:
-    """Append an embedding to queries or keys, which count less where a person is."""
-    embedding, on = told.split([WIDTH, 1], dim=1)
-    return torch.cat([(1 - (1 - SEEN) * on) * seen, embedding], dim=1)
+    def beside(self, seen: Float[Tensor, "b d h w"], told: Float[Tensor, "b 9 h w"]) -> Tensor:
+        """Append an embedding to queries or keys, which count less where a person is."""
+        embedding, on = told.split([WIDTH, 1], dim=1)
+        return torch.cat([(1 - (1 - self.seen) * on) * seen, embedding], dim=1)

@@ -20,7 +20,8 @@ KINDS: dict[Any, Any] = {
     int | None: (int, type(None)),
     float: (int, float),
 }  # in JSON, of fields that are of another kind there
-OLDER = {"stems": 1, "sharper": 1.0, "body": 0}  # what checkpoints of older versions do not say
+OLDER = {"stems": 1, "sharper": 1.0, "body": 0, "body_length": 3.5, "body_seen": 0.6}
+"""What checkpoints of older versions do not say."""
 LARGEST_SIDE, LARGEST_WIDTH, MOST_LEVELS = 4096, 8192, 12
 
 
@@ -73,6 +74,8 @@ def config_of(said: Any, name: str) -> ModelConfig:
     number(said["query_width"] or 1, f"the query_width of {name}", 1, LARGEST_WIDTH)
     number(said["fusion_kernel"], f"the fusion_kernel of {name}", 1, 15)
     number(said["sharper"], f"the sharper of {name}", 1e-3, 1e3)
+    number(said["body_length"], f"the body_length of {name}", 1e-3, 1e3)
+    number(said["body_seen"], f"the body_seen of {name}", 0, 1)
     number(said["weight_lr"], f"the weight_lr of {name}", 1e-3, 1e3)
     try:
         return ModelConfig(**said | {"size": tuple(sides), "channels": tuple(widths)})

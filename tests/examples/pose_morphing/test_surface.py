@@ -20,7 +20,6 @@ from examples.images.pose_morphing.growth import begin_with
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.surface import (
     KINDS,
-    SEEN,
     SPREAD,
     WIDTH,
     Surface,
@@ -139,7 +138,7 @@ def test_surfaces_that_are_missing_or_not_used(tmp_path: Path) -> None:
 
 def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
     torch.manual_seed(0)
-    embedding = SurfaceEmbedding(2)
+    embedding = SurfaceEmbedding(2, CONFIG)
     points = people(1)
     points[..., 0] = points[..., 0] / 2 + 2
     right = points + torch.tensor([6.0, 0.0, 0.0])
@@ -152,7 +151,7 @@ def test_what_moves_as_a_whole_keeps_its_embedding() -> None:
 
 def test_the_background_has_no_surface() -> None:
     torch.manual_seed(0)
-    embedding, points = SurfaceEmbedding(2), scaled(people(1)[0], SIZE)[None]
+    embedding, points = SurfaceEmbedding(2, CONFIG), scaled(people(1)[0], SIZE)[None]
     correction = torch.zeros(1, KINDS, *SIZE)
     before = embedding.embedded(correction, points)
     for sites, changes in ((slice(0, 3), False), (slice(3, 6), True)):  # of the background, a part
@@ -163,7 +162,7 @@ def test_the_background_has_no_surface() -> None:
 
 def test_surfaces_are_told_of_other_poses_and_not_of_one_that_was_moved() -> None:
     torch.manual_seed(0)
-    embedding, features = SurfaceEmbedding(2), torch.zeros(1, 2, *SIZE)
+    embedding, features = SurfaceEmbedding(2, CONFIG), torch.zeros(1, 2, *SIZE)
     one, other = (scaled(x, SIZE)[None] for x in people(2))
     sheared = torch.cat([one[..., :2] @ torch.tensor([[1.1, 0.1], [-0.2, 0.9]]), one[..., 2:]], 2)
     alone = embedding.embedded(torch.zeros(1, KINDS, *SIZE), one)
@@ -172,7 +171,7 @@ def test_surfaces_are_told_of_other_poses_and_not_of_one_that_was_moved() -> Non
         told = embedding.read(features, one)
         key = embedding((seen, seen), features, told, (one, target))[1]
         torch.testing.assert_close(key[:, 3:], share * alone[:, :-1], atol=0.01, rtol=0.01)
-        less = 1 - (1 - SEEN) * share * alone[:, -1:].expand_as(seen)
+        less = 1 - (1 - CONFIG.body_seen) * share * alone[:, -1:].expand_as(seen)
         torch.testing.assert_close(key[:, :3], less, atol=0.01, rtol=0)
 
 
@@ -210,7 +209,7 @@ def test_a_generator_corrects_parts_and_leaves_the_surface_as_it_is() -> None:
     maps, source = heat_maps(people(), SIZE, 1.5), torch.rand(2, 3, *SIZE) * 2 - 1
     ours, theirs = (x(source, maps, maps.flip(0)) for x in (with_body, without))
     beside = ours.levels[1].query[..., :16] / theirs.levels[1].query
-    assert ((beside > SEEN - 1e-5) & (beside < 1 + 1e-5)).all()
+    assert ((beside > CONFIG.body_seen - 1e-5) & (beside < 1 + 1e-5)).all()
     assert ours.levels[0].query.shape[3] == theirs.levels[0].query.shape[3] + WIDTH
     ours.image.square().mean().backward()
     embedding = with_body.attentions[1].on_body
