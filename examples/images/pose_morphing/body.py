@@ -38,14 +38,15 @@ POSE = 3 * len(NAMES)
 def located(maps: Float[Tensor, "b 18 h w"]) -> Float[Tensor, "b 18 3"]:
     """Find the middle of each heat map, finer than its pixels: across, down, and 1 if it is there.
 
-    The middle of the picture is 0, its upper edge -1.
+    The middle of the picture is 0, its upper edge -1. Summed in float64: a point that is 1e-6 off
+    moves what `surface.py` tells by a thousand times as much.
     """
-    maps = maps.float()
+    maps = maps.double()
     weight = maps.square()
     middle = torch.stack([(weight * x).sum(dim=(2, 3)) for x in grid(maps.shape[2:], maps)], dim=2)
     there = maps.amax(dim=(2, 3))[..., None] > LEAST
     middle = middle / weight.sum(dim=(2, 3))[..., None].clamp(min=1e-6)
-    return torch.cat([middle, torch.ones_like(middle[..., :1])], dim=2) * there
+    return (torch.cat([middle, torch.ones_like(middle[..., :1])], dim=2) * there).float()
 
 
 def grid(size: torch.Size | tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
