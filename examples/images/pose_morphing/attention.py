@@ -71,28 +71,27 @@ class CopyAttention(nn.Module):
 
     def project(self, given: Given) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
         """Queries and keys, on top of those of the next coarser level."""
-        target, source, coarser = given.target, given.source, given.handed
-        if self.config.coordinates:
-            target, source = with_coordinates(target), with_coordinates(source)
+        target, source, coarser = self.placed(given.target), self.placed(given.source), given.handed
         query, key = self.to_query(target).float(), self.to_key(source).float()
         if coarser is not None and self.config.pyramid:
             query, key = (added(*each) for each in zip((query, key), coarser, strict=True))
         if self.on_body is not None and given.points is not None:
-            told = given.told
-            of_source = self.tell(given.source, given.points[0]) if told is None else told
+            of_source = given.told
+            if of_source is None:
+                of_source = self.on_body.read(source, given.points[0])
             query, key = self.on_body((query, key), target, of_source, given.points)
         return query, key
 
     def tell(
         self, source: Float[Tensor, "b c h w"], points: Float[Tensor, "b 18 3"]
-    ) -> Float[Tensor, "b 9 h w"] | None:
-        """Tell of the surface that the source shows, at the level that is told of it."""
-        if self.on_body is None:
-            return None
-        if self.config.coordinates:
-            source = with_coordinates(source)
-        told: Tensor = self.on_body.read(source, points)
-        return told
+    ) -> Float[Tensor, "b 9 h w"]:
+        """Tell of the surface that the source shows, at the level that has `on_body`."""
+        assert self.on_body is not None
+        return self.on_body.read(self.placed(source), points)
+
+    def placed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Append coordinates, if they are an option."""
+        return with_coordinates(x) if self.config.coordinates else x
 
     def attend(
         self,

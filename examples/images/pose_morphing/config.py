@@ -233,6 +233,7 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
+SMALL128 = learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16")
 PRESETS = {
     # Tables 2 and 3 of the paper
     "df256": ModelConfig((256, 256), (160, 320, 640, 640, 640, 640)),
@@ -241,9 +242,9 @@ PRESETS = {
     # the same in small, for thousands of steps on a CPU
     "paper64": ModelConfig((64, 32), (16, 32, 64, 64), "GPA128_4_8", weight_lr=QUICK),
     "tiny64": learnable((64, 32), (16, 32, 64, 96), "GPA128_4_8"),
-    "small128": learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"),
+    "small128": SMALL128,
     # `small128` that is told where on the body a pixel is: surface.py
-    "body128": replace(learnable((128, 64), (16, 32, 64, 96, 128), "GPA512_4_16"), body=64),
+    "body128": replace(SMALL128, body=64),
     # for a GPU; small enough to ship in half precision
     "figures256": learnable((256, 128), (32, 64, 96, 128, 160, 160), "GPA2048_4_32"),
     # `small128` with a finer level; may grow from 64x32 pixels

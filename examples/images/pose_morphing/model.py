@@ -270,8 +270,8 @@ class Generator(nn.Module):
             features.insert(0, s)
         if self.config.body:
             points = located(source_maps)
-            told = (each.tell(s, points) for each, s in zip(self.attentions, features, strict=True))
-            features += [x for x in told if x is not None]
+            levels = list(zip(self.attentions, features, strict=True))
+            features += [each.tell(s, points) for each, s in levels if each.on_body is not None]
         return features
 
     def paint(

@@ -46,7 +46,7 @@ class Options:
     start: Path | None = None  # weights to go on from
     steps: int = 16000
     batch: int = 128  # pictures
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     seed: int = 0
     threads: int = 1
 
