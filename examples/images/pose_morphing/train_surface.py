@@ -2,10 +2,10 @@
 
     python -m examples.images.pose_morphing.train_surface --data FOLDER --out FOLDER
 
-Drawn figures know the part of the body and the surface point of every pixel. Some pictures of
-a step are distorted, for people who were not drawn. A run that was killed goes on with
-the same bits. At the end the weights are written to weights.safetensors in 16 bits, and what they
-know of held-out people to held_out.json.
+Drawn figures know the part of the body and the surface point of every pixel. Each is shown as it
+is and in a mirror, and some pictures of a step are distorted, for people who were not drawn. A run
+that was killed goes on with the same bits. At the end the weights are written to
+weights.safetensors in 16 bits, and what they know of held-out people to held_out.json.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import random_affine
 from examples.images.pose_morphing.surface import SPREAD, Surface, use_surface
+from examples.people.figures.body import PARTS
 from examples.people.figures.cache import Figures
+from examples.people.keypoints import MIRRORED
 
 ON_PERSON, NEAR_PERSON, ANYWHERE = 256, 48, 48  # pixels that are drawn of each picture
 PIXELS = 36  # of those, in a step
@@ -35,6 +37,12 @@ BETAS = (0.9, 0.99)
 WARM_UP = 100  # steps
 POINTS = 2.0  # weight of the error of surface points, in spreads; that of parts counts 1
 HEIGHT_PX = 250  # of a body, in a picture of 256 rows
+RAY = 0.25  # of a pixel: so far right of the centres lies what figures know
+_SIDES = {"right": "left", "left": "right"}
+_KINDS = ("background", *PARTS)
+OTHER_SIDE = tuple(
+    _KINDS.index(" ".join(_SIDES.get(word, word) for word in kind.split())) for kind in _KINDS
+)  # the part that each is in a mirror
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ def main(options: Options) -> Surface:
     check_count("--batch", options.batch)
     check_seed(options.seed)
     set_threads(options.threads)
-    shown, held_out = (drawn(options.data, split, options.seed) for split in ("train", "test"))
+    shown = drawn(options.data, "train", options.seed, mirrored=True)
+    held_out = drawn(options.data, "test", options.seed)
     torch.manual_seed(options.seed)
     network = Surface()
     if options.start:
@@ -98,8 +107,8 @@ def main(options: Options) -> Surface:
     return network
 
 
-def drawn(folder: Path, split: str, seed: int) -> Shown:
-    """Draw pixels of every picture of a split.
+def drawn(folder: Path, split: str, seed: int, mirrored: bool = False) -> Shown:
+    """Draw pixels of every picture of a split, and of its mirror image after all others.
 
     Raises:
         ValueError: The figures were rendered without their truth, or are not twice as high as wide.
@@ -114,7 +123,22 @@ def drawn(folder: Path, split: str, seed: int) -> Shown:
     every = [
         shown_by(figures, i, draws) for i in tqdm(range(len(figures.part)), split, disable=None)
     ]
-    return Shown(*(torch.stack(each) for each in zip(*every, strict=True)))
+    shown = Shown(*(torch.stack(each) for each in zip(*every, strict=True)))
+    return with_mirrored(shown, h) if mirrored else shown
+
+
+def with_mirrored(shown: Shown, rows: int) -> Shown:
+    """Append what a mirror shows, of pictures of so many rows."""
+    flip = torch.tensor([-1.0, 1.0, 1.0])  # of a body as of a picture
+    mirrored = Shown(
+        flip * shown.points[:, MIRRORED],
+        -shown.across - 4 * RAY / rows,
+        shown.down,
+        torch.tensor(OTHER_SIDE)[shown.part],
+        flip * shown.place,
+    )
+    pairs = zip(vars(shown).values(), vars(mirrored).values(), strict=True)
+    return Shown(*(torch.cat(pair) for pair in pairs))
 
 
 def shown_by(figures: Figures, picture: int, draws: np.random.Generator) -> tuple[Tensor, ...]:

@@ -28,10 +28,21 @@ from examples.images.pose_morphing.surface import (
 )
 from examples.images.pose_morphing.train import Trainer, groups
 from examples.images.pose_morphing.train_options import TrainConfig, check_options
-from examples.images.pose_morphing.train_surface import Options, distorted, drawn, losses, scaled
+from examples.images.pose_morphing.train_surface import (
+    Options,
+    Shown,
+    distorted,
+    drawn,
+    losses,
+    scaled,
+    with_mirrored,
+)
 from examples.people.figures import cache
 from examples.people.figures.cache import Figures
-from examples.people.figures.render import draw_figure
+from examples.people.figures.camera import Camera
+from examples.people.figures.poses import draw_skeleton
+from examples.people.figures.render import Figure, draw_figure, looks_of, picture
+from examples.people.figures.skeleton import Pose, place
 from examples.people.keypoints import heat_maps
 from examples.people.pictures import Arrays
 from tests.examples.pose_morphing.conftest import SIZE, filled
@@ -84,11 +95,53 @@ def test_distortion_moves_points_and_pixels_as_it_moves_pictures(figures: Path) 
     torch.testing.assert_close(also.points[..., 1], also.down)
 
 
+def shown_in(figure: Figure) -> Shown:
+    """All pixels of a figure."""
+    points = scaled(torch.from_numpy(figure.points), SIZE)[None]
+    across, down = (x.reshape(1, -1) for x in grid(SIZE, points))
+    part = torch.from_numpy(figure.part).reshape(1, -1).long()
+    return Shown(points, across, down, part, torch.from_numpy(figure.local).reshape(1, -1, 3))
+
+
+def in_a_mirror(pose: Pose, shift: float) -> Pose:
+    return Pose(
+        yaw=-pose.yaw,
+        spine=pose.spine * (-1, 1),
+        head=-pose.head,
+        arms=pose.arms[::-1],
+        legs=pose.legs[::-1],
+        shift=shift - pose.shift,
+    )
+
+
+def test_a_mirror_shows_what_is_drawn_of_a_mirrored_pose() -> None:
+    """Half a pixel further right, as the rays lie right of the middle of pixels."""
+    camera, looks = Camera(*SIZE), looks_of(1, SIZE)
+    pose, skeleton = draw_skeleton(np.random.default_rng(3), looks.body, camera)
+    one = shown_in(picture(looks, pose, skeleton, camera))
+    pose = in_a_mirror(pose, 0.5 / camera.scale)
+    expected = shown_in(picture(looks, pose, place(pose, looks.body), camera))
+    mirrored, step = with_mirrored(one, SIZE[0]), 1 / SIZE[0]
+
+    def in_order(name: str) -> torch.Tensor:
+        return getattr(mirrored, name)[1].unflatten(0, SIZE).flip(1).flatten(0, 1)
+
+    assert torch.equal(in_order("part"), expected.part[0])
+    for name, off in {"place": 0.0, "across": -step, "down": 0.0}.items():
+        right = getattr(expected, name)[0] + off
+        torch.testing.assert_close(in_order(name), right, atol=1e-5, rtol=0)
+    points = mirrored.points[1]
+    there = points[:, 2:] * expected.points[0, :, 2:] > 0
+    assert there.sum() > 10
+    moved = expected.points[0] - torch.tensor([step, 0.0, 0.0])
+    torch.testing.assert_close(torch.where(there, points, 0), torch.where(there, moved, 0))
+
+
 def test_training_finds_parts_and_points_and_writes_them(
     figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = drawn(figures, "test", 0)
-    monkeypatch.setattr(train_surface, "drawn", lambda *_: shown)
+    monkeypatch.setattr(train_surface, "drawn", lambda *_, **__: shown)
     torch.manual_seed(0)
     before = {name: x.item() for name, x in losses(Surface(), shown).items()}
     network = train_surface.main(Options(figures, tmp_path, steps=60, batch=4))
