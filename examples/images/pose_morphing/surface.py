@@ -12,7 +12,7 @@ Surface Embeddings"; there they are found in the picture, and here in the pose.
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from examples.common.checkpoints import restore_module
@@ -21,15 +21,23 @@ from examples.common.untrusted import read_tensors
 from examples.images.pose_morphing.body import CHANNELS, POSE, bent, coordinates, grid, pose
 from examples.images.pose_morphing.config import ModelConfig
 from examples.people.figures.body import PARTS
+from examples.people.keypoints import MIRRORED
 
 HIDDEN = 192  # features of a place
 OF_POSE = 512  # and of a pose
 QUICK = 12.0  # learning-rate multiplier, as of the generator's convolutions
-KINDS = 1 + len(PARTS)  # the background first
+_KINDS = ("background", *PARTS)
+KINDS = len(_KINDS)
+_SIDES = {"right": "left", "left": "right"}
+OTHER_SIDE = tuple(
+    _KINDS.index(" ".join(_SIDES.get(word, word) for word in kind.split())) for kind in _KINDS
+)  # what each is in a mirror
 CODE = 5  # channels that tell parts apart
 WIDTH = 3 + CODE  # of an embedding
+FLIP = (-1.0, 1.0, 1.0)  # points in a mirror, of a body as of a picture
 SPREAD = 0.05  # of surface points around the middle of their part, in body heights
 APART = 0.33  # codes of parts, in spreads
+RAY = 0.5 / 128  # in halves of the picture's height: so far right and below it tells the surface
 BENT = 0.02  # in halves of the picture's height: poses that differ by less are as good as one
 
 
@@ -55,8 +63,11 @@ class Surface(nn.Module):
     """Tell the part of the body at a place, and for each part the surface point, if it is that.
 
     A wide network reads the pose, once a picture; what it found scales and shifts the features of a
-    narrow one that reads each place.
+    narrow one that reads each place. A body in a mirror is a body, so it is asked of both, and
+    errs less by a tenth.
     """
+
+    other_side: Int[Tensor, " k"]
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +76,7 @@ class Surface(nn.Module):
         self.of_place = nn.ModuleList(Modulated(width) for width in (CHANNELS, HIDDEN, HIDDEN))
         self.to_part = Linear(HIDDEN, KINDS, lr=QUICK)
         self.to_point = Linear(HIDDEN, 3 * KINDS, lr=QUICK)
+        self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
 
     def forward(
         self,
@@ -80,6 +92,19 @@ class Surface(nn.Module):
         Returns:
             Logits of the parts, and surface points in spreads.
         """
+        logits, places = self.read(points, across, down)
+        flip = points.new_tensor(FLIP)
+        others, flipped = self.read(*in_mirror(points, across), down)
+        others, flipped = others[..., self.other_side], flipped[..., self.other_side, :]
+        return (logits + others) / 2, (places + flip * flipped) / 2
+
+    def read(
+        self,
+        points: Float[Tensor, "b 18 3"],
+        across: Float[Tensor, "c p"],
+        down: Float[Tensor, "c p"],
+    ) -> tuple[Float[Tensor, "b p k"], Float[Tensor, "b p k 3"]]:
+        """Tell it of the picture alone."""
         first, *others = self.of_pose
         posture = activate(first(pose(points)))
         for each in others:
@@ -89,6 +114,13 @@ class Surface(nn.Module):
         for each in others:
             x = merge(x, each(x, posture))
         return self.to_part(x), self.to_point(x).unflatten(2, (KINDS, 3))
+
+
+def in_mirror(
+    points: Float[Tensor, "b 18 3"], across: Float[Tensor, "c p"]
+) -> tuple[Float[Tensor, "b 18 3"], Float[Tensor, "c p"]]:
+    """Return where points are in a mirror, and where to ask for what it shows of the same rays."""
+    return points.new_tensor(FLIP) * points[:, MIRRORED], -across - 2 * RAY
 
 
 def use_surface(model: nn.Module, path: Path) -> None:

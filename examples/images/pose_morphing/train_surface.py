@@ -8,6 +8,7 @@ that was killed goes on with the same bits. At the end the weights are written t
 weights.safetensors in 16 bits, and what they know of held-out people to held_out.json.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,16 @@ from examples.common.files import write_json, write_tensors
 from examples.common.loop import descend, run
 from examples.common.schedule import warm_up_cosine
 from examples.images.pose_morphing.data import random_affine
-from examples.images.pose_morphing.surface import SPREAD, Surface, use_surface
-from examples.people.figures.body import PARTS
+from examples.images.pose_morphing.surface import (
+    FLIP,
+    OTHER_SIDE,
+    RAY,
+    SPREAD,
+    Surface,
+    in_mirror,
+    use_surface,
+)
 from examples.people.figures.cache import Figures
-from examples.people.keypoints import MIRRORED
 
 ON_PERSON, NEAR_PERSON, ANYWHERE = 256, 48, 48  # pixels that are drawn of each picture
 PIXELS = 36  # of those, in a step
@@ -37,12 +44,6 @@ BETAS = (0.9, 0.99)
 WARM_UP = 100  # steps
 POINTS = 2.0  # weight of the error of surface points, in spreads; that of parts counts 1
 HEIGHT_PX = 250  # of a body, in a picture of 256 rows
-RAY = 0.25  # of a pixel: so far right of the centres lies what figures know
-_SIDES = {"right": "left", "left": "right"}
-_KINDS = ("background", *PARTS)
-OTHER_SIDE = tuple(
-    _KINDS.index(" ".join(_SIDES.get(word, word) for word in kind.split())) for kind in _KINDS
-)  # the part that each is in a mirror
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,16 @@ def drawn(folder: Path, split: str, seed: int, mirrored: bool = False) -> Shown:
         shown_by(figures, i, draws) for i in tqdm(range(len(figures.part)), split, disable=None)
     ]
     shown = Shown(*(torch.stack(each) for each in zip(*every, strict=True)))
-    return with_mirrored(shown, h) if mirrored else shown
+    return with_mirrored(shown) if mirrored else shown
 
 
-def with_mirrored(shown: Shown, rows: int) -> Shown:
-    """Append what a mirror shows, of pictures of so many rows."""
-    flip = torch.tensor([-1.0, 1.0, 1.0])  # of a body as of a picture
+def with_mirrored(shown: Shown) -> Shown:
+    """Append what a mirror shows."""
     mirrored = Shown(
-        flip * shown.points[:, MIRRORED],
-        -shown.across - 4 * RAY / rows,
+        *in_mirror(shown.points, shown.across),
         shown.down,
         torch.tensor(OTHER_SIDE)[shown.part],
-        flip * shown.place,
+        torch.tensor(FLIP) * shown.place,
     )
     pairs = zip(vars(shown).values(), vars(mirrored).values(), strict=True)
     return Shown(*(torch.cat(pair) for pair in pairs))
@@ -150,10 +149,11 @@ def shown_by(figures: Figures, picture: int, draws: np.random.Generator) -> tupl
     pixels = [draws.choice(person, ON_PERSON), near, draws.integers(0, h * w, ANYWHERE)]
     at = np.concatenate(pixels).clip(0, h * w - 1)
     local = np.array(figures.local[picture], np.float32).reshape(-1, 3)[at]
+    ray = 0.5 / h - RAY  # figures know the surface 1/4 of a pixel off
     return (
         scaled(torch.from_numpy(np.array(figures.points[picture])), (h, w)),
-        torch.from_numpy((2 * (at % w) + 1 - w) / h).float(),
-        torch.from_numpy((2 * (at // w) + 1 - h) / h).float(),
+        torch.from_numpy((2 * (at % w) + 1 - w) / h + ray).float(),
+        torch.from_numpy((2 * (at // w) + 1 - h) / h + ray).float(),
         torch.from_numpy(np.array(part).ravel()[at]).long(),
         torch.from_numpy(local) / SPREAD,
     )
@@ -194,12 +194,14 @@ def moved(places: Float[Tensor, "b n 2"], theta: Float[Tensor, "b 2 3"]) -> Tens
 
 def losses(network: Surface, shown: Shown) -> dict[str, Tensor]:
     """Cross-entropy of the parts, and the error of surface points where people are."""
-    logits, error = told(network, shown)
+    logits, error = told(network.read, shown)
     parts = F.cross_entropy(logits.flatten(0, 1), shown.part.flatten())
     return {"parts": parts, "points": POINTS * error[shown.part > 0].mean()}
 
 
-def told(network: Surface, shown: Shown) -> tuple[Float[Tensor, "n p k"], Float[Tensor, "n p"]]:
+def told(
+    network: Callable[..., tuple[Tensor, Tensor]], shown: Shown
+) -> tuple[Float[Tensor, "n p k"], Float[Tensor, "n p"]]:
     """Return the logits of the parts, and how far off the points are if the true part is known."""
     logits, points = network(shown.points, shown.across, shown.down)
     of_part = points.gather(2, shown.part[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]

@@ -19,7 +19,10 @@ from examples.images.pose_morphing.demo import SHIPPED, STRANGERS
 from examples.images.pose_morphing.growth import begin_with
 from examples.images.pose_morphing.model import Generator
 from examples.images.pose_morphing.surface import (
+    FLIP,
     KINDS,
+    OTHER_SIDE,
+    RAY,
     SPREAD,
     WIDTH,
     Surface,
@@ -43,7 +46,7 @@ from examples.people.figures.camera import Camera
 from examples.people.figures.poses import draw_skeleton
 from examples.people.figures.render import Figure, draw_figure, looks_of, picture
 from examples.people.figures.skeleton import Pose, place
-from examples.people.keypoints import heat_maps
+from examples.people.keypoints import NAMES, heat_maps
 from examples.people.pictures import Arrays
 from tests.examples.pose_morphing.conftest import SIZE, filled
 
@@ -63,11 +66,12 @@ def people(count: int = 2) -> torch.Tensor:
 def test_pixels_are_drawn_with_what_they_show(figures: Path) -> None:
     shown, held = drawn(figures, "test", 0), Figures(figures, "test")
     h, w = SIZE
-    x, y = (shown.across * h + w - 1) / 2, (shown.down * h + h - 1) / 2
-    for picture in range(len(shown.points)):
-        row, column = y[picture].round().long(), x[picture].round().long()
-        part = torch.from_numpy(np.array(held.part[picture]))[row, column]
-        assert torch.equal(part.long(), shown.part[picture])
+    off = 0.5 / h - RAY
+    x, y = ((shown.across - off) * h + w - 1) / 2, ((shown.down - off) * h + h - 1) / 2
+    for i in range(len(shown.points)):
+        row, column = y[i].round().long(), x[i].round().long()
+        part = torch.from_numpy(np.array(held.part[i]))[row, column]
+        assert torch.equal(part.long(), shown.part[i])
         assert (part[: train_surface.ON_PERSON] > 0).all()
     assert (shown.part == 0).any()
 
@@ -98,7 +102,8 @@ def test_distortion_moves_points_and_pixels_as_it_moves_pictures(figures: Path) 
 def shown_in(figure: Figure) -> Shown:
     """All pixels of a figure."""
     points = scaled(torch.from_numpy(figure.points), SIZE)[None]
-    across, down = (x.reshape(1, -1) for x in grid(SIZE, points))
+    off = 0.5 / SIZE[0] - RAY
+    across, down = (x.reshape(1, -1) + off for x in grid(SIZE, points))
     part = torch.from_numpy(figure.part).reshape(1, -1).long()
     return Shown(points, across, down, part, torch.from_numpy(figure.local).reshape(1, -1, 3))
 
@@ -121,7 +126,7 @@ def test_a_mirror_shows_what_is_drawn_of_a_mirrored_pose() -> None:
     one = shown_in(picture(looks, pose, skeleton, camera))
     pose = in_a_mirror(pose, 0.5 / camera.scale)
     expected = shown_in(picture(looks, pose, place(pose, looks.body), camera))
-    mirrored, step = with_mirrored(one, SIZE[0]), 1 / SIZE[0]
+    mirrored, step = with_mirrored(one), 1 / SIZE[0]
 
     def in_order(name: str) -> torch.Tensor:
         return getattr(mirrored, name)[1].unflatten(0, SIZE).flip(1).flatten(0, 1)
@@ -135,6 +140,19 @@ def test_a_mirror_shows_what_is_drawn_of_a_mirrored_pose() -> None:
     assert there.sum() > 10
     moved = expected.points[0] - torch.tensor([step, 0.0, 0.0])
     torch.testing.assert_close(torch.where(there, points, 0), torch.where(there, moved, 0))
+
+
+def test_a_mirror_image_has_the_mirrored_surface() -> None:
+    torch.manual_seed(0)
+    network, points = Surface(), scaled(people(1)[0], SIZE)[None]
+    across, down = torch.rand(2, 1, 50) - 0.5
+    logits, places = network(points, across, down)
+    swap = [NAMES.index({"r": "l", "l": "r"}.get(n[0], n[0]) + n[1:]) for n in NAMES]
+    flip = torch.tensor(FLIP)
+    others, flipped = network(flip * points[:, swap], -across - 2 * RAY, down)
+    torch.testing.assert_close(logits, others[..., OTHER_SIDE])
+    torch.testing.assert_close(places, flip * flipped[:, :, OTHER_SIDE])
+    assert (logits - network.read(points, across, down)[0]).abs().max() > 0.01
 
 
 def test_training_finds_parts_and_points_and_writes_them(
