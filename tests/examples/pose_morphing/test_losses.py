@@ -65,6 +65,15 @@ def test_structure_is_that_of_scikit_image() -> None:
     assert structural_loss(truths, truths).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_structure_is_not_compared_in_sixteen_bits() -> None:
+    flat = 0.6 + 0.01 * torch.rand(1, 3, 24, 20, generator=DATA)
+    other = flat + 0.01 * torch.rand(1, 3, 24, 20, generator=DATA)
+    alone = structural_loss(flat, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert structural_loss(flat, other) == alone
+        assert structural_loss(flat.bfloat16(), flat.bfloat16()).abs() < 1e-6
+
+
 def test_detail_that_is_blurred_away_counts_more_at_the_finest_scale() -> None:
     board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
     board = board.expand(1, 3, 16, 16)
