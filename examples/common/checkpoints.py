@@ -6,6 +6,7 @@ A damaged one is noticed, and the newest whole one is used.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,25 +49,53 @@ def save(
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def export(run: Path, out: Path, parts: tuple[str, ...]) -> int:
+def export(runs: Sequence[Path], out: Path, parts: tuple[str, ...]) -> int:
     """Write some parts of a run's newest checkpoint in half precision, and return the bytes.
 
+    Of several runs of one network the mean is written, with the step and the facts of the first.
+
     Raises:
-        BadInput: The run has no whole checkpoint, or `out` is the run itself.
+        BadInput: A run has no whole checkpoint, is `out` itself, or is of another network than the
+            first; or there is none.
+
+    Source: Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models".
     """
     check_folder(out)
-    if out.resolve() == run.resolve():
-        raise BadInput(f"{out} is the run itself; name another folder")
+    if not runs:
+        raise BadInput("no run to export; name at least one")
+    for run in runs:
+        if out.resolve() == run.resolve():
+            raise BadInput(f"{out} is the run itself; name another folder")
+    found = [_newest(run) for run in runs]
+    tensors = [_parts_of(checkpoint, parts) for checkpoint in found]
+    for run, own in zip(runs, tensors):
+        if _shapes(own) != _shapes(tensors[0]):
+            raise BadInput(f"{run} is of another network than {runs[0]}")
+    small = {name: _mean([own[name] for own in tensors]) for name in tensors[0]}
+    save(out, found[0].step, small, found[0].facts, keep=1)
+    return records(out)[0].with_suffix(".safetensors").stat().st_size
+
+
+def _newest(run: Path) -> Checkpoint:
     found = latest(run)
     if found is None:
         raise BadInput(f"{run} holds no checkpoint")
-    kept = {
-        name: x.half() if x.is_floating_point() else x
-        for name, x in found.tensors.items()
-        if name.partition("/")[0] in parts
-    }
-    save(out, found.step, kept, found.facts, keep=1)
-    return records(out)[0].with_suffix(".safetensors").stat().st_size
+    return found
+
+
+def _parts_of(found: Checkpoint, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: x for name, x in found.tensors.items() if name.partition("/")[0] in parts}
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in tensors.items()}
+
+
+def _mean(same: list[Tensor]) -> Tensor:
+    """Average a tensor of several checkpoints, to half precision; of integers, take the first."""
+    if not same[0].is_floating_point():
+        return same[0]
+    return torch.stack([x.double() for x in same]).mean(dim=0).float().half()
 
 
 def latest(folder: Path) -> Checkpoint | None:

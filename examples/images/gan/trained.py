@@ -64,7 +64,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    size = checkpoints.export(options.run, options.out, PARTS)
+    size = checkpoints.export((options.run,), options.out, PARTS)
     print(f"{load(options.out).steps} steps, {size / 1e6:.1f} MB")
 
 

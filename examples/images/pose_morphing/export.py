@@ -1,6 +1,8 @@
 """Make a small checkpoint for use, of a training run: the averaged weights in half precision.
 
-python -m examples.images.pose_morphing.export --run FOLDER --out FOLDER
+    python -m examples.images.pose_morphing.export --run FOLDER --out FOLDER
+
+Of several runs that began with the same weights, `--run A B`, it writes the mean.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from examples.common.commands import command
 class Options:
     """What is exported."""
 
-    run: Path  # folder of a training run
+    run: tuple[Path, ...]  # folders of training runs of one network; of several, the mean
     out: Path  # folder of the small checkpoint
 
 

@@ -215,6 +215,33 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_of_several_runs_the_mean_is_exported(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    values = [torch.tensor(x) for x in ([1.0, 2.0], [3.0, -2.0], [5.0, 3.0])]
+    for step, (folder, x) in enumerate(zip(folders, values), start=7):
+        own = {"average/w": x, "average/count": torch.tensor(step), "generator/w": -x}
+        checkpoints.save(folder, step, own, {"of": folder.name})
+
+    checkpoints.export(folders, tmp_path / "out", ("average",))
+
+    found = checkpoints.latest(tmp_path / "out")
+    assert found is not None
+    assert (found.step, found.facts) == (7, {"of": "a"})
+    assert found.tensors.keys() == {"average/w", "average/count"}
+    assert found.tensors["average/w"].dtype == torch.float16
+    assert found.tensors["average/w"].tolist() == [3.0, 1.0]
+    assert found.tensors["average/count"] == 7
+
+
+def test_runs_of_other_networks_are_not_averaged(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for width, folder in enumerate(folders, start=3):
+        checkpoints.save(folder, 1, {"average/w": torch.zeros(width)}, {})
+    with pytest.raises(BadInput, match=r"b is of another network than .*a"):
+        checkpoints.export(folders, tmp_path / "out", ("average",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     tmp_path: Path,
 ) -> None:

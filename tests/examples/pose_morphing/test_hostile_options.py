@@ -62,6 +62,8 @@ OPTIONS = [
     (f"{MORPHING}.export", ["--run", "PHOTOS", "--out", "OUT"]),
     (f"{MORPHING}.export", ["--run", str(SHIPPED), "--out", "PHOTOS/a.png"]),
     (f"{MORPHING}.export", ["--run", str(SHIPPED), "--out", str(SHIPPED)]),
+    (f"{MORPHING}.export", ["--run", "--out", "OUT"]),
+    (f"{MORPHING}.export", ["--run", str(SHIPPED), str(SHIPPED.parent / "gpa256"), "--out", "OUT"]),
     (f"{MORPHING}", ["--pairs", "0", "--out", "OUT"]),
     (f"{MORPHING}", ["--steps", "-1", "--out", "OUT"]),
     *(
