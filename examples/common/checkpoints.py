@@ -52,7 +52,8 @@ def save(
 def export(runs: Sequence[Path], out: Path, parts: tuple[str, ...]) -> int:
     """Write some parts of a run's newest checkpoint in half precision, and return the bytes.
 
-    Of several runs of one network the mean is written, with the step and the facts of the first.
+    Of several runs of one network the mean is written, with the step and the facts of the first,
+    to which `mean_of` adds how many they were.
 
     Raises:
         BadInput: A run has no whole checkpoint, is `out` itself, or is of another network than the
@@ -72,7 +73,8 @@ def export(runs: Sequence[Path], out: Path, parts: tuple[str, ...]) -> int:
         if _shapes(own) != _shapes(tensors[0]):
             raise BadInput(f"{run} is of another network than {runs[0]}")
     small = {name: _mean([own[name] for own in tensors]) for name in tensors[0]}
-    save(out, found[0].step, small, found[0].facts, keep=1)
+    facts = found[0].facts if len(runs) == 1 else found[0].facts | {"mean_of": len(runs)}
+    save(out, found[0].step, small, facts, keep=1)
     return records(out)[0].with_suffix(".safetensors").stat().st_size
 
 

@@ -226,7 +226,7 @@ def test_of_several_runs_the_mean_is_exported(tmp_path: Path) -> None:
 
     found = checkpoints.latest(tmp_path / "out")
     assert found is not None
-    assert (found.step, found.facts) == (7, {"of": "a"})
+    assert (found.step, found.facts) == (7, {"of": "a", "mean_of": 3})
     assert found.tensors.keys() == {"average/w", "average/count"}
     assert found.tensors["average/w"].dtype == torch.float16
     assert found.tensors["average/w"].tolist() == [3.0, 1.0]
