@@ -161,7 +161,7 @@ def test_repeated_blocks_compile_to_one_graph_for_a_size(name: str) -> None:
         model.compile_repeated_blocks(**options)
         return model
 
-    compiles_to_one_graph(kind, blocks, of_kinds_of_block=2 if name in ("hunyuan", "flux") else 1)
+    compiles_to_one_graph(kind, blocks, of_kinds_of_block=len(kind.model()._repeated_blocks))
 
 
 @torch.no_grad()
