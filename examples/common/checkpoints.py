@@ -97,7 +97,7 @@ def _mean(same: list[Tensor]) -> Tensor:
     """Average a tensor of several checkpoints, to half precision; of integers, take the first."""
     if not same[0].is_floating_point():
         return same[0]
-    return torch.stack([x.double() for x in same]).mean(dim=0).float().half()
+    return torch.stack(same).mean(dim=0).half()
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -233,6 +233,18 @@ def test_of_several_runs_the_mean_is_exported(tmp_path: Path) -> None:
     assert found.tensors["average/count"] == 7
 
 
+def test_one_run_is_exported_as_it_is(tmp_path: Path) -> None:
+    own = {"average/w": torch.tensor([1.0, -2.5])}
+    checkpoints.save(tmp_path / "run", 7, own, {"of": "one"})
+
+    checkpoints.export([tmp_path / "run"], tmp_path / "out", ("average",))
+
+    found = checkpoints.latest(tmp_path / "out")
+    assert found is not None
+    assert (found.step, found.facts) == (7, {"of": "one"})
+    assert found.tensors["average/w"].tolist() == [1.0, -2.5]
+
+
 def test_runs_of_other_networks_are_not_averaged(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for width, folder in enumerate(folders, start=3):
